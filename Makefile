@@ -1,0 +1,40 @@
+# Two commands matter: `make demo` and `make test`. Each sets up .venv from $(PYTHON) if needed.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal --durations 20
+
+.PHONY: demo test test-all lint notebooks bench clean
+
+demo: .venv/demo.installed  ## a bed planning study on real data; ends with the path of its report
+	$(BIN)/python -m experiments run icu_occupancy --preset smoke
+
+test: .venv/test.installed  ## the suite, without the tests that take minutes
+	$(PYTEST)
+
+test-all: .venv/test.installed  ## every test
+	$(PYTEST) -m "not gpu"
+
+lint: .venv/test.installed  ## style, types, and the arrows between the rooms
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright
+	$(BIN)/lint-imports
+
+notebooks: .venv/test.installed  ## runs every notebook in place
+	$(BIN)/jupyter execute --inplace experiments/notebooks/*.ipynb
+
+bench: .venv/test.installed  ## every benchmark, rivals in the same run
+	$(BIN)/python -m experiments bench
+
+clean:  ## removes the virtual environment and what the tools left behind
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache
+
+.venv/demo.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) --editable '.[experiments]'
+	touch $@
+
+.venv/test.installed: .venv/demo.installed
+	$(PIP) --editable '.[experiments,test]'
+	touch $@

@@ -1,0 +1,1 @@
+"""The ground floor: what every system stands on."""

@@ -1,0 +1,39 @@
+"""Settings that every test runs under: strict promotion, a compile cache, one seed."""
+
+import os
+import pathlib
+import platform
+import tempfile
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Each pytest worker owns one core; XLA's own thread pool would only oversubscribe it.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["XLA_FLAGS"] = (
+        os.environ.get("XLA_FLAGS", "") + " --xla_cpu_multi_thread_eigen=false"
+    )
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+_CACHE = pathlib.Path(
+    os.environ.get("JAXLAB_TEST_CACHE")
+    or pathlib.Path(tempfile.gettempdir()) / f"jaxlab-cache-{os.getuid()}-{platform.machine()}"
+)
+jax.config.update("jax_compilation_cache_dir", str(_CACHE / jax.__version__))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture
+def key():
+    """A PRNG key; tests that need another seed fold it in."""
+    return jax.random.key(20251002)
+
+
+@pytest.fixture
+def x64():
+    """Float64 for the duration of one test."""
+    with jax.enable_x64(True):
+        yield

@@ -1,0 +1,52 @@
+"""Loggers: files that survive kills, consoles that stay readable."""
+
+import io
+import json
+
+import pytest
+
+from jaxlab.core import logging
+
+
+def test_jsonl_round_trip_and_rewind(tmp_path):
+    path = tmp_path / "deep" / "metrics.jsonl"
+    log = logging.jsonl(path)
+    for step in (10, 20, 30):
+        log(step, {"train/loss": 1.0 / step, "train/bad": float("nan")})
+    with path.open("a") as file:
+        file.write('{"step": 40, "train/lo')  # the process was killed here
+    assert [r["step"] for r in logging.read_jsonl(path)] == [10, 20, 30]
+    logging.rewind_jsonl(path, 20)
+    log(30, {"train/loss": 7.0})
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [r["step"] for r in records] == [10, 20, 30]
+    assert records[0] == {"step": 10, "train/loss": 0.1, "train/bad": "nan"}
+    assert records[2]["train/loss"] == 7.0
+
+
+def test_a_torn_line_in_the_middle_is_an_error(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1\n{"step": 2}\n')
+    with pytest.raises(ValueError, match="line 1: not JSON"):
+        logging.read_jsonl(path)
+
+
+def test_console_prints_one_plain_line_a_call():
+    stream = io.StringIO()
+    log = logging.console(20, title="mc", stream=stream)
+    log(10, {"sim/mean": 3.14159265})
+    log(20, {"sim/mean": 2.0})
+    assert stream.getvalue() == "mc 10/20  sim/mean 3.14159\nmc 20/20  sim/mean 2\n"
+
+
+def test_console_shows_a_bar_on_a_terminal():
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    stream = Terminal()
+    log = logging.console(20, title="census", stream=stream)
+    log(10, {"sim/mean": 3.5})
+    log(20, {"sim/mean": 4.25})
+    assert "census" in stream.getvalue()
+    assert "20/20" in stream.getvalue()

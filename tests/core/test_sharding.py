@@ -1,0 +1,93 @@
+"""Sharding: the same numbers on 1 and 8 devices, and on two processes over loopback."""
+
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxlab.core import sharding
+
+DEVICES = pathlib.Path(__file__).with_name("devices.py")
+
+
+def start(*arguments, num_devices=1):
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}",
+    }
+    return subprocess.Popen(
+        [sys.executable, str(DEVICES), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+
+
+def finish(process):
+    output, errors = process.communicate(timeout=180)
+    assert process.returncode == 0, errors[-2000:]
+    return output.splitlines()[-1].split()  # the runtime prints its own lines first
+
+
+def test_same_result_on_one_and_eight_devices():
+    one = finish(start("map", num_devices=1))
+    eight = finish(start("map", num_devices=8))
+    assert one[:2] == ["1", "1"] and eight[:2] == ["8", "8"]
+    assert one[2] == eight[2]
+
+
+def test_two_processes_over_loopback_agree_with_one(tmp_path):
+    def run_pair(num_steps):
+        address = f"127.0.0.1:{_free_port()}"
+        arguments = (str(tmp_path / "pair"), str(num_steps))
+        pair = [
+            start("join", address, "2", str(index), *arguments, num_devices=2) for index in range(2)
+        ]
+        return [finish(process) for process in pair]
+
+    run_pair(3)  # saves; the next pair resumes from the shared folder
+    first, second = run_pair(6)
+    assert first == second
+    assert first[:2] == ["2", "4"]
+    alone = finish(start("join", f"127.0.0.1:{_free_port()}", "1", "0", str(tmp_path / "one"), "6"))
+    # The mean over walkers is summed in another order on four devices than on one.
+    assert float(first[2]) == pytest.approx(float(alone[2]), rel=1e-6)
+
+
+def _free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_alone_without_settings(monkeypatch):
+    for name in ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "SLURM_NTASKS"):
+        monkeypatch.delenv(name, raising=False)
+    assert sharding.initialize() == 1
+
+
+def test_bad_settings_are_named(monkeypatch):
+    for name in ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ValueError, match="give process_id too"):
+        sharding.initialize("127.0.0.1:1", 2)
+    with pytest.raises(ValueError, match=r"process_id must lie in \[0, 2\), got 2"):
+        sharding.initialize("127.0.0.1:1", 2, 2)
+    with pytest.raises(ValueError, match="needs 4096 devices"):
+        sharding.make_mesh({"data": 4096})
+    with pytest.raises(ValueError, match="at least 1 device"):
+        sharding.make_mesh({"data": 0})
+    with pytest.raises(ValueError, match="its leading dimension must be a multiple"):
+        sharding.shard({"x": jnp.zeros(())}, sharding.make_mesh({"data": 1}))
+
+
+def test_unsharded_map_is_a_map(key):
+    keys = jax.random.split(key, 3)
+    mapped = jax.jit(lambda k: sharding.sharded_map(jax.random.normal, k, None))(keys)
+    assert jnp.array_equal(mapped, jnp.stack([jax.random.normal(k) for k in keys]))
