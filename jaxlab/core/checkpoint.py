@@ -8,6 +8,7 @@ that record with the state the program expects, and names the first leaf that di
 import importlib.metadata
 import pathlib
 import platform
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -52,7 +53,7 @@ def open_manager(directory: str | pathlib.Path, *, max_to_keep: int = 2) -> Mana
     )
 
 
-def save(manager: Manager, step: int, state: PyTree, *, config: dict[str, Any] | None = None):
+def save(manager: Manager, step: int, state: PyTree, *, config: Mapping[str, Any] | None = None):
     """Saves `state` under `step`; returns once the arrays are copied, the writing goes on behind.
 
     Args:
@@ -64,7 +65,7 @@ def save(manager: Manager, step: int, state: PyTree, *, config: dict[str, Any] |
     leaves = _named_leaves(state)
     meta = {
         "step": step,
-        "config": config or {},
+        "config": dict(config or {}),
         "versions": versions(),
         "leaves": {name: _signature(leaf) for name, leaf in leaves.items()},
     }
@@ -97,7 +98,7 @@ def restore(manager: Manager, like: PyTree, *, step: int | None = None) -> Resto
             f"no checkpoint {step} in {manager.directory}; there are {available}."
         )
     expected = _named_leaves(like)
-    meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
+    meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
     _check_leaves(
         {name: _signature(leaf) for name, leaf in expected.items()},
         meta["leaves"],
@@ -106,7 +107,7 @@ def restore(manager: Manager, like: PyTree, *, step: int | None = None) -> Resto
     abstract = {name: _raw_struct(leaf) for name, leaf in expected.items() if leaf.size}
     arrays = manager.restore(
         step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-    ).state
+    )["state"]
     leaves = [
         _unraw(arrays[name], leaf) if leaf.size else jnp.zeros(leaf.shape, leaf.dtype)
         for name, leaf in expected.items()

@@ -49,16 +49,16 @@ def rewind_jsonl(path: str | pathlib.Path, step: int) -> None:
 
 def console(num_steps: int, *, title: str = "", stream: TextIO | None = None) -> Logger:
     """Shows progress: a live bar on a terminal (if rich is installed), plain lines elsewhere."""
-    stream = stream or sys.stderr
-    if stream.isatty():
+    output: TextIO = stream or sys.stderr
+    if output.isatty():
         try:
-            return _rich_bar(num_steps, title, stream)
+            return _rich_bar(num_steps, title, output)
         except ImportError:
             pass
 
     def log(step: int, metrics: Mapping[str, float]) -> None:
         shown = "  ".join(f"{name} {value:.6g}" for name, value in metrics.items())
-        print(f"{title} {step}/{num_steps}  {shown}".lstrip(), file=stream, flush=True)
+        print(f"{title} {step}/{num_steps}  {shown}".lstrip(), file=output, flush=True)
 
     return log
 
