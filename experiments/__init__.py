@@ -1,0 +1,20 @@
+"""Experiments, benchmarks and reports: everything that prints, plots and writes files.
+
+Run `python -m experiments --help`.
+
+An *experiment* is a module with four names:
+
+* `SUMMARY`: one line, a string literal.
+* `Config`: a frozen dataclass; every field has a one-line docstring and becomes a flag.
+* `PRESETS`: a dict from `smoke`, `cpu` and `gpu` to a `Config`.
+* `run(config, out, *, resume=False) -> experiments.result.Result`: writes `metrics.jsonl`,
+  figures and checkpoints into the folder `out`; it raises `ValueError` or `FileNotFoundError`
+  for what the user got wrong before it writes the first file.
+
+A *benchmark* is a module with `SUMMARY` and `run(out) -> list[experiments.bench.Measurement]`.
+Both are listed here by hand and imported only when they are run.
+"""
+
+EXPERIMENTS = {"icu_occupancy": "experiments.icu_occupancy"}
+
+BENCHES = {"queueing": "experiments.bench_queueing"}

@@ -1,0 +1,225 @@
+"""What a bed rule does when nothing changes: the whole pipeline on simulated stationary units.
+
+A trend with a short span follows Poisson noise, and the risk rule of arXiv:2510.02852 adds Poisson
+noise again. Units with known rates and laws show by how many beds, beside estimators that do not
+count the noise twice. The same simulation with the user's own estimates as the truth is a
+parametric bootstrap: it gives the sampling interval of every bed count.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxlab.queueing import capacity, fit, glm, los, occupancy, poisson, rates, survival
+from jaxlab.queueing.data import Patients
+from jaxlab.queueing.pipeline import ALPHAS, Beds, Plan
+
+
+class Truth(NamedTuple):
+    """Units whose arrivals and laws are known.
+
+    Attributes:
+        lam: `[I, T]` arrival rate, per day.
+        family: `[I]` int32, index into `survival.FAMILIES`.
+        params: natural parameters of the laws, fields `[I]`.
+        longest: `[I]` the law is conditioned on stays up to this many days; inf for none.
+    """
+
+    lam: Float[Array, "I T"]
+    family: Int[Array, " I"]
+    params: los.LOSParams
+    longest: Float[Array, " I"]
+
+
+class NullCalibration(NamedTuple):
+    """Beds by estimator over simulated repetitions of the same truth.
+
+    Attributes:
+        true: `[A, I]` beds for each alpha if rate and law were known.
+        pipeline: `[R, A, I]` beds by the pipeline under test.
+        constant: `[R, A, I]` beds from the mean rate and the Kaplan-Meier law.
+        regression: `[R, A, I]` beds from a Poisson regression (annual harmonics, day of week,
+            linear trend) and the Kaplan-Meier law.
+        dispersion: `[R, I]` Pearson chi2 / df of that regression; 1 for Poisson arrivals.
+        padding_overflow: `[R, I]` whether more patients were drawn than there was room for.
+    """
+
+    true: Int[Array, "A I"]
+    pipeline: Int[Array, "R A I"]
+    constant: Int[Array, "R A I"]
+    regression: Int[Array, "R A I"]
+    dispersion: Float[Array, "R I"]
+    padding_overflow: Bool[Array, "R I"]
+
+
+def sample_stays(key: jax.Array, truth: Truth, *, room: int) -> tuple[Patients, Array]:
+    """Draws every patient of every unit once.
+
+    Args:
+        key: typed PRNG key.
+        truth: what to draw from.
+        room: patients there is room for at each site; `patient_room` leaves 7 SD.
+
+    Returns:
+        `(patients, overflow)`: patients `[I, room]`; overflow `[I]` bool, True where more
+        arrived than there is room for (the last ones are then missing).
+    """
+    num_days = truth.lam.shape[1]
+
+    def site(key, lam, family, params, longest):
+        key_count, key_day, key_stay = jax.random.split(key, 3)
+        count = jax.random.poisson(key_count, jnp.sum(lam))
+        cumulative = jnp.cumsum(lam)
+        # Given their number, arrivals are independent with density lam (conditional uniformity).
+        position = jax.random.uniform(key_day, (room,), lam.dtype) * cumulative[-1]
+        day = jnp.searchsorted(cumulative, position, side="right").astype(jnp.int32)
+        p = jax.random.uniform(key_stay, (room,), lam.dtype, minval=jnp.finfo(lam.dtype).tiny)
+        stay = _quantile(family, p, params, longest)
+        weight = (jnp.arange(room) < count).astype(lam.dtype)
+        patients = Patients(
+            jnp.minimum(day, num_days - 1),
+            jnp.where(weight > 0, stay, 1.0),
+            jnp.ones_like(weight),
+            weight,
+        )
+        return patients, count > room
+
+    keys = jax.random.split(key, truth.lam.shape[0])
+    return jax.lax.map(lambda x: site(*x), (keys, *truth))
+
+
+def patient_room(lam: np.ndarray, *, multiple: int = 1024) -> int:
+    """Room for the busiest site's patients: mean plus 7 SD, rounded up for stable shapes."""
+    mean = float(np.max(np.sum(np.asarray(lam, np.float64), axis=-1)))
+    return max(1, -int(-(mean + 7 * np.sqrt(mean)) // multiple)) * multiple
+
+
+def true_beds(
+    truth: Truth, *, alphas: tuple[float, ...] = ALPHAS, u_max: int = 1024
+) -> Int[Array, "A I"]:
+    """Computes the Poisson quantiles of stationary units, convention "ceil".
+
+    Args:
+        truth: units; the mean over days of `lam` is used.
+        alphas: overflow risks.
+        u_max: lags summed; the law should have died out by then.
+    """
+    days = jnp.arange(u_max + 1, dtype=truth.lam.dtype)
+
+    def site(lam, family, params, longest):
+        rho = jnp.mean(lam) * jnp.sum(_survival(family, days, params, longest))
+        return jnp.stack([poisson.quantile(rho, 1.0 - alpha) for alpha in alphas])
+
+    return jax.lax.map(lambda x: site(*x), tuple(truth)).T
+
+
+def bootstrap_beds(
+    key: jax.Array,
+    truth: Truth,
+    pipeline: Callable[[Patients], Plan],
+    *,
+    num_repeats: int,
+    room: int,
+) -> tuple[Beds, Bool[Array, "R I"]]:
+    """Re-runs the pipeline on patients drawn from `truth`: the sampling law of every bed count.
+
+    With estimates as the truth this is the parametric bootstrap.
+
+    Args:
+        key: typed PRNG key.
+        truth: units to draw from.
+        pipeline: `pipeline(patients) -> Plan`, e.g. `functools.partial(plan, num_days=T, ...)`.
+        num_repeats: R.
+        room: patients there is room for at each site, see `patient_room`.
+
+    Returns:
+        `(beds, overflow)`: fields of `beds` with a leading axis `[R]`; `overflow` is True where the
+        room did not suffice.
+    """
+
+    def repeat(key):
+        patients, overflow = sample_stays(key, truth, room=room)
+        return pipeline(patients).beds, overflow
+
+    return jax.lax.map(repeat, jax.random.split(key, num_repeats))
+
+
+def null_calibration(
+    key: jax.Array,
+    truth: Truth,
+    pipeline: Callable[[Patients], Plan],
+    *,
+    num_repeats: int,
+    room: int,
+    u_max: int,
+    alphas: tuple[float, ...] = ALPHAS,
+    start_weekday: int = 0,
+) -> NullCalibration:
+    """Runs the pipeline and its rivals on repeated draws of stationary units.
+
+    Args:
+        key: typed PRNG key.
+        truth: `I` units over `T` days, constant rates.
+        pipeline: `pipeline(patients) -> Plan`, e.g. `functools.partial(plan, num_days=T, ...)`; its
+            risks must be `alphas`.
+        num_repeats: R.
+        room: patients there is room for at each site, see `patient_room`.
+        u_max: last lag of the Kaplan-Meier law, days; less than T.
+        alphas: overflow risks.
+        start_weekday: weekday of day 0, Monday 0.
+
+    Returns:
+        Bed counts by estimator.
+
+    Source: the bias of short trend spans on constant rates is derived, not in arXiv:2510.02852.
+    """
+    num_days = truth.lam.shape[1]
+    design = rates.rate_design(
+        num_days, start_weekday=start_weekday, trend="linear", harmonics=2, weekday=True
+    )
+    matrix = jnp.asarray(design.matrix, truth.lam.dtype)
+
+    def repeat(key):
+        patients, overflow = sample_stays(key, truth, room=room)
+        outcome = pipeline(patients)
+        counts = outcome.estimates.series.counts
+        law = jax.vmap(lambda x, e, w: fit.empirical_law(x, e, u_max, weight=w))(
+            patients.los, patients.event, patients.weight
+        )
+        regression = jax.vmap(lambda n: glm.poisson_glm(n, matrix))(counts)
+        flat = jnp.broadcast_to(jnp.mean(counts, axis=1, keepdims=True), counts.shape)
+        constant, regressed = (
+            jax.lax.map(lambda x: _beds(*x, alphas), (rate, law)).T
+            for rate in (flat, regression.mean)
+        )
+        return outcome.beds.risk, constant, regressed, regression.dispersion, overflow
+
+    keys = jax.random.split(key, num_repeats)
+    return NullCalibration(true_beds(truth, alphas=alphas), *jax.lax.map(repeat, keys))
+
+
+def _beds(lam, law, alphas):
+    """Beds for a rate `[T]` and one law `[U+1]` for all days, past the warm-up."""
+    rho = occupancy.lagged_sum(lam, lambda u: jnp.full_like(lam, law[u]), law.shape[0] - 1)
+    mask = jnp.arange(lam.shape[0]) >= law.shape[0] - 1
+    risk = [capacity.beds_alpha(rho, alpha, mask=mask) for alpha in alphas]
+    return jnp.stack(risk)
+
+
+def _survival(family, u, params, longest):
+    """P(stay > u), the law conditioned on stays up to `longest`."""
+    branches = [lambda u, name=name: los.sf(name, u, params) for name in survival.FAMILIES]
+    beyond = jax.lax.switch(family, branches, longest)
+    return jnp.clip((jax.lax.switch(family, branches, u) - beyond) / (1.0 - beyond), 0.0, 1.0)
+
+
+def _quantile(family, p, params, longest):
+    """The stay whose probability of being exceeded, given at most `longest`, is `1 - p`."""
+    sf = [lambda u, name=name: los.sf(name, u, params) for name in survival.FAMILIES]
+    inverse = [lambda q, name=name: los.quantile(name, q, params) for name in survival.FAMILIES]
+    within = 1.0 - jax.lax.switch(family, sf, longest)
+    return jax.lax.switch(family, inverse, p * within)

@@ -1,0 +1,278 @@
+"""LOESS on equally spaced points as banded matrix products (Cleveland et al. 1990, section 2).
+
+A local polynomial of degree d with tricube weights `k` and robustness weights `w` needs only the moments
+`S_c = sum_j k_j w_j (j-x)^c` and `Y_c = sum_j k_j w_j y_j (j-x)^c`.  On equally spaced points the kernels
+`k_j (j-x)^c` are fixed: one stencil inside, a few special rows at both ends.  The fit at `x` is
+`sum_c g_c Y_c`, and its gains `g_c` depend on the `S_c` alone, that is, not on the data.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+LINEAR_FLOOR = 1e-3
+"""Degree 1: no slope where the weighted SD of x is below this share of the whole range of x."""
+QUADRATIC_FLOOR = 1e-2
+"""Degree 2: no slope or curvature where its weighted spread is below this share of the half-span."""
+MIN_BLOCK = 32
+"""Least number of outputs per block of the Toeplitz product; the fastest on CPU for spans 15 to 61."""
+
+
+class Banded(NamedTuple):
+    """`C` linear filters of a long series: special rows at both ends, one stencil inside.
+
+    With period p, span Q and M end rows, `n` inputs give `n + p (2 M - Q + 1)` outputs.
+    """
+
+    left: Float[Array, "C M Q"]
+    inner: Float[Array, "C b w"]
+    """Toeplitz block of the stencil: b outputs from w = b + Q - 1 inputs."""
+    right: Float[Array, "C M Q"]
+
+
+class Dense(NamedTuple):
+    """`C` linear filters of a short series: one `[O, K]` matrix for each of the `P` phases."""
+
+    rows: Float[Array, "C P O K"]
+
+
+class Smoother(NamedTuple):
+    """LOESS of one span and degree: moment kernels, and where to lower the degree."""
+
+    kernel: Banded | Dense
+    """Filters for the moments c = 0, ..., 2 degree."""
+    floors: Float[Array, "D n_out"]
+    """Least weighted variance of the linear and of the quadratic term for which it is kept."""
+
+
+class Gains(NamedTuple):
+    """Solution of the local least squares for given weights: the fit is `sum_c gain_c Y_c`."""
+
+    gain: tuple[Float[Array, "*B n_out"], ...]
+    defined: Bool[Array, "*B n_out"]
+    """False where all weights of a neighborhood are zero."""
+
+
+def smoother(
+    num_points: int,
+    *,
+    span: int,
+    degree: int,
+    period: int = 1,
+    extend: int = 0,
+    width: int | None = None,
+    max_degree: int | None = None,
+) -> Smoother:
+    """Builds LOESS along every `period`-th point of a series (host, float64 numpy).
+
+    Args:
+        num_points: length n of the series.
+        span: odd number q of nearest neighbors; above the number of points it widens the bandwidth by
+            `(q - n) // 2`.
+        degree: 0 (mean), 1 (line) or 2 (parabola).
+        period: distance of neighbors; each of the interleaved subseries is smoothed alone.
+        extend: steps to evaluate before the start and after the end of every subseries.
+        width: pad stencils to this span, so that smoothers of different spans can be stacked.
+        max_degree: keep the moments for this degree, to the same end.
+
+    Returns:
+        `Smoother` with `n_out = num_points + 2 * extend * period` outputs.
+    """
+    width = span if width is None else width
+    max_degree = degree if max_degree is None else max_degree
+    # Phase r holds the points r, r + period, ...: the first phases may have one point more.
+    counts = -(-(num_points - np.arange(period)) // period)
+
+    def rows(xs: np.ndarray, first: int, size: int, count: int) -> np.ndarray:
+        return _moment_rows(xs, first, size, count=count, span=span, order=2 * max_degree)
+
+    if counts[-1] < width:
+        xs = np.arange(1 - extend, counts[0] + extend + 1)
+        kernel = Dense(np.stack([rows(xs, 1, counts[0], k) for k in counts], axis=1))
+    else:
+        half, far = width // 2, 2 * width  # end rows are those of any series of at least `width` points
+        kernel = _banded(
+            left=rows(np.arange(1 - extend, half + 1), 1, width, far),
+            stencil=rows(np.array([half + 1]), 1, width, far)[:, 0],
+            right=rows(np.arange(far - half + 1, far + extend + 1), far - width + 1, width, far),
+        )
+    points = counts[np.arange(num_points + 2 * extend * period) % period]
+    return Smoother(kernel, _floors(points, span=span, degree=degree)[:max_degree])
+
+
+def linear_filter(num_points: int, *, span: int, degree: int, before: np.ndarray) -> Banded | Dense:
+    """Builds LOESS with unit weights after a moving average, as one linear filter (float64 numpy).
+
+    Args:
+        num_points: number n of averaged points.
+        span: odd number of nearest neighbors.
+        degree: 0, 1 or 2.
+        before: `[m]` weights of the moving average.
+
+    Returns:
+        A filter (`C = 1`) from `n + m - 1` inputs to `n` outputs.
+    """
+    kernel, floors = smoother(num_points, span=span, degree=degree)
+
+    def collapse(rows: np.ndarray) -> np.ndarray:
+        gain, _ = _solve(tuple(rows.sum(-1)), floors[:, :1], np)
+        fitted = sum(g[:, None] * row for g, row in zip(gain, rows, strict=False))
+        return np.stack([np.convolve(row, before) for row in np.asarray(fitted)])[None]
+
+    if isinstance(kernel, Dense):
+        return Dense(collapse(kernel.rows[:, 0])[:, None])
+    stencil = kernel.inner[:, :1, :span]
+    return _banded(collapse(kernel.left), collapse(stencil)[:, 0], collapse(kernel.right))
+
+
+def correlate(
+    kernel: Banded | Dense, x: Float[Array, "*B n"], period: int = 1
+) -> Float[Array, "C *B n_out"]:
+    """Applies the `C` filters of `kernel` along every `period`-th point of the last axis of `x`.
+
+    Args:
+        kernel: filters, of the dtype of `x`.
+        x: `[..., n]` series.
+        period: distance of neighbors.
+
+    Returns:
+        `[C, ..., n_out]` filtered series.
+    """
+    if isinstance(kernel, Dense):
+        num_rows, num_columns = kernel.rows.shape[-2:]
+        out = _unfold(_dot("...kp,cpok->c...op", _fold(x, num_columns, period), kernel.rows))
+        return out[..., : x.shape[-1] + (num_rows - num_columns) * period]
+    width = kernel.left.shape[-1]
+    head, tail = x[..., : width * period], x[..., x.shape[-1] - width * period :]
+    left = _dot("...qp,cmq->c...mp", _fold(head, width, period), kernel.left)
+    right = _dot("...qp,cmq->c...mp", _fold(tail, width, period), kernel.right)
+    inner = _toeplitz(kernel.inner, x, period)
+    inner = inner[..., : x.shape[-1] - (width - 1) * period]
+    return jnp.concatenate([_unfold(left), inner, _unfold(right)], axis=-1)
+
+
+def gains(parts: Smoother, weights: Float[Array, "*B n"], period: int = 1) -> Gains:
+    """Solves the local least squares of every output for robustness weights `[..., n]`."""
+    return Gains(*_solve(tuple(correlate(parts.kernel, weights, period)), parts.floors, jnp))
+
+
+def smooth(
+    parts: Smoother,
+    solved: Gains,
+    weighted: Float[Array, "*B n"],
+    otherwise: Float[Array, "*B n_out"],
+    period: int = 1,
+) -> Float[Array, "*B n_out"]:
+    """Evaluates the local polynomials at their centers.
+
+    Args:
+        parts: the smoother.
+        solved: its `gains` under the robustness weights.
+        weighted: `[..., n]` robustness weights times data.
+        otherwise: `[..., n_out]` value where the fit is undefined.
+        period: distance of neighbors, as in `gains`.
+
+    Returns:
+        `[..., n_out]` smoothed series.
+    """
+    kernel = jax.tree.map(lambda rows: rows[: len(solved.gain)], parts.kernel)
+    moments = correlate(kernel, weighted, period)
+    fit = sum(gain * moment for gain, moment in zip(solved.gain, moments, strict=True))
+    return jnp.where(solved.defined, fit, otherwise)
+
+
+def _moment_rows(
+    xs: np.ndarray, first: int, size: int, *, count: int, span: int, order: int
+) -> np.ndarray:
+    """`tricube (j-x)^c` at x in `xs` for j = first, first+1, ..., of 1..count: `[order+1, X, size]`."""
+    left = np.clip(xs - span // 2, 1, max(count - span + 1, 1))[:, None] - xs[:, None]
+    right = np.minimum(left + span - 1, count - xs[:, None])
+    distance = np.arange(first, first + size)[None] - xs[:, None]
+    bandwidth = np.maximum(-left, right) + max(span - count, 0) // 2
+    u = np.abs(distance) / bandwidth
+    weight = np.where(u <= 0.001, 1.0, np.where(u <= 0.999, (1 - u**3) ** 3, 0.0))
+    weight = np.where((distance >= left) & (distance <= right), weight, 0.0)
+    return np.stack([weight * distance**c for c in range(order + 1)])
+
+
+def _floors(points: np.ndarray, *, span: int, degree: int) -> np.ndarray:
+    """Floors `[2, n_out]` for outputs whose subseries have `points` points; infinite drops the term."""
+    never = np.full(points.shape, np.inf)
+    if degree == 0:
+        return np.stack([never, never])
+    if degree == 1:
+        return np.stack([(LINEAR_FLOOR * (points - 1)) ** 2, never])
+    half = QUADRATIC_FLOOR * (np.minimum(span, points) // 2)
+    return np.stack([half**2, half**4])
+
+
+def _solve(moments: tuple[Any, ...], floors: Any, xp: Any) -> tuple[tuple[Any, ...], Any]:
+    """Gains at the center from S_0, ..., S_2d, by orthogonal polynomials; `xp` is `np` or `jnp`."""
+    defined = moments[0] > 0
+    total = xp.where(defined, moments[0], 1.0)
+    gain = [1.0 / total]
+    m, *higher = [s / total for s in moments[1:]] or [0.0]
+    if higher:
+        # p1(j) = j - m has variance c2 and the value -m at the center.
+        c2 = higher[0] - m**2
+        inverse = _inverse_above(c2, floors[0], xp)
+        slope = -m * inverse / total
+        gain = [gain[0] - m * slope, slope]
+    if len(higher) > 1:
+        # p2 = p1^2 - (c3/c2) p1 - c2 has squared norm c4 - c3^2/c2 - c2^2.
+        c3 = higher[1] - 3 * m * higher[0] + 2 * m**3
+        c4 = higher[2] - 4 * m * higher[1] + 6 * m**2 * higher[0] - 3 * m**4
+        skew = c3 * inverse
+        p2 = m**2 + skew * m - c2
+        scale = p2 * _inverse_above(c4 - c3 * skew - c2**2, floors[1], xp) / total
+        gain = [gain[0] + scale * p2, gain[1] - scale * (2 * m + skew), scale]
+    return tuple(xp.where(defined, g, 0.0) for g in gain), defined
+
+
+def _inverse_above(variance: Any, floor: Any, xp: Any) -> Any:
+    keep = variance > floor
+    return xp.where(keep, 1.0 / xp.where(keep, variance, 1.0), 0.0)
+
+
+def _banded(left: np.ndarray, stencil: np.ndarray, right: np.ndarray) -> Banded:
+    num_filters, width = stencil.shape
+    block = max(MIN_BLOCK, width // 2)
+    inner = np.zeros((num_filters, block, block + width - 1))
+    for i in range(block):
+        inner[:, i, i : i + width] = stencil
+    return Banded(left, inner, right)
+
+
+def _toeplitz(
+    inner: Float[Array, "C b w"], x: Float[Array, "*B n"], period: int
+) -> Float[Array, "C *B m"]:
+    """Filters with the stencil: overlapping windows of w points times one matrix, whole blocks of b."""
+    block, window = inner.shape[-2:]
+    steps = -(-x.shape[-1] // period)
+    num_blocks = -(-(steps - (window - block)) // block)
+    pieces = -(-window // block)
+    lanes = jnp.swapaxes(_fold(x, (num_blocks + pieces - 1) * block, period), -1, -2)
+    shifted = [
+        lanes[..., i * block : (i + num_blocks) * block].reshape(*lanes.shape[:-1], num_blocks, block)
+        for i in range(pieces)
+    ]
+    windows = jnp.concatenate(shifted, axis=-1)[..., :window]
+    out = _dot("...pkw,cbw->c...kbp", windows, inner)
+    return out.reshape(*out.shape[:-3], -1)
+
+
+def _fold(x: Float[Array, "*B n"], rows: int, period: int) -> Float[Array, "*B rows period"]:
+    pad = rows * period - x.shape[-1]
+    x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, pad)])
+    return x.reshape(*x.shape[:-1], rows, period)
+
+
+def _unfold(x: Array) -> Array:
+    return x.reshape(*x.shape[:-2], -1)
+
+
+def _dot(spec: str, x: Array, kernel: Array) -> Array:
+    return jnp.einsum(spec, x, kernel, precision=jax.lax.Precision.HIGHEST)

@@ -1,0 +1,317 @@
+"""What-if scenarios: scaled demand, length of stay and variance, and the beds that follow.
+
+Paper: Akbari-Moghaddam et al. 2025, arXiv:2510.02852 (scenario analysis).
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, Float, Int
+
+from jaxlab.queueing import capacity, occupancy, survival
+from jaxlab.queueing.occupancy import QueueInputs
+
+BETAS = (0.0, 0.2, 0.5, 0.8, 1.0, 1.2, 1.5, 1.8)
+"""Multipliers of the variance of the stay in the sensitivity analysis."""
+MULTIPLIERS = (0.9, 1.0, 1.1)
+"""Multipliers of demand, and of the mean stay, in the what-if table."""
+
+Factor = float | Float[Array, ""] | Float[Array, " I"] | np.ndarray
+
+
+class BedModel(NamedTuple):
+    """How beds are counted from the inputs of the queue; all static, the defaults are the paper's.
+
+    Attributes:
+        alphas: overflow risks of the risk rule.
+        gamma: share of the beds that may be filled before a day counts as overflow.
+        rule: whether the "average" or the "max" daily risk is held to alpha.
+        bed_cap: largest count of the risk rule.
+        convention: of the census, see `occupancy.census_weight`.
+        warmup: "zero", "drop" or "backfill" (with the first 365 days again); see
+            `occupancy.occupancy_mean`.
+        num_lags: bound of S_max, needed where `smax` is traced.
+        variant: reading of the Fisk law.
+        moments: "one" or "two"; see `survival.survival`.
+    """
+
+    alphas: tuple[float, ...] = (0.05, 0.01)
+    gamma: float = 1.0
+    rule: str = "average"
+    bed_cap: int = 4096
+    convention: str = "ceil"
+    warmup: str = "zero"
+    num_lags: int | None = None
+    variant: str = "fisk_paper"
+    moments: str = "one"
+
+    @property
+    def strategies(self) -> tuple[str, ...]:
+        """Names of the S = 2 + len(alphas) bed rules, in the order of the last axis of `beds`."""
+        return ("average", *(f"{alpha:g}" for alpha in self.alphas), "max")
+
+
+PAPER = BedModel()
+"""The paper's way of counting beds."""
+WARM = BedModel(warmup="drop")
+"""The same without the days on which the empty unit fills."""
+
+
+class VarianceSensitivity(NamedTuple):
+    """Beds under scaled variances of the stay.
+
+    Attributes:
+        betas: `[K]` multipliers.
+        beds: `[K, I, S]` int32, rules as in `BedModel.strategies`; -1 where there is none.
+        change: `[K, I, S]` percent, 100 (B(beta) - B(1)) / B(1); NaN where there is none.
+        truncated: `[K, I]` mean over patients of S(S_max), the share whose stay is cut at S_max.
+        rho_mean: `[K, I]` mean over the days that count of the mean occupancy, beds.
+    """
+
+    betas: Float[Array, " K"]
+    beds: Int[Array, "K I S"]
+    change: Float[Array, "K I S"]
+    truncated: Float[Array, "K I"]
+    rho_mean: Float[Array, "K I"]
+
+
+class WhatIf(NamedTuple):
+    """Beds over a grid of demand and mean stay.
+
+    Attributes:
+        arrival: `[A]` multipliers of the arrival rate.
+        mean_los: `[L]` multipliers of the mean stay.
+        beds: `[A, L, I, S]` int32, rules as in `BedModel.strategies`.
+        rho_mean: `[A, L, I]` mean over the days that count of the mean occupancy, beds.
+    """
+
+    arrival: Float[Array, " A"]
+    mean_los: Float[Array, " L"]
+    beds: Int[Array, "A L I S"]
+    rho_mean: Float[Array, "A L I"]
+
+
+def apply_scenario(
+    inputs: QueueInputs,
+    *,
+    arrival: Factor = 1.0,
+    mean_los: Factor = 1.0,
+    variance: Factor = 1.0,
+    window: tuple[int | Int[Array, ""], int | Int[Array, ""]] | None = None,
+) -> QueueInputs:
+    """Multiplies lam by `arrival`, mu by `mean_los` and sig2 by `variance`.
+
+    The law and its truncation S_max stay as they were fitted, as in the paper; scaling the mean
+    stay alone leaves the variance, so it changes the coefficient of variation of laws that use it.
+
+    Args:
+        inputs: what drives the queue.
+        arrival, mean_los, variance: factors >= 0, scalar or `[I]`, may be traced.
+        window: days of admission [start, stop) to which the factors apply; all by default.
+
+    Returns:
+        `QueueInputs` of the same shapes and dtypes.
+
+    Raises:
+        ValueError: on a known negative (or NaN) factor, a factor of another shape, or a known
+            window that is not 0 <= start <= stop.
+    """
+    num_sites, num_days = inputs.lam.shape
+    inside = jnp.ones((num_sites, num_days), bool)
+    if window is not None:
+        start, stop = window
+        known = not isinstance(start, Tracer) and not isinstance(stop, Tracer)
+        if known and not 0 <= start <= stop:
+            raise ValueError(f"window must be (start, stop) with 0 <= start <= stop; got {window}")
+        day = jnp.arange(num_days, dtype=jnp.int32)
+        inside = jnp.broadcast_to((day >= start) & (day < stop), inside.shape)
+
+    def scale(name, series, factor):
+        if not isinstance(factor, Tracer) and not np.all(np.asarray(factor) >= 0):
+            raise ValueError(f"{name} must be a factor >= 0; got {factor}")
+        if jnp.shape(factor) not in ((), (num_sites,)):
+            raise ValueError(
+                f"{name} must be a scalar or [{num_sites}], one per site; got {jnp.shape(factor)}"
+            )
+        by_site = jnp.broadcast_to(jnp.asarray(factor).astype(series.dtype), (num_sites,))
+        return jnp.where(inside, series * by_site[:, None], series)
+
+    return inputs._replace(
+        lam=scale("arrival", inputs.lam, arrival),
+        mu=scale("mean_los", inputs.mu, mean_los),
+        sig2=scale("variance", inputs.sig2, variance),
+    )
+
+
+def bed_counts(
+    inputs: QueueInputs, model: BedModel = PAPER
+) -> tuple[Int[Array, "I S"], Float[Array, "I T"]]:
+    """Computes the beds of every site by the paper's rules, and the mean occupancy behind them.
+
+    B_average takes the mean daily rate and the mean stay over patients, sum lam mu / sum lam, from
+    all days; the other rules take the days that count under `model.warmup`.
+
+    Args:
+        inputs: what drives the queue.
+        model: how to count; static.
+
+    Returns:
+        `(beds [I, S] int32, rho [I, T])`, rules as in `BedModel.strategies`.  Take final counts in
+        float64.
+    """
+    rho = occupancy.occupancy_mean(
+        *inputs,
+        convention=model.convention,
+        warmup=model.warmup,
+        num_lags=model.num_lags,
+        variant=model.variant,
+        moments=model.moments,
+        backfill="calendar" if model.warmup == "backfill" else "year_mean",
+    )
+
+    def site(rho, lam, mu, mask):
+        total = jnp.sum(lam)
+        some = total > 0
+        mean_los = jnp.where(some, jnp.sum(lam * mu) / jnp.where(some, total, 1.0), 0.0)
+        risk = [
+            capacity.beds_alpha(
+                rho,
+                alpha,
+                gamma=model.gamma,
+                rule=model.rule,
+                bed_cap=model.bed_cap,
+                mask=mask,
+            )
+            for alpha in model.alphas
+        ]
+        average = capacity.beds_average(total / lam.shape[0], mean_los)
+        return jnp.stack([average, *risk, capacity.beds_max(rho, mask=mask)])
+
+    mask = occupancy.warm_mask(rho.shape[1], inputs.smax, model.warmup)
+    return jax.vmap(site)(rho, inputs.lam, inputs.mu, mask), rho
+
+
+def variance_sensitivity(
+    inputs: QueueInputs,
+    betas: Sequence[float] | Float[Array, " K"] = BETAS,
+    *,
+    model: BedModel = WARM,
+) -> VarianceSensitivity:
+    """Computes how the beds change when the variance of the stay is multiplied by each beta.
+
+    Only laws that use the variance react (lognormal; gamma and Weibull with `moments="two"`).  More
+    variance can mean fewer beds: more stays are cut at S_max, a unit that starts empty fills more
+    slowly, and seasonal peaks are smoothed.  So the first S_max days are dropped by default, and
+    the truncated share is reported.
+
+    Args:
+        inputs: what drives the queue.
+        betas: `[K]` factors >= 0.
+        model: how to count beds; static.
+
+    Returns:
+        `VarianceSensitivity`.
+
+    Raises:
+        ValueError: on known negative betas, or as `occupancy.occupancy_mean`.
+
+    Source: arXiv:2510.02852, sensitivity to the variance of the length of stay.
+    """
+    if not isinstance(betas, Tracer) and not np.all(np.asarray(betas) >= 0):
+        raise ValueError(f"betas must be >= 0; got {betas}")
+    betas = jnp.asarray(betas).astype(inputs.lam.dtype)
+    if betas.ndim != 1:
+        raise ValueError(f"betas must be a vector; got shape {betas.shape}")
+
+    def evaluate(beta):
+        scaled = apply_scenario(inputs, variance=beta)
+        beds, rho = bed_counts(scaled, model)
+        return beds, truncated_share(scaled, model), _mean_over_counted(rho, inputs, model)
+
+    # The reference beta = 1 rides along as the last lane.
+    lanes = jnp.concatenate([betas, jnp.ones((1,), betas.dtype)])
+    beds, truncated, rho_mean = jax.vmap(evaluate)(lanes)
+    exists = (beds > 0) & (beds[-1:] > 0)
+    number = beds.astype(betas.dtype)
+    base = jnp.where(beds[-1:] > 0, number[-1:], 1.0)
+    change = jnp.where(exists, 100.0 * (number - base) / base, jnp.nan)
+    return VarianceSensitivity(betas, beds[:-1], change[:-1], truncated[:-1], rho_mean[:-1])
+
+
+def what_if(
+    inputs: QueueInputs,
+    *,
+    arrival: Sequence[float] | Float[Array, " A"] = MULTIPLIERS,
+    mean_los: Sequence[float] | Float[Array, " L"] = MULTIPLIERS,
+    window: tuple[int, int] | None = None,
+    model: BedModel = PAPER,
+    chunk: int = 16,
+) -> WhatIf:
+    """Computes the beds for every combination of a demand factor and a mean-stay factor.
+
+    Args:
+        inputs: what drives the queue.
+        arrival: `[A]` factors of the arrival rate, >= 0.
+        mean_los: `[L]` factors of the mean stay, > 0.
+        window: days [start, stop) to which the factors apply; all by default.
+        model: how to count beds; static.
+        chunk: combinations computed at a time; bounds the memory.
+
+    Returns:
+        `WhatIf`.
+
+    Raises:
+        ValueError: on known negative factors.
+    """
+    for name, factors in (("arrival", arrival), ("mean_los", mean_los)):
+        if not isinstance(factors, Tracer) and not np.all(np.asarray(factors) >= 0):
+            raise ValueError(f"{name} must hold factors >= 0; got {factors}")
+    demand = jnp.asarray(arrival).astype(inputs.lam.dtype)
+    stay = jnp.asarray(mean_los).astype(inputs.lam.dtype)
+
+    def evaluate(factors):
+        scaled = apply_scenario(inputs, arrival=factors[0], mean_los=factors[1], window=window)
+        beds, rho = bed_counts(scaled, model)
+        return beds, _mean_over_counted(rho, inputs, model)
+
+    pairs = jnp.stack(jnp.meshgrid(demand, stay, indexing="ij"), axis=-1).reshape(-1, 2)
+    beds, rho_mean = jax.lax.map(evaluate, pairs, batch_size=min(chunk, pairs.shape[0]))
+    shape = (demand.shape[0], stay.shape[0])
+    return WhatIf(
+        demand,
+        stay,
+        beds.reshape(shape + beds.shape[1:]),
+        rho_mean.reshape(shape + rho_mean.shape[1:]),
+    )
+
+
+def truncated_share(inputs: QueueInputs, model: BedModel = PAPER) -> Float[Array, " I"]:
+    """Computes the mean over patients of S(S_max): the share whose stay is cut at S_max.
+
+    Args:
+        inputs: what drives the queue.
+        model: reading of the laws; static.
+
+    Returns:
+        `[I]` share; zero for a site without arrivals.
+    """
+
+    def site(row):
+        lam, mu, sig2, kappa, family, smax = row
+        surv = survival.survival(
+            family, smax, mu, sig2, kappa, variant=model.variant, moments=model.moments
+        )
+        total = jnp.sum(lam)
+        return jnp.sum(lam * surv) / jnp.where(total > 0, total, 1.0)
+
+    return jax.lax.map(site, QueueInputs(*(jnp.asarray(x) for x in inputs)))
+
+
+def _mean_over_counted(rho, inputs: QueueInputs, model: BedModel) -> Float[Array, " I"]:
+    mask = occupancy.warm_mask(rho.shape[1], inputs.smax, model.warmup)
+    num_days = jnp.sum(mask, axis=1).astype(rho.dtype)
+    return jnp.sum(jnp.where(mask, rho, 0.0), axis=1) / num_days
