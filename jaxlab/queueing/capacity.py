@@ -1,7 +1,7 @@
 """Bed counts from a mean occupancy: the paper's rules and the rules that planners use instead.
 
-Counts are int32; -1 says that there is none (the cap is too small, no day counts, or the input is not
-a number). A count follows from comparing floats: take the final one in float64
+Counts are int32; -1 says that there is none (the cap is too small, no day counts, or the input is
+not a number). A count follows from comparing floats: take the final one in float64
 (`jax.enable_x64(True)`).
 Paper: Akbari-Moghaddam et al. 2025, arXiv:2510.02852.
 """
@@ -70,20 +70,16 @@ def beds_alpha(
     (rho,) = survival.as_floats(rho)
     alpha = jnp.asarray(alpha).astype(rho.dtype)
 
-    def is_enough(beds):
-        return _risk(rho, _threshold(beds, gamma), rule, mask) <= alpha
-
     def halve(bracket):
         too_few, enough = bracket
         middle = (too_few + enough) // 2
-        ok = is_enough(middle)
+        ok = _risk(rho, _threshold(middle, gamma), rule, mask) <= alpha
         return jnp.where(ok, too_few, middle), jnp.where(ok, middle, enough)
 
-    cap = jnp.asarray(bed_cap, jnp.int32)
-    _, beds = jax.lax.while_loop(
-        lambda bracket: bracket[1] - bracket[0] > 1, halve, (jnp.zeros_like(cap), cap)
-    )
-    return jnp.where(is_enough(cap), beds, -1)
+    # One bed beyond the cap stands for "the cap is too small" and is never looked at.
+    bracket = (jnp.zeros((), jnp.int32), jnp.asarray(bed_cap + 1, jnp.int32))
+    _, beds = jax.lax.while_loop(lambda b: b[1] - b[0] > 1, halve, bracket)
+    return jnp.where(beds <= bed_cap, beds, -1)
 
 
 def overflow_risk(
@@ -112,7 +108,7 @@ def overflow_risk(
     k = _threshold(jnp.asarray(beds).astype(jnp.int32), gamma)
     if k.ndim == 0:
         return _risk(rho, k, rule, mask)
-    return jax.lax.map(lambda k: _risk(rho, k, rule, mask), k, batch_size=min(16, k.shape[0]))
+    return jax.lax.map(lambda k: _risk(rho, k, rule, mask), k)
 
 
 def beds_max(rho: Float[Array, " T"], mask: Mask = None) -> Int[Array, ""]:

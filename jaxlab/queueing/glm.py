@@ -295,9 +295,12 @@ def _newton_step(coef, counts, x, penalty, offset, weight):
         return bend - 0.5 * jnp.square(factor) * curve
 
     eps = float(jnp.finfo(coef.dtype).eps)
-    slack = eps * jnp.sum((weight * counts + mean) * jnp.abs(move))
-    factor = longest_uphill(gain, slack)
-    return coef + factor * delta, is_small(decrement, jnp.sum(mean))
+    slack = jnp.sum((weight * counts + mean) * jnp.abs(move))
+    slack = 8.0 * eps * (slack + jnp.sum(jnp.abs(coef * dot(penalty, delta))))
+    small = is_small(decrement, jnp.sum(mean))
+    # At the solution rounding must not shorten the step: it carries the derivative.
+    factor = jnp.where(small, 1.0, longest_uphill(gain, slack))
+    return coef + factor * delta, small
 
 
 def _start(counts, x, penalty, offset, weight):

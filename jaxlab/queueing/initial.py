@@ -30,6 +30,7 @@ def initial_survivors(
     Returns:
         `[K, n0]`; NaN for a real patient with S(a_j) = 0, who cannot be there under this law.
     """
+    ages, t = survival.as_floats(ages, t)
     now = surv_fn(ages)
     later = jax.vmap(lambda s: surv_fn(ages + s))(t)
     safe = jnp.broadcast_to(jnp.where(now > 0.0, now, 1.0), later.shape)
@@ -107,6 +108,7 @@ def residual_survival(
     Returns:
         `[K]` probability of still being in bed.
     """
+    (t,) = survival.as_floats(t)
     t = jnp.concatenate([jnp.zeros_like(t, shape=(1,)), t])
     rate = jnp.ones((num_lags + 1,), t.dtype) if history is None else history
     if rate.shape != (num_lags + 1,):

@@ -130,7 +130,7 @@ def linear_filter(num_points: int, *, span: int, degree: int, before: np.ndarray
 
 def correlate(
     kernel: Banded | Dense, x: Float[Array, "*B n"], period: int = 1
-) -> Float[Array, "C *B n_out"]:
+) -> tuple[Float[Array, "*B n_out"], ...]:
     """Applies the `C` filters of `kernel` along every `period`-th point of the last axis of `x`.
 
     Args:
@@ -139,24 +139,24 @@ def correlate(
         period: distance of neighbors.
 
     Returns:
-        `[C, ..., n_out]` filtered series.
+        `C` filtered series `[..., n_out]`.
     """
     if isinstance(kernel, Dense):
         num_rows, num_columns = kernel.rows.shape[-2:]
         out = _unfold(_dot("...kp,cpok->c...op", _fold(x, num_columns, period), kernel.rows))
-        return out[..., : x.shape[-1] + (num_rows - num_columns) * period]
+        return tuple(out[..., : x.shape[-1] + (num_rows - num_columns) * period])
     width = kernel.left.shape[-1]
     head, tail = x[..., : width * period], x[..., x.shape[-1] - width * period :]
     left = _dot("...qp,cmq->c...mp", _fold(head, width, period), kernel.left)
     right = _dot("...qp,cmq->c...mp", _fold(tail, width, period), kernel.right)
-    inner = _toeplitz(kernel.inner, x, period)
-    inner = inner[..., : x.shape[-1] - (width - 1) * period]
-    return jnp.concatenate([_unfold(left), inner, _unfold(right)], axis=-1)
+    num_inner = x.shape[-1] - (width - 1) * period
+    parts = zip(_unfold(left), _toeplitz(kernel.inner, x, period), _unfold(right), strict=True)
+    return tuple(jnp.concatenate([a, b[..., :num_inner], c], axis=-1) for a, b, c in parts)
 
 
 def gains(parts: Smoother, weights: Float[Array, "*B n"], period: int = 1) -> Gains:
     """Solves the local least squares of every output for robustness weights `[..., n]`."""
-    return Gains(*_solve(tuple(correlate(parts.kernel, weights, period)), parts.floors, jnp))
+    return Gains(*_solve(correlate(parts.kernel, weights, period), parts.floors, jnp))
 
 
 def smooth(
@@ -248,7 +248,7 @@ def _banded(left: np.ndarray, stencil: np.ndarray, right: np.ndarray) -> Banded:
 
 def _toeplitz(
     inner: Float[Array, "C b w"], x: Float[Array, "*B n"], period: int
-) -> Float[Array, "C *B m"]:
+) -> list[Float[Array, "*B m"]]:
     """Filters with the stencil: overlapping windows of w points times one matrix, whole blocks of b."""
     block, window = inner.shape[-2:]
     steps = -(-x.shape[-1] // period)
@@ -260,8 +260,9 @@ def _toeplitz(
         for i in range(pieces)
     ]
     windows = jnp.concatenate(shifted, axis=-1)[..., :window]
-    out = _dot("...pkw,cbw->c...kbp", windows, inner)
-    return out.reshape(*out.shape[:-3], -1)
+    # One product per filter: its result is already in time order, so nothing is transposed.
+    out = (_dot("...pkw,bw->...pkb", windows, matrix) for matrix in inner)
+    return [_unfold(jnp.swapaxes(_unfold(o), -1, -2)) for o in out]
 
 
 def _fold(x: Float[Array, "*B n"], rows: int, period: int) -> Float[Array, "*B rows period"]:

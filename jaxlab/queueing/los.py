@@ -284,10 +284,10 @@ def _log_gamma_tails_sum(a: Array, y: Array) -> tuple[Array, Array]:
     # In the branch not taken a probability may round to one; -1 keeps its logarithm finite.
     log_p = jnp.where(low, log_density - jnp.log(a) + jnp.log(series), -1.0)
     log_q = jnp.where(low, -1.0, log_density - jnp.log(x_high + 1 - a + fraction))
-    return (
-        jnp.where(low, log_p, jax.nn.log1mexp(-log_q)),
-        jnp.where(low, jax.nn.log1mexp(-log_p), log_q),
-    )
+    # Past the cap the complement is one to rounding, and the second derivative would be inf / inf.
+    cap = -0.5 * math.log(float(jnp.finfo(x.dtype).tiny))
+    rest_p, rest_q = (jax.nn.log1mexp(jnp.minimum(-tail, cap)) for tail in (log_q, log_p))
+    return jnp.where(low, log_p, rest_p), jnp.where(low, rest_q, log_q)
 
 
 def _log_gamma_density(a: Array, y: Array) -> Array:

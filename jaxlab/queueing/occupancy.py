@@ -158,8 +158,9 @@ def occupancy_mean_general(
         lam: `[T]` arrival rate, per day.
         surv: `[T, U+1]` P(stay > u | admitted on t), u = 0..U.
     """
-    if surv.ndim != 2 or lam.shape != surv.shape[:1]:
-        raise ValueError(f"need lam [T] and surv [T, U+1], got {lam.shape} and {surv.shape}")
+    if jnp.ndim(surv) != 2 or jnp.shape(lam) != jnp.shape(surv)[:1]:
+        raise ValueError(f"need lam [T], surv [T, U+1], got {jnp.shape(lam)}, {jnp.shape(surv)}")
+    lam, surv = survival.as_floats(lam, surv)
 
     def lag(rho, column):
         return delay(rho) + lam * column, None

@@ -139,8 +139,8 @@ def static_lags(smax: Int[Array, " I"], num_lags: int | None) -> int:
 
 
 def net_flow(
-    key: Array, law: Law, *, num_replications: int, tile: int = 65536
-) -> Int[Array, "I T1 R"]:
+    key: Array, law: Law, *, num_replications: int, tile: int = 131072
+) -> Int[Array, "I G T1 g"]:
     """Draws all patients, and returns the admissions minus departures of every day.
 
     Args:
@@ -150,11 +150,11 @@ def net_flow(
         tile: patients per pass, a multiple of 32, static; it does not change the draws.
 
     Returns:
-        `[I, T + 1, R]` int32, of which the running sum over days is the census. Day T gathers what
-        comes after the last day, and the empty places of half-filled rows.
+        `[I, G, T + 1, g]` int32 for G groups of g replications, R or more in all; the running sum
+        over days is the census. Day T gathers departures after the last day.
 
     Raises:
-        ValueError: on a key of another kind, or an unsuitable number.
+        ValueError: on a key of another kind, an unsuitable number, or more than 2^31 entries.
     """
     _check_threefry(key)
     if num_replications < 1 or tile < 1 or tile % _ROW:
@@ -164,53 +164,56 @@ def net_flow(
         )
     group = min(_GROUP, 1 << (num_replications - 1).bit_length())
     num_groups = -(-num_replications // group)
-    num_sites, num_days, _ = law.stay.shape
+    num_sites, num_days, size = law.stay.shape
+    shape = (num_sites, num_groups, num_days + 1, group)
+    if math.prod(shape) + size * group >= 2**31:
+        raise ValueError(f"{num_replications} replications at once are too many, divide them")
     key_count, key_patient, key_residual = jax.random.split(key, 3)
 
-    # Cells are (site, day, group), and each owns whole rows of the list.
-    mean = jnp.broadcast_to(law.rate[..., None] * group, (num_sites, num_days, num_groups))
+    # Cells are (site, group, day), and each owns whole rows of the list.
+    mean = jnp.broadcast_to(law.rate[:, None] * group, (num_sites, num_groups, num_days))
     patients = jax.random.poisson(key_count, mean.reshape(-1), dtype=jnp.int32)
     rows = (patients + (_ROW - 1)) // _ROW
     end = jnp.cumsum(rows)
-    lane = jnp.arange(_ROW, dtype=jnp.int32)[None]
+    num_rows, lane = tile // _ROW, jnp.arange(_ROW, dtype=jnp.int32)[None]
 
-    def admit(carry):
-        first_row, flow = carry
-        row = first_row + jnp.arange(tile // _ROW, dtype=jnp.int32)
+    def locate(first_row):
+        """The rows of a tile: their cell of the law, their first and last place in `flow`."""
+        row = first_row + jnp.arange(num_rows, dtype=jnp.int32)
         cell = jnp.searchsorted(end, row, side="right").astype(jnp.int32)
         cell = jnp.minimum(cell, end.shape[0] - 1)
         left = patients[cell] - (row - (end[cell] - rows[cell])) * _ROW
-        law_row = cell // num_groups
-        site, day = law_row // num_days, law_row % num_days
+        slab, day = cell // num_days, cell % num_days
+        site = slab // num_groups
+        today = (slab * (num_days + 1) + day) * group
+        last = today + (num_days - day) * group
+        return row, left, site * num_days + day, today, last, law.depth[site].max()
 
+    def admit(carry):
+        (row, *columns, depth), flow = carry
+        left, law_row, today, last = (x[:, None] for x in columns)
         word, second = _words(key_patient, row, two_each=law.accept is not None)
-        depth = law.depth[site].max()
-        stay = _leading(law.stay, law_row[:, None], (word >> 8).astype(jnp.int32), depth)
-        real = lane < left[:, None]
-        if law.accept is not None:
-            real &= (second >> 8).astype(jnp.int32) < law.accept.reshape(-1)[law_row][:, None]
-        leave = jnp.minimum(day[:, None] + stay, num_days)
-        path = (cell % num_groups * group)[:, None] + (word & (group - 1)).astype(jnp.int32)
+        replication = (word & (group - 1)).astype(jnp.int32)
+        stay = _leading(law.stay, law_row, (word >> 8).astype(jnp.int32), depth)
+        real = lane < left
+        if law.accept is not None and second is not None:
+            real &= (second >> 8).astype(jnp.int32) < law.accept.reshape(-1)[law_row]
+        leave = jnp.minimum(today + stay * group, last)
+        count = real.astype(jnp.int32)
+        flow = flow.at[today + replication].add(count, mode="promise_in_bounds")
+        flow = flow.at[leave + replication].add(-count, mode="promise_in_bounds")
+        # Located one pass ahead: XLA would fuse what is not in the carry and repeat it per patient.
+        return locate(row[0] + num_rows), flow
 
-        def place(day):
-            day = jnp.where(real, day, num_days)
-            return (site[:, None] * (num_days + 1) + day) * (num_groups * group) + path
-
-        flow = flow.at[place(day[:, None])].add(1, mode="promise_in_bounds")
-        flow = flow.at[place(leave)].add(-1, mode="promise_in_bounds")
-        return first_row + tile // _ROW, flow
-
-    shape = (num_sites, num_days + 1, num_groups * group)
     flow = jnp.zeros((math.prod(shape),), jnp.int32)
-    _, flow = jax.lax.while_loop(lambda c: c[0] < end[-1], admit, (jnp.int32(0), flow))
+    carry = (locate(jnp.int32(0)), flow)
+    _, flow = jax.lax.while_loop(lambda carry: carry[0][0][0] < end[-1], admit, carry)
     flow = flow.reshape(shape)
-    if law.residual is not None:
-        flow = _add_initial(key_residual, law.residual, flow)
-    return flow[..., :num_replications]
+    return flow if law.residual is None else _add_initial(key_residual, law.residual, flow)
 
 
 def threefry(
-    key: UInt32[Array, "2"], counter: UInt32[Array, "..."]
+    key: UInt32[Array, " 2"], counter: UInt32[Array, "..."]
 ) -> tuple[UInt32[Array, "..."], UInt32[Array, "..."]]:
     """Computes the block cipher threefry2x32-20 of (counter, 0), elementwise: two random words.
 
@@ -298,16 +301,16 @@ def _leading(table, table_row, value, depth):
 
 def _add_initial(key, residual, flow):
     """Adds the patients of day 0 to the net flow, and their departures."""
-    num_sites, num_days, num_paths = flow.shape
+    num_sites, num_groups, num_days, group = flow.shape
     places = residual.shape[1]
-    word = jax.random.bits(key, (num_sites, places, num_paths))
-    place = jnp.arange(num_sites * places, dtype=jnp.int32).reshape(num_sites, places, 1)
+    word = jax.random.bits(key, (num_sites, places, num_groups, group))
+    place = jnp.arange(num_sites * places, dtype=jnp.int32).reshape(num_sites, places, 1, 1)
     depth = jnp.int32(residual.shape[-1].bit_length() - 1)
     stay = _leading(residual, place, (word >> 8).astype(jnp.int32), depth)
     real = (stay > 0).astype(jnp.int32)  # an empty place is not there on day 0
-    site, _, path = jnp.indices(stay.shape, dtype=jnp.int32, sparse=True)
-    flow = flow.at[:, 0].add(real.sum(axis=1))
-    return flow.at[site, jnp.minimum(stay, num_days - 1), path].add(-real)
+    site, _, slab, replication = jnp.indices(stay.shape, dtype=jnp.int32, sparse=True)
+    flow = flow.at[:, :, 0].add(real.sum(axis=1))
+    return flow.at[site, slab, jnp.minimum(stay, num_days - 1), replication].add(-real)
 
 
 def _extend_back(series, num_days: int):

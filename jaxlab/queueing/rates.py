@@ -99,7 +99,8 @@ def rate_design(
         columns.append(contrast[(start_weekday + day) % 7])
         names += WEEKDAYS[:6]
     matrix = np.concatenate(columns, axis=1)
-    if np.linalg.matrix_rank(matrix / np.linalg.norm(matrix, axis=0)) < matrix.shape[1]:
+    norm = np.linalg.norm(matrix, axis=0)
+    if np.any(norm == 0) or np.linalg.matrix_rank(matrix / norm) < matrix.shape[1]:
         raise ValueError(
             f"{num_days} days cannot identify the {matrix.shape[1]} columns {tuple(names)}; "
             "use fewer knots or harmonics, or weekday=False"

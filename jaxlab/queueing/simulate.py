@@ -126,7 +126,7 @@ def make_monte_carlo(
     lam_max: Float[Array, "I T"] | None = None,
     initial_ages: Float[Array, "I P"] | None = None,
     hist_size: int = 256,
-    tile: int = 65536,
+    tile: int = 131072,
     num_blocks: int = 1,
     mesh: jax.sharding.Mesh | None = None,
 ) -> Algorithm:
@@ -177,7 +177,7 @@ def make_monte_carlo(
 
     def block(key):
         flow = patients.net_flow(key, law, num_replications=block_size, tile=tile)
-        return _observe(flow, history, hist_size, beds, first_day)
+        return _observe(flow, history, block_size, hist_size, beds, first_day)
 
     def init(key: Array) -> MonteCarloState:
         shapes = jax.eval_shape(block, key)
@@ -284,7 +284,7 @@ def simulate_free(
     lam_max: Float[Array, "I T"] | None = None,
     initial_ages: Float[Array, "I P"] | None = None,
     hist_size: int = 256,
-    tile: int = 65536,
+    tile: int = 131072,
 ) -> SimSummary:
     """Simulates `num_replications` paths in one program; other arguments as in `make_monte_carlo`.
 
@@ -337,7 +337,7 @@ def simulate_paths(
     warmup: str = "zero",
     lam_max: Float[Array, "I T"] | None = None,
     initial_ages: Float[Array, "I P"] | None = None,
-    tile: int = 65536,
+    tile: int = 131072,
 ) -> Int[Array, "R I T"]:
     """Simulates the daily census itself, int32, in memory; arguments as in `make_monte_carlo`.
 
@@ -347,7 +347,10 @@ def simulate_paths(
         inputs, num_lags, convention, variant, moments, warmup, lam_max, initial_ages
     )
     flow = patients.net_flow(key, law, num_replications=num_replications, tile=tile)
-    return jnp.moveaxis(jnp.cumsum(flow, axis=1)[:, history:-1], 2, 0)
+    census = jnp.cumsum(flow, axis=2)[:, :, history:-1]
+    num_sites, _, num_days, _ = census.shape
+    paths = census.transpose(1, 3, 0, 2).reshape(-1, num_sites, num_days)
+    return paths[:num_replications]
 
 
 def _make_law(inputs, num_lags, convention, variant, moments, warmup, lam_max, initial_ages):
@@ -384,10 +387,14 @@ def _per_site_beds(beds, num_sites: int, hist_size: int) -> Int[Array, "I B"]:
     return jnp.broadcast_to(beds.astype(jnp.int32), (num_sites, beds.shape[-1]))
 
 
-def _observe(flow, history: int, hist_size: int, beds, first_day):
+def _observe(flow, history: int, num_replications: int, hist_size: int, beds, first_day):
     """Walks along the days: `(hist [T, I, H], max_hist [I, H], PathStats [R, ...])`."""
-    num_sites, num_days, num_replications = flow.shape
+    num_sites, num_groups, num_days, group = flow.shape
     num_days -= 1 + history
+
+    def join_groups(x):
+        return x.reshape(num_sites, num_groups * group)[:, :num_replications]
+
     site = jnp.arange(num_sites, dtype=jnp.int32)[:, None]
 
     def count(census):
@@ -398,7 +405,8 @@ def _observe(flow, history: int, hist_size: int, beds, first_day):
 
     def one_day(carry, day):
         census, total, peak, days, episodes, run, longest = carry
-        census = census + jax.lax.dynamic_index_in_dim(flow, history + day, 1, keepdims=False)
+        change = jax.lax.dynamic_index_in_dim(flow, history + day, 2, keepdims=False)
+        census = census + join_groups(change)
         counted = (day >= first_day)[:, None]
         total = total + jnp.where(counted, census, 0)
         peak = jnp.maximum(peak, jnp.where(counted, census, 0))
@@ -408,7 +416,7 @@ def _observe(flow, history: int, hist_size: int, beds, first_day):
         episodes = episodes + (run == 1).astype(jnp.int32)
         return (census, total, peak, days, episodes, run, jnp.maximum(longest, run)), count(census)
 
-    start = flow[:, :history].sum(axis=1)
+    start = join_groups(flow[:, :, :history].sum(axis=2))
     zero = jnp.zeros_like(start)
     none = jnp.zeros_like(start, shape=(num_sites, beds.shape[1], num_replications))
     carry = (start, zero, zero, none, none, none, none)

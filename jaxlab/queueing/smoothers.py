@@ -339,9 +339,10 @@ def _irls_step(path, counts, penalty, offset, weight, order):
         return gained - factor * bend - 0.5 * jnp.square(factor) * curve
 
     eps = float(jnp.finfo(eta.dtype).eps)
-    slack = 8.0 * eps * (jnp.sum((weight * counts + information) * jnp.abs(move)) + curve)
-    factor = glm.longest_uphill(gain, slack)
+    slack = jnp.sum((weight * counts + information) * jnp.abs(move)) + curve
+    slack = 8.0 * eps * (slack + penalty * jnp.sum(jnp.abs(diff * move_diff)))
     small = glm.is_small(jnp.sum(information * jnp.square(move)) + curve, jnp.sum(information))
+    factor = jnp.where(small, 1.0, glm.longest_uphill(gain, slack))
     return (eta + factor * move, diff + factor * move_diff), small & finite
 
 

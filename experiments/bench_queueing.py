@@ -1,0 +1,122 @@
+"""Timings of ICU bed planning: the whole pipeline, and patients simulated a second."""
+
+import functools
+import pathlib
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import bench
+from jaxlab import queueing as q
+
+SUMMARY = "ICU bed planning: the whole pipeline and the Monte Carlo, against their rivals"
+BEDS = (26, 46, 34, 34, 21)
+"""Published B_0.05 of the five units: the thresholds whose overflow the simulation counts."""
+
+
+def run(out: pathlib.Path) -> list[bench.Measurement]:
+    """Times both on this machine, rivals in the same process."""
+    return [*pipeline(), *monte_carlo()]
+
+
+def pipeline() -> list[bench.Measurement]:
+    """Stays to beds, 5 sites x 8 years, against statsmodels and scipy."""
+    from experiments import rivals_pipeline  # here: the accelerator suite has no statsmodels
+
+    (ours,) = pipeline_gpu()
+    stays = q.calgary_like(0)
+    rival = _timed(functools.partial(rivals_pipeline.plan, stays), repeats=1)
+    return [
+        bench.Measurement(
+            **{
+                **{f: getattr(ours, f) for f in ("name", "shape", "ours", "work", "work_unit")},
+                "rival_name": "statsmodels and scipy, the 18 distinct configurations",
+                "rival": rival,
+                "note": "The rival's single call is not repeated. 54 of the 72 configurations "
+                "repeat others (degree 2 means 1 there), so neither side computes them.",
+            }
+        )
+    ]
+
+
+def pipeline_gpu() -> list[bench.Measurement]:
+    """The pipeline alone; the name is the entry of the accelerator suite."""
+    stays = q.calgary_like(0)
+    u_max = 64 * -(-int(np.ceil(stays.los.max())) // 64)
+    with jax.enable_x64(True):
+        patients = jax.tree.map(jnp.asarray, q.pooled_by_site(stays))
+        fn = jax.jit(functools.partial(q.plan, num_days=stays.num_days, u_max=u_max))
+        timing = bench.measure(fn, patients, repeats=5)
+    shape = f"{stays.num_sites} sites x {stays.num_days:,} days, 72 configurations, float64"
+    return [bench.Measurement("stays to beds", shape, timing, work=1.0, work_unit="plans")]
+
+
+def monte_carlo() -> list[bench.Measurement]:
+    """Patients a second against vectorized numpy; simpy and ciw for scale."""
+    from experiments import rivals_queueing
+
+    (ours,) = monte_carlo_gpu(replications=1024)
+    inputs = _units()
+    rates = np.asarray(inputs.lam[:, 0])
+    found = []
+    for name, rival, size in rivals_queueing.free_model_rivals(inputs, np.asarray(BEDS)):
+        patients = size * float(rates.sum()) * inputs.lam.shape[1]
+        timing = _timed(rival, repeats=3 if "numpy" in name else 1)
+        scale = ours.work / patients  # rivals run fewer replications; compare at equal work
+        scaled = bench.Timing(0.0, timing.median_s * scale, timing.iqr_s * scale, timing.n)
+        found.append(
+            bench.Measurement(
+                ours.name, ours.shape, ours.ours, name, scaled, ours.work, "patients",
+                note=f"Times of rivals are scaled from fewer replications ({name}: {size}).",
+            )
+        )  # fmt: skip
+    return found
+
+
+def monte_carlo_gpu(replications: int = 8192) -> list[bench.Measurement]:
+    """The simulation alone, accumulators included; an entry of the accelerator suite."""
+    inputs = _units()
+    algorithm = q.make_monte_carlo(
+        inputs, beds=jnp.asarray(BEDS, jnp.int32)[:, None], replications_per_step=replications
+    )
+    state = algorithm.init(jax.random.key(0))
+    timing = bench.measure(jax.jit(algorithm.step), state, repeats=5)
+    num_sites, num_days = inputs.lam.shape
+    patients = replications * float(inputs.lam.sum())
+    shape = f"{replications:,} replications x {num_sites} sites x {num_days:,} days"
+    return [
+        bench.Measurement("free-model Monte Carlo", shape, timing, work=patients,
+                          work_unit="patients")
+    ]  # fmt: skip
+
+
+def _units() -> q.QueueInputs:
+    """The five published units with constant rates and their published laws."""
+    units, num_days = q.CALGARY_SITES, q.tasks.NUM_DAYS
+    mean = [q.tasks.mean_los(unit) for unit in units]
+
+    def daily(values: Any) -> jax.Array:
+        return jnp.repeat(jnp.asarray(values, jnp.float32)[:, None], num_days, axis=1)
+
+    return q.QueueInputs(
+        lam=daily([unit.lam for unit in units]),
+        mu=daily(mean),
+        sig2=daily(np.square(mean)),
+        kappa=jnp.asarray([unit.kappa for unit in units], jnp.float32),
+        family=jnp.asarray([q.FAMILIES.index(unit.family) for unit in units], jnp.int32),
+        smax=jnp.asarray([unit.smax for unit in units], jnp.int32),
+    )
+
+
+def _timed(fn, *, repeats: int) -> bench.Timing:
+    """Times a rival that is not jitted."""
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        fn()
+        seconds.append(time.perf_counter() - start)
+    spread = float(np.subtract(*np.quantile(seconds, [0.75, 0.25])))
+    return bench.Timing(0.0, float(np.median(seconds)), spread, repeats)
