@@ -1,8 +1,8 @@
 """Rivals of the free-demand Monte Carlo: vectorized numpy, and two discrete-event packages.
 
-All three draw the same law as `jaxlab.queueing.simulate` under the "ceil" convention and an empty start
-(arXiv:2510.02852): Poisson admissions, stays of min(ceil(x), S_max + 1) days, the census of every
-day, its mean, variance and histogram over replications.
+All three draw the same law as `jaxlab.queueing.simulate` under the "ceil" convention and an empty
+start (arXiv:2510.02852): Poisson admissions, stays of min(ceil(x), S_max + 1) days, the census of
+every day, its mean, variance and histogram over replications.
 """
 
 import math
@@ -44,9 +44,9 @@ def numpy_free_model(
 ) -> RivalResult:
     """Simulates by numpy alone, as fast as we could make it on one core.
 
-    Daily counts per replication are Poisson, `repeat` lists the patients in order, stays come from the
-    float32 ziggurat samplers where there is one, and one `bincount` finds the departures (admissions
-    are known already). `chunk` keeps the arrays within the cache.
+    Daily counts per replication are Poisson, `repeat` lists the patients in order, stays come from
+    the float32 ziggurat samplers where there is one, and one `bincount` finds the departures (the
+    admissions are known already). `chunk` keeps the arrays within the cache.
 
     Args:
         seed: of an SFC64 generator, the fastest of numpy's.
@@ -69,9 +69,7 @@ def numpy_free_model(
             counts = np.zeros((paths, num_days + 1), np.int64)
             counts[:, :-1] = rng.poisson(lam[i], (paths, num_days))
             day = np.repeat(np.tile(np.arange(num_days + 1, dtype=np.int32), paths), counts.ravel())
-            base = np.repeat(
-                np.arange(paths, dtype=np.int32) * (num_days + 1), counts.sum(axis=1)
-            )
+            base = np.repeat(np.arange(paths, dtype=np.int32) * (num_days + 1), counts.sum(axis=1))
             stay = _stays(rng, family, mu[i], sig2[i], kappa[i], day)
             np.minimum(stay, smax[i] + 1, out=stay)
             leave = base + np.minimum(day + stay, num_days)
@@ -95,10 +93,11 @@ def simpy_free_model(
     num_patients = 0
     for path in census:
         env = simpy.Environment()
-        present = [0]
+        present, admitted = [0], [0]
 
-        def patient(env, days, present=present):
+        def patient(env, days, present=present, admitted=admitted):
             present[0] += 1
+            admitted[0] += 1
             yield env.timeout(days)
             present[0] -= 1
 
@@ -113,7 +112,7 @@ def simpy_free_model(
 
         env.process(source(env))
         env.run()
-        num_patients += _admissions(path, lam)
+        num_patients += admitted[0]
     return _from_paths(census, num_patients)
 
 
@@ -176,10 +175,6 @@ def _stays(rng, family, mu, sig2, kappa, day) -> np.ndarray:
     x *= np.asarray(scale, np.float32)[day]
     # Beyond int32 there is only the truncation, which comes next.
     return np.minimum(np.ceil(x, out=x), np.float32(1e9)).astype(np.int32)
-
-
-def _admissions(path, lam) -> int:
-    return int(round(lam * path.size))
 
 
 def _from_paths(census: np.ndarray, num_patients: int) -> RivalResult:

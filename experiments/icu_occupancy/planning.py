@@ -110,10 +110,10 @@ def simulate(study: Study, out: pathlib.Path, *, seed: int, replications: int) -
 
 
 def bootstrap(study: Study, *, seed: int, repeats: int) -> tuple[np.ndarray, np.ndarray]:
-    """Parametric bootstrap of every bed count: `(low, high)`, each `[rule, site]`, 95 %.
+    """Bootstrap of every bed count: `(low, high)`, each `[rule, site]`, 95 %.
 
-    Patients are drawn from a Poisson regression of the admissions (trend, annual harmonics, day of
-    week) and the fitted laws; the whole pipeline is run on each draw.
+    Arrivals are drawn from a Poisson regression of the admissions (trend, annual harmonics, day of
+    week), stays from the site's own patients; the whole pipeline is run on each draw.
     """
     stays, estimates = study.stays, study.plan.estimates
     years = stays.num_days / 365.25
@@ -128,19 +128,12 @@ def bootstrap(study: Study, *, seed: int, repeats: int) -> tuple[np.ndarray, np.
         lam = jax.vmap(lambda n: q.poisson_glm(n, jnp.asarray(design.matrix)).mean)(
             jnp.asarray(estimates.series.counts)
         )
-        chosen = estimates.choice[:, None]
-        params = jax.tree.map(
-            lambda x: jnp.asarray(np.take_along_axis(x, chosen, axis=1)[:, 0]),
-            estimates.fits.params,
-        )
-        longest = np.max(np.where(study.patients.weight > 0, study.patients.los, 0), axis=1)
-        truth = q.Truth(lam, jnp.asarray(estimates.inputs.family), params, jnp.asarray(longest))
         run = jitted_plan(stays.num_days, study.u_max, study.options)
         beds, overflow = jax.jit(
             functools.partial(
                 q.bootstrap_beds, pipeline=run, num_repeats=repeats, room=q.patient_room(lam)
             )
-        )(jax.random.key(seed), truth)
+        )(jax.random.key(seed), lam, jax.tree.map(jnp.asarray, study.patients))
     if np.any(overflow):
         raise RuntimeError("bootstrap drew more patients than there is room for; enlarge `room`")
     counts = np.moveaxis(stack_rules(jax.tree.map(lambda x: np.moveaxis(x, 0, -1), beds)), -1, 0)

@@ -56,7 +56,7 @@ class NullCalibration(NamedTuple):
     padding_overflow: Bool[Array, "R I"]
 
 
-def sample_stays(key: jax.Array, truth: Truth, *, room: int) -> tuple[Patients, Array]:
+def sample_stays(key: jax.Array, truth: Truth, *, room: int) -> tuple[Patients, Bool[Array, " I"]]:
     """Draws every patient of every unit once.
 
     Args:
@@ -65,31 +65,35 @@ def sample_stays(key: jax.Array, truth: Truth, *, room: int) -> tuple[Patients, 
         room: patients there is room for at each site; `patient_room` leaves 7 SD.
 
     Returns:
-        `(patients, overflow)`: patients `[I, room]`; overflow `[I]` bool, True where more
-        arrived than there is room for (the last ones are then missing).
+        `(patients, overflow)`: patients `[I, room]`; overflow is True where more arrived than there
+        is room for (the last ones are then missing).
     """
-    num_days = truth.lam.shape[1]
+    key_arrival, key_stay = jax.random.split(key)
+    day, weight, overflow = _arrivals(key_arrival, truth.lam, room)
+    dtype = truth.lam.dtype
+    p = jax.random.uniform(key_stay, day.shape, dtype, minval=jnp.finfo(dtype).tiny)
+    stay = jax.lax.map(lambda x: _quantile(*x), (truth.family, p, truth.params, truth.longest))
+    return Patients(day, jnp.where(weight > 0, stay, 1.0), jnp.ones_like(weight), weight), overflow
 
-    def site(key, lam, family, params, longest):
-        key_count, key_day, key_stay = jax.random.split(key, 3)
-        count = jax.random.poisson(key_count, jnp.sum(lam))
-        cumulative = jnp.cumsum(lam)
-        # Given their number, arrivals are independent with density lam (conditional uniformity).
-        position = jax.random.uniform(key_day, (room,), lam.dtype) * cumulative[-1]
-        day = jnp.searchsorted(cumulative, position, side="right").astype(jnp.int32)
-        p = jax.random.uniform(key_stay, (room,), lam.dtype, minval=jnp.finfo(lam.dtype).tiny)
-        stay = _quantile(family, p, params, longest)
-        weight = (jnp.arange(room) < count).astype(lam.dtype)
-        patients = Patients(
-            jnp.minimum(day, num_days - 1),
-            jnp.where(weight > 0, stay, 1.0),
-            jnp.ones_like(weight),
-            weight,
-        )
-        return patients, count > room
 
-    keys = jax.random.split(key, truth.lam.shape[0])
-    return jax.lax.map(lambda x: site(*x), (keys, *truth))
+def resample_stays(
+    key: jax.Array, lam: Float[Array, "I T"], patients: Patients, *, room: int
+) -> tuple[Patients, Bool[Array, " I"]]:
+    """Draws new arrivals by the rate `lam`, their stays from the site's own patients.
+
+    Stays come with replacement, each with its censoring. Arguments and results otherwise as in
+    `sample_stays`.
+
+    Source: Efron 1979, the bootstrap.
+    """
+    key_arrival, key_stay = jax.random.split(key)
+    day, weight, overflow = _arrivals(key_arrival, lam, room)
+    cumulative = jnp.cumsum(patients.weight, axis=1)
+    position = jax.random.uniform(key_stay, day.shape, cumulative.dtype) * cumulative[:, -1:]
+    drawn = jax.vmap(lambda c, x: jnp.searchsorted(c, x, side="right"))(cumulative, position)
+    drawn = jnp.minimum(drawn, cumulative.shape[1] - 1)
+    los, event = (jnp.take_along_axis(x, drawn, axis=1) for x in (patients.los, patients.event))
+    return Patients(day, jnp.where(weight > 0, los, 1.0), event, weight), overflow
 
 
 def patient_room(lam: np.ndarray, *, multiple: int = 1024) -> int:
@@ -119,19 +123,20 @@ def true_beds(
 
 def bootstrap_beds(
     key: jax.Array,
-    truth: Truth,
+    lam: Float[Array, "I T"],
+    patients: Patients,
     pipeline: Callable[[Patients], Plan],
     *,
     num_repeats: int,
     room: int,
 ) -> tuple[Beds, Bool[Array, "R I"]]:
-    """Re-runs the pipeline on patients drawn from `truth`: the sampling law of every bed count.
-
-    With estimates as the truth this is the parametric bootstrap.
+    """Re-runs the pipeline on resampled patients: the sampling law of every bed count.
 
     Args:
         key: typed PRNG key.
-        truth: units to draw from.
+        lam: `[I, T]` rate of the new arrivals, per day; a smooth one (`poisson_glm`), for a trend
+            that follows the noise of the data would double it.
+        patients: `[I, N]` observed patients, whose stays are drawn with replacement.
         pipeline: `pipeline(patients) -> Plan`, e.g. `functools.partial(plan, num_days=T, ...)`.
         num_repeats: R.
         room: patients there is room for at each site, see `patient_room`.
@@ -142,8 +147,8 @@ def bootstrap_beds(
     """
 
     def repeat(key):
-        patients, overflow = sample_stays(key, truth, room=room)
-        return pipeline(patients).beds, overflow
+        drawn, overflow = resample_stays(key, lam, patients, room=room)
+        return pipeline(drawn).beds, overflow
 
     return jax.lax.map(repeat, jax.random.split(key, num_repeats))
 
@@ -200,6 +205,19 @@ def null_calibration(
 
     keys = jax.random.split(key, num_repeats)
     return NullCalibration(true_beds(truth, alphas=alphas), *jax.lax.map(repeat, keys))
+
+
+def _arrivals(key, lam, room):
+    """Days of a Poisson number of arrivals `[I, room]`, their weights, and whether room ran out."""
+    key_count, key_day = jax.random.split(key)
+    cumulative = jnp.cumsum(lam, axis=1)
+    count = jax.random.poisson(key_count, cumulative[:, -1], dtype=jnp.int32)
+    # Given their number, arrivals are independent with density lam (conditional uniformity).
+    position = jax.random.uniform(key_day, (lam.shape[0], room), lam.dtype) * cumulative[:, -1:]
+    day = jax.vmap(lambda c, x: jnp.searchsorted(c, x, side="right"))(cumulative, position)
+    day = jnp.minimum(day, lam.shape[1] - 1).astype(jnp.int32)
+    weight = jnp.arange(room, dtype=jnp.int32)[None] < count[:, None]
+    return day, weight.astype(lam.dtype), count > room
 
 
 def _beds(lam, law, alphas):

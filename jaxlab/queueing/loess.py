@@ -51,8 +51,8 @@ class Smoother(NamedTuple):
 class Gains(NamedTuple):
     """Solution of the local least squares for given weights: the fit is `sum_c gain_c Y_c`."""
 
-    gain: tuple[Float[Array, "*B n_out"], ...]
-    defined: Bool[Array, "*B n_out"]
+    gain: tuple[Float[Array, " n_out"], ...]
+    defined: Bool[Array, " n_out"]
     """False where all weights of a neighborhood are zero."""
 
 
@@ -93,7 +93,10 @@ def smoother(
         xs = np.arange(1 - extend, counts[0] + extend + 1)
         kernel = Dense(np.stack([rows(xs, 1, counts[0], k) for k in counts], axis=1))
     else:
-        half, far = width // 2, 2 * width  # end rows are those of any series of at least `width` points
+        half, far = (
+            width // 2,
+            2 * width,
+        )  # end rows are those of any series of at least `width` points
         kernel = _banded(
             left=rows(np.arange(1 - extend, half + 1), 1, width, far),
             stencil=rows(np.array([half + 1]), 1, width, far)[:, 0],
@@ -129,54 +132,55 @@ def linear_filter(num_points: int, *, span: int, degree: int, before: np.ndarray
 
 
 def correlate(
-    kernel: Banded | Dense, x: Float[Array, "*B n"], period: int = 1
-) -> tuple[Float[Array, "*B n_out"], ...]:
-    """Applies the `C` filters of `kernel` along every `period`-th point of the last axis of `x`.
+    kernel: Banded | Dense, x: Float[Array, " n"], period: int = 1
+) -> tuple[Float[Array, " n_out"], ...]:
+    """Applies the `C` filters of `kernel` along every `period`-th point of `x`.
 
     Args:
         kernel: filters, of the dtype of `x`.
-        x: `[..., n]` series.
+        x: `[n]` series.
         period: distance of neighbors.
 
     Returns:
-        `C` filtered series `[..., n_out]`.
+        `C` filtered series `[n_out]`.
     """
     if isinstance(kernel, Dense):
         num_rows, num_columns = kernel.rows.shape[-2:]
-        out = _unfold(_dot("...kp,cpok->c...op", _fold(x, num_columns, period), kernel.rows))
-        return tuple(out[..., : x.shape[-1] + (num_rows - num_columns) * period])
+        num_outputs = x.size + (num_rows - num_columns) * period
+        out = _dot("kp,cpok->cop", _fold(x, num_columns, period), kernel.rows)
+        return tuple(o.ravel()[:num_outputs] for o in out)
     width = kernel.left.shape[-1]
-    head, tail = x[..., : width * period], x[..., x.shape[-1] - width * period :]
-    left = _dot("...qp,cmq->c...mp", _fold(head, width, period), kernel.left)
-    right = _dot("...qp,cmq->c...mp", _fold(tail, width, period), kernel.right)
-    num_inner = x.shape[-1] - (width - 1) * period
-    parts = zip(_unfold(left), _toeplitz(kernel.inner, x, period), _unfold(right), strict=True)
-    return tuple(jnp.concatenate([a, b[..., :num_inner], c], axis=-1) for a, b, c in parts)
+    head, tail = x[: width * period], x[x.size - width * period :]
+    left = _dot("qp,cmq->cmp", _fold(head, width, period), kernel.left)
+    right = _dot("qp,cmq->cmp", _fold(tail, width, period), kernel.right)
+    num_inner = x.size - (width - 1) * period
+    parts = zip(left, _toeplitz(kernel.inner, x, period), right, strict=True)
+    return tuple(jnp.concatenate([a.ravel(), b[:num_inner], c.ravel()]) for a, b, c in parts)
 
 
-def gains(parts: Smoother, weights: Float[Array, "*B n"], period: int = 1) -> Gains:
-    """Solves the local least squares of every output for robustness weights `[..., n]`."""
+def gains(parts: Smoother, weights: Float[Array, " n"], period: int = 1) -> Gains:
+    """Solves the local least squares of every output for robustness weights `[n]`."""
     return Gains(*_solve(correlate(parts.kernel, weights, period), parts.floors, jnp))
 
 
 def smooth(
     parts: Smoother,
     solved: Gains,
-    weighted: Float[Array, "*B n"],
-    otherwise: Float[Array, "*B n_out"],
+    weighted: Float[Array, " n"],
+    otherwise: Float[Array, " n_out"],
     period: int = 1,
-) -> Float[Array, "*B n_out"]:
+) -> Float[Array, " n_out"]:
     """Evaluates the local polynomials at their centers.
 
     Args:
         parts: the smoother.
         solved: its `gains` under the robustness weights.
-        weighted: `[..., n]` robustness weights times data.
-        otherwise: `[..., n_out]` value where the fit is undefined.
+        weighted: `[n]` robustness weights times data.
+        otherwise: `[n_out]` value where the fit is undefined.
         period: distance of neighbors, as in `gains`.
 
     Returns:
-        `[..., n_out]` smoothed series.
+        `[n_out]` smoothed series.
     """
     kernel = jax.tree.map(lambda rows: rows[: len(solved.gain)], parts.kernel)
     moments = correlate(kernel, weighted, period)
@@ -247,32 +251,25 @@ def _banded(left: np.ndarray, stencil: np.ndarray, right: np.ndarray) -> Banded:
 
 
 def _toeplitz(
-    inner: Float[Array, "C b w"], x: Float[Array, "*B n"], period: int
-) -> list[Float[Array, "*B m"]]:
+    inner: Float[Array, "C b w"], x: Float[Array, " n"], period: int
+) -> list[Float[Array, " m"]]:
     """Filters with the stencil: overlapping windows of w points times one matrix, whole blocks of b."""
     block, window = inner.shape[-2:]
-    steps = -(-x.shape[-1] // period)
-    num_blocks = -(-(steps - (window - block)) // block)
+    num_blocks = -(-(-(-x.size // period) - (window - block)) // block)
     pieces = -(-window // block)
-    lanes = jnp.swapaxes(_fold(x, (num_blocks + pieces - 1) * block, period), -1, -2)
+    lanes = _fold(x, (num_blocks + pieces - 1) * block, period).T
     shifted = [
-        lanes[..., i * block : (i + num_blocks) * block].reshape(*lanes.shape[:-1], num_blocks, block)
+        lanes[:, i * block : (i + num_blocks) * block].reshape(period, num_blocks, block)
         for i in range(pieces)
     ]
     windows = jnp.concatenate(shifted, axis=-1)[..., :window]
-    # One product per filter: its result is already in time order, so nothing is transposed.
-    out = (_dot("...pkw,bw->...pkb", windows, matrix) for matrix in inner)
-    return [_unfold(jnp.swapaxes(_unfold(o), -1, -2)) for o in out]
+    # One product per filter: a joint product would have to be transposed into time order.
+    out = (_dot("pkw,bw->pkb", windows, matrix) for matrix in inner)
+    return [o.reshape(period, -1).T.ravel() for o in out]
 
 
-def _fold(x: Float[Array, "*B n"], rows: int, period: int) -> Float[Array, "*B rows period"]:
-    pad = rows * period - x.shape[-1]
-    x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, pad)])
-    return x.reshape(*x.shape[:-1], rows, period)
-
-
-def _unfold(x: Array) -> Array:
-    return x.reshape(*x.shape[:-2], -1)
+def _fold(x: Float[Array, " n"], rows: int, period: int) -> Float[Array, "rows period"]:
+    return jnp.pad(x, (0, rows * period - x.size)).reshape(rows, period)
 
 
 def _dot(spec: str, x: Array, kernel: Array) -> Array:

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from jaxlab.queueing import initial, occupancy, survival
@@ -85,7 +86,7 @@ def make_law(
     _check_inputs(inputs, convention, lam_max, initial_ages)
     num_lags = static_lags(inputs.smax, num_lags)
     families = tuple(range(len(survival.FAMILIES)))
-    if not isinstance(inputs.family, jax.core.Tracer):
+    if not isinstance(inputs.family, Tracer):
         families = tuple(sorted(set(np.asarray(inputs.family).tolist())))
 
     def tabulate(inputs, lam_max, initial_ages):
@@ -128,11 +129,11 @@ def static_lags(smax: Int[Array, " I"], num_lags: int | None) -> int:
     Raises:
         ValueError: if smax is traced and num_lags missing, or a concrete smax exceeds it.
     """
-    if isinstance(smax, jax.core.Tracer):
+    if isinstance(smax, Tracer):
         if num_lags is None:
             raise ValueError("smax is traced: give num_lags, a static bound of it")
         return num_lags
-    least, most = int(np.min(smax)), int(np.max(smax))
+    least, most = int(np.asarray(smax).min()), int(np.asarray(smax).max())
     if least < 0 or (num_lags is not None and most > num_lags):
         raise ValueError(f"need 0 <= smax <= num_lags = {num_lags}, got {least} to {most}")
     return most if num_lags is None else num_lags
@@ -339,7 +340,7 @@ def _check_inputs(inputs, convention, lam_max, initial_ages) -> None:
     if lam_max is not None:
         if lam_max.shape != lam.shape:
             raise ValueError(f"lam_max must be {lam.shape} like lam, got {lam_max.shape}")
-        if not any(isinstance(x, jax.core.Tracer) for x in (lam, lam_max)):
+        if not any(isinstance(x, Tracer) for x in (lam, lam_max)):
             if bool(np.any(np.asarray(lam) > np.asarray(lam_max))):
                 raise ValueError("lam_max must be >= lam on every day: thinning adds no patients")
     if initial_ages is not None:

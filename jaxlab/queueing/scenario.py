@@ -37,6 +37,8 @@ class BedModel(NamedTuple):
         num_lags: bound of S_max, needed where `smax` is traced.
         variant: reading of the Fisk law.
         moments: "one" or "two"; see `survival.survival`.
+        mean_stay: mean stay of the average rule: over "days", as the paper's companion tool does
+            with daily inputs, or over "patients", sum lam mu / sum lam.
     """
 
     alphas: tuple[float, ...] = (0.05, 0.01)
@@ -48,6 +50,7 @@ class BedModel(NamedTuple):
     num_lags: int | None = None
     variant: str = "fisk_paper"
     moments: str = "one"
+    mean_stay: str = "days"
 
     @property
     def strategies(self) -> tuple[str, ...]:
@@ -152,8 +155,8 @@ def bed_counts(
 ) -> tuple[Int[Array, "I S"], Float[Array, "I T"]]:
     """Computes the beds of every site by the paper's rules, and the mean occupancy behind them.
 
-    B_average takes the mean daily rate and the mean stay over patients, sum lam mu / sum lam, from
-    all days; the other rules take the days that count under `model.warmup`.
+    B_average takes the mean rate and the mean stay (`model.mean_stay`) of all days; the other rules
+    take the days that count under `model.warmup`.
 
     Args:
         inputs: what drives the queue.
@@ -162,7 +165,12 @@ def bed_counts(
     Returns:
         `(beds [I, S] int32, rho [I, T])`, rules as in `BedModel.strategies`.  Take final counts in
         float64.
+
+    Raises:
+        ValueError: on an unknown `mean_stay`, and as `occupancy.occupancy_mean`.
     """
+    if model.mean_stay not in ("days", "patients"):
+        raise ValueError(f"mean_stay must be 'days' or 'patients'; got {model.mean_stay!r}")
     rho = occupancy.occupancy_mean(
         *inputs,
         convention=model.convention,
@@ -174,9 +182,10 @@ def bed_counts(
     )
 
     def site(rho, lam, mu, mask):
-        total = jnp.sum(lam)
-        some = total > 0
-        mean_los = jnp.where(some, jnp.sum(lam * mu) / jnp.where(some, total, 1.0), 0.0)
+        rate = jnp.mean(lam)
+        mean_los = jnp.mean(mu)
+        if model.mean_stay == "patients":
+            mean_los = jnp.mean(lam * mu) / jnp.where(rate > 0, rate, 1.0)
         risk = [
             capacity.beds_alpha(
                 rho,
@@ -188,7 +197,7 @@ def bed_counts(
             )
             for alpha in model.alphas
         ]
-        average = capacity.beds_average(total / lam.shape[0], mean_los)
+        average = capacity.beds_average(rate, mean_los)
         return jnp.stack([average, *risk, capacity.beds_max(rho, mask=mask)])
 
     mask = occupancy.warm_mask(rho.shape[1], inputs.smax, model.warmup)

@@ -15,9 +15,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from jaxlab.core import sharding
 from jaxlab.core.types import Algorithm, Metrics
 from jaxlab.queueing import occupancy, patients
 from jaxlab.queueing.occupancy import QueueInputs
@@ -128,7 +130,7 @@ def make_monte_carlo(
     hist_size: int = 256,
     tile: int = 131072,
     num_blocks: int = 1,
-    mesh: jax.sharding.Mesh | None = None,
+    mesh: Mesh | None = None,
 ) -> Algorithm:
     """Makes the simulation as `Algorithm(init, step)`; a step adds `replications_per_step` paths.
 
@@ -168,6 +170,8 @@ def make_monte_carlo(
     beds = _per_site_beds(beds, inputs.lam.shape[0], hist_size)
     if replications_per_step % num_blocks:
         raise ValueError(f"{replications_per_step=} must be a multiple of {num_blocks=}")
+    if mesh is not None and num_blocks % mesh.shape["data"]:
+        raise ValueError(f"{num_blocks=} must be a multiple of the devices, {mesh.shape['data']}")
     law, history = _make_law(
         inputs, num_lags, convention, variant, moments, warmup, lam_max, initial_ages
     )
@@ -194,7 +198,7 @@ def make_monte_carlo(
     def step(state: MonteCarloState) -> tuple[MonteCarloState, Metrics]:
         key, key_step = jax.random.split(state.key)
         keys = jax.random.split(key_step, num_blocks)
-        hist, max_hist, paths = sharding.sharded_map(block, keys, mesh)
+        hist, max_hist, paths = _map_blocks(block, keys, mesh)
         paths = jax.tree.map(lambda x: x.reshape(replications_per_step, *x.shape[2:]), paths)
         path_mean, path_m2 = _merge_moments(state, paths)
         state = state._replace(
@@ -374,6 +378,21 @@ def _make_law(inputs, num_lags, convention, variant, moments, warmup, lam_max, i
     return law, history
 
 
+def _map_blocks(block, keys, mesh: Mesh | None):
+    """`lax.map`, with the keys divided among the devices of axis "data"."""
+    if mesh is None:
+        return jax.lax.map(block, keys)
+    spec = PartitionSpec("data")
+    # check_vma=False: jax.random.poisson starts its loops from constants, which the check rejects.
+    return jax.shard_map(
+        lambda keys: jax.lax.map(block, keys),
+        mesh=mesh,
+        in_specs=spec,
+        out_specs=spec,
+        check_vma=False,
+    )(keys)
+
+
 def _per_site_beds(beds, num_sites: int, hist_size: int) -> Int[Array, "I B"]:
     beds = jnp.zeros((0,), jnp.int32) if beds is None else jnp.asarray(beds)
     if not jnp.issubdtype(beds.dtype, jnp.integer) or beds.shape[:-1] not in ((), (num_sites,)):
@@ -382,8 +401,9 @@ def _per_site_beds(beds, num_sites: int, hist_size: int) -> Int[Array, "I B"]:
         )
     if hist_size < 2:
         raise ValueError(f"hist_size must be at least 2, got {hist_size}")
-    if beds.size and not isinstance(beds, jax.core.Tracer) and int(beds.max()) > hist_size - 2:
-        raise ValueError(f"hist_size must be at least {int(beds.max()) + 2}, got {hist_size}")
+    if beds.size and not isinstance(beds, Tracer) and np.asarray(beds).max() > hist_size - 2:
+        needed = int(np.asarray(beds).max()) + 2
+        raise ValueError(f"hist_size must be at least {needed} for these beds, got {hist_size}")
     return jnp.broadcast_to(beds.astype(jnp.int32), (num_sites, beds.shape[-1]))
 
 

@@ -5,7 +5,8 @@ arXiv:2510.02852 (the 72 configurations, the rolling variance).  Agrees with sta
 """
 
 import itertools
-from typing import Literal, NamedTuple
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -123,16 +124,19 @@ def stl(
     if inner < 1 or outer < 0:
         raise ValueError(f"inner must be >= 1 and outer >= 0, got {inner} and {outer}")
     if len(degrees) != 3:
-        raise ValueError(f"degrees must be (seasonal, trend, low_pass), got {degrees}")
+        raise ValueError(f"degrees must be three: seasonal, trend, low-pass; got {degrees}")
     seasonal_degree, trend_degree, low_pass_degree = (_degree(d, degree2) for d in degrees)
     plan = _Plan(
-        loess.smoother(
-            y.shape[-1], span=seasonal, degree=seasonal_degree, period=period, extend=1
-        ),
+        loess.smoother(y.shape[-1], span=seasonal, degree=seasonal_degree, period=period, extend=1),
         loess.smoother(y.shape[-1], span=trend, degree=trend_degree),
         _low_pass(y.shape[-1], period, low_pass, low_pass_degree),
     )
-    return _decompose(y, _cast(plan, y), period=period, inner=inner, outer=outer)
+    plan = _cast(plan, y)
+
+    def decompose(y: Array) -> STLResult:
+        return _decompose(y, plan, period=period, inner=inner, outer=outer)
+
+    return _over_last_axis(decompose)(y)
 
 
 def stl_grid_select(
@@ -226,6 +230,8 @@ def mstl(
         raise ValueError(
             f"periods must increase and have one window each, got periods {periods}, windows {windows}"
         )
+    if y.shape[-1] <= 2 * periods[-1]:
+        raise ValueError(f"y must have T > 2 * {periods[-1]} steps, got shape {y.shape}")
     if iterate < 1:
         raise ValueError(f"iterate must be >= 1, got {iterate}")
 
@@ -286,12 +292,17 @@ def rolling_sd(resid: Float[Array, "*B T"], window: int) -> Float[Array, "*B T"]
         raise ValueError(f"a standard deviation needs T >= 2 steps, got {num_steps}")
     position = np.arange(num_steps)[:, None] + np.arange(window) - window // 2
     inside = (position >= 0) & (position < num_steps)
-    count = np.asarray(inside.sum(-1, keepdims=True), resid.dtype)
-    values = jnp.where(inside, resid[..., np.clip(position, 0, num_steps - 1)], 0.0)
-    centered = jnp.where(inside, values - jnp.sum(values, -1, keepdims=True) / count, 0.0)
-    variance = jnp.sum(centered**2, -1) / (count[:, 0] - 1)
-    positive = variance > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, variance, 1.0)), 0.0)
+    position = np.clip(position, 0, num_steps - 1)
+    count = inside.sum(-1).astype(resid.dtype)
+
+    def one(x: Float[Array, " T"]) -> Float[Array, " T"]:
+        mean = jnp.sum(jnp.where(inside, x[position], 0.0), axis=-1) / count
+        deviation = jnp.where(inside, x[position] - mean[:, None], 0.0)
+        variance = jnp.sum(deviation**2, axis=-1) / (count - 1)
+        positive = variance > 0
+        return jnp.where(positive, jnp.sqrt(jnp.where(positive, variance, 1.0)), 0.0)
+
+    return _over_last_axis(one)(resid)
 
 
 def rolling_variance_select(
@@ -328,7 +339,7 @@ def rolling_variance_select(
 
 
 def _decompose(
-    y: Float[Array, "*B T"], plan: _Plan, *, period: int, inner: int, outer: int
+    y: Float[Array, " T"], plan: _Plan, *, period: int, inner: int, outer: int
 ) -> STLResult:
     """Runs the inner and outer loops of STL."""
 
@@ -341,7 +352,7 @@ def _decompose(
             trend, _ = components
             cycles = _smooth_cycles(plan.seasonal, cycle_gains, weights, y - trend, period)
             low = loess.correlate(plan.low_pass, cycles)[0]
-            seasonal = cycles[..., period:-period] - low
+            seasonal = cycles[period:-period] - low
             adjusted = y - seasonal
             trend = loess.smooth(plan.trend, trend_gains, weights * adjusted, adjusted)
             return (trend, seasonal), None
@@ -357,68 +368,61 @@ def _decompose(
 def _smooth_cycles(
     parts: loess.Smoother,
     cycle_gains: loess.Gains,
-    weights: Float[Array, "*B T"],
-    detrended: Float[Array, "*B T"],
+    weights: Float[Array, " T"],
+    detrended: Float[Array, " T"],
     period: int,
-) -> Float[Array, "*B n_out"]:
+) -> Float[Array, " n_out"]:
     """Smooths each cycle-subseries, from one period before the series to one period after it."""
-    pad = [(0, 0)] * (detrended.ndim - 1) + [(period, period)]
-    cycles = loess.smooth(
-        parts, cycle_gains, weights * detrended, jnp.pad(detrended, pad), period
-    )
+    otherwise = jnp.pad(detrended, period)
+    cycles = loess.smooth(parts, cycle_gains, weights * detrended, otherwise, period)
     # An undefined value outside the series repeats its neighbor.
-    first, last = cycle_gains.defined[..., :period], cycle_gains.defined[..., -period:]
-    body = cycles[..., period:-period]
+    first, last = cycle_gains.defined[:period], cycle_gains.defined[-period:]
+    body = cycles[period:-period]
     return jnp.concatenate(
         [
-            jnp.where(first, cycles[..., :period], body[..., :period]),
+            jnp.where(first, cycles[:period], body[:period]),
             body,
-            jnp.where(last, cycles[..., -period:], body[..., -period:]),
-        ],
-        axis=-1,
+            jnp.where(last, cycles[-period:], body[-period:]),
+        ]
     )
 
 
-def _bisquare(resid: Float[Array, "*B T"]) -> Float[Array, "*B T"]:
+def _bisquare(resid: Float[Array, " T"]) -> Float[Array, " T"]:
     """Robustness weights with h = 6 median |resid|; all one if that is zero."""
     size = jnp.abs(resid)
     lower, upper = _middle_pair(size)
-    h = (3.0 * (lower + upper))[..., None]
+    h = 3.0 * (lower + upper)
     u = size / jnp.where(h > 0, h, 1.0)
     weights = jnp.where(u <= 0.001, 1.0, jnp.where(u <= 0.999, (1 - u**2) ** 2, 0.0))
     return jnp.where(h > 0, weights, 1.0)
 
 
-def _middle_pair(x: Float[Array, "*B T"]) -> tuple[Float[Array, "*B"], Float[Array, "*B"]]:
+def _middle_pair(x: Float[Array, " T"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """The order statistics (T-1)//2 and T//2 of non-negative values, differentiable.
 
     Non-negative floats are ordered as their bit patterns, so the lower one is built bit by bit from counts;
     on CPU this is four times as fast as sorting.
     """
-    rank = (x.shape[-1] - 1) // 2
+    rank = (x.size - 1) // 2
     num_bits = jnp.finfo(x.dtype).bits
     integer = jnp.dtype(f"int{num_bits}")
     bits = lax.bitcast_convert_type(lax.stop_gradient(x), integer)
 
     def set_bit(lower: Array, bit: Array) -> tuple[Array, None]:
         candidate = lower | (jnp.ones((), integer) << bit)
-        below = jnp.sum(bits < candidate[..., None], axis=-1, dtype=jnp.int32)
+        below = jnp.sum(bits < candidate, dtype=jnp.int32)
         return jnp.where(below <= rank, candidate, lower), None
 
-    zero = jnp.zeros(x.shape[:-1], integer)
-    lower, _ = lax.scan(set_bit, zero, jnp.arange(num_bits - 2, -1, -1, dtype=integer))
-    above = bits > lower[..., None]
-    num_up_to = x.shape[-1] - jnp.sum(above, axis=-1, dtype=jnp.int32)
-    lower_idx = jnp.argmax(bits == lower[..., None], axis=-1)
-    next_idx = jnp.argmin(jnp.where(above, bits, jnp.iinfo(integer).max), axis=-1)
-    upper_idx = jnp.where(num_up_to > x.shape[-1] // 2, lower_idx, next_idx)
-    pair = jnp.take_along_axis(x, jnp.stack([lower_idx, upper_idx], axis=-1), axis=-1)
-    return pair[..., 0], pair[..., 1]
+    positions = jnp.arange(num_bits - 2, -1, -1, dtype=integer)
+    lower, _ = lax.scan(set_bit, jnp.zeros((), integer), positions)
+    above = bits > lower
+    num_up_to = x.size - jnp.sum(above, dtype=jnp.int32)
+    lower_idx = jnp.argmax(bits == lower)
+    next_idx = jnp.argmin(jnp.where(above, bits, jnp.iinfo(integer).max))
+    return x[lower_idx], x[jnp.where(num_up_to > x.size // 2, lower_idx, next_idx)]
 
 
-def _decompose_group(
-    y: Float[Array, "K T"], group: list[STLConfig], period: int
-) -> STLResult:
+def _decompose_group(y: Float[Array, "K T"], group: list[STLConfig], period: int) -> STLResult:
     """Decomposes every series under configurations that share `robust`: fields `[len(group), K, T]`."""
     num_steps = y.shape[-1]
     seasonal_width = max(config.seasonal for config in group)
@@ -450,9 +454,20 @@ def _decompose_group(
     ]
     inner, outer = (2, 15) if group[0].robust else (5, 0)
     stacked = _cast(jax.tree.map(lambda *parts: np.stack(parts), *plans), y)
-    return jax.vmap(lambda plan: _decompose(y, plan, period=period, inner=inner, outer=outer))(
-        stacked
-    )
+
+    def decompose(y: Array, plan: _Plan) -> STLResult:
+        return _decompose(y, plan, period=period, inner=inner, outer=outer)
+
+    return jax.vmap(jax.vmap(decompose, (0, None)), (None, 0))(y, stacked)
+
+
+def _over_last_axis(function: Callable[[Array], Any]) -> Callable[[Array], Any]:
+    """Lets a function of `[T]` take `[..., T]`."""
+
+    def batched(x: Array) -> Any:
+        return function(x) if x.ndim == 1 else jax.vmap(batched)(x)
+
+    return batched
 
 
 def _low_pass(num_steps: int, period: int, span: int, degree: int) -> loess.Banded | loess.Dense:
@@ -469,14 +484,14 @@ def _cast(plan: _Plan, y: Array) -> _Plan:
 def _check_series(y: Shaped[Array, "*B T"], period: int) -> None:
     if not jnp.issubdtype(y.dtype, jnp.floating):
         raise ValueError(f"y must be floating point, got {y.dtype}; convert with y.astype(float)")
-    if not isinstance(period, int) or period < 2:
+    if not isinstance(period, int | np.integer) or period < 2:
         raise ValueError(f"period must be an integer >= 2, got {period}")
     if y.ndim < 1 or y.shape[-1] < 2 * period:
         raise ValueError(f"y must have T >= 2 * period = {2 * period} steps, got shape {y.shape}")
 
 
 def _check_span(name: str, span: int, *, above: int = 2) -> None:
-    if not isinstance(span, int) or span % 2 == 0 or span < 3 or span <= above:
+    if not isinstance(span, int | np.integer) or span % 2 == 0 or span < 3 or span <= above:
         raise ValueError(f"{name} must be an odd integer >= 3 and > {above}, got {span}")
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jaxlab.queueing import fit, los, survival
+from jaxlab.queueing import fit, survival
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -110,19 +110,20 @@ def test_kaplan_meier_weights_and_padding(x64):
 def test_empirical_law_and_its_scaling(x64):
     x, event = stays(seed=3, censored=False)
     x = np.ceil(x[4])
-    surv = fit.empirical_law(x, event[4], 70)
+    surv = jax.jit(lambda x, e: fit.empirical_law(x, e, 70))(x, event[4])
     np.testing.assert_allclose(surv, [(x > u).mean() for u in range(71)], atol=1e-12)
     mean = float(np.trapezoid(surv))
-    np.testing.assert_allclose(fit.scaled_law(surv, mean), surv, atol=1e-12)
+    scaled_law = jax.jit(fit.scaled_law)
+    np.testing.assert_allclose(scaled_law(surv, mean), surv, atol=1e-12)
     mu = np.array([[3.0, 6.0, 9.0]])
-    scaled = fit.scaled_law(surv, mu)
+    scaled = scaled_law(surv, mu)
     assert scaled.shape == (1, 3, 71)
     for j, m in enumerate(mu[0]):
         want = np.interp(np.arange(71) * mean / m, np.arange(71), surv)
         np.testing.assert_allclose(scaled[0, j], want, atol=1e-12)
     # Finely resolved laws have the wanted mean.
-    fine = los.sf("gamma", jnp.arange(4000.0), los.LOSParams(2.0, 100.0))
-    assert float(np.trapezoid(fit.scaled_law(fine, 300.0))) == pytest.approx(300, rel=1e-4)
+    fine = jnp.asarray(stats.gamma(2, scale=100).sf(np.arange(4000.0)))
+    assert float(np.trapezoid(scaled_law(fine, 300.0))) == pytest.approx(300, rel=1e-4)
 
 
 # ---------------------------------------------------------------------- maximum likelihood
@@ -215,9 +216,9 @@ def test_implicit_gradients_match_finite_differences(family, x64):
         result = fit.fit_los(x, event, family, weight=weight, u_max=30)
         return jnp.stack(result.params), result.converged
 
-    value = jax.jit(lambda x, w: params(x, w)[0])
-    dx, dw = jax.jit(jax.jacobian(lambda x, w: params(x, w)[0], argnums=(0, 1)))(x, weight)
-    assert params(x, weight)[1]
+    (dx, dw), converged = jax.jit(jax.jacobian(params, argnums=(0, 1), has_aux=True))(x, weight)
+    assert converged
+    value = jax.jit(lambda x, weight: params(x, weight)[0])
     for k in (0, 11, 29):
         step = 1e-5 * np.eye(30)[k]
         slope = (value(x + step, weight) - value(x - step, weight)) / 2e-5
@@ -227,18 +228,21 @@ def test_implicit_gradients_match_finite_differences(family, x64):
 
 
 def test_float32_with_ten_thousand_stays():
-    """float32 agrees with float64 to 5e-5 (1e-4 for the nearly flat Burr likelihood)."""
+    """float32 agrees with float64 to 5e-5.
+
+    It may give up on a Burr likelihood too flat for its digits (k above 10, nearly exponential).
+    """
     x, event = stays(seed=8, n=10_000)
-    x, event = x[[2, 3]].astype(np.float32), event[[2, 3]]
+    x = x.astype(np.float32)
     results = []
-    for x64_mode in (False, True):
-        with jax.enable_x64(x64_mode):
-            data = x.astype(np.float64 if x64_mode else np.float32)
-            results.append(jax.device_get(fit_all(data, event, np.ones_like(data))))
+    for dtype in (np.float32, np.float64):
+        with jax.enable_x64(dtype is np.float64):
+            results.append(jax.device_get(fit_all(x.astype(dtype), event, np.ones(x.shape, dtype))))
     low, high = results
     assert low.loglik.dtype == np.float32 and high.loglik.dtype == np.float64
-    np.testing.assert_array_equal(low.converged, high.converged)
-    ok = high.converged
+    assert low.converged[:, :5].all() and high.converged[:, :5].all()
+    ok = low.converged & high.converged
+    assert (ok[:, 5] | ~(high.kappa[:, 5] < 10)).all()
     for name, tol in (("kappa", 5e-5), ("q99", 1e-4), ("loglik", 3e-6)):
         np.testing.assert_allclose(getattr(low, name)[ok], getattr(high, name)[ok], rtol=tol)
     np.testing.assert_allclose(low.rmse[ok], high.rmse[ok], atol=1e-5)
@@ -273,9 +277,10 @@ def test_censored_ks_and_ad_match_numerical_integrals(x64):
             middle = 0.5 * (cdf[1:] + cdf[:-1])
             curve = km.predict(law.ppf(middle)).to_numpy()
             gap = 1 - middle - curve
-            assert fits.ks[i, j] == pytest.approx(np.abs(gap).max(), abs=1e-5)
+            last = abs(law.sf(x[i].max()) - km.predict(x[i].max()))
+            assert fits.ks[i, j] == pytest.approx(max(np.abs(gap).max(), last), abs=1e-5)
             ad = N * np.sum(gap**2 / (middle * (1 - middle))) * cdf[1]
-            if curve[-1] < 1e-12:
+            if km.predict(x[i].max()) == 0:
                 ad += N * (-law.logcdf(x[i].max()) - law.sf(x[i].max()))
             assert fits.ad[i, j] == pytest.approx(ad, rel=1e-3)
 
@@ -332,9 +337,9 @@ def test_grid_too_short_is_flagged_and_never_selected():
     assert fit.select_los(fits) == -1
 
 
-def test_degenerate_samples_do_not_touch_their_neighbors():
+def test_degenerate_samples_do_not_touch_their_neighbors(x64):
     x, event = stays(seed=13)
-    x, event = np.repeat(x[:1], 9, 0), np.ones((9, N), bool)
+    x, event = np.repeat(x[:1], 10, 0), np.ones((10, N), bool)
     weight = np.ones_like(x)
     weight[1] = np.arange(N) == 0  # one stay
     x[2] = 5.0  # all equal
@@ -344,28 +349,29 @@ def test_degenerate_samples_do_not_touch_their_neighbors():
     x[6, 7] = -1.0
     x[7, 7] = np.nan
     weight[8, 7] = np.nan
-    x, weight = x.astype(np.float32), weight.astype(np.float32)
-    fits = jax.device_get(fit_all(x, event, weight))
-    for i in range(9):
-        values = [fits.params.shape, fits.params.scale, fits.loglik, fits.ks, fits.ad, fits.rmse]
-        assert all(np.isfinite(v[i]).all() for v in values), i
-    two = slice(1, 6)
-    ok, bad = fit.OK, fit.NOT_CONVERGED
+    x[9, 7] = 0.0
+    fits = [jax.device_get(fit_all(x[i], event[i], weight[i])) for i in (slice(5), slice(5, 10))]
+    fits = jax.tree.map(lambda *leaves: np.concatenate(leaves), *fits)
+    for name in ("loglik", "ks", "ad", "rmse", "aic", "bic"):
+        assert np.isfinite(getattr(fits, name)).all(), name
+    assert all(np.isfinite(leaf).all() for leaf in fits.params)
+    ok, two = fit.OK, slice(1, 6)
     assert (fits.status[0, :5] == ok).all() and (fits.status[5, :5] == ok).all()
     for i in (1, 2):
-        assert fits.status[i, 0] == ok and (fits.status[i, two] == bad).all()
-        assert fits.params.scale[i, 0] == pytest.approx(x[i, 0], rel=1e-5)
+        assert fits.status[i, 0] == ok and (fits.status[i, two] == fit.NOT_CONVERGED).all()
+        assert fits.params.scale[i, 0] == pytest.approx(x[i, 0])
     assert (fits.status[3:5] == fit.NO_EVENTS).all()
     assert (fits.status[6:] == fit.BAD_DATA).all()
     assert not fits.converged[3:5].any() and not fits.converged[6:].any()
     for criterion in ("rmse", "rmse_common", "aic", "bic", "ks", "ad", "loglik"):
         choice = np.asarray(fit.select_los(fits, criterion))
-        assert (choice[[1, 2]] == 0).all() and (choice[[3, 4, 6, 7, 8]] == -1).all()
+        assert (choice[[1, 2]] == 0).all() and (choice[[3, 4, 6, 7, 8, 9]] == -1).all()
         assert (choice[[0, 5]] >= 0).all()
-    # Padding changes nothing: the same as the 200 stays alone, and vmap as one site.
-    alone = jax.jit(lambda x: fit.fit_families(x, np.ones(200), FAMILIES, u_max=U_MAX))(x[5, :200])
-    np.testing.assert_allclose(fits.kappa[5, :5], alone.kappa[:5], rtol=1e-4)
-    np.testing.assert_allclose(fits.ad[5, :5], alone.ad[:5], rtol=1e-3)
+    # Padding and neighbors change nothing: the same as the 200 stays alone.
+    alone = jax.jit(lambda x: fit.fit_los(x, x > 0, "weibull", u_max=U_MAX))(x[5, :200])
+    for got, want in zip(jax.tree.leaves(fits), jax.tree.leaves(alone), strict=True):
+        if got is not fits.rmse_common:
+            np.testing.assert_allclose(got[5, 1], want, rtol=1e-8)
 
 
 def test_gradients_of_degenerate_samples_are_finite(x64):
@@ -381,10 +387,10 @@ def test_gradients_of_degenerate_samples_are_finite(x64):
 
 
 def test_selection_recovers_the_law(x64):
-    """With 4,000 stays each law but the Burr one is preferred on its own data by AIC."""
+    """With 10,000 stays the criteria prefer each law on its own data."""
     rng = np.random.default_rng(14)
     laws = [scipy_law(f, 1.8 if f != "lognormal" else 0.9, 8.0) for f in FAMILIES[:5]]
-    x = np.stack([law.rvs(4000, random_state=rng) for law in laws])
+    x = np.stack([law.rvs(10_000, random_state=rng) for law in laws])
     x = np.minimum(x, 120.0)
     fits = fit_all(x, x < 120, np.ones_like(x))
     assert fit.select_los(fits, "bic").tolist() == [0, 1, 2, 3, 4]

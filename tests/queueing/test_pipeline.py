@@ -1,0 +1,102 @@
+"""The whole pipeline against statsmodels and scipy, bed by bed."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import rivals_pipeline
+from jaxlab import queueing as q
+
+UNITS = q.CALGARY_SITES[2:5:2]  # an exponential and a Weibull unit
+
+
+@pytest.fixture(scope="module")
+def planner():
+    return jax.jit(
+        functools.partial(q.plan, num_days=730, u_max=192, warmup="drop"),
+    )
+
+
+def draw(seed):
+    stays = q.calgary_like(seed, num_days=730, sites=UNITS, annual=0.3)
+    return stays, q.pooled_by_site(stays)
+
+
+def test_beds_equal_statsmodels_and_scipy(planner):
+    stays, patients = draw(3)
+    with jax.enable_x64(True):
+        plan = jax.device_get(planner(jax.tree.map(jnp.asarray, patients)))
+    expected = rivals_pipeline.plan(stays)
+    found = np.stack([plan.beds.average, *plan.beds.risk, plan.beds.peak])
+    np.testing.assert_array_equal(found, expected)
+    counts = np.bincount(stays.day[stays.site == 0], minlength=730)
+    np.testing.assert_array_equal(plan.estimates.series.counts[0], counts)
+    np.testing.assert_allclose(plan.estimates.mean_los[1], stays.los[stays.site == 1].mean())
+
+
+def test_new_stays_do_not_recompile(planner):
+    with jax.enable_x64(True):
+        for seed in (3, 4):
+            planner(jax.tree.map(jnp.asarray, draw(seed)[1]))
+        assert planner._cache_size() == 1
+
+
+def test_a_site_without_a_law_is_marked_and_spares_its_neighbor(planner):
+    _, patients = draw(3)
+    with jax.enable_x64(True):
+        whole = jax.device_get(planner(jax.tree.map(jnp.asarray, patients)))
+        event = patients.event.copy()
+        event[0] = False  # nobody has left: no law can be fitted
+        broken = jax.device_get(planner(jax.tree.map(jnp.asarray, patients._replace(event=event))))
+    assert broken.estimates.choice[0] == -1
+    assert np.isnan(broken.rho[0]).all()
+    assert (broken.beds.risk[:, 0] == -1).all()
+    np.testing.assert_array_equal(broken.rho[1], whole.rho[1])
+    np.testing.assert_array_equal(broken.beds.risk[:, 1], whole.beds.risk[:, 1])
+
+
+def test_options_change_what_they_say():
+    _, patients = draw(5)
+    patients = jax.tree.map(lambda x: jnp.asarray(x[:1]), patients)
+    run = functools.partial(
+        q.estimate, patients, 730, u_max=192, grid=q.GRID[:1], families=("exponential",)
+    )
+    plain, kept, pooled = jax.jit(
+        lambda: (run(), run(keep_seasonal=True), run(spread="individual"))
+    )()
+    seasonal = plain.arrivals.result.seasonal
+    expected = np.maximum(plain.arrivals.result.trend + seasonal, 0)
+    np.testing.assert_allclose(kept.inputs.lam, expected, atol=1e-6)
+    # Exponential stays: single stays vary by about mean^2, daily means by less.
+    mean = float(plain.mean_los[0])
+    assert float(pooled.inputs.sig2.mean()) == pytest.approx(mean**2, rel=0.2)
+    assert float(plain.inputs.sig2.mean()) < 0.8 * mean**2
+    with pytest.raises(ValueError, match="spread must be"):
+        run(spread="pooled")
+
+
+def test_mean_occupancy_is_differentiable_in_every_stay():
+    _, patients = draw(6)
+    patients = jax.tree.map(lambda x: jnp.asarray(x[:1]), patients)
+    with jax.enable_x64(True):
+        patients = jax.tree.map(
+            lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x, patients
+        )
+
+        def mean_rho(los):
+            estimates = q.estimate(
+                patients._replace(los=los), 730, u_max=192, grid=q.GRID[:1], families=("weibull",)
+            )
+            return jnp.mean(q.occupancy_mean(*estimates.inputs, num_lags=192))
+
+        value = jax.jit(jax.value_and_grad(mean_rho))
+        _, grad = value(patients.los)
+        direction = patients.weight * jnp.sin(jnp.arange(patients.los.shape[1]) * 1.7)
+        step = 1e-5
+        ahead, behind = (value(patients.los + s * direction)[0] for s in (step, -step))
+        slope = float((ahead - behind) / (2 * step))
+    assert np.isfinite(grad).all()
+    assert float(jnp.sum(grad * direction)) == pytest.approx(slope, rel=1e-4)
