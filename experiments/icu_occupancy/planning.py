@@ -2,7 +2,8 @@
 
 import functools
 import pathlib
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +52,10 @@ def plan_study(stays: q.Stays, options: Options) -> Study:
     """Runs the pipeline in float64, where no bed is decided by rounding."""
     if stays.num_sites == 0:
         raise ValueError("no usable stays: every row was rejected")
-    patients = q.pooled_by_site(stays)
+    expected = np.bincount(stays.site, minlength=stays.num_sites).max()
+    # Room for resampled patients too, so that the bootstrap runs the same program.
+    room = q.patient_room(np.asarray([[expected]]))
+    patients = q.pooled_by_site(stays, multiple=room)
     u_max = _round_up(int(np.ceil(stays.los.max())), 64)
     with jax.enable_x64(True):
         census = np.asarray(
@@ -61,25 +65,34 @@ def plan_study(stays: q.Stays, options: Options) -> Study:
             )
         )  # fmt: skip
         plan = jax.device_get(
-            jitted_plan(stays.num_days, u_max, options)(jax.tree.map(jnp.asarray, patients))
+            planner(patients.los.shape, stays.num_days, u_max, options)(_on_device(patients))
         )
-    if (plan.estimates.choice < 0).any():
-        failed = [stays.site_names[i] for i in np.flatnonzero(plan.estimates.choice < 0)]
+    if (plan.laws.choice < 0).any():
+        failed = [stays.site_names[i] for i in np.flatnonzero(plan.laws.choice < 0)]
         raise ValueError(f"no length-of-stay law could be fitted at {', '.join(failed)}")
     return Study(stays, plan, patients, census, u_max, options)
 
 
 @functools.cache
-def jitted_plan(num_days: int, u_max: int, options: Options) -> Any:
-    """The pipeline as one compiled function of the patients, shared by equal shapes."""
-    return jax.jit(functools.partial(q.plan, num_days=num_days, u_max=u_max, **options._asdict()))
+def planner(
+    shape: tuple[int, int], num_days: int, u_max: int, options: Options
+) -> Callable[[q.Patients], q.Plan]:
+    """The compiled pipeline for `[sites, patients]` of one shape, float64."""
+    day = jax.ShapeDtypeStruct(shape, jnp.int32)
+    value = jax.ShapeDtypeStruct(shape, jnp.float64)
+    return q.compile_plan(
+        q.Patients(day, value, value, value),
+        num_days,
+        u_max=u_max,
+        bed_options=options._asdict(),
+    )
 
 
 def simulate(study: Study, out: pathlib.Path, *, seed: int, replications: int) -> q.SimSummary:
     """Simulates patient by patient through the training loop, so that a killed run goes on."""
     inputs = jax.tree.map(
         lambda x: jnp.asarray(x, jnp.float32 if np.issubdtype(x.dtype, np.floating) else jnp.int32),
-        study.plan.estimates.inputs,
+        study.plan.inputs,
     )
     algorithm = q.make_monte_carlo(
         inputs,
@@ -115,7 +128,7 @@ def bootstrap(study: Study, *, seed: int, repeats: int) -> tuple[np.ndarray, np.
     Arrivals are drawn from a Poisson regression of the admissions (trend, annual harmonics, day of
     week), stays from the site's own patients; the whole pipeline is run on each draw.
     """
-    stays, estimates = study.stays, study.plan.estimates
+    stays = study.stays
     years = stays.num_days / 365.25
     design = q.rate_design(
         stays.num_days,
@@ -126,17 +139,18 @@ def bootstrap(study: Study, *, seed: int, repeats: int) -> tuple[np.ndarray, np.
     )
     with jax.enable_x64(True):
         lam = jax.vmap(lambda n: q.poisson_glm(n, jnp.asarray(design.matrix)).mean)(
-            jnp.asarray(estimates.series.counts)
+            jnp.asarray(study.plan.series.daily.counts)
         )
-        run = jitted_plan(stays.num_days, study.u_max, study.options)
-        beds, overflow = jax.jit(
-            functools.partial(
-                q.bootstrap_beds, pipeline=run, num_repeats=repeats, room=q.patient_room(lam)
-            )
-        )(jax.random.key(seed), lam, jax.tree.map(jnp.asarray, study.patients))
-    if np.any(overflow):
-        raise RuntimeError("bootstrap drew more patients than there is room for; enlarge `room`")
-    counts = np.moveaxis(stack_rules(jax.tree.map(lambda x: np.moveaxis(x, 0, -1), beds)), -1, 0)
+        patients = _on_device(study.patients)
+        shape = patients.los.shape
+        run = planner(shape, stays.num_days, study.u_max, study.options)
+        resample = jax.jit(functools.partial(q.resample_stays, room=shape[1]))
+        counts = []
+        for key in jax.random.split(jax.random.key(seed), repeats):
+            drawn, overflow = resample(key, lam, patients)
+            if np.any(overflow):
+                raise RuntimeError(f"a bootstrap draw exceeded the room for {shape[1]} patients")
+            counts.append(stack_rules(run(drawn).beds))
     return np.quantile(counts, 0.025, axis=0), np.quantile(counts, 0.975, axis=0)
 
 
@@ -155,10 +169,10 @@ def draw_figures(
     prefix: str = "",
 ) -> tuple[Figure, ...]:
     """Draws the six pictures of a planning study into `out`."""
-    stays, plan, estimates = study.stays, study.plan, study.plan.estimates
+    stays, plan, series = study.stays, study.plan, study.plan.series
     dates = figures.day_axis(stays.origin, stays.num_days)
-    busiest = int(np.argmax(estimates.rate))
-    parts = estimates.arrivals.result
+    busiest = int(np.argmax(series.rate))
+    parts = series.arrivals.result
     names = stays.site_names
     files = {
         key: f"{prefix}{key}.png"
@@ -167,14 +181,14 @@ def draw_figures(
     figures.decomposition(
         out / files["decomposition"],
         dates,
-        estimates.series.counts[busiest],
+        series.daily.counts[busiest],
         np.maximum(parts.trend[busiest], 0),
         parts.seasonal[busiest],
         parts.resid[busiest],
         title=f"{names[busiest]}: daily admissions",
     )
     observed, fitted = _survival_curves(study)
-    chosen = [q.FAMILIES[code] for code in estimates.inputs.family]
+    chosen = [q.FAMILIES[code] for code in plan.laws.family]
     figures.survival_fits(out / files["survival"], names, observed, fitted, chosen)
     low, high = (np.asarray(q.poisson.quantile(jnp.asarray(plan.rho), p)) for p in (0.05, 0.95))
     lines = [
@@ -222,26 +236,24 @@ def bed_table(
     """Beds by site and rule with intervals."""
     low, high = interval
     counts = stack_rules(study.plan.beds)
+    rate, stay = study.plan.series.rate, study.plan.laws.mean_los
     rows = []
     for i, name in enumerate(study.stays.site_names):
-        estimates = study.plan.estimates
         rows.append(
             (
                 name,
-                round(float(estimates.rate[i]), 2),
-                round(float(estimates.mean_los[i]), 1),
+                round(float(rate[i]), 2),
+                round(float(stay[i]), 1),
                 *((actual[i],) if actual else ()),
                 *(f"{counts[r, i]} ({low[r, i]:.0f}–{high[r, i]:.0f})" for r in range(len(RULES))),
             )
         )
     total = [int(counts[r].sum()) for r in range(len(RULES))]
-    estimates = study.plan.estimates
-    mean_los = float(np.average(estimates.mean_los, weights=estimates.rate))
     rows.append(
         (
             "All sites",
-            round(float(estimates.rate.sum()), 2),
-            round(mean_los, 1),
+            round(float(rate.sum()), 2),
+            round(float(np.average(stay, weights=rate)), 1),
             *((sum(actual),) if actual else ()),
             *map(str, total),
         )
@@ -260,11 +272,11 @@ def bed_table(
 
 def law_table(study: Study, title: str) -> Table:
     """Goodness of fit of every law at every site, the chosen one marked."""
-    fits = study.plan.estimates.fits
+    fits = study.plan.laws.fits
     rows = []
     for i, name in enumerate(study.stays.site_names):
         for f, family in enumerate(q.FAMILIES_DEFAULT):
-            mark = " ✓" if f == study.plan.estimates.choice[i] else ""
+            mark = " ✓" if f == study.plan.laws.choice[i] else ""
             rows.append(
                 (
                     name,
@@ -348,7 +360,7 @@ def headline_rows(
 ) -> tuple[Row, ...]:
     """The figures of this study that the paper makes claims about."""
     counts = stack_rules(study.plan.beds)
-    share = np.average(summary.exceed[:, 0], weights=study.plan.estimates.rate)
+    share = np.average(summary.exceed[:, 0], weights=study.plan.series.rate)
     low, high = (100 * float(summary.exceed[:, 0].min()), 100 * float(summary.exceed[:, 0].max()))
     occupancy = np.array(
         [study.plan.rho[i][study.plan.mask[i]].mean() for i in range(study.stays.num_sites)]
@@ -378,11 +390,17 @@ def headline_rows(
     )
 
 
+def _on_device(patients: q.Patients) -> q.Patients:
+    return q.Patients(
+        jnp.asarray(patients.day), *(jnp.asarray(x, jnp.float64) for x in patients[1:])
+    )
+
+
 def _survival_curves(study: Study) -> tuple[list[np.ndarray], list[dict[str, np.ndarray]]]:
     observed, fitted = [], []
-    fits = study.plan.estimates.fits
+    fits = study.plan.laws.fits
     for i in range(study.stays.num_sites):
-        last = int(max(2 * study.plan.estimates.inputs.smax[i] // 3, 10))
+        last = int(max(2 * study.plan.inputs.smax[i] // 3, 10))
         days = jnp.arange(last + 1, dtype=jnp.float32)
         patients = jax.tree.map(lambda x: jnp.asarray(x[i]), study.patients)  # noqa: B023
         observed.append(

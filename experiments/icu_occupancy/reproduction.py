@@ -178,7 +178,9 @@ def null_calibration(seed: int, num_repeats: int, out: pathlib.Path) -> Part:
             jax.jit(
                 functools.partial(
                     q.null_calibration,
-                    pipeline=planning.jitted_plan(num_days, u_max, PAPER_OPTIONS),
+                    pipeline=functools.partial(
+                        q.plan, num_days=num_days, u_max=u_max, **PAPER_OPTIONS._asdict()
+                    ),
                     num_repeats=num_repeats,
                     room=q.patient_room(truth.lam),
                     u_max=u_max,

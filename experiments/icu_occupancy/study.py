@@ -161,7 +161,7 @@ def _write_tables(study, summary, out):
     stays, plan = study.stays, study.plan
     index = np.repeat(np.arange(stays.num_sites), stays.num_days)
     day = np.tile(q.data.dates(stays.origin, stays.num_days), stays.num_sites)
-    inputs = jax.tree.map(np.asarray, plan.estimates.inputs)
+    inputs = jax.tree.map(np.asarray, plan.inputs)
     q.write_processed(out / "inputs.csv", inputs, site_names=stays.site_names, origin=stays.origin)
     bands = summary.quantiles.reshape(-1, summary.quantiles.shape[-1])
     q.write_table(

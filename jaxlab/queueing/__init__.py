@@ -4,7 +4,6 @@ from jaxlab.queueing import los, poisson, tasks
 from jaxlab.queueing.calibration import (
     NullCalibration,
     Truth,
-    bootstrap_beds,
     null_calibration,
     patient_room,
     resample_stays,
@@ -87,7 +86,18 @@ from jaxlab.queueing.occupancy import (
     stationary_excess,
     warm_mask,
 )
-from jaxlab.queueing.pipeline import ALPHAS, Beds, Estimates, Plan, estimate, plan, size_beds
+from jaxlab.queueing.pipeline import (
+    ALPHAS,
+    Beds,
+    LawEstimates,
+    Plan,
+    SeriesEstimates,
+    compile_plan,
+    estimate_laws,
+    estimate_series,
+    plan,
+    size_beds,
+)
 from jaxlab.queueing.poisson import expected_overflow
 from jaxlab.queueing.projection import (
     ProjectedBeds,
@@ -177,12 +187,12 @@ __all__ = [
     "births_arrivals",
     "births_with_los",
     "blocked_folds",
-    "bootstrap_beds",
     "calgary_like",
     "calgary_rates",
     "CALGARY_SITES",
     "census_recursion",
     "census_weight",
+    "compile_plan",
     "DailySeries",
     "demo5",
     "departure_rate",
@@ -190,8 +200,8 @@ __all__ = [
     "draw_years",
     "empirical_law",
     "erlang_b",
-    "estimate",
-    "Estimates",
+    "estimate_laws",
+    "estimate_series",
     "expected_overflow",
     "FAMILIES",
     "FAMILIES_DEFAULT",
@@ -208,6 +218,7 @@ __all__ = [
     "initial_survivors",
     "kaplan_meier",
     "lagged_sum",
+    "LawEstimates",
     "load_sir3",
     "lognormal_from_moments",
     "lognormal_from_quantiles",
@@ -267,6 +278,7 @@ __all__ = [
     "Scored",
     "select_components",
     "select_los",
+    "SeriesEstimates",
     "SimSummary",
     "simulate_free",
     "simulate_paths",

@@ -2,8 +2,8 @@
 
 A trend with a short span follows Poisson noise, and the risk rule of arXiv:2510.02852 adds Poisson
 noise again. Units with known rates and laws show by how many beds, beside estimators that do not
-count the noise twice. The same simulation with the user's own estimates as the truth is a
-parametric bootstrap: it gives the sampling interval of every bed count.
+count the noise twice. `resample_stays` is the other half of honesty: it draws a unit like the
+observed one again, and the pipeline on many such draws gives the interval of every bed count.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxlab.queueing import capacity, fit, glm, los, occupancy, poisson, rates, survival
 from jaxlab.queueing.data import Patients
-from jaxlab.queueing.pipeline import ALPHAS, Beds, Plan
+from jaxlab.queueing.pipeline import ALPHAS, Plan
 
 
 class Truth(NamedTuple):
@@ -121,38 +121,6 @@ def true_beds(
     return jax.lax.map(lambda x: site(*x), tuple(truth)).T
 
 
-def bootstrap_beds(
-    key: jax.Array,
-    lam: Float[Array, "I T"],
-    patients: Patients,
-    pipeline: Callable[[Patients], Plan],
-    *,
-    num_repeats: int,
-    room: int,
-) -> tuple[Beds, Bool[Array, "R I"]]:
-    """Re-runs the pipeline on resampled patients: the sampling law of every bed count.
-
-    Args:
-        key: typed PRNG key.
-        lam: `[I, T]` rate of the new arrivals, per day; a smooth one (`poisson_glm`), for a trend
-            that follows the noise of the data would double it.
-        patients: `[I, N]` observed patients, whose stays are drawn with replacement.
-        pipeline: `pipeline(patients) -> Plan`, e.g. `functools.partial(plan, num_days=T, ...)`.
-        num_repeats: R.
-        room: patients there is room for at each site, see `patient_room`.
-
-    Returns:
-        `(beds, overflow)`: fields of `beds` with a leading axis `[R]`; `overflow` is True where the
-        room did not suffice.
-    """
-
-    def repeat(key):
-        drawn, overflow = resample_stays(key, lam, patients, room=room)
-        return pipeline(drawn).beds, overflow
-
-    return jax.lax.map(repeat, jax.random.split(key, num_repeats))
-
-
 def null_calibration(
     key: jax.Array,
     truth: Truth,
@@ -191,7 +159,7 @@ def null_calibration(
     def repeat(key):
         patients, overflow = sample_stays(key, truth, room=room)
         outcome = pipeline(patients)
-        counts = outcome.estimates.series.counts
+        counts = outcome.series.daily.counts
         law = jax.vmap(lambda x, e, w: fit.empirical_law(x, e, u_max, weight=w))(
             patients.los, patients.event, patients.weight
         )

@@ -1,9 +1,10 @@
 """LOESS on equally spaced points as banded matrix products (Cleveland et al. 1990, section 2).
 
-A local polynomial of degree d with tricube weights `k` and robustness weights `w` needs only the moments
-`S_c = sum_j k_j w_j (j-x)^c` and `Y_c = sum_j k_j w_j y_j (j-x)^c`.  On equally spaced points the kernels
-`k_j (j-x)^c` are fixed: one stencil inside, a few special rows at both ends.  The fit at `x` is
-`sum_c g_c Y_c`, and its gains `g_c` depend on the `S_c` alone, that is, not on the data.
+A local polynomial of degree d around x, with tricube weights k and robustness weights w, needs only
+`S_c = sum_j k_j w_j (j-x)^c` for c = 0..2d and `Y_c = sum_j k_j w_j y_j (j-x)^c` for c = 0..d.
+The kernels `k_j (j-x)^c` are fixed: one stencil inside the series, a few special rows at both ends.
+The fit at x is `sum_c g_c Y_c`, with gains that depend on the `S_c` alone: they are solved once for
+each set of weights.
 """
 
 from typing import Any, NamedTuple
@@ -14,11 +15,11 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 LINEAR_FLOOR = 1e-3
-"""Degree 1: no slope where the weighted SD of x is below this share of the whole range of x."""
+"""Degree 1: no slope where the weighted SD of x is below this share of the range of all x."""
 QUADRATIC_FLOOR = 1e-2
-"""Degree 2: no slope or curvature where its weighted spread is below this share of the half-span."""
+"""Degree 2: no slope or curvature where its spread is below this share of half the span."""
 MIN_BLOCK = 32
-"""Least number of outputs per block of the Toeplitz product; the fastest on CPU for spans 15 to 61."""
+"""Least outputs per block of the Toeplitz product; the fastest on CPU for spans 15 to 61."""
 
 
 class Banded(NamedTuple):
@@ -27,16 +28,16 @@ class Banded(NamedTuple):
     With period p, span Q and M end rows, `n` inputs give `n + p (2 M - Q + 1)` outputs.
     """
 
-    left: Float[Array, "C M Q"]
-    inner: Float[Array, "C b w"]
+    left: Float[Array | np.ndarray, "C M Q"]
+    inner: Float[Array | np.ndarray, "C b w"]
     """Toeplitz block of the stencil: b outputs from w = b + Q - 1 inputs."""
-    right: Float[Array, "C M Q"]
+    right: Float[Array | np.ndarray, "C M Q"]
 
 
 class Dense(NamedTuple):
     """`C` linear filters of a short series: one `[O, K]` matrix for each of the `P` phases."""
 
-    rows: Float[Array, "C P O K"]
+    rows: Float[Array | np.ndarray, "C P O K"]
 
 
 class Smoother(NamedTuple):
@@ -44,7 +45,7 @@ class Smoother(NamedTuple):
 
     kernel: Banded | Dense
     """Filters for the moments c = 0, ..., 2 degree."""
-    floors: Float[Array, "D n_out"]
+    floors: Float[Array | np.ndarray, "D n_out"]
     """Least weighted variance of the linear and of the quadratic term for which it is kept."""
 
 
@@ -70,8 +71,8 @@ def smoother(
 
     Args:
         num_points: length n of the series.
-        span: odd number q of nearest neighbors; above the number of points it widens the bandwidth by
-            `(q - n) // 2`.
+        span: odd number q of nearest neighbors; above the number of points it takes them all and
+            widens the bandwidth by `(q - n) // 2`.
         degree: 0 (mean), 1 (line) or 2 (parabola).
         period: distance of neighbors; each of the interleaved subseries is smoothed alone.
         extend: steps to evaluate before the start and after the end of every subseries.
@@ -86,7 +87,7 @@ def smoother(
     # Phase r holds the points r, r + period, ...: the first phases may have one point more.
     counts = -(-(num_points - np.arange(period)) // period)
 
-    def rows(xs: np.ndarray, first: int, size: int, count: int) -> np.ndarray:
+    def rows(xs: np.ndarray, first: int, size: int, count: Any) -> np.ndarray:
         return _moment_rows(xs, first, size, count=count, span=span, order=2 * max_degree)
 
     if counts[-1] < width:
@@ -120,7 +121,7 @@ def linear_filter(num_points: int, *, span: int, degree: int, before: np.ndarray
     """
     kernel, floors = smoother(num_points, span=span, degree=degree)
 
-    def collapse(rows: np.ndarray) -> np.ndarray:
+    def collapse(rows: Any) -> np.ndarray:
         gain, _ = _solve(tuple(rows.sum(-1)), floors[:, :1], np)
         fitted = sum(g[:, None] * row for g, row in zip(gain, rows, strict=False))
         return np.stack([np.convolve(row, before) for row in np.asarray(fitted)])[None]
@@ -188,10 +189,27 @@ def smooth(
     return jnp.where(solved.defined, fit, otherwise)
 
 
+def bisquare(resid: Float[Array, " n"]) -> Float[Array, " n"]:
+    """Computes robustness weights `(1 - (r/h)^2)^2` with h = 6 median |r|; all one if that is zero.
+
+    Args:
+        resid: `[n]` residuals of the last fit.
+
+    Returns:
+        `[n]` weights in [0, 1]; 1 up to 0.001 h and 0 from 0.999 h.
+    """
+    size = jnp.abs(resid)
+    lower, upper = _middle_pair(size)
+    h = 3.0 * (lower + upper)
+    u = size / jnp.where(h > 0, h, 1.0)
+    weights = jnp.where(u <= 0.001, 1.0, jnp.where(u <= 0.999, (1 - u**2) ** 2, 0.0))
+    return jnp.where(h > 0, weights, 1.0)
+
+
 def _moment_rows(
-    xs: np.ndarray, first: int, size: int, *, count: int, span: int, order: int
+    xs: np.ndarray, first: int, size: int, *, count: Any, span: int, order: int
 ) -> np.ndarray:
-    """`tricube (j-x)^c` at x in `xs` for j = first, first+1, ..., of 1..count: `[order+1, X, size]`."""
+    """Moment kernels at x in `xs` on the points j = first, first+1, ...: `[order+1, X, size]`."""
     left = np.clip(xs - span // 2, 1, max(count - span + 1, 1))[:, None] - xs[:, None]
     right = np.minimum(left + span - 1, count - xs[:, None])
     distance = np.arange(first, first + size)[None] - xs[:, None]
@@ -203,7 +221,7 @@ def _moment_rows(
 
 
 def _floors(points: np.ndarray, *, span: int, degree: int) -> np.ndarray:
-    """Floors `[2, n_out]` for outputs whose subseries have `points` points; infinite drops the term."""
+    """Floors `[2, n_out]` in subseries of `points` points; an infinite floor drops the term."""
     never = np.full(points.shape, np.inf)
     if degree == 0:
         return np.stack([never, never])
@@ -215,24 +233,26 @@ def _floors(points: np.ndarray, *, span: int, degree: int) -> np.ndarray:
 
 def _solve(moments: tuple[Any, ...], floors: Any, xp: Any) -> tuple[tuple[Any, ...], Any]:
     """Gains at the center from S_0, ..., S_2d, by orthogonal polynomials; `xp` is `np` or `jnp`."""
+    degree = len(moments) // 2
     defined = moments[0] > 0
     total = xp.where(defined, moments[0], 1.0)
     gain = [1.0 / total]
-    m, *higher = [s / total for s in moments[1:]] or [0.0]
-    if higher:
-        # p1(j) = j - m has variance c2 and the value -m at the center.
-        c2 = higher[0] - m**2
+    if degree > 0:
+        # p1(j) = j - m has the variance c2 and the value -m at the center.
+        m, s2 = moments[1] / total, moments[2] / total
+        c2 = s2 - m**2
         inverse = _inverse_above(c2, floors[0], xp)
         slope = -m * inverse / total
         gain = [gain[0] - m * slope, slope]
-    if len(higher) > 1:
-        # p2 = p1^2 - (c3/c2) p1 - c2 has squared norm c4 - c3^2/c2 - c2^2.
-        c3 = higher[1] - 3 * m * higher[0] + 2 * m**3
-        c4 = higher[2] - 4 * m * higher[1] + 6 * m**2 * higher[0] - 3 * m**4
-        skew = c3 * inverse
-        p2 = m**2 + skew * m - c2
-        scale = p2 * _inverse_above(c4 - c3 * skew - c2**2, floors[1], xp) / total
-        gain = [gain[0] + scale * p2, gain[1] - scale * (2 * m + skew), scale]
+        if degree > 1:
+            # p2 = p1^2 - (c3/c2) p1 - c2 has the squared norm c4 - c3^2/c2 - c2^2.
+            s3, s4 = moments[3] / total, moments[4] / total
+            c3 = s3 - 3 * m * s2 + 2 * m**3
+            c4 = s4 - 4 * m * s3 + 6 * m**2 * s2 - 3 * m**4
+            skew = c3 * inverse
+            p2 = m**2 + skew * m - c2
+            scale = p2 * _inverse_above(c4 - c3 * skew - c2**2, floors[1], xp) / total
+            gain = [gain[0] + scale * p2, gain[1] - scale * (2 * m + skew), scale]
     return tuple(xp.where(defined, g, 0.0) for g in gain), defined
 
 
@@ -251,9 +271,9 @@ def _banded(left: np.ndarray, stencil: np.ndarray, right: np.ndarray) -> Banded:
 
 
 def _toeplitz(
-    inner: Float[Array, "C b w"], x: Float[Array, " n"], period: int
+    inner: Float[Array | np.ndarray, "C b w"], x: Float[Array, " n"], period: int
 ) -> list[Float[Array, " m"]]:
-    """Filters with the stencil: overlapping windows of w points times one matrix, whole blocks of b."""
+    """Filters with the stencil: overlapping windows of w points give blocks of b outputs."""
     block, window = inner.shape[-2:]
     num_blocks = -(-(-(-x.size // period) - (window - block)) // block)
     pieces = -(-window // block)
@@ -268,9 +288,34 @@ def _toeplitz(
     return [o.reshape(period, -1).T.ravel() for o in out]
 
 
+def _middle_pair(x: Float[Array, " T"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """The order statistics (T-1)//2 and T//2 of non-negative values, differentiable.
+
+    Non-negative floats are ordered as their bit patterns, so the lower one is built bit by bit from
+    counts: on CPU four times as fast as sorting, which would take most of a robust fit.
+    """
+    rank = (x.size - 1) // 2
+    num_bits = jnp.finfo(x.dtype).bits
+    integer = jnp.dtype(f"int{num_bits}")
+    bits = jax.lax.bitcast_convert_type(jax.lax.stop_gradient(x), integer)
+
+    def set_bit(lower: Array, bit: Array) -> tuple[Array, None]:
+        candidate = lower | (jnp.ones((), integer) << bit)
+        below = jnp.sum(bits < candidate, dtype=jnp.int32)
+        return jnp.where(below <= rank, candidate, lower), None
+
+    positions = jnp.arange(num_bits - 2, -1, -1, dtype=integer)
+    lower, _ = jax.lax.scan(set_bit, jnp.zeros((), integer), positions)
+    above = bits > lower
+    num_up_to = x.size - jnp.sum(above, dtype=jnp.int32)
+    lower_idx = jnp.argmax(bits == lower)
+    next_idx = jnp.argmin(jnp.where(above, bits, jnp.iinfo(integer).max))
+    return x[lower_idx], x[jnp.where(num_up_to > x.size // 2, lower_idx, next_idx)]
+
+
 def _fold(x: Float[Array, " n"], rows: int, period: int) -> Float[Array, "rows period"]:
     return jnp.pad(x, (0, rows * period - x.size)).reshape(rows, period)
 
 
-def _dot(spec: str, x: Array, kernel: Array) -> Array:
+def _dot(spec: str, x: Array, kernel: Array | np.ndarray) -> Array:
     return jnp.einsum(spec, x, kernel, precision=jax.lax.Precision.HIGHEST)

@@ -134,8 +134,8 @@ def make_monte_carlo(
 ) -> Algorithm:
     """Makes the simulation as `Algorithm(init, step)`; a step adds `replications_per_step` paths.
 
-    Metrics of a step: `sim/replications` (in all), `sim/mean_occupancy`, `sim/peak`,
-    `sim/hist_overflow` (replication-days in the last bin) and `sim/invalid`.
+    Metrics of a step, of its own paths: `sim/replications`, `sim/mean_occupancy`, `sim/peak`,
+    `sim/hist_overflow` (replication-days in the last bin); and `sim/invalid`.
 
     Args:
         inputs: rates and length-of-stay laws.
@@ -210,7 +210,7 @@ def make_monte_carlo(
             path_m2=path_m2,
         )
         metrics = {
-            "sim/replications": state.replications,
+            "sim/replications": jnp.asarray(replications_per_step),
             "sim/mean_occupancy": paths.mean.mean(),
             "sim/peak": paths.peak.max(),
             "sim/hist_overflow": hist[..., -1].sum(),

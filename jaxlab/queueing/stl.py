@@ -1,7 +1,7 @@
-"""Seasonal-trend decomposition by LOESS, its configuration search and the rolling variance of its residual.
+"""Seasonal-trend decomposition by LOESS, the search for its configuration, and rolling variances.
 
-Sources: Cleveland, Cleveland, McRae and Terpenning 1990 (STL); Bandara, Hyndman and Bergmeir 2021 (MSTL);
-arXiv:2510.02852 (the 72 configurations, the rolling variance).  Agrees with statsmodels' `STL` and `MSTL`.
+Sources: Cleveland, Cleveland, McRae and Terpenning 1990 (STL); Bandara, Hyndman and Bergmeir 2021
+(MSTL); arXiv:2510.02852 (the 72 configurations, the variance of the length of stay).
 """
 
 import itertools
@@ -96,9 +96,8 @@ def stl(
         y: `[..., T]` float series without gaps, T >= 2 * period.
         period: steps per season.
         seasonal: span of the cycle-subseries smoother, odd, >= 3.
-        trend: span of the trend smoother, odd, > period; None is the smallest odd number of at least
-            `1.5 period / (1 - 1.5 / seasonal)`.
-        low_pass: span of the low-pass smoother, odd, > period; None is the smallest.
+        trend: span of the trend smoother, odd, > period; None is `default_trend`.
+        low_pass: span of the low-pass smoother, odd, > period; None is the smallest such.
         degrees: of the seasonal, trend and low-pass polynomials, each 0, 1 or 2.
         robust: whether to downweight outliers; only sets the defaults of `inner` and `outer`.
         inner: seasonal-trend sweeps per pass; default 5, robust 2.
@@ -106,12 +105,12 @@ def stl(
         degree2: see `Degree2`.
 
     Returns:
-        `STLResult` with fields `[..., T]`.  Where the fit is exact to rounding, the weights are noise.
+        `STLResult` with fields `[..., T]`.  If a fit is exact to rounding, its weights are noise.
 
     Raises:
         ValueError: if an argument is outside its range (checked at trace time).
 
-    Source: Cleveland et al. 1990, sections 2 and 3, with the median of the robustness weights exact.
+    Source: Cleveland et al. 1990, section 2; equal to statsmodels' `STL` for degrees 0 and 1.
     """
     _check_series(y, period)
     trend = default_trend(period, seasonal) if trend is None else trend
@@ -148,8 +147,8 @@ def stl_grid_select(
 ) -> GridSelection:
     """Chooses for each series the configuration of least residual SD; the first of equals wins.
 
-    Configurations that differ only by a degree 2 that means 1 are computed once, so their SDs are equal to
-    the last bit: with `degree2="linear"` the default grid costs 18 decompositions instead of 72.
+    Configurations that differ only by a degree 2 that means 1 are computed once, so that their SDs
+    are equal to the last bit; with `degree2="linear"` the default grid costs 18 decompositions.
 
     Args:
         y: `[K, T]` float series.
@@ -228,14 +227,14 @@ def mstl(
     windows = tuple(11 + 4 * i for i in range(len(periods))) if windows is None else windows
     if not periods or list(periods) != sorted(set(periods)) or len(windows) != len(periods):
         raise ValueError(
-            f"periods must increase and have one window each, got periods {periods}, windows {windows}"
+            f"periods must increase and have one window each, got {periods} with windows {windows}"
         )
     if y.shape[-1] <= 2 * periods[-1]:
         raise ValueError(f"y must have T > 2 * {periods[-1]} steps, got shape {y.shape}")
     if iterate < 1:
         raise ValueError(f"iterate must be >= 1, got {iterate}")
 
-    def sweep(carry: tuple[Array, STLResult], _: None) -> tuple[tuple[Array, STLResult], None]:
+    def sweep(carry: tuple[Array, STLResult], _: Any) -> tuple[tuple[Array, STLResult], None]:
         seasonal, result = carry
         for i, (period, window) in enumerate(zip(periods, windows, strict=True)):
             rest = y - (jnp.sum(seasonal, axis=0) - seasonal[i])
@@ -310,15 +309,16 @@ def rolling_variance_select(
 ) -> tuple[Float[Array, "*B T"], Int[Array, "*B"]]:
     """Estimates a time-varying variance with the window whose rolling SD is most stable.
 
-    Stability is the coefficient of variation (SD / mean over time) of the rolling SD: the least wins, and
-    the longer window wins ties.
+    Stability is the coefficient of variation (SD / mean over time) of the rolling SD: the least
+    wins, and the longer window wins ties.
 
     Args:
         resid: `[..., T]` residual of daily mean length of stay, days.
         windows: odd candidate windows, days.
 
     Returns:
-        `(sig2, window)`: variance `[..., T]`, days^2, at least `MIN_VARIANCE`; chosen window `[...]`, int32.
+        `(sig2, window)`: variance `[..., T]`, days^2, at least `MIN_VARIANCE`; chosen window
+        `[...]`, int32.
 
     Raises:
         ValueError: as `rolling_sd`, or if there is no window.
@@ -343,12 +343,12 @@ def _decompose(
 ) -> STLResult:
     """Runs the inner and outer loops of STL."""
 
-    def robust_pass(carry: STLResult, _: None) -> tuple[STLResult, None]:
-        weights = _bisquare(carry.resid)
+    def robust_pass(carry: STLResult, _: Any) -> tuple[STLResult, None]:
+        weights = loess.bisquare(carry.resid)
         cycle_gains = loess.gains(plan.seasonal, weights, period)
         trend_gains = loess.gains(plan.trend, weights)
 
-        def sweep(components: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
+        def sweep(components: tuple[Array, Array], _: Any) -> tuple[tuple[Array, Array], None]:
             trend, _ = components
             cycles = _smooth_cycles(plan.seasonal, cycle_gains, weights, y - trend, period)
             low = loess.correlate(plan.low_pass, cycles)[0]
@@ -387,43 +387,8 @@ def _smooth_cycles(
     )
 
 
-def _bisquare(resid: Float[Array, " T"]) -> Float[Array, " T"]:
-    """Robustness weights with h = 6 median |resid|; all one if that is zero."""
-    size = jnp.abs(resid)
-    lower, upper = _middle_pair(size)
-    h = 3.0 * (lower + upper)
-    u = size / jnp.where(h > 0, h, 1.0)
-    weights = jnp.where(u <= 0.001, 1.0, jnp.where(u <= 0.999, (1 - u**2) ** 2, 0.0))
-    return jnp.where(h > 0, weights, 1.0)
-
-
-def _middle_pair(x: Float[Array, " T"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """The order statistics (T-1)//2 and T//2 of non-negative values, differentiable.
-
-    Non-negative floats are ordered as their bit patterns, so the lower one is built bit by bit from counts;
-    on CPU this is four times as fast as sorting.
-    """
-    rank = (x.size - 1) // 2
-    num_bits = jnp.finfo(x.dtype).bits
-    integer = jnp.dtype(f"int{num_bits}")
-    bits = lax.bitcast_convert_type(lax.stop_gradient(x), integer)
-
-    def set_bit(lower: Array, bit: Array) -> tuple[Array, None]:
-        candidate = lower | (jnp.ones((), integer) << bit)
-        below = jnp.sum(bits < candidate, dtype=jnp.int32)
-        return jnp.where(below <= rank, candidate, lower), None
-
-    positions = jnp.arange(num_bits - 2, -1, -1, dtype=integer)
-    lower, _ = lax.scan(set_bit, jnp.zeros((), integer), positions)
-    above = bits > lower
-    num_up_to = x.size - jnp.sum(above, dtype=jnp.int32)
-    lower_idx = jnp.argmax(bits == lower)
-    next_idx = jnp.argmin(jnp.where(above, bits, jnp.iinfo(integer).max))
-    return x[lower_idx], x[jnp.where(num_up_to > x.size // 2, lower_idx, next_idx)]
-
-
 def _decompose_group(y: Float[Array, "K T"], group: list[STLConfig], period: int) -> STLResult:
-    """Decomposes every series under configurations that share `robust`: fields `[len(group), K, T]`."""
+    """Decomposes all series under configurations of equal `robust`: fields `[len(group), K, T]`."""
     num_steps = y.shape[-1]
     seasonal_width = max(config.seasonal for config in group)
     trend_width = max(config.trend for config in group)

@@ -33,8 +33,8 @@ def test_beds_equal_statsmodels_and_scipy(planner):
     found = np.stack([plan.beds.average, *plan.beds.risk, plan.beds.peak])
     np.testing.assert_array_equal(found, expected)
     counts = np.bincount(stays.day[stays.site == 0], minlength=730)
-    np.testing.assert_array_equal(plan.estimates.series.counts[0], counts)
-    np.testing.assert_allclose(plan.estimates.mean_los[1], stays.los[stays.site == 1].mean())
+    np.testing.assert_array_equal(plan.series.daily.counts[0], counts)
+    np.testing.assert_allclose(plan.laws.mean_los[1], stays.los[stays.site == 1].mean())
 
 
 def test_new_stays_do_not_recompile(planner):
@@ -44,6 +44,21 @@ def test_new_stays_do_not_recompile(planner):
         assert planner._cache_size() == 1
 
 
+def test_three_programs_compiled_side_by_side_equal_one():
+    _, patients = draw(7)
+    with jax.enable_x64(True):
+        patients = jax.tree.map(lambda x: jnp.asarray(x[:1]), patients)
+        options = {"grid": q.GRID[:2]}, {"families": ("weibull", "exponential")}
+        together = jax.jit(
+            functools.partial(q.plan, num_days=730, u_max=192, **options[0], **options[1])
+        )(patients)
+        apart = q.compile_plan(
+            patients, 730, u_max=192, series_options=options[0], law_options=options[1]
+        )(patients)
+    for one, other in zip(jax.tree.leaves(together), jax.tree.leaves(apart), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-9)
+
+
 def test_a_site_without_a_law_is_marked_and_spares_its_neighbor(planner):
     _, patients = draw(3)
     with jax.enable_x64(True):
@@ -51,7 +66,7 @@ def test_a_site_without_a_law_is_marked_and_spares_its_neighbor(planner):
         event = patients.event.copy()
         event[0] = False  # nobody has left: no law can be fitted
         broken = jax.device_get(planner(jax.tree.map(jnp.asarray, patients._replace(event=event))))
-    assert broken.estimates.choice[0] == -1
+    assert broken.laws.choice[0] == -1
     assert np.isnan(broken.rho[0]).all()
     assert (broken.beds.risk[:, 0] == -1).all()
     np.testing.assert_array_equal(broken.rho[1], whole.rho[1])
@@ -61,19 +76,17 @@ def test_a_site_without_a_law_is_marked_and_spares_its_neighbor(planner):
 def test_options_change_what_they_say():
     _, patients = draw(5)
     patients = jax.tree.map(lambda x: jnp.asarray(x[:1]), patients)
-    run = functools.partial(
-        q.estimate, patients, 730, u_max=192, grid=q.GRID[:1], families=("exponential",)
-    )
+    run = functools.partial(q.estimate_series, patients, 730, grid=q.GRID[:1])
     plain, kept, pooled = jax.jit(
         lambda: (run(), run(keep_seasonal=True), run(spread="individual"))
     )()
     seasonal = plain.arrivals.result.seasonal
     expected = np.maximum(plain.arrivals.result.trend + seasonal, 0)
-    np.testing.assert_allclose(kept.inputs.lam, expected, atol=1e-6)
+    np.testing.assert_allclose(kept.lam, expected, atol=1e-6)
     # Exponential stays: single stays vary by about mean^2, daily means by less.
-    mean = float(plain.mean_los[0])
-    assert float(pooled.inputs.sig2.mean()) == pytest.approx(mean**2, rel=0.2)
-    assert float(plain.inputs.sig2.mean()) < 0.8 * mean**2
+    mean = 12.5
+    assert float(pooled.sig2.mean()) == pytest.approx(mean**2, rel=0.2)
+    assert float(plain.sig2.mean()) < 0.8 * mean**2
     with pytest.raises(ValueError, match="spread must be"):
         run(spread="pooled")
 
@@ -87,14 +100,14 @@ def test_mean_occupancy_is_differentiable_in_every_stay():
         )
 
         def mean_rho(los):
-            estimates = q.estimate(
+            plan = q.plan(
                 patients._replace(los=los), 730, u_max=192, grid=q.GRID[:1], families=("weibull",)
             )
-            return jnp.mean(q.occupancy_mean(*estimates.inputs, num_lags=192))
+            return jnp.mean(plan.rho)
 
         value = jax.jit(jax.value_and_grad(mean_rho))
         _, grad = value(patients.los)
-        direction = patients.weight * jnp.sin(jnp.arange(patients.los.shape[1]) * 1.7)
+        direction = patients.weight * np.sin(1.7 * np.arange(patients.los.shape[1]))[None]
         step = 1e-5
         ahead, behind = (value(patients.los + s * direction)[0] for s in (step, -step))
         slope = float((ahead - behind) / (2 * step))

@@ -1,6 +1,7 @@
 """The births-driven projection against a Python loop with the same drawn years."""
 
 import datetime
+import importlib
 
 import chex
 import jax
@@ -10,9 +11,11 @@ import pytest
 from scipy import stats
 from scipy.special import ndtr
 
-from jaxlab.queueing import projection, scenario
+from jaxlab.queueing import scenario
 from jaxlab.queueing.occupancy import QueueInputs
 
+# The package exports the function of the same name.
+projection = importlib.import_module("jaxlab.queueing.projection")
 MODEL = scenario.BedModel(num_lags=20, bed_cap=64)
 
 

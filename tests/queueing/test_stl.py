@@ -1,4 +1,4 @@
-"""Decomposition: statsmodels, pandas and a least-squares loop as oracles, then transforms and errors."""
+"""Decomposition against statsmodels, pandas and loops of least squares; transforms and errors."""
 
 import itertools
 
@@ -123,9 +123,9 @@ def _loop_stl(y, *, period, seasonal, trend, degrees, inner, outer):
     ],
     ids=str,
 )
-@pytest.mark.parametrize("num_steps", [301, 61, 35], ids=lambda n: f"T{n}")
+@pytest.mark.parametrize("num_steps", [301, 61, 40], ids=lambda n: f"T{n}")
 def test_stl_equals_statsmodels(x64, options, num_steps):
-    # 301 uses banded filters; 61 and 35 have subseries (and trends) shorter than the span.
+    # 301 uses banded filters; 61 and 40 have subseries (and trends) shorter than the span.
     y = _series(num_steps, options.get("period", 7), seed=num_steps)
     got = _jitted(**options)(jnp.asarray(y))
     _assert_results(got, _statsmodels(y, **options), ATOL)
@@ -159,29 +159,54 @@ def test_stl_float32(robust):
     _assert_results(got, _statsmodels(y, robust=robust), RTOL32 * y.std())
 
 
-def test_stl_of_special_series(x64):
-    t = np.arange(200)
+def test_stl_where_fits_are_undefined(x64):
+    # Alternating outliers, nine weeks on one weekday at the start and at the end, then 31 days running.
+    t = np.arange(300)
     rng = np.random.default_rng(3)
-    spike = np.where(t == 100, 5.0, 0.0)  # more than half of the residuals are zero: unit weights
-    block = rng.normal(size=200) + 1e3 * ((t > 60) & (t < 120))  # whole windows without weight
-    ends = rng.normal(size=200) + 1e3 * ((t < 30) | (t > 160))  # undefined extrapolation
-    counts = rng.poisson(0.2, size=200).astype(float)  # mostly zeros
-    y = np.stack([np.zeros(200), spike, block, ends, counts])
-    got = _jitted(robust=True)(jnp.asarray(y))
-    _assert_results(got, _statsmodels(y, robust=True), ATOL)
-    np.testing.assert_array_equal(got.weights[:2], 1.0)
-    assert np.all(np.asarray(got.weights[2, 70:110]) == 0)
-    assert np.any(np.asarray(got.weights[3, :10]) == 0)
+    y = np.stack([rng.normal(size=300), rng.poisson(0.3, size=300).astype(float)])
+    sign = np.where(t // 7 % 2, 1e3, -1e3)
+    y += sign * (((t % 7 == 2) & (t < 63)) | ((t % 7 == 4) & (t >= 237)))
+    y += np.where(t % 2, 1e3, -1e3) * ((t > 130) & (t < 162))
+    # Later passes amplify rounding on such data, in statsmodels as well.
+    options = dict(robust=True, inner=2, outer=3)
+    got = _jitted(**options)(jnp.asarray(y))
+    _assert_results(got, _statsmodels(y, **options), ATOL)
+    weekly = loess.smoother(300, span=7, degree=1, period=7, extend=1)
+    defined = loess.gains(weekly, got.weights[0], 7).defined
+    assert not defined[2] and not defined[304 + 4 - 7 * (304 % 7 > 4)] and defined[0]
+    assert not np.all(loess.gains(loess.smoother(300, span=15, degree=1), got.weights[0]).defined)
+
+
+def test_stl_with_median_residual_zero(x64):
+    y = np.where(np.arange(600) == 550, 5.0, 0.0)[None]  # the fit is exact far from the spike
+    options = dict(robust=True, outer=1)
+    got = _jitted(**options)(jnp.asarray(y))
+    assert np.abs(got.resid).max() > 0.1
+    np.testing.assert_array_equal(got.weights, 1.0)
+    _assert_results(got, _statsmodels(y, inner=2, outer=1, robust=True), ATOL)
+
+
+@pytest.mark.parametrize("num_points", [1, 2, 9, 10])
+def test_bisquare_equals_its_definition(num_points):
+    rng = np.random.default_rng(num_points)
+    resid = np.round(rng.standard_cauchy(size=(50, num_points)), 1)  # ties and zeros included
+    resid[0] = 0.0
+    h = 6 * np.median(np.abs(resid), axis=-1, keepdims=True)
+    u = np.abs(resid) / np.where(h > 0, h, 1)
+    want = np.where(u <= 0.001, 1, np.where(u <= 0.999, (1 - u**2) ** 2, 0))
+    want = np.where(h > 0, want, 1)
+    got = jax.jit(jax.vmap(loess.bisquare))(jnp.asarray(resid, jnp.float32))
+    np.testing.assert_allclose(got, want, atol=1e-5)
 
 
 def test_stl_of_exact_fit(x64):
-    # Weights are noise here, components are not.
-    t = np.arange(120)
-    y = np.stack([np.full(120, 3.7), np.where(t % 7 < 5, 1.0, -2.0), 2.0 + 0.03 * t])
-    got = _jitted(robust=True)(jnp.asarray(y))
-    want = _statsmodels(y, robust=True)
-    _assert_results(got[:3], want[:3], ATOL)
-    np.testing.assert_allclose(got.resid, 0, atol=ATOL)
+    # The weights are rounding noise here (statsmodels leaves residuals of 0.2 on the last series).
+    t = np.arange(119)
+    week = np.where(t % 7 < 5, 1.0, -2.5)
+    trend = np.stack([np.full(119, 3.7), np.zeros(119), 2.0 + 0.03 * t])
+    season = np.stack([np.zeros(119), week, np.zeros(119)])
+    got = _jitted(robust=True)(jnp.asarray(trend + season))
+    _assert_results(got[:3], (trend, season, np.zeros((3, 119))), ATOL)
     assert np.all((np.asarray(got.weights) >= 0) & (np.asarray(got.weights) <= 1))
 
 
@@ -236,7 +261,8 @@ def test_loess_reproduces_polynomials_of_its_degree(x64, degree):
         solved = loess.gains(parts, weights)
         return loess.smooth(parts, solved, weights * y, jnp.zeros_like(y))
 
-    np.testing.assert_allclose(run(jnp.asarray(y), jnp.asarray(weights)), y, atol=1e-9)
+    got = jax.vmap(run)(jnp.asarray(y), jnp.asarray(weights))
+    np.testing.assert_allclose(got, y, atol=1e-9)
 
 
 @pytest.mark.parametrize("num_points", [60, 9], ids=["banded", "dense"])
@@ -339,8 +365,7 @@ def test_quadratic_grid_equals_single_fits(x64):
     grid = (
         stl.STLConfig(7, 15, 2, 1, False),
         stl.STLConfig(7, 31, 1, 2, False),
-        stl.STLConfig(15, 15, 2, 2, True),
-        stl.STLConfig(7, 15, 1, 1, True),
+        stl.STLConfig(15, 15, 2, 2, False),
     )
     got = jax.jit(lambda y: stl.stl_grid_select(y, grid, degree2="quadratic"))(y)
 
@@ -364,8 +389,7 @@ def test_quadratic_grid_equals_single_fits(x64):
     np.testing.assert_allclose(got.resid_sd, sd, rtol=1e-10)
     for k in range(2):
         np.testing.assert_allclose(got.result.trend[k], want.trend[sd[k].argmin(), k], atol=1e-10)
-    # A parabola bends less noise away from the residual than a line does.
-    assert len(np.unique(sd[0])) == 4
+    assert len(np.unique(sd[0])) == 3
 
 
 def test_grid_compiles_once(key):
