@@ -98,7 +98,7 @@ def as_table(measurements: Sequence[Measurement], title: str = "Timings") -> res
 
     def row(item: Measurement) -> tuple[str | float, ...]:
         rival = f"{_time(item.rival)} ({item.rival_name})" if item.rival else "–"
-        ratio = item.ratio if item.ratio else "–"
+        ratio = f"{item.ratio:.3g} ×" if item.ratio else "–"
         rate = f"{text.number(item.rate)} {item.work_unit}/s" if item.rate else "–"
         share = f"{item.rate / item.ceiling:.0%}" if item.rate and item.ceiling else "–"
         compiled = text.duration(item.ours.compile_s)

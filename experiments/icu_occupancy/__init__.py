@@ -32,7 +32,7 @@ class Config:
     """Seed of every random draw."""
     num_days: int = 1461
     """Days of real births used when there is no CSV."""
-    replications: int = 1024
+    replications: int = 2048
     """Simulated histories of the Monte Carlo."""
     bootstrap: int = 20
     """Repeats of the whole pipeline behind the intervals of the bed counts."""
@@ -44,7 +44,7 @@ class Config:
 
 PRESETS = {
     "smoke": Config(),
-    "cpu": Config(num_days=2922, replications=5120, bootstrap=100, num_seeds=8, null_repeats=50),
+    "cpu": Config(num_days=2922, replications=10240, bootstrap=100, num_seeds=8, null_repeats=50),
     "gpu": Config(
         num_days=2922, replications=102400, bootstrap=200, num_seeds=64, null_repeats=200
     ),

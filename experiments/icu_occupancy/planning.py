@@ -1,6 +1,7 @@
 """A planning study of one hospital's stays: from the CSV to bed counts with intervals."""
 
 import functools
+import math
 import pathlib
 from collections.abc import Callable
 from typing import NamedTuple
@@ -12,11 +13,13 @@ import numpy as np
 from experiments.icu_occupancy import figures
 from experiments.result import Figure, Row, Table
 from jaxlab import queueing as q
-from jaxlab.core import logging, loop
+from jaxlab.core import logging, loop, sharding
 
 RULES = ("average", "5 % risk", "1 % risk", "peak", "85 % rule")
 """Bed rules in the order of `stack_rules`."""
-REPLICATIONS_PER_STEP = 256
+REPLICATIONS_PER_STEP = 1024
+NUM_BLOCKS = 4
+"""Parts of a step: up to four devices share them, and their number does not change the draws."""
 
 
 class Options(NamedTuple):
@@ -94,10 +97,14 @@ def simulate(study: Study, out: pathlib.Path, *, seed: int, replications: int) -
         lambda x: jnp.asarray(x, jnp.float32 if np.issubdtype(x.dtype, np.floating) else jnp.int32),
         study.plan.inputs,
     )
+    num_devices = math.gcd(NUM_BLOCKS, jax.device_count())
+    mesh = sharding.make_mesh({"data": num_devices}) if num_devices > 1 else None
     algorithm = q.make_monte_carlo(
         inputs,
         beds=jnp.asarray(stack_rules(study.plan.beds).T, jnp.int32),
         replications_per_step=REPLICATIONS_PER_STEP,
+        num_blocks=NUM_BLOCKS,
+        mesh=mesh,
         num_lags=_round_up(int(inputs.smax.max()), 64),
         convention=study.options.convention,
         variant=study.options.variant,
@@ -109,9 +116,10 @@ def simulate(study: Study, out: pathlib.Path, *, seed: int, replications: int) -
         algorithm,
         jax.random.key(seed),
         num_steps=num_steps,
-        chunk_size=min(4, num_steps),
+        chunk_size=1,
         directory=out,
         log=[logging.console(num_steps, title="Monte Carlo")],
+        state_sharding=None if mesh is None else sharding.replicated(mesh),
     )
     summary = jax.device_get(jax.jit(q.summarize)(result.state))
     if summary.invalid or summary.hist_overflow.any():

@@ -78,8 +78,14 @@ def sharded_map(fn: Callable, xs: PyTree, mesh: Mesh | None, *, axis: str = "dat
     if mesh is None:
         return jax.lax.map(fn, xs)
     spec = PartitionSpec(axis)
+    # check_vma=False: some samplers (jax.random.poisson) start loops from constants, which the
+    # check of varying axes takes for a mistake.
     mapped = jax.shard_map(
-        lambda block: jax.lax.map(fn, block), mesh=mesh, in_specs=spec, out_specs=spec
+        lambda block: jax.lax.map(fn, block),
+        mesh=mesh,
+        in_specs=spec,
+        out_specs=spec,
+        check_vma=False,
     )
     return mapped(xs)
 

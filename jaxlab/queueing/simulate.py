@@ -17,9 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
+from jaxlab.core import sharding
 from jaxlab.core.types import Algorithm, Metrics
 from jaxlab.queueing import occupancy, patients
 from jaxlab.queueing.occupancy import QueueInputs
@@ -198,7 +199,7 @@ def make_monte_carlo(
     def step(state: MonteCarloState) -> tuple[MonteCarloState, Metrics]:
         key, key_step = jax.random.split(state.key)
         keys = jax.random.split(key_step, num_blocks)
-        hist, max_hist, paths = _map_blocks(block, keys, mesh)
+        hist, max_hist, paths = sharding.sharded_map(block, keys, mesh)
         paths = jax.tree.map(lambda x: x.reshape(replications_per_step, *x.shape[2:]), paths)
         path_mean, path_m2 = _merge_moments(state, paths)
         state = state._replace(
@@ -376,21 +377,6 @@ def _make_law(inputs, num_lags, convention, variant, moments, warmup, lam_max, i
         initial_ages=initial_ages,
     )
     return law, history
-
-
-def _map_blocks(block, keys, mesh: Mesh | None):
-    """`lax.map`, with the keys divided among the devices of axis "data"."""
-    if mesh is None:
-        return jax.lax.map(block, keys)
-    spec = PartitionSpec("data")
-    # check_vma=False: jax.random.poisson starts its loops from constants, which the check rejects.
-    return jax.shard_map(
-        lambda keys: jax.lax.map(block, keys),
-        mesh=mesh,
-        in_specs=spec,
-        out_specs=spec,
-        check_vma=False,
-    )(keys)
 
 
 def _per_site_beds(beds, num_sites: int, hist_size: int) -> Int[Array, "I B"]:
