@@ -9,6 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.stats
 
 from experiments.icu_occupancy import figures
 from experiments.result import Figure, Row, Table
@@ -198,7 +199,7 @@ def draw_figures(
     observed, fitted = _survival_curves(study)
     chosen = [q.FAMILIES[code] for code in plan.laws.family]
     figures.survival_fits(out / files["survival"], names, observed, fitted, chosen)
-    low, high = (np.asarray(q.poisson.quantile(jnp.asarray(plan.rho), p)) for p in (0.05, 0.95))
+    low, high = scipy.stats.poisson.ppf(np.array([0.05, 0.95])[:, None, None], plan.rho)
     lines = [
         {"beds for 5 % risk": int(plan.beds.risk[0, i])}
         | ({"beds today": actual[i]} if actual else {})
@@ -342,7 +343,7 @@ def fit_table(study: Study, title: str) -> Table:
     for i, name in enumerate(study.stays.site_names):
         mask = study.plan.mask[i]
         rho, census = study.plan.rho[i][mask], study.census[i][mask]
-        low, high = (np.asarray(q.poisson.quantile(jnp.asarray(rho), p)) for p in (0.05, 0.95))
+        low, high = scipy.stats.poisson.ppf(np.array([0.05, 0.95])[:, None], rho)
         rows.append(
             (
                 name,
@@ -405,43 +406,40 @@ def _on_device(patients: q.Patients) -> q.Patients:
 
 
 def _survival_curves(study: Study) -> tuple[list[np.ndarray], list[dict[str, np.ndarray]]]:
-    observed, fitted = [], []
-    fits = study.plan.laws.fits
-    for i in range(study.stays.num_sites):
-        last = int(max(2 * study.plan.inputs.smax[i] // 3, 10))
-        days = jnp.arange(last + 1, dtype=jnp.float32)
-        patients = jax.tree.map(lambda x: jnp.asarray(x[i]), study.patients)  # noqa: B023
-        observed.append(
-            np.asarray(q.kaplan_meier(patients.los, patients.event, days, weight=patients.weight))
+    """Kaplan-Meier and every fitted law of each site, up to where a few patients are left."""
+    days = jnp.arange(study.u_max + 1, dtype=jnp.float32)
+
+    def site(patients, params):
+        km = q.kaplan_meier(patients.los, patients.event, days, weight=patients.weight)
+        laws = [
+            q.los.sf(family, days, q.LOSParams(params.shape[f], params.scale[f]))
+            for f, family in enumerate(q.FAMILIES_DEFAULT)
+        ]
+        return km, jnp.stack(laws)
+
+    as_float32 = lambda x: jnp.asarray(x, jnp.float32)  # noqa: E731
+    km, laws = jax.device_get(
+        jax.jit(jax.vmap(site))(
+            jax.tree.map(as_float32, study.patients),
+            jax.tree.map(as_float32, study.plan.laws.fits.params),
         )
-        fitted.append(
-            {
-                family: np.asarray(
-                    q.los.sf(
-                        family,
-                        days,
-                        q.LOSParams(
-                            jnp.float32(fits.params.shape[i, f]),
-                            jnp.float32(fits.params.scale[i, f]),
-                        ),
-                    )
-                )
-                for f, family in enumerate(q.FAMILIES_DEFAULT)
-            }
-        )
+    )
+    last = np.maximum(2 * study.plan.laws.smax // 3, 10) + 1
+    observed = [curve[:end] for curve, end in zip(km, last, strict=True)]
+    fitted = [
+        dict(zip(q.FAMILIES_DEFAULT, curves[:, :end], strict=True))
+        for curves, end in zip(laws, last, strict=True)
+    ]
     return observed, fitted
 
 
 def _risk_curve(study: Study, site: int) -> tuple[np.ndarray, np.ndarray]:
     """Average daily overflow risk against beds."""
-    beds = np.arange(1, int(3 * study.plan.rho[site].max()) + 16)
     rho = study.plan.rho[site][study.plan.mask[site]]
-    with jax.enable_x64(True):
-        risk = np.asarray(
-            jax.jit(jax.vmap(lambda b: jnp.mean(q.poisson.tail(jnp.asarray(rho), b))))(beds)
-        )
-    keep = (risk > 5e-5) & (beds > 0.5 * rho.mean())
-    return beds[keep], risk[keep]
+    beds = np.arange(int(0.5 * rho.mean()), int(3 * rho.max()) + 16)
+    threshold = np.floor(np.round(study.options.gamma * beds, 9))
+    risk = scipy.stats.poisson.sf(threshold[:, None], rho[None]).mean(axis=1)
+    return beds[risk > 5e-5], risk[risk > 5e-5]
 
 
 def _round_up(value: int, multiple: int) -> int:

@@ -25,6 +25,7 @@ from jaxlab.queueing.capacity import (
     occupancy_cohort,
     overflow_risk,
 )
+from jaxlab.queueing.conditional import FAMILIES, has_mean, survival
 from jaxlab.queueing.daily import DailySeries, individual_variance, observed_census, stays_to_daily
 from jaxlab.queueing.data import (
     Patients,
@@ -40,6 +41,18 @@ from jaxlab.queueing.data import (
     write_stays,
     write_table,
 )
+from jaxlab.queueing.decomposition import (
+    GRID,
+    GridSelection,
+    MSTLResult,
+    STLConfig,
+    STLResult,
+    mstl,
+    rolling_sd,
+    rolling_variance_select,
+    stl,
+    stl_grid_select,
+)
 from jaxlab.queueing.fit import (
     FAMILIES_DEFAULT,
     LOSFit,
@@ -49,6 +62,19 @@ from jaxlab.queueing.fit import (
     kaplan_meier,
     scaled_law,
     select_los,
+)
+from jaxlab.queueing.forecast import (
+    ProjectedBeds,
+    Projection,
+    Summary,
+    YearDraws,
+    YearlyHistory,
+    annual_admissions,
+    draw_years,
+    project_beds,
+    projection,
+    summarize_runs,
+    yearly_history,
 )
 from jaxlab.queueing.glm import (
     GLMFit,
@@ -99,19 +125,6 @@ from jaxlab.queueing.pipeline import (
     size_beds,
 )
 from jaxlab.queueing.poisson import expected_overflow
-from jaxlab.queueing.projection import (
-    ProjectedBeds,
-    Projection,
-    Summary,
-    YearDraws,
-    YearlyHistory,
-    annual_admissions,
-    draw_years,
-    project_beds,
-    projection,
-    summarize_runs,
-    yearly_history,
-)
 from jaxlab.queueing.rates import RateDesign, rate_design, weekday_effect
 from jaxlab.queueing.scenario import (
     BedModel,
@@ -152,18 +165,6 @@ from jaxlab.queueing.sources import (
     read_sir3,
     real_los,
 )
-from jaxlab.queueing.stl import (
-    GRID,
-    GridSelection,
-    MSTLResult,
-    STLConfig,
-    STLResult,
-    mstl,
-    rolling_sd,
-    rolling_variance_select,
-    stl_grid_select,
-)
-from jaxlab.queueing.survival import FAMILIES
 from jaxlab.queueing.tasks import CALGARY_SITES, SCENARIOS, calgary_like, calgary_rates, demo5
 from jaxlab.queueing.utilization import UtilMetrics, system_weighted, utilization_metrics
 
@@ -212,6 +213,7 @@ __all__ = [
     "GLMFit",
     "GRID",
     "GridSelection",
+    "has_mean",
     "individual_variance",
     "initial_moments",
     "initial_occupancy_pmf",
@@ -287,6 +289,7 @@ __all__ = [
     "stationary_excess",
     "Stays",
     "stays_to_daily",
+    "stl",
     "stl_blocked_cv",
     "stl_grid_select",
     "STLConfig",
@@ -295,6 +298,7 @@ __all__ = [
     "summarize",
     "summarize_runs",
     "Summary",
+    "survival",
     "system_weighted",
     "take_site",
     "tasks",

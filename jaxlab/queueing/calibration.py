@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxlab.queueing import capacity, fit, glm, los, occupancy, poisson, rates, survival
+from jaxlab.queueing import capacity, conditional, fit, glm, los, occupancy, poisson, rates
 from jaxlab.queueing.data import Patients
 from jaxlab.queueing.pipeline import ALPHAS, Plan
 
@@ -24,7 +24,7 @@ class Truth(NamedTuple):
 
     Attributes:
         lam: `[I, T]` arrival rate, per day.
-        family: `[I]` int32, index into `survival.FAMILIES`.
+        family: `[I]` int32, index into `conditional.FAMILIES`.
         params: natural parameters of the laws, fields `[I]`.
         longest: `[I]` the law is conditioned on stays up to this many days; inf for none.
     """
@@ -166,7 +166,7 @@ def null_calibration(
         regression = jax.vmap(lambda n: glm.poisson_glm(n, matrix))(counts)
         flat = jnp.broadcast_to(jnp.mean(counts, axis=1, keepdims=True), counts.shape)
         constant, regressed = (
-            jax.lax.map(lambda x: _beds(*x, alphas), (rate, law)).T
+            jax.lax.map(lambda x: _beds(x[0], x[1], alphas), (rate, law)).T
             for rate in (flat, regression.mean)
         )
         return outcome.beds.risk, constant, regressed, regression.dispersion, overflow
@@ -198,14 +198,14 @@ def _beds(lam, law, alphas):
 
 def _survival(family, u, params, longest):
     """P(stay > u), the law conditioned on stays up to `longest`."""
-    branches = [lambda u, name=name: los.sf(name, u, params) for name in survival.FAMILIES]
+    branches = [lambda u, name=name: los.sf(name, u, params) for name in conditional.FAMILIES]
     beyond = jax.lax.switch(family, branches, longest)
     return jnp.clip((jax.lax.switch(family, branches, u) - beyond) / (1.0 - beyond), 0.0, 1.0)
 
 
 def _quantile(family, p, params, longest):
     """The stay whose probability of being exceeded, given at most `longest`, is `1 - p`."""
-    sf = [lambda u, name=name: los.sf(name, u, params) for name in survival.FAMILIES]
-    inverse = [lambda q, name=name: los.quantile(name, q, params) for name in survival.FAMILIES]
+    sf = [lambda u, name=name: los.sf(name, u, params) for name in conditional.FAMILIES]
+    inverse = [lambda q, name=name: los.quantile(name, q, params) for name in conditional.FAMILIES]
     within = 1.0 - jax.lax.switch(family, sf, longest)
     return jax.lax.switch(family, inverse, p * within)

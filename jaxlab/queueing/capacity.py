@@ -12,7 +12,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxlab.queueing import poisson, survival
+from jaxlab.queueing import conditional, poisson
 
 RULES = ("average", "max")
 MAX_BEDS = 2_000_000
@@ -29,7 +29,7 @@ def beds_average(
     Args:
         lam_bar: mean admissions per day.  mean_los: mean stay over patients, days.
     """
-    lam_bar, mean_los = jnp.broadcast_arrays(*survival.as_floats(lam_bar, mean_los))
+    lam_bar, mean_los = jnp.broadcast_arrays(*conditional.as_floats(lam_bar, mean_los))
     return beds_sqrt_staffing(lam_bar * mean_los, 1.0)
 
 
@@ -67,7 +67,7 @@ def beds_alpha(
         raise ValueError(f"alpha must be in (0, 1), got {alpha}")
     if not 1 <= bed_cap <= MAX_BEDS:
         raise ValueError(f"bed_cap must be in [1, {MAX_BEDS}], got {bed_cap}")
-    (rho,) = survival.as_floats(rho)
+    (rho,) = conditional.as_floats(rho)
     alpha = jnp.asarray(alpha).astype(rho.dtype)
 
     def halve(bracket):
@@ -104,7 +104,7 @@ def overflow_risk(
         (np.asarray(beds) < 0) | (np.asarray(beds) > MAX_BEDS)
     ):
         raise ValueError(f"beds must be in [0, {MAX_BEDS}], got {beds}")
-    (rho,) = survival.as_floats(rho)
+    (rho,) = conditional.as_floats(rho)
     k = _threshold(jnp.asarray(beds).astype(jnp.int32), gamma)
     if k.ndim == 0:
         return _risk(rho, k, rule, mask)
@@ -113,7 +113,7 @@ def overflow_risk(
 
 def beds_max(rho: Float[Array, " T"], mask: Mask = None) -> Int[Array, ""]:
     """Computes B_max = ceil(m + sqrt m), m = max_t rho_t over the days that count."""
-    (rho,) = survival.as_floats(rho)
+    (rho,) = conditional.as_floats(rho)
     return beds_sqrt_staffing(_maximum(rho, mask), 1.0)
 
 
@@ -121,7 +121,7 @@ def beds_naive_peak(
     lam: Float[Array, " T"], mu: Float[Array, " T"], mask: Mask = None
 ) -> Int[Array, ""]:
     """Computes B_naive_peak = ceil(max_t lam_t mu_t), the pointwise stationary peak."""
-    lam, mu = survival.as_floats(lam, mu)
+    lam, mu = conditional.as_floats(lam, mu)
     return _ceil(_maximum(lam * mu, mask))
 
 
@@ -131,7 +131,7 @@ def beds_rule85(
     """Computes B_85 = ceil(mean rho / target), beds for a target average utilization in (0, 1]."""
     if not isinstance(target, Tracer) and not 0.0 < float(target) <= 1.0:
         raise ValueError(f"target must be in (0, 1], got {target}")
-    (rho,) = survival.as_floats(rho)
+    (rho,) = conditional.as_floats(rho)
     return _ceil(_mean(rho, mask) / jnp.asarray(target).astype(rho.dtype))
 
 
@@ -146,7 +146,7 @@ def beds_sqrt_staffing(
     rho: Float[Array, "..."] | float, z: Float[Array, "..."] | float
 ) -> Int[Array, "..."]:
     """Computes ceil(rho + z sqrt rho); z is the normal quantile of the wanted service level."""
-    rho, z = jnp.broadcast_arrays(*survival.as_floats(rho, z))
+    rho, z = jnp.broadcast_arrays(*conditional.as_floats(rho, z))
     return _ceil(rho + z * jnp.sqrt(rho))
 
 
@@ -180,7 +180,7 @@ def erlang_b(
         last = int(servers.max()) if max_servers is None else max_servers
         if servers.min() < 0 or servers.max() > last:
             raise ValueError(f"need 0 <= c <= max_servers = {max_servers}, got {c}")
-    (a,) = survival.as_floats(a)
+    (a,) = conditional.as_floats(a)
     c, a = jnp.broadcast_arrays(jnp.asarray(c).astype(jnp.int32), a)
 
     def add_server(blocking, j):
@@ -202,7 +202,7 @@ def beds_erlang(
     """
     if not isinstance(blocking, Tracer) and not 0.0 < float(blocking) < 1.0:
         raise ValueError(f"blocking must be in (0, 1), got {blocking}")
-    (a,) = survival.as_floats(a)
+    (a,) = conditional.as_floats(a)
     blocking = jnp.asarray(blocking).astype(a.dtype)
 
     def short(state):
@@ -232,7 +232,7 @@ def beds_census_quantile(
     """
     if not isinstance(level, Tracer) and not 0.0 < float(level) <= 1.0:
         raise ValueError(f"level must be in (0, 1], got {level}")
-    (census,) = survival.as_floats(census)
+    (census,) = conditional.as_floats(census)
     num_days = jnp.sum(_mask_of(census, mask))
     ordered = jnp.sort(jnp.where(_mask_of(census, mask), census, jnp.inf))
     rank = _ceil(jnp.asarray(level).astype(census.dtype) * num_days.astype(census.dtype))
@@ -257,7 +257,7 @@ def census_recursion(
     """
     if not isinstance(los, Tracer) and np.any(np.asarray(los) < 1.0):
         raise ValueError(f"los must be at least 1 day, got {los}")
-    n, los, initial = survival.as_floats(n, los, initial)
+    n, los, initial = conditional.as_floats(n, los, initial)
     stay = jnp.broadcast_to(jnp.where(los >= 1.0, 1.0 - 1.0 / los, jnp.nan), n.shape)
 
     def day(census, today):
@@ -276,7 +276,7 @@ def occupancy_cohort(lam: Float[Array, " T"], mu: Float[Array, " T"]) -> Float[A
     Args:
         lam: `[T]` arrival rate, per day.  mu: `[T]` mean stay, days, > 0.
     """
-    lam, mu = survival.as_floats(lam, mu)
+    lam, mu = conditional.as_floats(lam, mu)
     num_days = lam.shape[0]
     day = jnp.arange(num_days, dtype=jnp.int32)
     gone = day + jnp.minimum(jnp.ceil(mu), num_days).astype(jnp.int32)

@@ -12,10 +12,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlab.queueing import occupancy, survival, tables
+from jaxlab.queueing import conditional, occupancy, tables
 
 REASONS = {
     "wrong_columns": "the row has more or fewer cells than the header",
@@ -95,10 +96,10 @@ class Patients(NamedTuple):
         weight: `[I, N]` float64, 1 for a patient and 0 for padding.
     """
 
-    day: np.ndarray
-    los: np.ndarray
-    event: np.ndarray
-    weight: np.ndarray
+    day: np.ndarray | jax.Array
+    los: np.ndarray | jax.Array
+    event: np.ndarray | jax.Array
+    weight: np.ndarray | jax.Array
 
 
 class Processed(NamedTuple):
@@ -284,7 +285,7 @@ def read_processed(
 
     Args:
         path: the CSV file.
-        family: name in `survival.FAMILIES`, one for all sites or one per site in natural order of
+        family: name in `conditional.FAMILIES`, for all sites or one per site in natural order of
             their names; used where the file has no such column, as are `kappa` and `smax`.
         kappa: shape of the length-of-stay law.
         smax: truncation lag, days.
@@ -368,7 +369,7 @@ def write_processed(
     if len(set(names)) != num_sites:
         raise ValueError(f"need {num_sites} different site names, got {names}")
     day = np.arange(num_days) if origin is None else dates(origin, num_days)
-    family = [survival.FAMILIES[int(code)] for code in np.asarray(inputs.family)]
+    family = [conditional.FAMILIES[int(code)] for code in np.asarray(inputs.family)]
     columns = {"site": np.repeat(names, num_days), "day": np.tile(day, num_sites)}
     columns |= {name: np.ravel(getattr(inputs, name)) for name in ("lam", "mu", "sig2")}
     laws = {"family": family, "kappa": inputs.kappa, "smax": inputs.smax}
@@ -478,9 +479,9 @@ def _stays(accepted, start, end):
 
 
 def _family_code(name, path):
-    if name not in survival.FAMILIES:
-        raise ValueError(f"{path}: family {name!r} is not one of {survival.FAMILIES}")
-    return survival.FAMILIES.index(name)
+    if name not in conditional.FAMILIES:
+        raise ValueError(f"{path}: family {name!r} is not one of {conditional.FAMILIES}")
+    return conditional.FAMILIES.index(name)
 
 
 def _per_site(value, name, num_sites, path):

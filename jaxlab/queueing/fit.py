@@ -137,7 +137,7 @@ def fit_los(
     Args:
         los: `[N]` stays, days, > 0.
         event: `[N]` True (or 1) if the stay ended; else ln S replaces ln f in the likelihood.
-        family: one of `survival.FAMILIES`.
+        family: one of `conditional.FAMILIES`.
         weight: `[N]` non-negative case weights, 0 for padding (of any stay); ones by default.
         u_max: last day of the grid on which S is compared with the Kaplan-Meier curve.
 

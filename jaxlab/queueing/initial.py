@@ -10,14 +10,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxlab.queueing import occupancy, poisson, survival
+from jaxlab.queueing import conditional, occupancy, poisson
 
 
 def initial_survivors(
     ages: Float[Array, " n0"],
     mask: Bool[Array, " n0"],
     t: Float[Array, " K"],
-    surv_fn: survival.Survival,
+    surv_fn: conditional.Survival,
 ) -> Float[Array, "K n0"]:
     """Computes p_j(t) = S(a_j + t) / S(a_j), the chance that a patient in bed at 0 still is at t.
 
@@ -30,7 +30,7 @@ def initial_survivors(
     Returns:
         `[K, n0]`; NaN for a real patient with S(a_j) = 0, who cannot be there under this law.
     """
-    ages, t = survival.as_floats(ages, t)
+    ages, t = conditional.as_floats(ages, t)
     now = surv_fn(ages)
     later = jax.vmap(lambda s: surv_fn(ages + s))(t)
     safe = jnp.broadcast_to(jnp.where(now > 0.0, now, 1.0), later.shape)
@@ -55,7 +55,7 @@ def initial_occupancy_pmf(
     ages: Float[Array, " n0"],
     mask: Bool[Array, " n0"],
     t: Float[Array, " K"],
-    surv_fn: survival.Survival,
+    surv_fn: conditional.Survival,
     rho_new: Float[Array, " K"],
     n_max: int,
 ) -> Float[Array, "K N1"]:
@@ -86,7 +86,7 @@ def initial_occupancy_pmf(
 
 def residual_survival(
     t: Float[Array, " K"],
-    surv_fn: survival.Survival,
+    surv_fn: conditional.Survival,
     num_lags: int,
     *,
     history: Float[Array, " A"] | None = None,
@@ -108,7 +108,7 @@ def residual_survival(
     Returns:
         `[K]` probability of still being in bed.
     """
-    (t,) = survival.as_floats(t)
+    (t,) = conditional.as_floats(t)
     t = jnp.concatenate([jnp.zeros_like(t, shape=(1,)), t])
     rate = jnp.ones((num_lags + 1,), t.dtype) if history is None else history
     if rate.shape != (num_lags + 1,):

@@ -30,7 +30,7 @@ from jax import lax
 from jax.scipy import special
 from jaxtyping import Array, ArrayLike, Float
 
-from jaxlab.queueing import survival
+from jaxlab.queueing import conditional
 
 # Terms kept of the power series and of the continued fraction of the incomplete gamma function: its
 # logarithm is then right to 1e-12 for every argument as long as the shape is at most 500.
@@ -49,7 +49,7 @@ def log_pdf(family: str, x: ArrayLike, params: LOSParams) -> Float[Array, "..."]
     """Evaluates the log density of a stay of `x` days.
 
     Args:
-        family: one of `survival.FAMILIES`.
+        family: one of `conditional.FAMILIES`.
         x: `[...]` stay, days. The limit from the right is returned at 0, `-inf` below.
         params: natural parameters.
 
@@ -91,7 +91,7 @@ def log_survival(family: str, x: ArrayLike, params: LOSParams) -> Float[Array, "
     """Evaluates ln P(X > x), accurate where the probability itself underflows.
 
     Args:
-        family: one of `survival.FAMILIES`.
+        family: one of `conditional.FAMILIES`.
         x: `[...]` time since admission, days; 0 is returned at and below 0, with zero gradients.
         params: natural parameters.
 
@@ -130,7 +130,7 @@ def quantile(family: str, p: ArrayLike, params: LOSParams) -> Float[Array, "..."
     """Inverts the distribution function: the stay x with P(X <= x) = p.
 
     Args:
-        family: one of `survival.FAMILIES`.
+        family: one of `conditional.FAMILIES`.
         p: `[...]` probability; 0 gives 0, 1 gives infinity, values outside [0, 1] give NaN.
         params: natural parameters.
 
@@ -227,8 +227,8 @@ def lognormal_from_moments(mean: ArrayLike, sd: ArrayLike) -> LOSParams:
 
 
 def _check_family(family: str) -> None:
-    if family not in survival.FAMILIES:
-        raise ValueError(f"unknown family {family!r}: choose one of {survival.FAMILIES}")
+    if family not in conditional.FAMILIES:
+        raise ValueError(f"unknown family {family!r}: choose one of {conditional.FAMILIES}")
 
 
 def _as_floats(*args: ArrayLike) -> list[Array]:

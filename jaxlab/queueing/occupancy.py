@@ -14,7 +14,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxlab.queueing import survival
+from jaxlab.queueing import conditional
 
 CONVENTIONS = ("ceil", "midnight", "bed_days", "touch")
 WARMUPS = ("zero", "drop", "backfill")
@@ -35,7 +35,7 @@ class QueueInputs(NamedTuple):
         mu: `[I, T]` mean length of stay of the patients admitted on that day, days.
         sig2: `[I, T]` variance of the length of stay, days squared.
         kappa: `[I]` shape of the length-of-stay law (unused by exponential and lognormal).
-        family: `[I]` int32, index into `survival.FAMILIES`.
+        family: `[I]` int32, index into `conditional.FAMILIES`.
         smax: `[I]` int32, truncation lag S_max in days; a stay lasts S_max + 1 days at most.
     """
 
@@ -70,14 +70,14 @@ def occupancy_mean(
         sig2: variance of the stay by day of admission, days^2, shape of `lam`.
         kappa: `[I]` or scalar, shape of the law.
         family: one name for all sites, a sequence of I names, or int32 `[I]` codes; see
-            `survival.survival`.
+            `conditional.survival`.
         smax: `[I]` or scalar, last lag that counts, days.
         convention: when the census is taken; see `census_weight`.
         warmup: "zero": the unit is empty before day 0, so that the first S_max days are too low;
             "drop": the same rho, of which averages take only the days of `warm_mask`;
             "backfill": `num_lags` earlier days made up by `backfill`.
         num_lags: static bound of smax; max(smax) by default, required where smax is traced.
-        variant: reading of "fisk".  moments: "one" or "two"; see `survival.survival`.
+        variant: reading of "fisk".  moments: "one" or "two"; see `conditional.survival`.
         backfill: "year_mean" repeats the mean of lam, mu and sig2 over the first 365 days (all, if
             fewer); "calendar" repeats the first 365 days themselves.
 
@@ -160,7 +160,7 @@ def occupancy_mean_general(
     """
     if jnp.ndim(surv) != 2 or jnp.shape(lam) != jnp.shape(surv)[:1]:
         raise ValueError(f"need lam [T], surv [T, U+1], got {jnp.shape(lam)}, {jnp.shape(surv)}")
-    lam, surv = survival.as_floats(lam, surv)
+    lam, surv = conditional.as_floats(lam, surv)
 
     def lag(rho, column):
         return delay(rho) + lam * column, None
@@ -209,7 +209,7 @@ def delay(x: Float[Array, " T"]) -> Float[Array, " T"]:
 
 
 def census_weight(
-    u: Int[Array, ""] | int, surv_fn: survival.Survival, convention: str
+    u: Int[Array, ""] | int, surv_fn: conditional.Survival, convention: str
 ) -> Float[Array, "..."]:
     """Returns the expected presence, u days later, of a patient admitted uniformly in the day.
 
@@ -311,7 +311,7 @@ def stationary_excess(surv: Float[Array, " U1"]) -> Float[Array, " U1"]:
 
 
 def sinusoid_transform(
-    frequency: float | Float[Array, ""], surv_fn: survival.Survival, horizon: int
+    frequency: float | Float[Array, ""], surv_fn: conditional.Survival, horizon: int
 ) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
     """Computes E[stay], C = int cos(g x) S(x) dx and D = int sin(g x) S(x) dx over [0, horizon].
 
@@ -378,7 +378,7 @@ def _occupancy(
     names, codes = _site_families(family, num_sites, variant, moments)
     shapes_of_law = _per_site("kappa", kappa, num_sites)
     _check_sites(names, codes, mu, sig2, shapes_of_law, variant, moments)
-    lam, mu, sig2, kappa = survival.as_floats(lam, mu, sig2, kappa)
+    lam, mu, sig2, kappa = conditional.as_floats(lam, mu, sig2, kappa)
     kappa = jnp.broadcast_to(kappa, (num_sites,))
     smax, codes = jnp.asarray(smax).astype(jnp.int32), jnp.asarray(codes)
     history = num_lags if warmup == "backfill" else 0
@@ -388,8 +388,8 @@ def _occupancy(
         lam, mu, sig2, kappa, code, smax = args
 
         def rho_under(i):
-            sig2_i, kappa_i = survival.only_if(code == i, sig2, kappa)
-            surv_fn = survival.conditional(
+            sig2_i, kappa_i = conditional.only_if(code == i, sig2, kappa)
+            surv_fn = conditional.law(
                 names[i], mu, sig2_i, kappa_i, variant=variant, moments=moments
             )
             return lagged_sum(
@@ -411,13 +411,13 @@ def _occupancy(
 def _site_families(family: Family, num_sites: int, variant: str, moments: str):
     """Returns the distinct families and, for each site, the index of its own."""
     if isinstance(family, Tracer):
-        return survival.FAMILIES, _per_site("family", family, num_sites).astype(jnp.int32)
+        return conditional.FAMILIES, _per_site("family", family, num_sites).astype(jnp.int32)
     given = [family] if isinstance(family, str) else np.asarray(family).reshape(-1).tolist()
     if len(given) not in (1, num_sites):
         raise ValueError(f"family must name 1 or {num_sites} laws, got {len(given)}")
     given = given * num_sites if len(given) == 1 else given
     for name in given:
-        survival.law_name(name, variant=variant, moments=moments)
+        conditional.law_name(name, variant=variant, moments=moments)
     names = tuple(dict.fromkeys(given))
     return names, np.array([names.index(name) for name in given], np.int32)
 
@@ -427,9 +427,9 @@ def _check_sites(names, codes, mu, sig2, kappa, variant: str, moments: str) -> N
     if isinstance(codes, Tracer):
         return
     for i, name in enumerate(names):
-        law = survival.law_name(name, variant=variant, moments=moments)
+        law = conditional.law_name(name, variant=variant, moments=moments)
         rows = np.flatnonzero(codes == i)
-        survival.check_parameters(
+        conditional.check_parameters(
             law,
             *(x if isinstance(x, Tracer) else np.asarray(x)[rows] for x in (mu, sig2, kappa)),
         )

@@ -22,7 +22,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from jaxlab.queueing import initial, occupancy, survival
+from jaxlab.queueing import conditional, initial, occupancy
 from jaxlab.queueing.occupancy import QueueInputs
 
 YEAR_DAYS = 365
@@ -75,7 +75,7 @@ def make_law(
         num_lags: static bound of smax; max(smax) by default, required where smax is traced.
         history: days put before day 0, with the mean of lam, mu and sig2 over the first 365.
         convention: "ceil", "midnight" or "touch"; see `occupancy.census_weight`.
-        variant, moments: see `survival.survival`.
+        variant, moments: see `conditional.survival`.
         lam_max: `[I, T]` rates >= lam of the stream to be thinned; None draws lam itself.
         initial_ages: `[I, P]` stay so far of the patients of the census of day 0, days; negative
             for an empty place.
@@ -85,12 +85,12 @@ def make_law(
     """
     _check_inputs(inputs, convention, lam_max, initial_ages)
     num_lags = static_lags(inputs.smax, num_lags)
-    families = tuple(range(len(survival.FAMILIES)))
+    families = tuple(range(len(conditional.FAMILIES)))
     if not isinstance(inputs.family, Tracer):
         families = tuple(sorted(set(np.asarray(inputs.family).tolist())))
 
     def tabulate(inputs, lam_max, initial_ages):
-        lam, mu, sig2, kappa = survival.as_floats(*inputs[:4])
+        lam, mu, sig2, kappa = conditional.as_floats(*inputs[:4])
         inputs = inputs._replace(lam=lam, mu=mu, sig2=sig2, kappa=kappa)
         site = functools.partial(
             _site_chances,
@@ -98,7 +98,7 @@ def make_law(
             num_lags=num_lags,
             history=history,
             convention=convention,
-            conditional=functools.partial(survival.conditional, variant=variant, moments=moments),
+            law=functools.partial(conditional.law, variant=variant, moments=moments),
         )
         ages = None if initial_ages is None else initial_ages.astype(mu.dtype)
         weight, residual = jax.lax.map(site, (inputs, ages))
@@ -233,20 +233,20 @@ def threefry(
     return x, y
 
 
-def _site_chances(args, *, families, num_lags, history, convention, conditional):
+def _site_chances(args, *, families, num_lags, history, convention, law):
     """Chance of presence u days after admission `[T, U+1]`, and after day 0 `[P, U+1]`."""
     (_, mu, sig2, kappa, family, smax), ages = args
     lags = jnp.arange(num_lags + 1, dtype=jnp.int32)
 
     def admitted(code):
-        sig2_, kappa_ = survival.only_if(family == code, sig2, kappa)
+        sig2_, kappa_ = conditional.only_if(family == code, sig2, kappa)
         past = [_extend_back(x[None], history)[0] for x in (mu, sig2_)]
-        surv_fn = conditional(code, *past, kappa_)
+        surv_fn = law(code, *past, kappa_)
         return jax.vmap(lambda u: occupancy.census_weight(u, surv_fn, convention))(lags)
 
     def in_bed(code):
-        sig2_, kappa_ = survival.only_if(family == code, sig2[0], kappa)
-        surv_fn = conditional(code, mu[0], sig2_, kappa_)
+        sig2_, kappa_ = conditional.only_if(family == code, sig2[0], kappa)
+        surv_fn = law(code, mu[0], sig2_, kappa_)
         age = jnp.maximum(ages, 0.0)
         days = lags.astype(mu.dtype)
         chance = initial.initial_survivors(age, ages >= 0.0, days, surv_fn)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxlab.queueing import capacity, daily, fit, occupancy, stl, survival
+from jaxlab.queueing import capacity, conditional, daily, decomposition, fit, occupancy
 from jaxlab.queueing.data import Patients
 from jaxlab.queueing.occupancy import QueueInputs
 
@@ -39,8 +39,8 @@ class SeriesEstimates(NamedTuple):
     """
 
     daily: daily.DailySeries
-    arrivals: stl.GridSelection
-    stays: stl.GridSelection
+    arrivals: decomposition.GridSelection
+    stays: decomposition.GridSelection
     lam: Float[Array, "I T"]
     mu: Float[Array, "I T"]
     sig2: Float[Array, "I T"]
@@ -59,7 +59,7 @@ class LawEstimates(NamedTuple):
         fits: fitted laws, fields `[I, F]`.
         choice: `[I]` index into the families; -1 if none could be fitted.
         kappa: `[I]` shape of the chosen law.
-        family: `[I]` its code in `survival.FAMILIES`; -1 if there is none.
+        family: `[I]` its code in `conditional.FAMILIES`; -1 if there is none.
         smax: `[I]` its truncation lag, days.
         mean_los: `[I]` mean stay over patients, days.
     """
@@ -118,8 +118,8 @@ def estimate_series(
     patients: Patients,
     num_days: int,
     *,
-    grid: tuple[stl.STLConfig, ...] = stl.GRID,
-    degree2: stl.Degree2 = "linear",
+    grid: tuple[decomposition.STLConfig, ...] = decomposition.GRID,
+    degree2: decomposition.Degree2 = "linear",
     keep_seasonal: bool = False,
     spread: Literal["daily_mean", "individual"] = "daily_mean",
 ) -> SeriesEstimates:
@@ -145,7 +145,7 @@ def estimate_series(
     )
     series = daily.stays_to_daily(day, site, los, num_sites, num_days, weight=weight)
     both = jnp.concatenate([series.counts, series.mean_los])
-    chosen = stl.stl_grid_select(both, grid, degree2=degree2)
+    chosen = decomposition.stl_grid_select(both, grid, degree2=degree2)
     arrivals = jax.tree.map(lambda x: x[:num_sites], chosen)
     stays = jax.tree.map(lambda x: x[num_sites:], chosen)
     lam, mu = (
@@ -154,7 +154,7 @@ def estimate_series(
     )
     lam, mu = jnp.maximum(lam, 0.0), jnp.maximum(mu, MIN_MEAN_LOS)
     if spread == "daily_mean":
-        sig2, window = stl.rolling_variance_select(stays.result.resid)
+        sig2, window = decomposition.rolling_variance_select(stays.result.resid)
     else:
         sig2 = daily.individual_variance(day, site, los, mu, weight=weight)
         window = jnp.zeros(num_sites, jnp.int32)
@@ -184,7 +184,7 @@ def estimate_laws(
     choice = fit.select_los(fits, criterion)
     best = jnp.maximum(choice, 0)[:, None]
     kappa, smax = (jnp.take_along_axis(x, best, axis=1)[:, 0] for x in (fits.kappa, fits.smax))
-    codes = jnp.asarray([survival.FAMILIES.index(name) for name in families], jnp.int32)
+    codes = jnp.asarray([conditional.FAMILIES.index(name) for name in families], jnp.int32)
     family = jnp.where(choice >= 0, codes[best[:, 0]], -1)
     total = jnp.sum(patients.weight, axis=1)
     mean_los = jnp.sum(patients.weight * patients.los, axis=1) / jnp.maximum(total, 1.0)
@@ -211,7 +211,7 @@ def size_beds(
         series: rates and moments of the stay.
         laws: chosen laws.
         num_lags: static bound of S_max.
-        variant, moments: reading of the laws, see `survival.survival`.
+        variant, moments: reading of the laws, see `conditional.survival`.
         convention, warmup: of the census, see `occupancy.occupancy_mean`.
         alphas: overflow risks.
         gamma, rule, bed_cap: see `capacity.beds_alpha`.
@@ -247,8 +247,8 @@ def plan(
     num_days: int,
     *,
     u_max: int,
-    grid: tuple[stl.STLConfig, ...] = stl.GRID,
-    degree2: stl.Degree2 = "linear",
+    grid: tuple[decomposition.STLConfig, ...] = decomposition.GRID,
+    degree2: decomposition.Degree2 = "linear",
     keep_seasonal: bool = False,
     spread: Literal["daily_mean", "individual"] = "daily_mean",
     families: Sequence[str] = fit.FAMILIES_DEFAULT,

@@ -12,7 +12,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
-from jaxlab.queueing import capacity, occupancy, survival
+from jaxlab.queueing import capacity, conditional, occupancy
 from jaxlab.queueing.occupancy import QueueInputs
 
 BETAS = (0.0, 0.2, 0.5, 0.8, 1.0, 1.2, 1.5, 1.8)
@@ -36,7 +36,7 @@ class BedModel(NamedTuple):
             `occupancy.occupancy_mean`.
         num_lags: bound of S_max, needed where `smax` is traced.
         variant: reading of the Fisk law.
-        moments: "one" or "two"; see `survival.survival`.
+        moments: "one" or "two"; see `conditional.survival`.
         mean_stay: mean stay of the average rule: over "days", as the paper's companion tool does
             with daily inputs, or over "patients", sum lam mu / sum lam.
     """
@@ -311,7 +311,7 @@ def truncated_share(inputs: QueueInputs, model: BedModel = PAPER) -> Float[Array
 
     def site(row):
         lam, mu, sig2, kappa, family, smax = row
-        surv = survival.survival(
+        surv = conditional.survival(
             family, smax, mu, sig2, kappa, variant=model.variant, moments=model.moments
         )
         total = jnp.sum(lam)

@@ -145,7 +145,7 @@ def make_monte_carlo(
             `4 I T (replications_per_step / num_blocks + 2 hist_size)` bytes.
         num_lags: static bound of smax; max(smax) by default, required where smax is traced.
         convention: "ceil", "midnight" or "touch"; see `occupancy.census_weight`.
-        variant: reading of the Fisk family.  moments: "one" or "two"; see `survival.survival`.
+        variant: reading of the Fisk family.  moments: "one" or "two"; see `conditional.survival`.
         warmup: "zero": the unit is empty before day 0; "drop": the same, but path statistics leave
             out the first S_max days; "backfill": `num_lags` earlier days with the mean of lam, mu
             and sig2 over the first 365.

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Num
 
-from jaxlab.queueing import glm, stl
+from jaxlab.queueing import decomposition, glm
 
 PENALTIES = tuple(10.0 ** (0.5 * k) for k in range(25))
 """Default grid of Whittaker penalties: from about 4 days of smoothing to a straight line."""
@@ -229,7 +229,7 @@ def penalty_path(
 
 def stl_blocked_cv(
     counts: Num[Array, " T"],
-    configs: Sequence[stl.STLConfig] | None = None,
+    configs: Sequence[decomposition.STLConfig] | None = None,
     *,
     period: int = 7,
     keep_seasonal: bool = False,
@@ -258,7 +258,7 @@ def stl_blocked_cv(
         ValueError: if there is no candidate, the folds do not fit, or a span does not.
     """
     if configs is None:
-        configs = [stl.STLConfig(seasonal=7, trend=span) for span in TREND_SPANS]
+        configs = [decomposition.STLConfig(seasonal=7, trend=span) for span in TREND_SPANS]
     if len(configs) == 0 or passes < 1:
         raise ValueError("need at least one STLConfig and passes >= 1")
     folds = blocked_folds(counts.shape[0]) if folds is None else folds
@@ -272,7 +272,7 @@ def stl_blocked_cv(
 
     def evaluate(config):
         def decompose(y):
-            return stl.stl(
+            return decomposition.stl(
                 y,
                 period=period,
                 seasonal=config.seasonal,

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import special
 
-from jaxlab.queueing import data, occupancy, survival
+from jaxlab.queueing import conditional, data, occupancy
 
 
 class Site(NamedTuple):
@@ -131,7 +131,7 @@ def demo5(
     `mu = L (1 + 0.1 sin(2 pi (t + 60 + ph) / 365))` and `sig2 = mu**2`, for one law at all sites.
 
     Args:
-        family: length-of-stay family, one of `survival.FAMILIES`.
+        family: length-of-stay family, one of `conditional.FAMILIES`.
         kappa: shape of the law.
         smax: truncation lag, days.
         num_days: T.
@@ -141,8 +141,8 @@ def demo5(
 
     Source: companion planner of arXiv:2510.02852.
     """
-    if family not in survival.FAMILIES:
-        raise ValueError(f"family must be one of {survival.FAMILIES}, got {family!r}")
+    if family not in conditional.FAMILIES:
+        raise ValueError(f"family must be one of {conditional.FAMILIES}, got {family!r}")
     sites = np.array(
         [
             (1.6, 0.25, 8.0, 0.0),
@@ -161,7 +161,7 @@ def demo5(
         mu=jnp.asarray(mu),
         sig2=jnp.asarray(mu**2),
         kappa=jnp.full(5, float(kappa)),
-        family=jnp.full(5, survival.FAMILIES.index(family), jnp.int32),
+        family=jnp.full(5, conditional.FAMILIES.index(family), jnp.int32),
         smax=jnp.full(5, smax, jnp.int32),
     )
 

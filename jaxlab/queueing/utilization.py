@@ -11,7 +11,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxlab.queueing import survival
+from jaxlab.queueing import conditional
 
 Tree = TypeVar("Tree")
 
@@ -63,7 +63,7 @@ def utilization_metrics(
     """
     if not isinstance(beds, Tracer) and np.any(np.asarray(beds) <= 0):
         raise ValueError(f"beds must be positive, got {beds}")
-    (occ,) = survival.as_floats(occ)
+    (occ,) = conditional.as_floats(occ)
     mask = jnp.ones(occ.shape, bool) if mask is None else mask
     if occ.ndim != 1 or mask.shape != occ.shape:
         raise ValueError(
@@ -105,7 +105,7 @@ def system_weighted(metrics: Tree, weights: Float[Array, " I"]) -> tuple[Tree, T
     Source: arXiv:2510.02852, Table 4, "weighted system" row.
     """
 
-    metrics = jax.tree.map(lambda x: survival.as_floats(x)[0], metrics)
+    metrics = jax.tree.map(lambda x: conditional.as_floats(x)[0], metrics)
     weights = jnp.asarray(weights)
 
     def mean(x):

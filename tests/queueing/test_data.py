@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxlab.queueing import data, occupancy, survival
+from jaxlab.queueing import conditional, data, occupancy
 
 HEADER = "patient,site,admission_date,los_days,event,discharge_date"
 GOOD = "1,Site 1,2020-01-05,2.5,1,2020-01-08"
@@ -269,7 +269,7 @@ def _inputs(seed=0, num_days=6):
         sig2=jnp.asarray(rng.gamma(9.0, 9.0, (3, num_days))),
         kappa=jnp.asarray([1.34, 1.0, 0.97]),
         family=jnp.asarray(
-            [survival.FAMILIES.index(f) for f in ("fisk", "exponential", "weibull")]
+            [conditional.FAMILIES.index(f) for f in ("fisk", "exponential", "weibull")]
         ),
         smax=jnp.asarray([325, 57, 52]),
     )
@@ -300,7 +300,7 @@ def test_processed_without_laws_takes_keywords(tmp_path):
     back = data.read_processed(path, family=["gamma", "burr"], kappa=1.5, smax=60)
     np.testing.assert_array_equal(back.inputs.lam, [[2, 4], [3, 1]])
     np.testing.assert_array_equal(back.inputs.sig2, [[36, 64], [49, 25]])
-    assert [survival.FAMILIES[i] for i in back.inputs.family] == ["gamma", "burr"]
+    assert [conditional.FAMILIES[i] for i in back.inputs.family] == ["gamma", "burr"]
     np.testing.assert_array_equal(back.inputs.smax, [60, 60])
     with pytest.raises(ValueError, match="no column 'kappa'"):
         data.read_processed(path, family="gamma", smax=60)

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jaxlab.queueing import fit, survival
+from jaxlab.queueing import conditional, fit
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import lifelines
 
-FAMILIES = survival.FAMILIES
+FAMILIES = conditional.FAMILIES
 N, U_MAX = 300, 150
 
 

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from jaxlab.queueing import initial
-from jaxlab.queueing.survival import conditional
+from jaxlab.queueing import conditional, initial
 
 AGES = np.array([0.5, 4.0, 9.0, 30.0, 0.0])
 MASK = np.array([True, True, True, True, False])
@@ -19,7 +18,7 @@ LOGNORMAL = stats.lognorm(0.8, scale=10 * np.exp(-0.32))
 
 
 def lognormal_survival():
-    return conditional("lognormal", 10.0, 100 * np.expm1(0.64), 1.0)
+    return conditional.law("lognormal", 10.0, 100 * np.expm1(0.64), 1.0)
 
 
 def test_survivors_and_moments(x64):
@@ -54,7 +53,7 @@ def test_pmf_equals_enumeration(x64):
 
 
 def test_whole_day_ages_may_be_integers():
-    surv = conditional("exponential", 7.0, 1.0, 1.0)
+    surv = conditional.law("exponential", 7.0, 1.0, 1.0)
     got = initial.initial_survivors(np.arange(3), np.ones(3, bool), jnp.arange(4), surv)
     np.testing.assert_allclose(got, np.tile(np.exp(-np.arange(4) / 7)[:, None], 3), rtol=1e-6)
 
@@ -70,7 +69,7 @@ def test_mass_beyond_n_max_is_left_out_not_lumped(x64):
 
 
 def test_memoryless_stays_forget_their_age(x64):
-    surv = conditional("exponential", 7.0, 1.0, 1.0)
+    surv = conditional.law("exponential", 7.0, 1.0, 1.0)
     np.testing.assert_allclose(
         initial.initial_survivors(AGES, np.ones(5, bool), T, surv),
         np.tile(np.exp(-T / 7.0)[:, None], (1, 5)),
@@ -110,7 +109,7 @@ def test_unknown_ages_after_a_varying_history(x64):
 
 def test_an_impossible_patient_is_reported():
     """S(a) underflows: the patient cannot be there; padding with the same age is fine."""
-    surv = conditional("exponential", 1.0, 1.0, 1.0)
+    surv = conditional.law("exponential", 1.0, 1.0, 1.0)
     ages = jnp.array([2.0, 500.0])
     got = initial.initial_survivors(ages, jnp.array([True, True]), jnp.array([1.0]), surv)
     np.testing.assert_array_equal(np.isnan(got[0]), [False, True])

@@ -9,9 +9,9 @@ import pytest
 from jax.test_util import check_grads
 from scipy import stats
 
-from jaxlab.queueing import los, survival
+from jaxlab.queueing import conditional, los
 
-FAMILIES = survival.FAMILIES
+FAMILIES = conditional.FAMILIES
 SHAPES = np.array([0.3, 0.8, 1.0, 1.34, 2.5, 6.0])
 SCALE = 7.3
 

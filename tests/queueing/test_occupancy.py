@@ -7,9 +7,9 @@ import pytest
 from jax.test_util import check_grads
 from scipy import integrate, special, stats
 
-from jaxlab.queueing import occupancy
+from jaxlab.queueing import conditional, occupancy
+from jaxlab.queueing.conditional import FAMILIES, survival
 from jaxlab.queueing.occupancy import QueueInputs, occupancy_mean
-from jaxlab.queueing.survival import FAMILIES, conditional, survival
 
 DEMO5_SITES = ((1.6, 0.25, 8.0, 0), (3.2, 0.20, 9.5, 20), (2.4, 0.18, 8.4, 55))
 # Site 2 of demo5, kappa 1.5, S_max 60: mean and peak of rho.
@@ -142,7 +142,7 @@ def test_census_weights_equal_adaptive_quadrature(x64, convention):
     }
     kappas = {"weibull": 0.7, "lognormal": 1.0, "fisk_mean": 1.4}
     for name, law in cases.items():
-        surv = conditional(name, 6.0, 36.0, kappas[name])
+        surv = conditional.law(name, 6.0, 36.0, kappas[name])
         weights = jax.jit(
             jax.vmap(lambda u, surv=surv: occupancy.census_weight(u, surv, convention))
         )(jnp.arange(8))
@@ -158,7 +158,7 @@ def test_census_weights_equal_simulated_patients(x64, convention):
     count = 400_000
     arrival, stay = rng.uniform(size=count), rng.gamma(1.7, 2.0, count)
     leave = arrival + stay
-    surv = conditional("gamma", 3.4, 1.0, 1.7)
+    surv = conditional.law("gamma", 3.4, 1.0, 1.7)
     for u in range(6):
         present = {
             "ceil": np.ceil(stay) > u,
@@ -172,7 +172,7 @@ def test_census_weights_equal_simulated_patients(x64, convention):
 
 def test_stationary_sums_of_the_conventions(x64):
     """E[ceil stay], E[stay], E[stay], E[stay] + 1."""
-    surv = conditional("gamma", 5.0, 1.0, 1.5)
+    surv = conditional.law("gamma", 5.0, 1.0, 1.5)
 
     def weights(u):
         return jnp.stack([occupancy.census_weight(u, surv, c) for c in occupancy.CONVENTIONS])
@@ -409,7 +409,7 @@ def test_sinusoid(x64, frequency):
     """The transform of an exponential in closed form, of a lognormal by adaptive quadrature."""
     a, b, rate, g = 3.0, 1.2, 1 / 8, frequency
     t = np.linspace(0, 400, 9)
-    transform = occupancy.sinusoid_transform(g, conditional("exponential", 8.0, 1.0, 1.0), 400)
+    transform = occupancy.sinusoid_transform(g, conditional.law("exponential", 8.0, 1.0, 1.0), 400)
     np.testing.assert_allclose(
         transform, (8.0, rate / (rate**2 + g**2), g / (rate**2 + g**2)), rtol=1e-11
     )
@@ -417,7 +417,7 @@ def test_sinusoid(x64, frequency):
     np.testing.assert_allclose(occupancy.sinusoid_mean(t, a, b, g, transform), want, rtol=1e-11)
 
     law = stats.lognorm(0.8, scale=10 * np.exp(-0.32))
-    surv = conditional("lognormal", 10.0, 100 * np.expm1(0.64), 1.0)
+    surv = conditional.law("lognormal", 10.0, 100 * np.expm1(0.64), 1.0)
     transform = occupancy.sinusoid_transform(g, surv, 600)
     t = 123.4  # m(t) = int lam(t - u) S(u) du
     want = sum(

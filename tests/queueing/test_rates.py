@@ -11,7 +11,7 @@ import pytest
 import statsmodels.api as sm
 from scipy import interpolate
 
-from jaxlab.queueing import glm, rates, stl
+from jaxlab.queueing import decomposition, glm, rates
 
 
 def _seasonal_counts(seed, num_days, level=2.65, amplitude=0.3, shape=()):
@@ -361,8 +361,8 @@ def test_regression_does_not_count_the_noise_twice():
     design = rates.rate_design(num_days, trend="linear", harmonics=1)
 
     def shares(n):
-        fast = jax.vmap(lambda row: stl.stl(row, seasonal=7, trend=15).trend)(n)
-        slow = jax.vmap(lambda row: stl.stl(row, seasonal=31, trend=61).trend)(n)
+        fast = jax.vmap(lambda row: decomposition.stl(row, seasonal=7, trend=15).trend)(n)
+        slow = jax.vmap(lambda row: decomposition.stl(row, seasonal=31, trend=61).trend)(n)
         regression = jax.vmap(lambda row: glm.poisson_glm(row, design.matrix).mean)(n)
         return [jnp.mean(jnp.var(rate, axis=1)) / level for rate in (fast, slow, regression)]
 

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 from scipy.special import ndtr
 
-from jaxlab.queueing import occupancy, scenario, survival
+from jaxlab.queueing import conditional, occupancy, scenario
 from jaxlab.queueing.occupancy import QueueInputs
 
 DEMO = {"base": 3.2, "amplitude": 0.2, "los": 9.5, "phase": 20}
@@ -30,7 +30,7 @@ def _inputs(families, *, num_days=365, kappa=1.5, smax=60, spread=1.0, seed=None
         mu=tile(mu),
         sig2=tile(spread * mu**2),
         kappa=jnp.full((count,), kappa),
-        family=jnp.asarray([survival.FAMILIES.index(f) for f in families], jnp.int32),
+        family=jnp.asarray([conditional.FAMILIES.index(f) for f in families], jnp.int32),
         smax=jnp.full((count,), smax, jnp.int32),
     )
 

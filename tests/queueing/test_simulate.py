@@ -12,11 +12,11 @@ import pytest
 from scipy import stats
 
 from jaxlab.core import loop
-from jaxlab.queueing import initial, occupancy, patients, simulate, survival
+from jaxlab.queueing import conditional, initial, occupancy, patients, simulate
 
 NUM_DAYS = 40
 # One site per family; rates and laws drift, so that a slip by a day shows.
-FAMILIES = np.arange(len(survival.FAMILIES), dtype=np.int32)
+FAMILIES = np.arange(len(conditional.FAMILIES), dtype=np.int32)
 SMAX = np.array([30, 17, 25, 30, 22, 9], np.int32)
 # Chance of a false alarm per test: tests look at 240 cells each.
 FALSE_ALARM = 1e-7
@@ -77,8 +77,8 @@ def sampled(key, inputs, num_replications, **settings):
 def weights(inputs, convention, num_lags=30):
     """`[I, T, U+1]` chance of presence u days after admission, site by site."""
     rows = []
-    for i, family in enumerate(survival.FAMILIES):
-        law = survival.conditional(family, inputs.mu[i], inputs.sig2[i], inputs.kappa[i])
+    for i, family in enumerate(conditional.FAMILIES):
+        law = conditional.law(family, inputs.mu[i], inputs.sig2[i], inputs.kappa[i])
         k = jax.vmap(lambda u, law=law: occupancy.census_weight(u, law, convention))(
             jnp.arange(num_lags + 1)
         )
@@ -273,8 +273,8 @@ def test_patients_in_bed_at_the_start_have_residual_stays(key):
     )
     rho = mean_by_hand(inputs.lam, weights(inputs, "ceil"))
     mean, var, days = rho.copy(), rho.copy(), np.arange(NUM_DAYS)
-    for i, family in enumerate(survival.FAMILIES):
-        law = survival.conditional(family, inputs.mu[i, 0], inputs.sig2[i, 0], inputs.kappa[i])
+    for i, family in enumerate(conditional.FAMILIES):
+        law = conditional.law(family, inputs.mu[i, 0], inputs.sig2[i, 0], inputs.kappa[i])
         for age in ages[i][ages[i] >= 0]:
             p = np.asarray(law(jnp.asarray(age + days)) / law(jnp.asarray(age)), np.float64)
             p = np.where((age + days <= SMAX[i]) | (days == 0), p, 0.0)
@@ -286,7 +286,7 @@ def test_patients_in_bed_at_the_start_have_residual_stays(key):
     assert np.abs((result.var - var) / np.sqrt((var + 2 * var**2) / num)).max() < limit
     # The whole law: Poisson-binomial survivors convolved with Poisson newcomers.
     days = np.array([1, 5, 12])
-    law = survival.conditional("gamma", inputs.mu[3, 0], inputs.sig2[3, 0], inputs.kappa[3])
+    law = conditional.law("gamma", inputs.mu[3, 0], inputs.sig2[3, 0], inputs.kappa[3])
     pmf = initial.initial_occupancy_pmf(
         jnp.asarray(ages[3]), jnp.asarray(ages[3] >= 0), jnp.asarray(days, jnp.float32), law,
         jnp.asarray(rho[3, days], jnp.float32), 63,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from statsmodels.tsa.seasonal import STL
 
-from jaxlab.queueing import glm, rates, smoothers, stl
+from jaxlab.queueing import decomposition, glm, rates, smoothers
 
 
 def _seasonal_counts(seed, num_days, level=2.65, amplitude=0.3, shape=()):
@@ -240,7 +240,7 @@ def test_penalty_path_takes_a_glm(x64):
 
 def test_stl_blocked_cv_equals_brute_force(x64):
     counts = np.random.default_rng(26).poisson(2.65, 400).astype(float)
-    configs = [stl.STLConfig(7, 15), stl.STLConfig(7, 61)]
+    configs = [decomposition.STLConfig(7, 15), decomposition.STLConfig(7, 61)]
     folds = smoothers.blocked_folds(400, block=28, num_folds=3)
     got = jax.jit(lambda n: smoothers.stl_blocked_cv(n, configs, folds=folds, passes=4))(counts)
     assert int(got.best) == int(np.argmin(got.cv))
@@ -268,7 +268,7 @@ def test_stl_blocked_cv_equals_brute_force(x64):
 
 def test_stl_blocked_cv_prefers_the_long_span_for_a_constant_rate():
     counts = np.random.default_rng(28).poisson(2.65, (8, 1461))
-    configs = [stl.STLConfig(7, 15), stl.STLConfig(7, 121)]
+    configs = [decomposition.STLConfig(7, 15), decomposition.STLConfig(7, 121)]
     run = jax.vmap(lambda n: smoothers.stl_blocked_cv(n, configs, passes=4))
     got = jax.jit(run)(jnp.asarray(counts, jnp.float32))
     assert np.sum(got.best) >= 7

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from jaxlab.queueing import daily, survival, tasks
+from jaxlab.queueing import conditional, daily, tasks
 
 SITES = tasks.CALGARY_SITES
 
@@ -22,7 +22,7 @@ def test_demo5_values(x64):
     np.testing.assert_allclose(got.mu[2], want, rtol=1e-12)
     np.testing.assert_allclose(got.sig2, np.square(got.mu), rtol=1e-12)
     np.testing.assert_allclose(got.lam[:, 365:730], got.lam[:, :365], rtol=1e-12)
-    assert [survival.FAMILIES[i] for i in got.family] == ["weibull"] * 5
+    assert [conditional.FAMILIES[i] for i in got.family] == ["weibull"] * 5
     assert got.smax.tolist() == [60] * 5 and got.kappa.tolist() == [1.5] * 5
     assert tasks.demo5().lam.shape == (5, 365)
     with pytest.raises(ValueError, match="'normal'"):

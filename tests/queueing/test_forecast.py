@@ -1,7 +1,6 @@
 """The births-driven projection against a Python loop with the same drawn years."""
 
 import datetime
-import importlib
 
 import chex
 import jax
@@ -11,11 +10,9 @@ import pytest
 from scipy import stats
 from scipy.special import ndtr
 
-from jaxlab.queueing import scenario
+from jaxlab.queueing import forecast, scenario
 from jaxlab.queueing.occupancy import QueueInputs
 
-# The package exports the function of the same name.
-projection = importlib.import_module("jaxlab.queueing.projection")
 MODEL = scenario.BedModel(num_lags=20, bed_cap=64)
 
 
@@ -66,7 +63,7 @@ def test_history_keeps_dates_and_counts_leap_days(x64):
     stamp = np.array([d.year * 10_000 + d.month * 100 + d.day for d in dates], float)
     inputs = _daily(num_days)._replace(lam=jnp.asarray(np.tile(stamp, (2, 1))))
     counts = np.random.default_rng(1).poisson(2.0, (2, num_days))
-    history = projection.yearly_history(inputs, first, admissions=jnp.asarray(counts))
+    history = forecast.yearly_history(inputs, first, admissions=jnp.asarray(counts))
     assert history.years == (2020, 2021)
     for h, year in enumerate(history.years):
         want = [
@@ -80,19 +77,19 @@ def test_history_keeps_dates_and_counts_leap_days(x64):
         kept = [t for t in inside if (dates[t].month, dates[t].day) != (2, 29)]
         np.testing.assert_array_equal(history.mu[h], np.asarray(inputs.mu)[:, kept])
         np.testing.assert_array_equal(history.sig2[h], np.asarray(inputs.sig2)[:, kept])
-    default = projection.yearly_history(inputs, np.datetime64(first))
+    default = forecast.yearly_history(inputs, np.datetime64(first))
     assert float(default.admissions[0, 0]) == sum(stamp[t] for t in range(42, 42 + 366))
     with pytest.raises(ValueError, match="no complete calendar year"):
-        projection.yearly_history(_daily(300), first)
+        forecast.yearly_history(_daily(300), first)
     with pytest.raises(ValueError, match="admissions must be"):
-        projection.yearly_history(inputs, first, admissions=jnp.ones((2, 5)))
+        forecast.yearly_history(inputs, first, admissions=jnp.ones((2, 5)))
 
 
 def test_annual_admissions_formula(x64):
     past = np.array([[100.0, 300.0], [130.0, 270.0], [90.0, 410.0], [1.0, 1.0]])
     years = (2020, 2021, 2022, 2023)
     births = {2026: 21_000.0, 2024: 19_000.0, 2025: 20_500.0}
-    got = projection.annual_admissions(
+    got = forecast.annual_admissions(
         jnp.asarray(past), years, births, eta=0.7, psi=1.02, baseline_years=(2020, 2021, 2022),
         base_year=2025,
     )  # fmt: skip
@@ -101,23 +98,23 @@ def test_annual_admissions_formula(x64):
         annual = np.mean(totals) * (births[year] / births[2025]) ** 0.7 * 1.02 ** (year - 2025)
         share = np.mean([100 / 400, 130 / 400, 90 / 500])
         np.testing.assert_allclose(got[k], [annual * share, annual * (1 - share)], rtol=1e-12)
-    faithful = projection.annual_admissions(jnp.asarray(past), years, projection.BIRTHS)
+    faithful = forecast.annual_admissions(jnp.asarray(past), years, forecast.BIRTHS)
     np.testing.assert_allclose(faithful[0].sum(), np.mean([400, 500, 2]), rtol=1e-12)
     np.testing.assert_allclose(faithful[-1] / faithful[0], 21_049 / 19_337, rtol=1e-12)
-    assert list(projection.BIRTHS) == list(range(2024, 2031))
-    np.testing.assert_allclose(np.diff(list(projection.BIRTHS.values())), 1712 / 6)
+    assert list(forecast.BIRTHS) == list(range(2024, 2031))
+    np.testing.assert_allclose(np.diff(list(forecast.BIRTHS.values())), 1712 / 6)
 
 
 def test_projected_beds_equal_a_python_loop(x64):
-    history = projection.yearly_history(_daily(3 * 365 + 1), "2020-01-01")
+    history = forecast.yearly_history(_daily(3 * 365 + 1), "2020-01-01")
     assert history.years == (2020, 2021, 2022)
     admissions = np.array([[400.0, 520.0], [450.0, 600.0]])
-    draws = projection.YearDraws(
+    draws = forecast.YearDraws(
         arrival=jnp.asarray([[[0, 1], [2, 2]], [[1, 0], [0, 1]]], jnp.int32),
         stay=jnp.asarray([[[2, 1], [0, 0]], [[1, 2], [2, 0]]], jnp.int32),
     )
     got = jax.jit(
-        lambda h, a, d: projection.project_beds(h, a, d, model=MODEL, chunk=1)
+        lambda h, a, d: forecast.project_beds(h, a, d, model=MODEL, chunk=1)
     )(history, jnp.asarray(admissions), draws)  # fmt: skip
     lam, mu, sig2 = (np.asarray(x) for x in (history.lam, history.mu, history.sig2))
     for r, y, i in np.ndindex(2, 2, 2):
@@ -129,18 +126,16 @@ def test_projected_beds_equal_a_python_loop(x64):
         np.testing.assert_allclose(got.rho_mean[r, y, i], rho.mean(), rtol=1e-12)
         np.testing.assert_allclose(got.rho_peak[r, y, i], rho.max(), rtol=1e-12)
     with pytest.raises(ValueError, match="draws must be"):
-        projection.project_beds(history, jnp.asarray(admissions[:1]), draws)
+        forecast.project_beds(history, jnp.asarray(admissions[:1]), draws)
 
 
 def test_backfilled_year_is_preceded_by_itself(x64):
-    history = projection.yearly_history(_daily(365), "2021-01-01")
+    history = forecast.yearly_history(_daily(365), "2021-01-01")
     admissions = jnp.asarray([[400.0, 520.0]])
     zero = jnp.zeros((1, 1, 2), jnp.int32)
-    draws = projection.YearDraws(zero, zero)
-    got = projection.project_beds(
-        history, admissions, draws, model=MODEL._replace(warmup="backfill")
-    )
-    cold = projection.project_beds(history, admissions, draws, model=MODEL)
+    draws = forecast.YearDraws(zero, zero)
+    got = forecast.project_beds(history, admissions, draws, model=MODEL._replace(warmup="backfill"))
+    cold = forecast.project_beds(history, admissions, draws, model=MODEL)
     for i in range(2):
         rate = np.asarray(history.lam[0, i] / history.lam[0, i].sum() * admissions[0, i])
         twice = [np.tile(np.asarray(x[0, i]), 2) for x in (history.mu, history.sig2)]
@@ -151,7 +146,7 @@ def test_backfilled_year_is_preceded_by_itself(x64):
 
 
 def test_draws_are_uniform_and_independent(key):
-    draws = projection.draw_years(key, num_runs=400, num_years=3, num_sites=2, num_history=4)
+    draws = forecast.draw_years(key, num_runs=400, num_years=3, num_sites=2, num_history=4)
     both = np.stack([draws.arrival, draws.stay])
     assert both.min() == 0 and both.max() == 3
     columns = both.transpose(1, 0, 2, 3).reshape(400, 12)
@@ -162,27 +157,27 @@ def test_draws_are_uniform_and_independent(key):
             table = np.zeros((4, 4))
             np.add.at(table, (columns[:, a], columns[:, b]), 1)
             assert stats.chi2_contingency(table).pvalue > 1e-3 / 66
-    fewer = projection.draw_years(key, num_runs=5, num_years=3, num_sites=2, num_history=4)
+    fewer = forecast.draw_years(key, num_runs=5, num_years=3, num_sites=2, num_history=4)
     np.testing.assert_array_equal(fewer.stay, draws.stay[:5])
 
 
 def test_projection_summary_chunks_and_keys(x64, key):
-    history = projection.yearly_history(_daily(3 * 365), "2021-01-01")
+    history = forecast.yearly_history(_daily(3 * 365), "2021-01-01")
     births = {2024: 19_337.0, 2030: 30_000.0}
 
     @jax.jit
     @chex.assert_max_traces(1)
     def run(key):
-        return projection.projection(key, history, births, num_runs=7, model=MODEL, chunk=3)
+        return forecast.projection(key, history, births, num_runs=7, model=MODEL, chunk=3)
 
     got, again = run(key), run(key)
     chex.assert_trees_all_equal(got, again)
     other = run(jax.random.fold_in(key, 1))
     assert np.any(other.draws.arrival != got.draws.arrival)
 
-    admissions = projection.annual_admissions(history.admissions, history.years, births)
+    admissions = forecast.annual_admissions(history.admissions, history.years, births)
     np.testing.assert_allclose(got.admissions, admissions, rtol=1e-14)
-    alone = jax.jit(lambda d: projection.project_beds(history, admissions, d, model=MODEL, chunk=7))
+    alone = jax.jit(lambda d: forecast.project_beds(history, admissions, d, model=MODEL, chunk=7))
     chex.assert_trees_all_close(alone(got.draws), got.runs, rtol=1e-12)
 
     beds = np.asarray(got.runs.beds)
@@ -199,11 +194,9 @@ def test_projection_summary_chunks_and_keys(x64, key):
 def test_equal_years_leave_no_spread(key):
     year = _daily(365, seed=3)
     repeat = year._replace(**{n: jnp.tile(getattr(year, n), (1, 3)) for n in ("lam", "mu", "sig2")})
-    history = projection.yearly_history(repeat, "2021-01-01")
+    history = forecast.yearly_history(repeat, "2021-01-01")
     got = jax.jit(
-        lambda key: projection.projection(
-            key, history, {2024: 1.0}, num_runs=4, model=MODEL, chunk=4
-        )
+        lambda key: forecast.projection(key, history, {2024: 1.0}, num_runs=4, model=MODEL, chunk=4)
     )(key)
     np.testing.assert_array_equal(got.summary.sd, 0.0)
     beds, _ = scenario.bed_counts(year, MODEL)
@@ -212,7 +205,7 @@ def test_equal_years_leave_no_spread(key):
 
 def test_a_missing_count_is_not_averaged():
     beds = jnp.asarray([[[[5, -1]]], [[[7, 9]]]], jnp.int32)
-    summary = projection.summarize_runs(beds)
+    summary = forecast.summarize_runs(beds)
     assert float(summary.mean[0, 0, 0]) == 6.0 and np.isnan(summary.mean[0, 0, 1])
     assert np.isnan(summary.median[0, 0, 1])
 
@@ -229,7 +222,7 @@ def test_a_missing_count_is_not_averaged():
     ],
 )
 def test_projection_errors(key, arguments, message):
-    history = projection.yearly_history(_daily(3 * 365), "2021-01-01")
+    history = forecast.yearly_history(_daily(3 * 365), "2021-01-01")
     births = arguments.pop("births", {2024: 100.0})
     with pytest.raises(ValueError, match=message):
-        projection.projection(key, history, births, **arguments)
+        forecast.projection(key, history, births, **arguments)

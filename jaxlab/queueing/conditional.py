@@ -83,10 +83,10 @@ def survival(
 
     Source: arXiv:2510.02852, conditional survival; Johnson, Kotz and Balakrishnan 1994.
     """
-    return conditional(family, mu, sig2, kappa, variant=variant, moments=moments)(jnp.asarray(u))
+    return law(family, mu, sig2, kappa, variant=variant, moments=moments)(jnp.asarray(u))
 
 
-def conditional(
+def law(
     family: str | int | Int[Array, ""],
     mu: Float[Array, "..."] | float,
     sig2: Float[Array, "..."] | float,

@@ -9,17 +9,17 @@ import pandas as pd
 import pytest
 from statsmodels.tsa.seasonal import MSTL, STL
 
-from jaxlab.queueing import loess, stl
+from jaxlab.queueing import decomposition, loess
 
 ATOL = 1e-8  # agreement promised in float64; about 1e-12 is measured
 RTOL32 = 2e-3  # float32, share of the SD of the data; about 1e-5 is measured
 
 SPANS = ((7, 15, 31), (15, 31, 61))
 SMALL_GRID = (
-    stl.STLConfig(7, 15, 1, 1, False),
-    stl.STLConfig(7, 15, 2, 1, False),
-    stl.STLConfig(15, 31, 1, 1, True),
-    stl.STLConfig(7, 31, 1, 1, True),
+    decomposition.STLConfig(7, 15, 1, 1, False),
+    decomposition.STLConfig(7, 15, 2, 1, False),
+    decomposition.STLConfig(15, 31, 1, 1, True),
+    decomposition.STLConfig(7, 31, 1, 1, True),
 )
 
 
@@ -38,18 +38,18 @@ def _statsmodels(y, *, inner=None, outer=None, degrees=(1, 1, 1), **options):
     fits = [
         STL(row, **options, **dict(zip(names, degrees, strict=True))).fit(inner, outer) for row in y
     ]
-    return stl.STLResult(
+    return decomposition.STLResult(
         *(np.stack([getattr(f, name) for f in fits]) for name in ("trend", "seasonal", "resid")),
         np.stack([f.weights for f in fits]),
     )
 
 
 def _jitted(**options):
-    return jax.jit(lambda y: stl.stl(y, **options))
+    return jax.jit(lambda y: decomposition.stl(y, **options))
 
 
 def _assert_results(got, want, atol):
-    for name, a, b in zip(stl.STLResult._fields, got, want, strict=False):
+    for name, a, b in zip(decomposition.STLResult._fields, got, want, strict=False):
         np.testing.assert_allclose(a, b, rtol=0, atol=atol, err_msg=name)
 
 
@@ -282,7 +282,7 @@ def test_vmap_and_batch_equal_loop(x64):
     y = jnp.asarray(_series(120, num_series=6).reshape(2, 3, 120))
     run = _jitted(robust=True)
     batched = run(y)
-    mapped = jax.jit(jax.vmap(jax.vmap(lambda row: stl.stl(row, robust=True))))(y)
+    mapped = jax.jit(jax.vmap(jax.vmap(lambda row: decomposition.stl(row, robust=True))))(y)
     one = run(y[1, 2])
     for a, b, c in zip(batched, mapped, one, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-12)
@@ -297,7 +297,7 @@ def test_gradient_equals_finite_difference(x64, degree2, num_steps):
     y, direction, probe, probe_weights = jnp.asarray(rng.normal(size=(4, num_steps)))
 
     def loss(y):
-        result = stl.stl(y, degrees=(2, 2, 1), degree2=degree2, inner=1, outer=1)
+        result = decomposition.stl(y, degrees=(2, 2, 1), degree2=degree2, inner=1, outer=1)
         return jnp.sum(probe * result.trend**2) + jnp.sum(probe_weights * result.weights)
 
     step = 1e-5
@@ -311,7 +311,9 @@ def test_gradients_are_finite_on_degenerate_series(x64):
     y = np.stack([0.0 * t, 0.0 * t + 2.0, 1e4 * ((t > 40) & (t < 90)) + np.sin(9.0 * t)])
 
     def loss(y):
-        return jnp.sum(stl.stl(y, robust=True).trend), jnp.sum(stl.rolling_variance_select(y)[0])
+        return jnp.sum(decomposition.stl(y, robust=True).trend), jnp.sum(
+            decomposition.rolling_variance_select(y)[0]
+        )
 
     trend, variance = jax.jit(jax.vmap(jax.jacrev(loss)))(jnp.asarray(y))
     assert np.all(np.isfinite(trend)) and np.all(np.isfinite(variance))
@@ -320,22 +322,22 @@ def test_gradients_are_finite_on_degenerate_series(x64):
 
 
 def test_default_grid_has_the_order_of_the_paper():
-    assert len(stl.GRID) == len(set(stl.GRID)) == 72
-    assert stl.GRID[0] == stl.STLConfig(7, 15, 1, 1, False)
-    assert stl.GRID[1] == stl.STLConfig(7, 15, 1, 1, True)
-    assert stl.GRID[2] == stl.STLConfig(7, 15, 1, 2, False)
-    assert stl.GRID[4] == stl.STLConfig(7, 15, 2, 1, False)
-    assert stl.GRID[8] == stl.STLConfig(7, 31, 1, 1, False)
-    assert stl.GRID[71] == stl.STLConfig(31, 61, 2, 2, True)
+    assert len(decomposition.GRID) == len(set(decomposition.GRID)) == 72
+    assert decomposition.GRID[0] == decomposition.STLConfig(7, 15, 1, 1, False)
+    assert decomposition.GRID[1] == decomposition.STLConfig(7, 15, 1, 1, True)
+    assert decomposition.GRID[2] == decomposition.STLConfig(7, 15, 1, 2, False)
+    assert decomposition.GRID[4] == decomposition.STLConfig(7, 15, 2, 1, False)
+    assert decomposition.GRID[8] == decomposition.STLConfig(7, 31, 1, 1, False)
+    assert decomposition.GRID[71] == decomposition.STLConfig(31, 61, 2, 2, True)
 
 
 @pytest.mark.parametrize("num_steps", [250, 60], ids=["banded", "dense"])
 def test_grid_equals_statsmodels(x64, num_steps):
     y = _series(num_steps, num_series=3, seed=11)
-    got = jax.jit(stl.stl_grid_select)(jnp.asarray(y))
+    got = jax.jit(decomposition.stl_grid_select)(jnp.asarray(y))
     want = np.empty((3, 72))
     cache = {}
-    for g, c in enumerate(stl.GRID):
+    for g, c in enumerate(decomposition.GRID):
         spans = (c.seasonal, c.trend, c.robust)
         if spans not in cache:
             fit = _statsmodels(y, seasonal=c.seasonal, trend=c.trend, robust=c.robust)
@@ -345,17 +347,17 @@ def test_grid_equals_statsmodels(x64, num_steps):
     np.testing.assert_array_equal(got.best, want.argmin(-1))
     assert got.best.dtype == jnp.int32
     for k in range(3):
-        c = stl.GRID[int(got.best[k])]
+        c = decomposition.GRID[int(got.best[k])]
         fit = _statsmodels(y[k : k + 1], seasonal=c.seasonal, trend=c.trend, robust=c.robust)
         _assert_results([leaf[k] for leaf in got.result], [leaf[0] for leaf in fit], ATOL)
 
 
 def test_grid_ties_go_to_the_first(key):
     y = jnp.asarray(_series(100), jnp.float32)
-    config = stl.STLConfig(15, 31, 1, 1, False)
+    config = decomposition.STLConfig(15, 31, 1, 1, False)
     twins = [config._replace(seasonal_degree=a, trend_degree=b) for a in (2, 1) for b in (2, 1)]
-    grid = (stl.STLConfig(31, 61, 1, 1, False), *twins)
-    got = jax.jit(lambda y: stl.stl_grid_select(y, grid))(y)
+    grid = (decomposition.STLConfig(31, 61, 1, 1, False), *twins)
+    got = jax.jit(lambda y: decomposition.stl_grid_select(y, grid))(y)
     np.testing.assert_array_equal(got.best, 1)
     assert np.all(np.asarray(got.resid_sd[:, 1:]) == np.asarray(got.resid_sd[:, 1:2]))
 
@@ -364,16 +366,16 @@ def test_quadratic_grid_equals_single_fits(x64):
     # Stacked smoothers of several spans and degrees against one smoother each.
     y = jnp.asarray(_series(130))
     grid = (
-        stl.STLConfig(7, 15, 2, 1, False),
-        stl.STLConfig(7, 31, 1, 2, False),
-        stl.STLConfig(15, 15, 2, 2, False),
+        decomposition.STLConfig(7, 15, 2, 1, False),
+        decomposition.STLConfig(7, 31, 1, 2, False),
+        decomposition.STLConfig(15, 15, 2, 2, False),
     )
-    got = jax.jit(lambda y: stl.stl_grid_select(y, grid, degree2="quadratic"))(y)
+    got = jax.jit(lambda y: decomposition.stl_grid_select(y, grid, degree2="quadratic"))(y)
 
     @jax.jit
     def single(y):
         fits = [
-            stl.stl(
+            decomposition.stl(
                 y,
                 seasonal=c.seasonal,
                 trend=c.trend,
@@ -399,7 +401,7 @@ def test_grid_compiles_once(key):
     @jax.jit
     def run(y):
         traces.append(1)
-        return stl.stl_grid_select(y, SMALL_GRID).best
+        return decomposition.stl_grid_select(y, SMALL_GRID).best
 
     for seed in range(2):
         run(jnp.asarray(_series(100, seed=seed), jnp.float32))
@@ -410,7 +412,7 @@ def test_grid_compiles_once(key):
 def test_rolling_sd_equals_pandas(x64, window):
     resid = _series(60, seed=window)
     want = pd.DataFrame(resid.T).rolling(window, center=True, min_periods=1).std().to_numpy().T
-    got = jax.jit(lambda r: stl.rolling_sd(r, window))(jnp.asarray(resid))
+    got = jax.jit(lambda r: decomposition.rolling_sd(r, window))(jnp.asarray(resid))
     np.testing.assert_allclose(got, want, rtol=1e-10)
 
 
@@ -418,7 +420,7 @@ def test_rolling_variance_takes_the_most_stable_window(x64):
     rng = np.random.default_rng(4)
     t = np.arange(400)
     resid = np.stack([rng.normal(size=400), rng.normal(size=400) * (1 + 9 * (t % 20 < 3))])
-    got, window = jax.jit(stl.rolling_variance_select)(jnp.asarray(resid))
+    got, window = jax.jit(decomposition.rolling_variance_select)(jnp.asarray(resid))
     sds = {
         w: pd.DataFrame(resid.T).rolling(w, center=True, min_periods=1).std().to_numpy().T
         for w in (7, 15, 31)
@@ -433,14 +435,16 @@ def test_rolling_variance_takes_the_most_stable_window(x64):
 
 def test_rolling_variance_ties_and_floor(x64):
     # A constant residual: all scores are zero, the longest window wins wherever it stands.
-    sig2, window = jax.jit(lambda r: stl.rolling_variance_select(r, windows=(15, 31, 7)))(
+    sig2, window = jax.jit(lambda r: decomposition.rolling_variance_select(r, windows=(15, 31, 7)))(
         jnp.ones(50)
     )
     assert int(window) == 31
     np.testing.assert_array_equal(sig2, 1e-6)
     # A period-2 residual has windows of the same composition but for their length.
     short = jnp.asarray([1.0, -1.0, 1.0])
-    sig2, window = jax.jit(lambda r: stl.rolling_variance_select(r, windows=(7, 15)))(short)
+    sig2, window = jax.jit(lambda r: decomposition.rolling_variance_select(r, windows=(7, 15)))(
+        short
+    )
     assert int(window) == 15
     np.testing.assert_allclose(sig2, 4 / 3)
 
@@ -449,7 +453,7 @@ def test_rolling_variance_ties_and_floor(x64):
 def test_mstl_equals_statsmodels(x64, robust):
     t = np.arange(300)
     y = _series(300) + 4 * np.cos(2 * np.pi * t / 31)
-    got = jax.jit(lambda y: stl.mstl(y, periods=(7, 31), robust=robust))(jnp.asarray(y))
+    got = jax.jit(lambda y: decomposition.mstl(y, periods=(7, 31), robust=robust))(jnp.asarray(y))
     for k in range(2):
         fit = MSTL(y[k], periods=(7, 31), stl_kwargs={"robust": robust}).fit()
         np.testing.assert_allclose(got.trend[k], fit.trend, atol=ATOL)
@@ -460,7 +464,7 @@ def test_mstl_equals_statsmodels(x64, robust):
 
 def test_mstl_with_one_period_is_stl(x64):
     y = _series(100)
-    got = jax.jit(lambda y: stl.mstl(y, periods=(7,)))(jnp.asarray(y))
+    got = jax.jit(lambda y: decomposition.mstl(y, periods=(7,)))(jnp.asarray(y))
     want = _statsmodels(y, seasonal=11, trend=None)
     np.testing.assert_allclose(got.trend, want.trend, atol=ATOL)
     np.testing.assert_allclose(got.seasonal[:, 0], want.seasonal, atol=ATOL)
@@ -469,7 +473,7 @@ def test_mstl_with_one_period_is_stl(x64):
 @pytest.mark.slow
 def test_mstl_with_a_year_equals_statsmodels(x64):
     y = _series(2922)[:1]
-    got = jax.jit(stl.mstl)(jnp.asarray(y))
+    got = jax.jit(decomposition.mstl)(jnp.asarray(y))
     fit = MSTL(y[0], periods=(7, 365)).fit()
     np.testing.assert_allclose(got.trend[0], fit.trend, atol=ATOL)
     np.testing.assert_allclose(got.seasonal[0], fit.seasonal.T, atol=ATOL)
@@ -494,28 +498,31 @@ def test_stl_refuses_what_statsmodels_refuses(options, match):
     with pytest.raises(ValueError, match=match):
         STL(y, **({"period": 7, "trend": 15} | options))
     with pytest.raises(ValueError, match=match):
-        stl.stl(jnp.asarray(y, jnp.float32), **options)
+        decomposition.stl(jnp.asarray(y, jnp.float32), **options)
 
 
 @pytest.mark.parametrize(
     ("call", "match"),
     [
-        (lambda y: stl.stl(y[:13]), "T >= 2"),
-        (lambda y: stl.stl(y.astype(jnp.int32)), "floating"),
-        (lambda y: stl.stl(y, degrees=(1, 3, 1)), "degrees"),
-        (lambda y: stl.stl(y, degrees=(1, 1)), "degrees"),
-        (lambda y: stl.stl(y, degree2="cubic"), "degree2"),
-        (lambda y: stl.stl(y, inner=0), "inner"),
-        (lambda y: stl.stl(y, outer=-1), "outer"),
-        (lambda y: stl.stl_grid_select(y), r"\[K, T\]"),
-        (lambda y: stl.stl_grid_select(y[None], ()), "grid"),
-        (lambda y: stl.stl_grid_select(y[None], (stl.STLConfig(trend=5),)), "trend"),
-        (lambda y: stl.mstl(y, periods=(31, 7)), "periods"),
-        (lambda y: stl.mstl(y, periods=(7, 30)), "T > 2"),
-        (lambda y: stl.mstl(y, periods=(7, 12), iterate=0), "iterate"),
-        (lambda y: stl.rolling_sd(y, 4), "window"),
-        (lambda y: stl.rolling_sd(y[:1], 3), "T >= 2"),
-        (lambda y: stl.rolling_variance_select(y, windows=()), "windows"),
+        (lambda y: decomposition.stl(y[:13]), "T >= 2"),
+        (lambda y: decomposition.stl(y.astype(jnp.int32)), "floating"),
+        (lambda y: decomposition.stl(y, degrees=(1, 3, 1)), "degrees"),
+        (lambda y: decomposition.stl(y, degrees=(1, 1)), "degrees"),
+        (lambda y: decomposition.stl(y, degree2="cubic"), "degree2"),
+        (lambda y: decomposition.stl(y, inner=0), "inner"),
+        (lambda y: decomposition.stl(y, outer=-1), "outer"),
+        (lambda y: decomposition.stl_grid_select(y), r"\[K, T\]"),
+        (lambda y: decomposition.stl_grid_select(y[None], ()), "grid"),
+        (
+            lambda y: decomposition.stl_grid_select(y[None], (decomposition.STLConfig(trend=5),)),
+            "trend",
+        ),
+        (lambda y: decomposition.mstl(y, periods=(31, 7)), "periods"),
+        (lambda y: decomposition.mstl(y, periods=(7, 30)), "T > 2"),
+        (lambda y: decomposition.mstl(y, periods=(7, 12), iterate=0), "iterate"),
+        (lambda y: decomposition.rolling_sd(y, 4), "window"),
+        (lambda y: decomposition.rolling_sd(y[:1], 3), "T >= 2"),
+        (lambda y: decomposition.rolling_variance_select(y, windows=()), "windows"),
     ],
 )
 def test_errors(call, match):

@@ -7,10 +7,10 @@ import pytest
 from jax.test_util import check_grads
 from scipy import integrate, optimize, special, stats
 
-from jaxlab.queueing.survival import (
+from jaxlab.queueing import conditional
+from jaxlab.queueing.conditional import (
     FAMILIES,
     VARIANTS,
-    conditional,
     has_mean,
     survival,
     weibull_shape,
@@ -240,7 +240,7 @@ def test_traced_nonpositive_mean_is_nan():
 
 def test_residual_stays_integrate_to_the_mean(x64):
     """scipy.quad of the library's own S for a heavy tail: int_0^inf S = mu for `fisk_mean`."""
-    law = conditional("fisk_mean", MU, SIG2, 3.0)
+    law = conditional.law("fisk_mean", MU, SIG2, 3.0)
     fast = jax.jit(law)
     total, _ = integrate.quad(lambda u: float(fast(u)), 0, np.inf, limit=200, epsrel=1e-7)
     np.testing.assert_allclose(total, MU, rtol=1e-6)
