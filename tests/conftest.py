@@ -12,16 +12,15 @@ if "PYTEST_XDIST_WORKER" in os.environ:
         os.environ.get("XLA_FLAGS", "") + " --xla_cpu_multi_thread_eigen=false"
     )
 
+# As environment variables, so that the programs that tests start share the compile cache.
+_CACHE = pathlib.Path(tempfile.gettempdir()) / f"jaxlab-cache-{os.getuid()}-{platform.machine()}"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
-_CACHE = pathlib.Path(
-    os.environ.get("JAXLAB_TEST_CACHE")
-    or pathlib.Path(tempfile.gettempdir()) / f"jaxlab-cache-{os.getuid()}-{platform.machine()}"
-)
-jax.config.update("jax_compilation_cache_dir", str(_CACHE / jax.__version__))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

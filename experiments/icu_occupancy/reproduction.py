@@ -296,5 +296,5 @@ def _utilization_table(census, model, sites) -> Table:
 def _system(means: np.ndarray, weights) -> tuple[float, float]:
     zero = jnp.zeros_like(weights)
     metrics = q.UtilMetrics(jnp.asarray(means, weights.dtype), zero, zero, zero, zero, zero)
-    mean, sd = jax.tree.map(float, q.system_weighted(metrics, weights))[:2]
-    return mean, sd
+    mean, sd = q.system_weighted(metrics, weights)
+    return float(mean.mean), float(sd.mean)

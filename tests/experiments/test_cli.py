@@ -285,7 +285,7 @@ def test_measurement_ratio_and_rate():
     item = bench.Measurement("a", "b", ours, "slow one", rival, 100.0, "B", 400.0)
     assert item.ratio == 4.0 and item.rate == 200.0
     row = bench.as_table([item, bench.Measurement("c", "d", ours)]).rows
-    assert row[0][-3:] == (4.0, "200 B/s", "50%") and "slow one" in row[0][4]
+    assert row[0][-3:] == ("4 ×", "200 B/s", "50%") and "slow one" in row[0][4]
     assert row[1][-4:] == ("–", "–", "–", "–")
 
 

@@ -137,8 +137,13 @@ def test_bootstrap_interval_has_the_spread_of_fresh_draws(key):
             jnp.asarray, q.pooled_by_site(q.calgary_like(1, num_days=365, sites=(unit,)))
         )
         lam = jnp.full((1, 365), unit.lam)
-        run = functools.partial(q.bootstrap_beds, pipeline=pipeline, num_repeats=40, room=1024)
-        beds, overflow = jax.device_get(jax.jit(run)(key, lam, patients))
+
+        def repeat(key):
+            drawn, overflow = q.resample_stays(key, lam, patients, room=1024)
+            return pipeline(drawn).beds, overflow
+
+        keys = jax.random.split(key, 40)
+        beds, overflow = jax.device_get(jax.jit(lambda k: jax.lax.map(repeat, k))(keys))
     assert not overflow.any()
     weight, los = np.asarray(patients.weight), np.asarray(patients.los)
     load = unit.lam * (weight * los).sum() / weight.sum()
