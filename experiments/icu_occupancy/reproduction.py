@@ -154,6 +154,55 @@ def published_tables(seed: int, num_seeds: int, out: pathlib.Path) -> Part:
     return tuple(rows), (picture,), (beds_table, _utilization_table(census, model, sites))
 
 
+def projection_2030(seed: int) -> Part:
+    """Table 6: beds in 2030 if admissions follow the projected births, one draw of the units."""
+    study = planning.plan_study(q.calgary_like(seed), PAPER_OPTIONS)
+    inputs = jax.tree.map(
+        lambda x: jnp.asarray(x, jnp.float32 if np.issubdtype(x.dtype, np.floating) else jnp.int32),
+        study.plan.inputs,
+    )
+    counts = jnp.asarray(study.plan.series.daily.counts, jnp.int32)
+    history = q.yearly_history(inputs, q.tasks.ORIGIN.isoformat(), admissions=counts)
+    model = q.BedModel(num_lags=study.u_max)
+    outcome = jax.device_get(
+        jax.jit(lambda key: q.projection(key, history, model=model).runs.beds)(jax.random.key(seed))
+    )
+    last = outcome[:, -1]  # runs, sites, rules in the year 2030
+    median = np.median(last, axis=0)
+    published = np.array([q.tasks.PUBLISHED_BEDS_2030[name] for name in CAPACITIES]).T
+    rows = []
+    for r, name in enumerate(CAPACITIES):
+        total = last[:, :, r].sum(axis=1)
+        low, high = np.quantile(total, [0.025, 0.975])
+        close = abs(median[:, r].sum() - published[:, r].sum()) <= len(q.CALGARY_SITES)
+        rows.append(
+            Row(
+                "Projected beds in 2030 (Table 6)",
+                f"{name} in 2030, sum of the sites' medians",
+                float(median[:, r].sum()),
+                interval=(float(low), float(high)),
+                paper=float(published[:, r].sum()),
+                verdict="reproduced" if close else "not reproduced",
+                unit="beds",
+                note=f"{last.shape[0]} runs; reproduced means within one bed a site. The interval "
+                "holds 95 % of the runs' totals.",
+            )
+        )
+    table = Table(
+        "Table 6: beds in 2030, median of runs",
+        ("Site", *CAPACITIES),
+        tuple(
+            (
+                site.name,
+                *(f"{median[i, r]:.0f} / {published[i, r]}" for r in range(len(CAPACITIES))),
+            )
+            for i, site in enumerate(q.CALGARY_SITES)
+        ),
+        "Ours / published. Every projected year starts with an empty unit, as in the planner.",
+    )
+    return tuple(rows), (), (table,)
+
+
 def null_calibration(seed: int, num_repeats: int, out: pathlib.Path) -> Part:
     """How many beds the rule adds where rate and law never change."""
     units, num_days, u_max = q.CALGARY_SITES, q.tasks.NUM_DAYS, 384

@@ -56,6 +56,7 @@ def run(config: Config, out: pathlib.Path) -> Result:
         parts.append(reproduction.demo5())
         if config.num_seeds:
             parts.append(reproduction.published_tables(config.seed, config.num_seeds, out))
+            parts.append(reproduction.projection_2030(config.seed))
         if config.null_repeats:
             parts.append(reproduction.null_calibration(config.seed, config.null_repeats, out))
         if (path := q.find_sir3()) is not None:

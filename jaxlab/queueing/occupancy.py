@@ -208,6 +208,18 @@ def delay(x: Float[Array, " T"]) -> Float[Array, " T"]:
     return jax.lax.pad(x, jnp.zeros((), x.dtype), [(1, -1, 0)])
 
 
+def extend_back(x: Float[Array, "I T"], num_days: int, backfill: str):
+    """Puts `num_days` made-up days before the first: "year_mean" or "calendar", as a warm-up."""
+    if num_days == 0:
+        return x
+    if backfill == "calendar":
+        if x.shape[1] < YEAR_DAYS:
+            raise ValueError(f'backfill="calendar" needs {YEAR_DAYS} days, got {x.shape[1]}')
+        return jnp.concatenate([x[:, np.arange(-num_days, 0) % YEAR_DAYS], x], axis=1)
+    mean = x[:, :YEAR_DAYS].mean(axis=1, keepdims=True)
+    return jnp.concatenate([jnp.broadcast_to(mean, (x.shape[0], num_days)), x], axis=1)
+
+
 def census_weight(
     u: Int[Array, ""] | int, surv_fn: conditional.Survival, convention: str
 ) -> Float[Array, "..."]:
@@ -382,7 +394,7 @@ def _occupancy(
     kappa = jnp.broadcast_to(kappa, (num_sites,))
     smax, codes = jnp.asarray(smax).astype(jnp.int32), jnp.asarray(codes)
     history = num_lags if warmup == "backfill" else 0
-    lam, mu, sig2 = (_extend_back(x, history, backfill) for x in (lam, mu, sig2))
+    lam, mu, sig2 = (extend_back(x, history, backfill) for x in (lam, mu, sig2))
 
     def site(args):
         lam, mu, sig2, kappa, code, smax = args
@@ -457,18 +469,6 @@ def _static_lags(smax, num_lags: int | None) -> tuple[int, bool]:
         raise ValueError(f"need 0 <= smax <= num_lags = {num_lags}, got {smax.tolist()}")
     num_lags = most if num_lags is None else num_lags
     return num_lags, least == num_lags
-
-
-def _extend_back(x: Float[Array, "I T"], num_days: int, backfill: str):
-    """Puts `num_days` made-up days before the first."""
-    if num_days == 0:
-        return x
-    if backfill == "calendar":
-        if x.shape[1] < YEAR_DAYS:
-            raise ValueError(f'backfill="calendar" needs {YEAR_DAYS} days, got {x.shape[1]}')
-        return jnp.concatenate([x[:, np.arange(-num_days, 0) % YEAR_DAYS], x], axis=1)
-    mean = x[:, :YEAR_DAYS].mean(axis=1, keepdims=True)
-    return jnp.concatenate([jnp.broadcast_to(mean, (x.shape[0], num_days)), x], axis=1)
 
 
 def _unit_integral(surv_fn, start, factor):

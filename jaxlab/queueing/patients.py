@@ -25,8 +25,6 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 from jaxlab.queueing import conditional, initial, occupancy
 from jaxlab.queueing.occupancy import QueueInputs
 
-YEAR_DAYS = 365
-
 _GROUP = 256
 _ROW = 32
 _ONE = 1 << 24  # probability 1 in the 24-bit fixed point of stays and thinning
@@ -103,11 +101,11 @@ def make_law(
         ages = None if initial_ages is None else initial_ages.astype(mu.dtype)
         weight, residual = jax.lax.map(site, (inputs, ages))
         stay, sound = _fixed_point(weight)
-        lam = _extend_back(lam, history)
+        lam = occupancy.extend_back(lam, history, "year_mean")
         sound &= (lam >= 0.0) & (lam < jnp.inf)
         rate, accept = lam, None
         if lam_max is not None:
-            rate = _extend_back(lam_max.astype(lam.dtype), history)
+            rate = occupancy.extend_back(lam_max.astype(lam.dtype), history, "year_mean")
             sound &= (rate >= lam) & (rate < jnp.inf)
             share = jnp.where(sound & (rate > 0.0), lam / jnp.where(rate > 0.0, rate, 1.0), 0.0)
             accept = jnp.round(share * _ONE).astype(jnp.int32)
@@ -240,7 +238,7 @@ def _site_chances(args, *, families, num_lags, history, convention, law):
 
     def admitted(code):
         sig2_, kappa_ = conditional.only_if(family == code, sig2, kappa)
-        past = [_extend_back(x[None], history)[0] for x in (mu, sig2_)]
+        past = [occupancy.extend_back(x[None], history, "year_mean")[0] for x in (mu, sig2_)]
         surv_fn = law(code, *past, kappa_)
         return jax.vmap(lambda u: occupancy.census_weight(u, surv_fn, convention))(lags)
 
@@ -312,13 +310,6 @@ def _add_initial(key, residual, flow):
     site, _, slab, replication = jnp.indices(stay.shape, dtype=jnp.int32, sparse=True)
     flow = flow.at[:, :, 0].add(real.sum(axis=1))
     return flow.at[site, slab, jnp.minimum(stay, num_days - 1), replication].add(-real)
-
-
-def _extend_back(series, num_days: int):
-    """Puts `num_days` days before day 0, each the mean of the first year."""
-    past = series[:, :YEAR_DAYS].mean(axis=1, keepdims=True)
-    past = jnp.broadcast_to(past, (series.shape[0], num_days))
-    return jnp.concatenate([past, series], axis=1)
 
 
 def _check_inputs(inputs, convention, lam_max, initial_ages) -> None:
