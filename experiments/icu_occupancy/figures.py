@@ -1,6 +1,5 @@
 """The pictures a planner wants first, each a function from arrays to a PNG."""
 
-import datetime
 import pathlib
 from collections.abc import Sequence
 
@@ -215,8 +214,3 @@ def _save(figure, path: pathlib.Path) -> None:
         figure.tight_layout()
     figure.savefig(path, metadata={"Software": None})
     plt.close(figure)
-
-
-def day_axis(origin: datetime.date, num_days: int) -> np.ndarray:
-    """Dates of a daily series."""
-    return np.datetime64(origin) + np.arange(num_days)

@@ -179,7 +179,7 @@ def draw_figures(
 ) -> tuple[Figure, ...]:
     """Draws the six pictures of a planning study into `out`."""
     stays, plan, series = study.stays, study.plan, study.plan.series
-    dates = figures.day_axis(stays.origin, stays.num_days)
+    dates = q.data.dates(stays.origin, stays.num_days)
     busiest = int(np.argmax(series.rate))
     parts = series.arrivals.result
     names = stays.site_names

@@ -124,7 +124,10 @@ def yearly_history(
         raise ValueError(f"admissions must be {inputs.lam.shape}, as lam; got {daily.shape}")
     date = np.datetime64(str(start_date), "D") + np.arange(inputs.lam.shape[1])
     year = date.astype("datetime64[Y]")
-    length = {y: ((y + 1).astype(date.dtype) - y.astype(date.dtype)).astype(int) for y in set(year)}
+    length = {
+        y: ((y + np.timedelta64(1, "Y")).astype(date.dtype) - y.astype(date.dtype)).astype(int)
+        for y in set(year)
+    }
     years = [y for y in sorted(length) if np.sum(year == y) == length[y]]
     if not years:
         raise ValueError(f"no complete calendar year between {date[0]} and {date[-1]}")
