@@ -31,7 +31,8 @@ clean:  ## removes the virtual environment and what the tools left behind
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache
 
 .venv/demo.installed: pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "jaxlab needs Python 3.11 or newer: make demo PYTHON=python3.12")'
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || { rm -rf .venv; $(PYTHON) -m venv .venv; }
 	$(PIP) --editable '.[experiments]'
 	touch $@
 

@@ -214,7 +214,10 @@ def _report(args: Sequence[str], names: Names) -> int:
     if given.markdown:
         print(report.markdown(runs), end="")
         return 0
-    report.write(given.out, runs, missing)
+    try:
+        report.write(given.out, runs, missing)
+    except OSError as error:
+        raise flags.Mistake(f"cannot write {given.out}: {error.strerror}") from None
     print(given.out)
     return 0
 
@@ -235,8 +238,14 @@ def _bench(args: Sequence[str], names: Names) -> int:
     given = flags.parse(BenchFlags, args, "bench")
     for name in [given.name] if given.name else names.benches:
         module = _import(name, names.benches, "benchmark")
-        out = _new_folder(given.out, RUNS / f"bench_{name}")
-        bench.run(name, module, out, command=f"{PROG} bench {name}")
+        parent = given.out if given.name or given.out is None else given.out / name
+        out = _new_folder(parent, RUNS / f"bench_{name}")
+        try:
+            bench.run(name, module, out, command=f"{PROG} bench {name}")
+        except ModuleNotFoundError as error:
+            raise flags.Mistake(
+                f"the rivals of {name} need the package {error.name}: pip install -e '.[test]'"
+            ) from None
         print(out)
     return 0
 
@@ -303,7 +312,10 @@ def _carry_out(
     except KeyboardInterrupt:
         print(f"\nstopped; go on with: {PROG} resume {shlex.quote(str(out))}", file=sys.stderr)
         return 130
-    except (ValueError, FileNotFoundError) as error:
+    except SystemExit:  # the training loop saved and leaves on SIGTERM
+        print(f"\nstopped; go on with: {PROG} resume {shlex.quote(str(out))}", file=sys.stderr)
+        raise
+    except (ValueError, OSError) as error:
         # Until it writes, an experiment only reads its settings and its data, so this is the
         # user's mistake; later it is ours and deserves its traceback.
         if _snapshot(out) != before or sys.flags.dev_mode:

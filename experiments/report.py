@@ -43,22 +43,31 @@ def load(paths: Iterable[pathlib.Path]) -> tuple[list[Run], list[str]]:
 
 
 def latest(runs: Sequence[Run]) -> list[Run]:
-    """Returns the newest run of every experiment, preset and device, experiments first.
+    """Returns the newest run of every command and device, experiments first.
 
-    A smoke run shows that things work; it is left out once its experiment has a larger run.
+    The plain smoke run of an experiment shows that things work; it is left out once there is a run
+    of a larger preset. Runs with flags of their own (a user's data) are studies apart and stay.
     """
     newest: dict[tuple[str, ...], Run] = {}
     for run in sorted(runs, key=lambda run: run.result.finished):
-        outcome = run.result
-        newest[outcome.experiment, outcome.preset, text.device(outcome.environment)] = run
-    larger = {name for name, preset, _ in newest if preset != "smoke"}
+        outcome, where = run.result, text.device(run.result.environment)
+        newest[outcome.experiment, outcome.preset, _own_flags(outcome), where] = run
+    larger = {name for name, preset, own, _ in newest if preset != "smoke" and not own}
     kept = [
-        run for (name, preset, _), run in newest.items() if preset != "smoke" or name not in larger
+        run
+        for (name, preset, own, _), run in newest.items()
+        if preset != "smoke" or own or name not in larger
     ]
     return sorted(
         kept,
         key=lambda run: (_KINDS.index(run.result.kind), run.result.experiment, run.result.preset),
     )
+
+
+def _own_flags(outcome: result.Result) -> str:
+    """The flags of the command besides its preset: they make a study of its own."""
+    flags = re.sub(r"--preset[ =]\S+", "", outcome.command)
+    return flags[flags.find("--") :].strip() if "--" in flags else ""
 
 
 def write(path: pathlib.Path, runs: Sequence[Run], missing: Sequence[str] = ()) -> None:

@@ -17,7 +17,7 @@ VERDICTS = {
     "better": "clearly better than the baseline",
     "worse": "clearly worse than the baseline",
     "no clear difference": "the interval does not separate us from the baseline",
-    "measured": "a figure with nothing to compare it with",
+    "measured": "a figure without a verdict",
     "not measured": "no run has produced this figure yet",
 }
 

@@ -17,7 +17,7 @@ class Config:
     """CSV with site, admission_date, los_days[, event, discharge_date]; real births and stays when
     not given."""
     beds: tuple[int, ...] = ()
-    """Beds each site has today, in the order of the sites; shown beside the recommendation."""
+    """Beds each site has today, sites in natural order (2 before 10); shown beside ours."""
     strict: bool = False
     """Refuse a CSV with unusable rows instead of setting them aside in rejects.csv."""
     variant: Literal["fisk_mean", "fisk_paper", "burr_tool"] = "fisk_mean"
@@ -25,7 +25,7 @@ class Config:
     convention: Literal["ceil", "midnight", "touch"] = "ceil"
     """When the census is taken; model and observed census share it."""
     warmup: Literal["zero", "drop", "backfill"] = "drop"
-    """The unit starts empty; drop the first days from averages, keep them, or fill in history."""
+    """The unit starts empty: keep those days (zero), drop them, or fill in history (backfill)."""
     gamma: float = 1.0
     """Share of the beds that may be filled before a day counts as overflow."""
     seed: int = 2025
@@ -40,6 +40,16 @@ class Config:
     """Draws of the five published units for Tables 3 and 4; 0 leaves the tables out."""
     null_repeats: int = 0
     """Draws of constant units for the bias of the bed rules; 0 leaves it out."""
+
+    def __post_init__(self):
+        least = {"num_days": 28, "replications": 1, "bootstrap": 2, "num_seeds": 0}
+        for name, bound in least.items():
+            if getattr(self, name) < bound:
+                raise ValueError(f"{name} must be at least {bound}, got {getattr(self, name)}")
+        if self.null_repeats < 0 or self.null_repeats == 1:
+            raise ValueError(f"null_repeats must be 0 or at least 2, got {self.null_repeats}")
+        if self.data is not None:  # a resume may come from another working directory
+            object.__setattr__(self, "data", str(pathlib.Path(self.data).resolve()))
 
 
 PRESETS = {

@@ -16,6 +16,9 @@ PAPER = (
     "Units, arXiv:2510.02852"
 )
 LIMITS = (
+    "The paper's rule reads the arrival rate off a 15-day trend, which follows Poisson noise, and "
+    "adds Poisson noise again: at units where nothing changes it asks for 1 to 5 beds a site more "
+    "than the stated risk needs (null calibration, preset cpu).",
     "The model is demand without a limit on beds: it says how many beds would be wanted, not what "
     "a full unit does.",
     "Daily resolution hides peaks within the day.",
@@ -69,10 +72,10 @@ def run(config: Config, out: pathlib.Path) -> Result:
         experiment="icu_occupancy",
         title="ICU bed planning",
         summary=f"{len(stays.day):,} stays at {stays.num_sites} sites over {stays.num_days} days, "
-        f"from {source}: {total} beds keep the share of days with more patients than beds at 5 %; "
-        f"the usual 85 % rule would build {rule85}.",
+        f"from {source}: the rule for a 5 % overflow risk asks for {total} beds, "
+        f"the usual 85 % rule for {rule85}.",
         paper=PAPER,
-        interval_label="95 % interval unless the note says otherwise",
+        interval_label="interval; the note says of what",
         rows=sum((part[0] for part in parts), ()),
         figures=sum((part[1] for part in parts), ()),
         tables=sum((part[2] for part in parts), ()),
@@ -87,12 +90,15 @@ def _plan(study, config, out, where):
     _write_tables(study, summary, out)
     pictures = planning.draw_figures(study, summary, interval, out, actual=config.beds)
     tables = (
-        planning.bed_table(study, interval, config.beds, f"Beds by rule: {where}"),
+        planning.bed_table(
+            study, interval, config.bootstrap, config.beds, f"Beds by rule: {where}"
+        ),
         planning.utilization_table(study, summary, "What each rule would mean"),
         planning.law_table(study, "Length-of-stay laws"),
         planning.fit_table(study, "The model against the observed census"),
     )
-    return planning.headline_rows(study, summary, interval, where), pictures, tables
+    rows = planning.headline_rows(study, summary, interval, where, compare=config.data is None)
+    return rows, pictures, tables
 
 
 def _sir3(path, config, out):
@@ -106,7 +112,9 @@ def _sir3(path, config, out):
     )
     pictures = planning.draw_figures(study, summary, interval, out, prefix="sir3_")
     tables = (
-        planning.bed_table(study, interval, (), "Beds by rule: SIR-3 intensive care cohort"),
+        planning.bed_table(
+            study, interval, config.bootstrap, (), "Beds by rule: SIR-3 intensive care cohort"
+        ),
         planning.fit_table(study, "SIR-3: the model against the observed census"),
     )
     rho = study.plan.rho[0][study.plan.mask[0]]

@@ -27,12 +27,16 @@ class Restored(NamedTuple):
         state: the state, with the structure, shapes, dtypes and shardings that were asked for.
         step: the step it was saved at.
         config: the configuration that was stored with it.
+        metrics: the metrics that were stored with it.
+        stopped: whether the run ended here for good (early stop), however many steps are asked for.
         versions: versions of Python and the packages that wrote it.
     """
 
     state: PyTree
     step: int
     config: dict[str, Any]
+    metrics: dict[str, float]
+    stopped: bool
     versions: dict[str, str]
 
 
@@ -53,7 +57,15 @@ def open_manager(directory: str | pathlib.Path, *, max_to_keep: int = 2) -> Mana
     )
 
 
-def save(manager: Manager, step: int, state: PyTree, *, config: Mapping[str, Any] | None = None):
+def save(
+    manager: Manager,
+    step: int,
+    state: PyTree,
+    *,
+    config: Mapping[str, Any] | None = None,
+    metrics: Mapping[str, float] | None = None,
+    stopped: bool = False,
+) -> None:
     """Saves `state` under `step`; returns once the arrays are copied, the writing goes on behind.
 
     Args:
@@ -61,11 +73,15 @@ def save(manager: Manager, step: int, state: PyTree, *, config: Mapping[str, Any
         step: number of finished steps; must be above every step saved before.
         state: pytree of arrays (typed PRNG keys included).
         config: JSON-serialisable settings to keep beside the state.
+        metrics: scalars to keep beside it, those of the last chunk.
+        stopped: marks the run as ended here for good.
     """
     leaves = _named_leaves(state)
     meta = {
         "step": step,
         "config": dict(config or {}),
+        "metrics": dict(metrics or {}),
+        "stopped": stopped,
         "versions": versions(),
         "leaves": {name: _signature(leaf) for name, leaf in leaves.items()},
     }
@@ -113,7 +129,7 @@ def restore(manager: Manager, like: PyTree, *, step: int | None = None) -> Resto
         for name, leaf in expected.items()
     ]
     state = jax.tree.unflatten(jax.tree.structure(like), leaves)
-    return Restored(state, step, meta["config"], meta["versions"])
+    return Restored(state, step, meta["config"], meta["metrics"], meta["stopped"], meta["versions"])
 
 
 def versions() -> dict[str, str]:

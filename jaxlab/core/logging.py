@@ -8,7 +8,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, TextIO
 
 Logger = Callable[[int, Mapping[str, float]], None]
-"""Receives the number of finished steps and host-side scalars named `group/name`."""
+"""Receives the number of finished steps and host-side scalars named `group/name`.
+
+A logger may carry a function `close()`, which the loop calls when it ends, however it ends."""
 
 
 def jsonl(path: str | pathlib.Path) -> Logger:
@@ -97,9 +99,8 @@ def _rich_bar(num_steps: int, title: str, stream: TextIO) -> Logger:
         bar.start()
         shown = "  ".join(f"{name.split('/')[-1]} {value:.4g}" for name, value in metrics.items())
         bar.update(task, completed=step, metrics=shown)
-        if step >= num_steps:
-            bar.stop()
 
+    log.close = bar.stop  # pyright: ignore[reportFunctionMemberAccess]
     return log
 
 

@@ -1,6 +1,7 @@
 """The one training loop: jitted chunks of steps inside; logging, saving and stopping outside."""
 
 import contextlib
+import json
 import pathlib
 import signal
 import threading
@@ -23,7 +24,7 @@ class LoopResult(NamedTuple):
     Attributes:
         state: final state of the algorithm.
         step: number of finished steps, those before a resume included.
-        metrics: host-side scalars of the last chunk, as logged; empty if there was nothing to do.
+        metrics: host-side scalars of the last chunk, as logged.
     """
 
     state: PyTree
@@ -63,7 +64,8 @@ def run(
         num_steps: total number of steps, at least 1, resumed ones included.
         chunk_size: steps per chunk, at least 1; a shorter last chunk completes `num_steps`.
         directory: run folder for `checkpoints/` and `metrics.jsonl`; nothing is written when None.
-        config: JSON-serialisable settings stored with every checkpoint.
+        config: JSON-serialisable settings stored with every checkpoint; a run is resumed with the
+            same settings only. Put a digest of the data in, if the data can change.
         log: loggers besides `metrics.jsonl`.
         evaluate: `evaluate(state) -> scalars`, called after each chunk and logged with its metrics.
         stop: `stop(step, metrics) -> bool`, ends the run early, after saving.
@@ -77,7 +79,8 @@ def run(
 
     Raises:
         NonFiniteError: if a metric of a chunk is not finite; that chunk's state is not saved.
-        ValueError: if a count is below 1, or a checkpoint does not fit the algorithm's state.
+        ValueError: if a count is below 1, a metric is not a scalar, or the checkpoint has another
+            configuration or does not fit the algorithm's state.
     """
     counts = {"num_steps": num_steps, "chunk_size": chunk_size, "save_every": save_every}
     for name, value in counts.items():
@@ -94,12 +97,18 @@ def run(
             if manager.latest_step() is not None:
                 like = _with_shardings(jax.eval_shape(algorithm.init, key), init.output_shardings)
                 restored = checkpoint.restore(manager, like)
+                _check_config(config, restored.config, folder)
+                if restored.stopped or restored.step >= num_steps:
+                    return LoopResult(restored.state, restored.step, restored.metrics)
                 start, state = restored.step, restored.state
             if jax.process_index() == 0:
                 logging.rewind_jsonl(folder / "metrics.jsonl", start)
                 loggers.insert(0, logging.jsonl(folder / "metrics.jsonl"))
         if state is None:
             state = init(key)
+        for logger in loggers:
+            if close := getattr(logger, "close", None):
+                stack.callback(close)
         signals = stack.enter_context(_signals_caught())
 
         chunks, metrics, step, saved = {}, {}, start, start
@@ -116,40 +125,62 @@ def run(
             state, on_device = chunks[length](state)
             metrics = _to_host(on_device)
             seconds = time.perf_counter() - began
-            _check_finite(metrics, step, step + length, saved if manager else 0)
-            step += length
             if evaluate is not None:
                 metrics |= _to_host(evaluate(state))
+            _check_finite(metrics, step, step + length, saved if manager else 0)
+            step += length
             metrics["perf/steps_per_second"] = length / seconds
             if compile_seconds:
                 metrics["perf/compile_seconds"] = compile_seconds
 
+            stopped = stop is not None and _any_process(stop(step, metrics))
             interrupted = _any_process(bool(signals))
-            ending = step >= num_steps or interrupted or (stop is not None and stop(step, metrics))
+            ending = step >= num_steps or stopped or interrupted
             if manager is not None and (ending or num_chunks % save_every == 0):
-                checkpoint.save(manager, step, state, config=config)
+                checkpoint.save(
+                    manager, step, state, config=config, metrics=metrics, stopped=stopped
+                )
                 saved = step
             if jax.process_index() == 0:
                 for logger in loggers:
                     logger(step, metrics)
-            if interrupted:
-                stack.close()
-                raise KeyboardInterrupt if signal.SIGINT in signals else SystemExit(143)
             if ending:
                 break
+        if signals:  # also one that came while the last chunk was logged
+            stack.close()
+            raise KeyboardInterrupt if signal.SIGINT in signals else SystemExit(143)
     return LoopResult(state, step, metrics)
 
 
 def _compile_chunk(step: Callable, state: PyTree, length: int) -> Callable:
     """Compiles `length` steps ahead of time, so that a change of shape cannot recompile unseen."""
 
+    def one_step(state: PyTree, _: None) -> tuple[PyTree, Metrics]:
+        state, metrics = step(state)
+        for name, value in metrics.items():
+            if value.shape:
+                raise ValueError(
+                    f"metric {name!r} must be a scalar, got shape {value.shape}; reduce it in step."
+                )
+        return state, metrics
+
     def chunk(state: PyTree) -> tuple[PyTree, Metrics]:
-        state, metrics = jax.lax.scan(lambda s, _: step(s), state, length=length)
+        state, metrics = jax.lax.scan(one_step, state, length=length)
         return state, jax.tree.map(lambda x: jnp.mean(x, axis=0, dtype=jnp.float32), metrics)
 
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     jitted = jax.jit(chunk, donate_argnums=0, out_shardings=(shardings, None))
     return jitted.lower(state).compile()
+
+
+def _check_config(given: Mapping[str, Any] | None, stored: dict, folder: pathlib.Path) -> None:
+    now = json.loads(json.dumps(dict(given or {})))  # tuples become lists, as in the file
+    for name in sorted(now.keys() | stored.keys()):
+        if now.get(name) != stored.get(name):
+            raise ValueError(
+                f"{folder} holds a run with {name}={stored.get(name)!r}, now it is "
+                f"{now.get(name)!r}; resume with the same settings or use a new folder."
+            )
 
 
 def _with_shardings(abstract: PyTree, shardings: PyTree) -> PyTree:

@@ -59,15 +59,18 @@ def run_map():
 def join(address, count, index, directory, num_steps):
     processes = sharding.initialize(address, count, index)
     mesh = sharding.make_mesh()
+    seen = []
     result = loop.run(
         sharded_walk(mesh),
         jax.random.key(2),
         num_steps=num_steps,
         chunk_size=3,
         directory=directory,
+        log=[lambda step, metrics: seen.append(step)],
         state_sharding=sharding.along(mesh),
     )
-    print(processes, jax.device_count(), repr(result.metrics["walk/square"]))
+    first = seen[0] if seen else 0  # process 0 logs
+    print(processes, jax.device_count(), repr(result.metrics["walk/square"]), first)
 
 
 if __name__ == "__main__":

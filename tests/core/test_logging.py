@@ -48,5 +48,7 @@ def test_console_shows_a_bar_on_a_terminal():
     log = logging.console(20, title="census", stream=stream)
     log(10, {"sim/mean": 3.5})
     log(20, {"sim/mean": 4.25})
+    log.close()
+    assert stream.getvalue().rstrip().endswith("\x1b[?25h")  # the cursor is back
     assert "census" in stream.getvalue()
     assert "20/20" in stream.getvalue()

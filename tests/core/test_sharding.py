@@ -53,8 +53,9 @@ def test_two_processes_over_loopback_agree_with_one(tmp_path):
 
     run_pair(3)  # saves; the next pair resumes from the shared folder
     first, second = run_pair(6)
-    assert first == second
+    assert first[:3] == second[:3]
     assert first[:2] == ["2", "4"]
+    assert first[3] == "6"  # the steps before were read back
     alone = finish(start("join", f"127.0.0.1:{_free_port()}", "1", "0", str(tmp_path / "one"), "6"))
     # The mean over walkers is summed in another order on four devices than on one.
     assert float(first[2]) == pytest.approx(float(alone[2]), rel=1e-6)

@@ -34,7 +34,10 @@ def main() -> None:
     parser.add_argument("--after", type=int, default=0)
     args = parser.parse_args()
 
+    seen = []
+
     def strike(step, metrics):
+        seen.append(step)
         if args.signal and step == args.after:
             os.kill(os.getpid(), getattr(signal, args.signal))
 
@@ -47,6 +50,7 @@ def main() -> None:
         log=[strike],
     )
     print(result.step, result.state["position"].tobytes().hex())
+    print("first chunk ended at", seen[0])
 
 
 if __name__ == "__main__":

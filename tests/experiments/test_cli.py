@@ -210,12 +210,13 @@ def test_list_imports_no_experiment_and_no_jax():
 
 
 def test_report_gathers_the_newest_runs_and_what_is_missing(call, tmp_path):
-    for rate in ("1", "2"):
-        call("run", "toy", "--inner.rate", rate, "--out", f"runs/toy/{rate}")
+    for folder, rate in (("a", "1"), ("b", "2"), ("c", "2")):
+        call("run", "toy", "--inner.rate", rate, "--out", f"runs/toy/{folder}")
     status, out, err = call("report")
     assert (status, out, err) == (0, "report.html\n", "")
     page = (tmp_path / "report.html").read_text()
-    assert "<strong>6</strong>" in page and "<strong>3</strong>" not in page
+    # One entry for each set of flags, the newest run of each.
+    assert page.count("<strong>6</strong>") == page.count("<strong>3</strong>") == 1
     # Folders that are named are all shown.
     assert call("report", "runs/toy/1", "runs/toy/2", "--out", "deep/both.html")[0] == 0
     page = (tmp_path / "deep" / "both.html").read_text()

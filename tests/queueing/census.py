@@ -33,7 +33,10 @@ def main() -> None:
     parser.add_argument("--devices", action="store_true", help="spread over all devices")
     args = parser.parse_args()
 
+    seen = []
+
     def strike(step, metrics):
+        seen.append(step)
         if args.signal and step == args.after:
             os.kill(os.getpid(), getattr(signal, args.signal))
 
@@ -51,6 +54,7 @@ def main() -> None:
     for leaf in jax.tree.leaves(result.state._replace(key=jax.random.key_data(result.state.key))):
         digest.update(jax.device_get(leaf).tobytes())
     print(result.step, int(result.state.replications), digest.hexdigest())
+    print("first chunk ended at", seen[0])
 
 
 if __name__ == "__main__":

@@ -38,4 +38,9 @@ def uninterrupted(tmp_path_factory):
 def test_killed_simulation_resumes_bit_identically(tmp_path, uninterrupted, name, status):
     killed = run(tmp_path, "--signal", name, "--after", "4")
     assert killed.returncode == status, killed.stderr
-    assert run(tmp_path).stdout == uninterrupted
+    resumed = run(tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    state, first = resumed.stdout.splitlines()
+    assert state == uninterrupted.splitlines()[0]
+    # It went on where it had been, not from the start; a kill may lose the save in flight.
+    assert int(first.split()[-1]) in ({8} if name == "SIGTERM" else {4, 6})
