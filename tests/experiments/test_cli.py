@@ -218,9 +218,9 @@ def test_report_gathers_the_newest_runs_and_what_is_missing(call, tmp_path):
     # One entry for each set of flags, the newest run of each.
     assert page.count("<strong>6</strong>") == page.count("<strong>3</strong>") == 1
     # Folders that are named are all shown.
-    assert call("report", "runs/toy/1", "runs/toy/2", "--out", "deep/both.html")[0] == 0
+    assert call("report", "runs/toy/b", "runs/toy/c", "--out", "deep/both.html")[0] == 0
     page = (tmp_path / "deep" / "both.html").read_text()
-    assert "<strong>6</strong>" in page and "<strong>3</strong>" in page
+    assert page.count("<strong>6</strong>") == 2
     # A broken curated result is told about and does not stop the rest.
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "result.json").write_text("{")
