@@ -79,6 +79,12 @@ def plan_study(stays: q.Stays, options: Options) -> Study:
     if (plan.laws.choice < 0).any():
         failed = [stays.site_names[i] for i in np.flatnonzero(plan.laws.choice < 0)]
         raise ValueError(f"no length-of-stay law could be fitted at {', '.join(failed)}")
+    if np.isnan(plan.rho).any():
+        failed = [stays.site_names[i] for i in np.flatnonzero(np.isnan(plan.rho).any(axis=1))]
+        raise ValueError(
+            f"the log-logistic law fitted at {', '.join(failed)} has no mean (kappa <= 1), so it "
+            "cannot follow the daily mean stay; use --variant fisk_paper"
+        )
     return Study(stays, plan, patients, census, u_max, options)
 
 

@@ -25,6 +25,7 @@ from jaxlab.queueing.capacity import (
     occupancy_cohort,
     overflow_risk,
 )
+from jaxlab.queueing.censoring import complete_stays
 from jaxlab.queueing.conditional import FAMILIES, has_mean, survival
 from jaxlab.queueing.daily import DailySeries, individual_variance, observed_census, stays_to_daily
 from jaxlab.queueing.data import (
@@ -194,6 +195,7 @@ __all__ = [
     "census_recursion",
     "census_weight",
     "compile_plan",
+    "complete_stays",
     "DailySeries",
     "demo5",
     "departure_rate",

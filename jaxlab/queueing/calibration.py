@@ -71,7 +71,7 @@ def sample_stays(key: jax.Array, truth: Truth, *, room: int) -> tuple[Patients, 
     key_arrival, key_stay = jax.random.split(key)
     day, weight, overflow = _arrivals(key_arrival, truth.lam, room)
     dtype = truth.lam.dtype
-    p = jax.random.uniform(key_stay, day.shape, dtype, minval=jnp.finfo(dtype).tiny)
+    p = jax.random.uniform(key_stay, day.shape, dtype, minval=jnp.finfo(dtype).eps)
     stay = jax.lax.map(lambda x: _quantile(*x), (truth.family, p, truth.params, truth.longest))
     return Patients(day, jnp.where(weight > 0, stay, 1.0), jnp.ones_like(weight), weight), overflow
 
@@ -151,6 +151,8 @@ def null_calibration(
     Source: the bias of short trend spans on constant rates is derived, not in arXiv:2510.02852.
     """
     num_days = truth.lam.shape[1]
+    if not 1 <= u_max < num_days:
+        raise ValueError(f"u_max must lie in [1, {num_days}), the days of the units; got {u_max}")
     design = rates.rate_design(
         num_days, start_weekday=start_weekday, trend="linear", harmonics=2, weekday=True
     )

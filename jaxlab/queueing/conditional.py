@@ -286,7 +286,7 @@ def _closed(law: str, mu, sig2, kappa) -> Survival:
         )
         value = _standard(law, safe_u / theta_, log_u - log_theta_, shape_)
         if law in _MAY_LACK_MEAN:
-            value = jnp.where(has_scale_, value, 0.0)
+            value = jnp.where(has_scale_, value, jnp.nan)  # there is no law of this mean
         return jnp.where(after, value, 1.0)
 
     return surv

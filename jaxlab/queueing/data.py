@@ -29,6 +29,7 @@ REASONS = {
     "missing_los": "neither a length of stay nor a discharge date is given",
     "bad_los": "the length of stay is not a finite number",
     "negative_los": "the length of stay is negative",
+    "los_against_dates": "the length of stay and the dates differ by more than a day",
     "zero_los": "the length of stay is zero (same-day stay)",
     "unknown_event": "the event is neither a known code for discharged/died nor for censored",
     "duplicate": "every cell equals an earlier accepted row",
@@ -439,6 +440,8 @@ def _parse(row, at, days, low, high, zero_stay):
         return "negative_los"
     if los == 0 and zero_stay is None:
         return "zero_los"
+    if discharge is not None and abs(los - (discharge - day)) > 1:
+        return "los_against_dates"
     event = "1" if at.event is None else row[at.event].strip().lower()
     if event not in ENDED and event not in CENSORED:
         return "unknown_event"

@@ -61,7 +61,7 @@ def log_pdf(family: str, x: ArrayLike, params: LOSParams) -> Float[Array, "..."]
     """
     _check_family(family)
     x, k, theta = _as_floats(x, *params)
-    positive = x > 0
+    positive = (x > 0) & (x < jnp.inf)
     x_safe = jnp.where(positive, x, 1.0)
     log_x = jnp.log(x_safe)
     z = log_x - jnp.log(theta)
@@ -103,7 +103,7 @@ def log_survival(family: str, x: ArrayLike, params: LOSParams) -> Float[Array, "
     """
     _check_family(family)
     x, k, theta = _as_floats(x, *params)
-    positive = x > 0
+    positive = (x > 0) & (x < jnp.inf)
     ratio = jnp.where(positive, x, 1.0) / theta
     match family:
         case "exponential":
@@ -118,7 +118,7 @@ def log_survival(family: str, x: ArrayLike, params: LOSParams) -> Float[Array, "
             value = -jax.nn.softplus(k * jnp.log(ratio))
         case _:
             value = -k * jnp.log1p(ratio)
-    return jnp.where(positive, value, 0.0)
+    return jnp.where(positive, value, jnp.where(x > 0, -jnp.inf, 0.0))
 
 
 def sf(family: str, x: ArrayLike, params: LOSParams) -> Float[Array, "..."]:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxlab.queueing import capacity, conditional, daily, decomposition, fit, occupancy
+from jaxlab.queueing import capacity, censoring, conditional, daily, decomposition, fit, occupancy
 from jaxlab.queueing.data import Patients
 from jaxlab.queueing.occupancy import QueueInputs
 
@@ -125,6 +125,9 @@ def estimate_series(
 ) -> SeriesEstimates:
     """Estimates arrival rates, and mean and variance of the stay by day of admission.
 
+    Censored stays enter the means as `censoring.complete_stays`. All sites share one window of
+    days: give a site that opened later its own (`data.take_site`).
+
     Args:
         patients: `[I, N]` patients.
         num_days: length T of the daily series; patients admitted outside are left out of it.
@@ -141,7 +144,7 @@ def estimate_series(
     num_sites = patients.los.shape[0]
     site = jnp.broadcast_to(jnp.arange(num_sites, dtype=jnp.int32)[:, None], patients.los.shape)
     day, site, los, weight = (
-        x.reshape(-1) for x in (patients.day, site, patients.los, patients.weight)
+        x.reshape(-1) for x in (patients.day, site, _completed(patients), patients.weight)
     )
     series = daily.stays_to_daily(day, site, los, num_sites, num_days, weight=weight)
     both = jnp.concatenate([series.counts, series.mean_los])
@@ -187,7 +190,7 @@ def estimate_laws(
     codes = jnp.asarray([conditional.FAMILIES.index(name) for name in families], jnp.int32)
     family = jnp.where(choice >= 0, codes[best[:, 0]], -1)
     total = jnp.sum(patients.weight, axis=1)
-    mean_los = jnp.sum(patients.weight * patients.los, axis=1) / jnp.maximum(total, 1.0)
+    mean_los = jnp.sum(patients.weight * _completed(patients), axis=1) / jnp.maximum(total, 1.0)
     return LawEstimates(fits, choice, kappa, family, smax, mean_los)
 
 
@@ -333,3 +336,9 @@ def compile_plan(
     with futures.ThreadPoolExecutor() as pool:  # XLA compiles one program on one core
         laws_of, series_of, beds_of = pool.map(lambda program: program.compile(), lowered)
     return lambda patients: beds_of(series_of(patients), laws_of(patients))
+
+
+def _completed(patients: Patients) -> Float[Array, "I N"]:
+    return jax.vmap(lambda x, event, w: censoring.complete_stays(x, event, weight=w))(
+        patients.los, patients.event, patients.weight
+    )

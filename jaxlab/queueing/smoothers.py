@@ -169,7 +169,7 @@ def whittaker_select(
         `(fit, path)`.
 
     Raises:
-        ValueError: on an unknown criterion, and as `whittaker_poisson` and `select_penalty`.
+        ValueError: on an unknown criterion, and as `whittaker_poisson` and `penalty_path`.
     """
     if criterion not in ("cv", "gcv"):
         raise ValueError(f"criterion must be 'cv' or 'gcv'; got {criterion!r}")

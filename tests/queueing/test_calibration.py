@@ -33,6 +33,33 @@ def test_true_beds_are_the_poisson_quantiles_of_the_units(x64):
     np.testing.assert_array_equal(beds[0], [23, 44, 31, 32, 19])
 
 
+@pytest.mark.parametrize("family", q.FAMILIES)
+def test_true_beds_of_every_family_without_a_longest_stay(family, x64):
+    truth = q.Truth(
+        jnp.full((1, 3), 2.0),
+        jnp.asarray([q.FAMILIES.index(family)], jnp.int32),
+        q.LOSParams(jnp.asarray([3.0]), jnp.asarray([4.0])),
+        jnp.asarray([jnp.inf]),
+    )
+    laws = {
+        "exponential": scipy.stats.expon(scale=4.0),
+        "weibull": scipy.stats.weibull_min(3.0, scale=4.0),
+        "lognormal": scipy.stats.lognorm(3.0, scale=4.0),
+        "gamma": scipy.stats.gamma(3.0, scale=4.0),
+        "fisk": scipy.stats.fisk(3.0, scale=4.0),
+        "burr": scipy.stats.lomax(3.0, scale=4.0),
+    }
+    rho = 2.0 * laws[family].sf(np.arange(1025)).sum()
+    expected = scipy.stats.poisson.ppf([0.95, 0.99], rho)
+    np.testing.assert_array_equal(jax.jit(q.true_beds)(truth)[:, 0], expected)
+
+
+def test_calibration_needs_more_days_than_lags(key):
+    truth = truth_of(q.CALGARY_SITES[:1], 100)
+    with pytest.raises(ValueError, match=r"u_max must lie in \[1, 100\)"):
+        q.null_calibration(key, truth, lambda p: None, num_repeats=2, room=512, u_max=100)
+
+
 def test_sampled_stays_follow_rates_and_laws(key):
     units = (q.CALGARY_SITES[0], q.CALGARY_SITES[4])
     truth = truth_of(units, 400)

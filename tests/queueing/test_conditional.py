@@ -104,7 +104,9 @@ def test_at_zero_value_one_gradient_zero_in_every_branch(moments):
     grad = jax.value_and_grad(surv, (0, 1, 2, 3))
     value, grads = jax.jit(jax.vmap(grad, (0, None, None, 0, 0)))(u, MU, SIG2, kappa, code)
     grads = np.stack(grads)
-    assert np.all(np.isfinite(value)) and np.all(np.isfinite(grads))
+    no_law = np.asarray((code == FAMILIES.index("burr")) & (kappa <= 1.0) & (u > 0.0))
+    np.testing.assert_array_equal(np.isnan(value), no_law)
+    assert np.all(np.isfinite(grads))
     np.testing.assert_array_equal(value[u == 0.0], 1.0)
     np.testing.assert_array_equal(grads[:, u == 0.0], 0.0)
     assert np.all(np.abs(grads[1][(u == 3.0) & (kappa == 1.5)]) > 0)  # d/dmu, each law
@@ -204,12 +206,12 @@ def test_without_a_mean():
     for law in ("fisk_mean", "burr"):
         with pytest.raises(ValueError, match="kappa > 1"):
             survival(law, 1.0, MU, SIG2, 1.0)
-        # The limit kappa -> 1+ at fixed mean: all mass at 0, finite gradients.
+        # No law of that mean: NaN where kappa is traced, and finite gradients elsewhere.
         value, grad = jax.vmap(
             jax.value_and_grad(lambda k, law=law: survival(law, 1.0, MU, SIG2, k))
         )(kappa)
-        np.testing.assert_array_equal(value[:3], 0.0)
-        assert value[3] > 0 and np.all(np.isfinite(grad))
+        assert np.isnan(value[:3]).all()
+        assert (value[3:] > 0).all() and np.isfinite(grad[3:]).all()
 
 
 @pytest.mark.parametrize(

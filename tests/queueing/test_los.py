@@ -205,3 +205,14 @@ def test_integer_days_python_numbers_and_one_trace():
 def test_unknown_family(function):
     with pytest.raises(ValueError, match="unknown family 'pareto'"):
         function("pareto", 0.5, los.LOSParams(1.0, 1.0))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_nobody_stays_forever(family):
+    params = los.LOSParams(jnp.float32(2.0), jnp.float32(5.0))
+    log_sf, slope = jax.value_and_grad(
+        lambda k: los.sf(family, jnp.inf, los.LOSParams(k, jnp.float32(5.0)))
+    )(params.shape)
+    assert log_sf == 0.0 and slope == 0.0
+    assert los.log_survival(family, jnp.inf, params) == -jnp.inf
+    assert los.log_pdf(family, jnp.inf, params) == -jnp.inf

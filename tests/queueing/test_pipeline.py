@@ -114,3 +114,20 @@ def test_mean_occupancy_is_differentiable_in_every_stay():
     assert np.isfinite(np.asarray(grad)).all()
     along = float(np.sum(np.asarray(grad) * np.asarray(direction)))
     assert along == pytest.approx(slope, rel=1e-4)
+
+
+def test_a_law_without_a_mean_is_not_planned_with():
+    rng = np.random.default_rng(1)
+    day = np.sort(rng.integers(0, 200, 600)).astype(np.int32)[None]
+    stay = 6.0 * (1 / rng.random((1, 600)) - 1) ** (1 / 0.6)  # log-logistic, kappa 0.6: no mean
+    one = np.ones((1, 600))
+    with jax.enable_x64(True):
+        patients = q.Patients(*map(jnp.asarray, (day, np.minimum(stay, 400.0), one, one)))
+        plan = jax.device_get(
+            jax.jit(
+                lambda p: q.plan(p, 200, u_max=512, grid=q.GRID[:1], families=("fisk",),
+                                 variant="fisk_mean")
+            )(patients)
+        )  # fmt: skip
+    assert plan.laws.kappa[0] < 1
+    assert np.isnan(plan.rho[:, 1:]).all() and (plan.beds.risk == -1).all()
