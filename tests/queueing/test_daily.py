@@ -200,9 +200,10 @@ def test_weekly_census_of_each_convention():
 
 
 @pytest.mark.slow  # importing the library takes seconds
-def test_census_agrees_with_hillmaker():
+def test_census_agrees_with_hillmaker(tmp_path, monkeypatch):
     """Independent library: mean occupancy by day with fractional edge bins is `bed_days`."""
     hillmaker = pytest.importorskip("hillmaker")
+    monkeypatch.chdir(tmp_path)  # it writes its tables where it stands
     pandas = pytest.importorskip("pandas")
     rng = np.random.default_rng(7)
     day, offset = np.sort(rng.integers(0, 30, 120)), rng.integers(0, 1440, 120) / 1440
