@@ -6,7 +6,7 @@ import pathlib
 import jax
 import numpy as np
 
-from experiments.icu_occupancy import Config, planning, reproduction
+from experiments.icu_occupancy import Config, planning, reproduction, tables
 from experiments.result import Result, Row, Table
 from jaxlab import queueing as q
 
@@ -17,8 +17,8 @@ PAPER = (
 )
 LIMITS = (
     "The paper's rule reads the arrival rate off a 15-day trend, which follows Poisson noise, and "
-    "adds Poisson noise again: at units where nothing changes it asks for 1 to 5 beds a site more "
-    "than the stated risk needs (null calibration, preset cpu).",
+    "adds Poisson noise again, so it asks for more beds than the stated risk needs where nothing "
+    "changes; the null calibration of the preset cpu measures by how many.",
     "The model is demand without a limit on beds: it says how many beds would be wanted, not what "
     "a full unit does.",
     "Daily resolution hides peaks within the day.",
@@ -89,16 +89,14 @@ def _plan(study, config, out, where):
     summary = planning.simulate(study, out, seed=config.seed + 2, replications=config.replications)
     _write_tables(study, summary, out)
     pictures = planning.draw_figures(study, summary, interval, out, actual=config.beds)
-    tables = (
-        planning.bed_table(
-            study, interval, config.bootstrap, config.beds, f"Beds by rule: {where}"
-        ),
-        planning.utilization_table(study, summary, "What each rule would mean"),
-        planning.law_table(study, "Length-of-stay laws"),
-        planning.fit_table(study, "The model against the observed census"),
+    shown = (
+        tables.bed_table(study, interval, config.bootstrap, config.beds, f"Beds by rule: {where}"),
+        tables.utilization_table(study, summary, "What each rule would mean"),
+        tables.law_table(study, "Length-of-stay laws"),
+        tables.fit_table(study, "The model against the observed census"),
     )
-    rows = planning.headline_rows(study, summary, interval, where, compare=config.data is None)
-    return rows, pictures, tables
+    rows = tables.headline_rows(study, summary, interval, where, compare=config.data is None)
+    return rows, pictures, shown
 
 
 def _sir3(path, config, out):
@@ -111,11 +109,11 @@ def _sir3(path, config, out):
         study, out / "sir3", seed=config.seed + 4, replications=config.replications
     )
     pictures = planning.draw_figures(study, summary, interval, out, prefix="sir3_")
-    tables = (
-        planning.bed_table(
+    shown = (
+        tables.bed_table(
             study, interval, config.bootstrap, (), "Beds by rule: SIR-3 intensive care cohort"
         ),
-        planning.fit_table(study, "SIR-3: the model against the observed census"),
+        tables.fit_table(study, "SIR-3: the model against the observed census"),
     )
     rho = study.plan.rho[0][study.plan.mask[0]]
     census = study.census[0][study.plan.mask[0]]
@@ -128,7 +126,7 @@ def _sir3(path, config, out):
         note="1,280 real intensive care patients; deaths have no admission date in the data and "
         "are placed uniformly.",
     )
-    return (row,), pictures, tables
+    return (row,), pictures, shown
 
 
 def _no_sir3():
