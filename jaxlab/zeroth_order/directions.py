@@ -1,0 +1,156 @@
+"""Random and deterministic direction sets for finite differences.
+
+Every set S `[n, B]` comes with the scale c that makes E[c S S'] = I, so that c S D estimates a
+gradient from the directional differences D. Source: arXiv:2509.24056, section on estimation.
+"""
+
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+Kind = Literal[
+    "gaussian", "sphere", "orthonormal", "coordinate", "block", "rademacher", "hadamard"
+]  # fmt: skip
+KINDS: tuple[str, ...] = get_args(Kind)
+"""Names of the direction sets."""
+STREAMABLE = ("gaussian", "sphere", "block", "rademacher", "hadamard")
+"""Sets whose columns can be made one by one from the key, without the others."""
+
+
+def directions(
+    key: Array, n: int, B: int, kind: Kind = "orthonormal", dtype: jnp.dtype | type = jnp.float32
+) -> tuple[Float[Array, "n B"], float]:
+    """Draws B directions in n dimensions.
+
+    | kind | column | c |
+    |---|---|---|
+    | gaussian | N(0, I) | 1/B |
+    | sphere | uniform on the unit sphere | n/B |
+    | orthonormal | first B columns of a Haar-distributed orthogonal matrix, B <= n | n/B |
+    | coordinate | the n unit vectors, B = n; draws nothing | 1 |
+    | block | B unit vectors without replacement | n/B |
+    | rademacher | entries +-1/sqrt(n) (SPSA) | n/B |
+    | hadamard | entries +-1/sqrt(n) of a Walsh-Hadamard matrix | n/B |
+
+    Hadamard sets take B distinct columns of the matrix of order 2^k >= n, cut to n rows whose signs
+    are drawn at random; they are orthonormal if n = 2^k, and cost one bit operation an entry.
+
+    Args:
+        key: typed PRNG key.
+        n: dimension, at least 1.
+        B: number of directions, at least 1.
+        kind: one of `KINDS`.
+        dtype: floating type.
+
+    Returns:
+        `(S, c)`: directions `[n, B]` and the scale.
+
+    Raises:
+        ValueError: if the kind is unknown or B does not fit it.
+    """
+    check_directions(n, B, kind)
+    if kind == "orthonormal":
+        Q, R = jnp.linalg.qr(jax.random.normal(key, (n, B), dtype))
+        # The sign of R's diagonal makes the factorization unique, and Q uniform (Mezzadri 2007).
+        signs = jnp.where(jnp.diagonal(R) < 0.0, -1.0, 1.0).astype(dtype)
+        return Q * signs[None], scale(n, B, kind)
+    if kind == "coordinate":
+        return jnp.eye(n, dtype=dtype), 1.0
+    return some_directions(key, jnp.arange(B), n, B, kind, dtype), scale(n, B, kind)
+
+
+def some_directions(
+    key: Array,
+    idx: Int[Array, " C"],
+    n: int,
+    B: int,
+    kind: Kind,
+    dtype: jnp.dtype | type = jnp.float32,
+) -> Float[Array, "n C"]:
+    """Returns columns `idx` of the set that `directions` draws from this key, and only those.
+
+    A large problem regenerates its directions from the key in chunks and never stores `[n, B]`.
+
+    Args:
+        key: the key of the whole set.
+        idx: `[C]` int, columns in 0..B-1.
+        n, B, kind, dtype: those of the whole set; the kind one of `STREAMABLE`.
+
+    Raises:
+        ValueError: if the columns of this kind depend on each other.
+    """
+    check_directions(n, B, kind)
+    if kind not in STREAMABLE:
+        raise ValueError(f"kind {kind!r} cannot be drawn in parts; use one of {STREAMABLE}")
+    if kind == "block":
+        rows = jax.random.permutation(key, n)[idx]
+        return (jnp.arange(n)[:, None] == rows[None, :]).astype(dtype)
+    if kind == "hadamard":
+        return _hadamard(key, idx, n, dtype)
+
+    def column(b: Array) -> Array:
+        key_b = jax.random.fold_in(key, b)
+        if kind == "rademacher":
+            return jax.random.rademacher(key_b, (n,), dtype) / n**0.5
+        s = jax.random.normal(key_b, (n,), dtype)
+        return s if kind == "gaussian" else s / jnp.linalg.norm(s)
+
+    return jax.vmap(column, out_axes=1)(idx)
+
+
+def scale(n: int, B: int, kind: Kind) -> float:
+    """Returns c with E[c S S'] = I."""
+    return 1.0 / B if kind == "gaussian" else n / B
+
+
+def gram_inflation(n: int, B: int, kind: Kind) -> float:
+    """Returns r with E[J_hat J_hat'] = r J J' for the plug-in Jacobian J_hat = c J S S'.
+
+    A plug-in method divides its gain by about r: 2 at B = n on the sphere, 1 when the directions
+    are orthonormal. Rademacher and Hadamard sets have no such number, it depends on J.
+
+    Raises:
+        ValueError: for a kind without a constant inflation.
+    """
+    check_directions(n, B, kind)
+    if kind in ("orthonormal", "coordinate", "block"):
+        return n / B
+    if kind in ("sphere", "gaussian"):
+        return (n + B - 1 if kind == "sphere" else n + B + 1) / B
+    raise ValueError(f"the inflation of kind {kind!r} depends on the Jacobian")
+
+
+def check_directions(n: int, B: int, kind: str) -> None:
+    """Checks the number of directions.
+
+    Raises:
+        ValueError: if the kind is unknown or B does not fit it.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
+    if n < 1 or B < 1:
+        raise ValueError(f"n and B must be at least 1, got n = {n} and B = {B}")
+    most = {"orthonormal": n, "coordinate": n, "block": n, "hadamard": _order(n)}.get(kind)
+    if most is not None and B > most:
+        raise ValueError(f"kind {kind!r} has at most {most} directions for n = {n}, got B = {B}")
+    if kind == "coordinate" and B != n:
+        raise ValueError(
+            f"kind 'coordinate' takes all n = {n} unit vectors, got B = {B}; use 'block' for some"
+        )
+
+
+def _hadamard(key: Array, idx: Array, n: int, dtype: jnp.dtype | type) -> Array:
+    key_signs, key_columns = jax.random.split(key)
+    signs = jax.random.rademacher(key_signs, (n,), dtype)
+    columns = jax.random.permutation(key_columns, _order(n))[idx]
+    # H[i, j] = (-1)^(number of ones that the binary forms of i and j share).
+    shared = jnp.arange(n)[:, None] & columns[None, :]
+    parity = (jax.lax.population_count(shared) & 1).astype(dtype)
+    return signs[:, None] * (1.0 - 2.0 * parity) / n**0.5
+
+
+def _order(n: int) -> int:
+    """Smallest power of two that is at least n."""
+    return 1 << (n - 1).bit_length()

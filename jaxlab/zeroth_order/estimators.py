@@ -1,0 +1,196 @@
+"""Gradients and Jacobians from function values: one-point and two-point differences.
+
+The same directions and the same queries serve the objective and every constraint. Everything here
+is a pure function that works alone, for an oracle with m = 0 constraints too. Stacked values are
+q = (f, h), `[1 + m]`; source: arXiv:2509.24056, section on estimation.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxlab.zeroth_order.problem import Oracle
+
+
+def evaluate(q: Oracle, points: Float[Array, "Q n"], keys: Array) -> Float[Array, "Q d"]:
+    """Evaluates Q joint queries in one batch, `[Q, 1 + m]`, each with its own key `[Q]`."""
+
+    def stacked(x: Array, key: Array) -> Array:
+        f, h = q(x, key)
+        return jnp.concatenate([f[None], h])
+
+    return jax.vmap(stacked)(points, keys)
+
+
+def two_point(
+    q: Oracle,
+    x: Float[Array, " n"],
+    S: Float[Array, "n B"],
+    u: float | Array,
+    key: Array,
+    *,
+    central: bool = True,
+    S_minus: Float[Array, "n B"] | None = None,
+    center_repeats: int = 1,
+    common_noise: bool = False,
+) -> tuple[Float[Array, " d"], Float[Array, "d B"], int]:
+    """Measures q at x and its differences along the columns of S.
+
+    Central: D_b = [q(x + u s_b) - q(x - u s_b)] / 2u, error O(u^2); forward: D_b =
+    [q(x + u s_b) - q(x)] / u, error O(u), half the queries.
+
+    Args:
+        q: the oracle.
+        x: `[n]`.
+        S: `[n, B]` directions, as they are (scale them with c in `gradient`).
+        u: radius, positive.
+        key: source of the oracle's noise.
+        central: central or forward differences.
+        S_minus: `[n, B]`, the backward directions when they differ (see `within_box`); the
+            differences then belong to the directions (S + S_minus) / 2.
+        center_repeats: queries of x whose mean is the centre.
+        common_noise: x + u s and x - u s (forward: x) share the key, for oracles that are smooth
+            in x at a fixed key (common random numbers).
+
+    Returns:
+        `(q0, D, queries)`: values `[1 + m]` at x, differences `[1 + m, B]`, and the joint queries
+        made, `center_repeats` + 2B or + B.
+
+    Raises:
+        ValueError: if u or `center_repeats` is not positive, or shapes do not match.
+    """
+    check_radius(u)
+    points = probe_points(x, S, u, central=central, S_minus=S_minus, center_repeats=center_repeats)
+    keys = probe_keys(key, S.shape[1], central, center_repeats, common_noise)
+    q0, D, _ = read_probe(evaluate(q, points, keys), S.shape[1], u, central)
+    return q0, D, points.shape[0]
+
+
+def one_point(
+    q: Oracle,
+    x: Float[Array, " n"],
+    S: Float[Array, "n B"],
+    u: float | Array,
+    key: Array,
+    *,
+    baseline: Float[Array, " d"] | None = None,
+) -> tuple[Float[Array, "d B"], int]:
+    """Measures D_b = [q(x + u s_b) - baseline] / u with B queries and none at x.
+
+    Without a baseline it is the one-point estimator of Flaxman, Kalai and McMahan 2005, unbiased
+    for the smoothed gradient with a variance of order |q|^2 / u^2; the values of the previous step
+    as `baseline` give the residual feedback of Zhang, Zhou, Ji and Zavlanos 2022.
+
+    Returns:
+        `(D, queries)`: `[1 + m, B]` and B.
+    """
+    check_radius(u)
+    B = S.shape[1]
+    values = evaluate(q, x[None] + u * S.T, jax.random.split(key, B))
+    return ((values if baseline is None else values - baseline[None]) / u).T, B
+
+
+def gradient(S: Float[Array, "n B"], c: float, D: Float[Array, "d B"]) -> Float[Array, "d n"]:
+    """Returns the estimated Jacobian c D S' of the stacked values; row 0 is the gradient of f."""
+    return c * D @ S.T
+
+
+def balanced_radius(
+    sigma: float | Array, n: int, B: int, third_derivative: float | Array = 1.0
+) -> float | Array:
+    """Returns the radius at which noise and bias of central differences balance.
+
+    (sigma n / (sqrt(B) L3))^(1/3), for value noise `sigma` and third derivatives up to L3.
+    """
+    return (sigma * n / (B**0.5 * third_derivative)) ** (1.0 / 3.0)
+
+
+def noise_variance(sigma: float | Array, u: float | Array, n: int, B: int) -> float | Array:
+    """Returns E||g - g_noiseless||^2 of the central estimate on the sphere: n^2 s^2 / (2 u^2 B)."""
+    return n**2 * sigma**2 / (2.0 * u**2 * B)
+
+
+def within_box(
+    x: Float[Array, " n"],
+    S: Float[Array, "n B"],
+    u: float | Array,
+    lb: Float[Array, " n"],
+    ub: Float[Array, " n"],
+) -> tuple[Float[Array, "n B"], Float[Array, "n B"]]:
+    """Bends directions so that no query leaves the box: one-sided differences at the bounds.
+
+    Args:
+        x: `[n]`, inside the box.  S: `[n, B]`.  u: radius.  lb, ub: `[n]`, the box.
+
+    Returns:
+        `(S_plus, S_minus)`, both `[n, B]`, with x + u S_plus and x - u S_minus the projections of
+        x + u S and x - u S; the differences belong to (S_plus + S_minus) / 2.
+    """
+    x, lb, ub = x[:, None], lb[:, None], ub[:, None]
+    plus = jnp.clip(x + u * S, lb, ub)
+    minus = jnp.clip(x - u * S, lb, ub)
+    inside = (plus == x + u * S, minus == x - u * S)  # exactly S where the box does not touch
+    return (
+        jnp.where(inside[0], S, (plus - x) / u),
+        jnp.where(inside[1], S, (x - minus) / u),
+    )
+
+
+def probe_points(
+    x: Float[Array, " n"],
+    S: Float[Array, "n B"],
+    u: float | Array,
+    *,
+    central: bool = True,
+    S_minus: Float[Array, "n B"] | None = None,
+    center_repeats: int = 1,
+) -> Float[Array, "Q n"]:
+    """Returns the points that `two_point` evaluates, `[Q, n]`: centres, forward, backward."""
+    if S.ndim != 2 or x.shape != S.shape[:1] or (S_minus is not None and S_minus.shape != S.shape):
+        other = "" if S_minus is None else f" and S_minus {S_minus.shape}"
+        raise ValueError(f"x [n] and S [n, B] must agree, got {x.shape} and {S.shape}{other}")
+    if center_repeats < 1:
+        raise ValueError(f"center_repeats must be at least 1, got {center_repeats}")
+    parts = [jnp.broadcast_to(x, (center_repeats, x.size)), x[None] + u * S.T]
+    if central:
+        parts.append(x[None] - u * (S if S_minus is None else S_minus).T)
+    return jnp.concatenate(parts)
+
+
+def probe_keys(
+    key: Array, B: int, central: bool = True, center_repeats: int = 1, common_noise: bool = False
+) -> Array:
+    """Returns a key for each of the `probe_points`, `[Q]`."""
+    key_center, key_plus, key_minus = jax.random.split(key, 3)
+    if common_noise and not central:  # the centre is the partner of every forward point
+        return jnp.broadcast_to(key_center, (center_repeats + B,))
+    plus = jax.random.split(key_plus, B)
+    parts = [jax.random.split(key_center, center_repeats), plus]
+    if central:
+        parts.append(plus if common_noise else jax.random.split(key_minus, B))
+    return jnp.concatenate(parts)
+
+
+def read_probe(
+    values: Float[Array, "Q d"], B: int, u: float | Array, central: bool = True
+) -> tuple[Float[Array, " d"], Float[Array, "d B"], Float[Array, "d B"] | None]:
+    """Returns centre `[d]`, differences and curvatures `[d, B]` from the values at the points.
+
+    The curvature [q(x + u s) - 2 q(x) + q(x - u s)] / u^2 estimates s' H s; None if not central.
+    """
+    outer = 2 * B if central else B
+    q0 = jnp.mean(values[:-outer], axis=0)
+    if not central:
+        return q0, (values[-outer:] - q0[None]).T / u, None
+    plus, minus = values[-outer:-B], values[-B:]
+    return q0, (plus - minus).T / (2.0 * u), (plus - 2.0 * q0[None] + minus).T / u**2
+
+
+def check_radius(u: float | Array) -> None:
+    """Checks a concrete radius.
+
+    Raises:
+        ValueError: if it is not positive and finite.
+    """
+    if isinstance(u, (int, float)) and not 0.0 < u < float("inf"):
+        raise ValueError(f"the radius u must be positive and finite, got {u}")
