@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jaxtyping import Array, Float, Int
 
 from jaxlab.core.types import Algorithm, Metrics, PyTree
@@ -47,8 +46,7 @@ class Proposal(NamedTuple):
     metrics: Metrics = {}  # noqa: RUF012
 
 
-@struct.dataclass
-class State:
+class State(NamedTuple):
     """State of any method of this room.
 
     Attributes:
@@ -138,21 +136,21 @@ def make_algorithm(
         best_x, best_f, best_violation = _select(take, measured, best)
 
         num_accepted = (state.t - state.rejected + 1).astype(dtype)
-        taken = state.replace(
+        taken = state._replace(
             x=proposal.x, inner=proposal.inner, good_x=state.x, good_inner=state.inner,
             f=proposal.f, h=proposal.h, extras=proposal.metrics,
             average=state.average + (proposal.x - state.average) / num_accepted,
             step_scale=jnp.minimum(1.0, STEP_RECOVERY * state.step_scale),
             rejections=jnp.zeros_like(state.rejections),
         )  # fmt: skip
-        undone = state.replace(
+        undone = state._replace(
             x=state.good_x, inner=state.good_inner, step_scale=0.5 * state.step_scale,
             rejections=state.rejections + 1, rejected=state.rejected + 1,
         )  # fmt: skip
         following = _select(accepted, taken, undone)
         hopeless = following.rejections >= MAX_REJECTIONS
         verdict = jnp.where(following.rejected > state.t, BAD_START, DIVERGED)
-        following = following.replace(
+        following = following._replace(
             key=key, t=state.t + 1, queries=state.queries + proposal.queries,
             best_x=best_x, best_f=best_f, best_violation=best_violation,
             status=jnp.where(hopeless, verdict, RUNNING).astype(jnp.int32),
