@@ -4,6 +4,7 @@ Every set S `[n, B]` comes with the scale c that makes E[c S S'] = I, so that c 
 gradient from the directional differences D. Source: arXiv:2509.24056, section on estimation.
 """
 
+from collections.abc import Callable
 from typing import Literal, get_args
 
 import jax
@@ -58,24 +59,19 @@ def directions(
         return Q * signs[None], scale(n, B, kind)
     if kind == "coordinate":
         return jnp.eye(n, dtype=dtype), 1.0
-    return some_directions(key, jnp.arange(B), n, B, kind, dtype), scale(n, B, kind)
+    return make_column_draw(key, n, B, kind, dtype)(jnp.arange(B)), scale(n, B, kind)
 
 
-def some_directions(
-    key: Array,
-    idx: Int[Array, " C"],
-    n: int,
-    B: int,
-    kind: Kind,
-    dtype: jnp.dtype | type = jnp.float32,
-) -> Float[Array, "n C"]:
-    """Returns columns `idx` of the set that `directions` draws from this key, and only those.
+def make_column_draw(
+    key: Array, n: int, B: int, kind: Kind, dtype: jnp.dtype | type = jnp.float32
+) -> Callable[[Int[Array, " C"]], Float[Array, "n C"]]:
+    """Returns `draw(idx)`, which gives columns `idx` of the set that `directions` draws, alone.
 
-    A large problem regenerates its directions from the key in chunks and never stores `[n, B]`.
+    A large problem regenerates its directions from the key in chunks and never stores `[n, B]`;
+    what the columns share (a permutation, signs; `[n]`) is drawn once, here.
 
     Args:
         key: the key of the whole set.
-        idx: `[C]` int, columns in 0..B-1.
         n, B, kind, dtype: those of the whole set; the kind one of `STREAMABLE`.
 
     Raises:
@@ -85,10 +81,20 @@ def some_directions(
     if kind not in STREAMABLE:
         raise ValueError(f"kind {kind!r} cannot be drawn in parts; use one of {STREAMABLE}")
     if kind == "block":
-        rows = jax.random.permutation(key, n)[idx]
-        return (jnp.arange(n)[:, None] == rows[None, :]).astype(dtype)
+        rows = jax.random.permutation(key, n)[:B]
+        return lambda idx: (jnp.arange(n)[:, None] == rows[idx][None, :]).astype(dtype)
     if kind == "hadamard":
-        return _hadamard(key, idx, n, dtype)
+        key_signs, key_columns = jax.random.split(key)
+        signs = jax.random.rademacher(key_signs, (n,), dtype) / n**0.5
+        columns = jax.random.permutation(key_columns, _order(n))[:B]
+
+        def hadamard(idx: Array) -> Array:
+            # H[i, j] = (-1)^(number of ones that the binary forms of i and j share).
+            shared = jnp.arange(n)[:, None] & columns[idx][None, :]
+            odd = (jax.lax.population_count(shared) & 1) == 1
+            return jnp.where(odd, -signs[:, None], signs[:, None])
+
+        return hadamard
 
     def column(b: Array) -> Array:
         key_b = jax.random.fold_in(key, b)
@@ -97,7 +103,7 @@ def some_directions(
         s = jax.random.normal(key_b, (n,), dtype)
         return s if kind == "gaussian" else s / jnp.linalg.norm(s)
 
-    return jax.vmap(column, out_axes=1)(idx)
+    return jax.vmap(column, out_axes=1)
 
 
 def scale(n: int, B: int, kind: Kind) -> float:
@@ -139,16 +145,6 @@ def check_directions(n: int, B: int, kind: str) -> None:
         raise ValueError(
             f"kind 'coordinate' takes all n = {n} unit vectors, got B = {B}; use 'block' for some"
         )
-
-
-def _hadamard(key: Array, idx: Array, n: int, dtype: jnp.dtype | type) -> Array:
-    key_signs, key_columns = jax.random.split(key)
-    signs = jax.random.rademacher(key_signs, (n,), dtype)
-    columns = jax.random.permutation(key_columns, _order(n))[idx]
-    # H[i, j] = (-1)^(number of ones that the binary forms of i and j share).
-    shared = jnp.arange(n)[:, None] & columns[None, :]
-    parity = (jax.lax.population_count(shared) & 1).astype(dtype)
-    return signs[:, None] * (1.0 - 2.0 * parity) / n**0.5
 
 
 def _order(n: int) -> int:

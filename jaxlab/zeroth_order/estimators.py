@@ -116,24 +116,28 @@ def within_box(
     u: float | Array,
     lb: Float[Array, " n"],
     ub: Float[Array, " n"],
+    *,
+    central: bool = True,
 ) -> tuple[Float[Array, "n B"], Float[Array, "n B"]]:
     """Bends directions so that no query leaves the box: one-sided differences at the bounds.
 
     Args:
         x: `[n]`, inside the box.  S: `[n, B]`.  u: radius.  lb, ub: `[n]`, the box.
+        central: for central differences x + u S_plus and x - u S_minus are the projections of
+            x + u S and x - u S, and the differences belong to (S_plus + S_minus) / 2. Forward
+            differences use S_plus alone: a component that would leave the box is turned round.
 
     Returns:
-        `(S_plus, S_minus)`, both `[n, B]`, with x + u S_plus and x - u S_minus the projections of
-        x + u S and x - u S; the differences belong to (S_plus + S_minus) / 2.
+        `(S_plus, S_minus)`, both `[n, B]`.
     """
     x, lb, ub = x[:, None], lb[:, None], ub[:, None]
-    plus = jnp.clip(x + u * S, lb, ub)
-    minus = jnp.clip(x - u * S, lb, ub)
-    inside = (plus == x + u * S, minus == x - u * S)  # exactly S where the box does not touch
-    return (
-        jnp.where(inside[0], S, (plus - x) / u),
-        jnp.where(inside[1], S, (x - minus) / u),
-    )
+    if not central:
+        S = jnp.where((x + u * S > ub) | (x + u * S < lb), -S, S)
+    plus, minus = x + u * S, x - u * S
+    # Where the box does not touch, the components are exactly those of S.
+    S_plus = jnp.where((plus >= lb) & (plus <= ub), S, (jnp.clip(plus, lb, ub) - x) / u)
+    S_minus = jnp.where((minus >= lb) & (minus <= ub), S, (x - jnp.clip(minus, lb, ub)) / u)
+    return S_plus, S_minus
 
 
 def probe_points(

@@ -1,0 +1,210 @@
+"""The velocity of ZOFL at one point: measure, solve for the multiplier, and move.
+
+Source: arXiv:2509.24056, plug-in form; the subspace form, the metrics on the directions, and
+bounds inside the multiplier are derived.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxlab.zeroth_order import estimators, field, kkt, multiplier, settings
+from jaxlab.zeroth_order.problem import Problem
+from jaxlab.zeroth_order.settings import ZOFLConfig
+
+BOUND_GAIN = 1.0  # a bound is linear and free of noise: it may be reached in one step
+
+
+class Memory(NamedTuple):
+    """What ZOFL carries between steps; `()` where a setting does not use it.
+
+    Attributes:
+        eta: `()`, the step measured at the start, when none was given.
+        x_prev: `[n]`, previous iterate (momentum).
+        slack: `[m_ineq]`, slack variables.
+        integral: `[m]`, accumulated constraint values (FL-PI).
+        average: `[1 + m, n]`, averaged gradient estimates (ema).
+        moments: `(first, second)`, both `[n]` (adam).
+    """
+
+    eta: Any = ()
+    x_prev: Any = ()
+    slack: Any = ()
+    integral: Any = ()
+    average: Any = ()
+    moments: Any = ()
+
+
+class Field(NamedTuple):
+    """The velocity at a point and what led to it.
+
+    Attributes:
+        F: `[n]`, velocity.
+        lam: `[m + bounds]`, multiplier of the constraints, then of lower and upper bounds.
+        residual: what the multiplier's solver left unsolved.
+        gap: estimated KKT gap, bounds included.
+        q0: `[1 + m]`, values at the point.
+        memory: updated memory.
+        found: the directional derivatives.  metric: the metric on the directions.
+    """
+
+    F: Float[Array, " n"]
+    lam: Float[Array, " k"]
+    residual: Float[Array, ""]
+    gap: Float[Array, ""]
+    q0: Float[Array, " d"]
+    memory: Memory
+    found: field.Probe
+    metric: field.Metric
+
+
+def zofl_field(
+    key: Array,
+    problem: Problem,
+    x: Float[Array, " n"],
+    config: ZOFLConfig,
+    *,
+    eta: float | Array,
+    t: Array,
+    memory: Memory = Memory(),  # noqa: B008
+    evaluate: Callable[..., Array] = estimators.evaluate,
+) -> Field:
+    """Measures at x and returns the velocity F = -c S (D_f + D_h' lam).
+
+    Args:
+        key: source of directions and noise.
+        problem: the problem.  x: `[n]`.
+        config: settings that `settings.resolve` has completed.
+        eta: step, which turns the gain into decay rates K = gain / eta.
+        t: int32, number of the step, for schedules.
+        memory: what earlier steps left.
+        evaluate: evaluates `(q, points, keys)` as one batch.
+    """
+    assert config.u is not None  # resolved
+    u = settings.at(config.u, t, x.dtype)
+    found, metric = measure(key, problem, x, config, u=u, evaluate=evaluate)
+    if config.form == "plugin" and config.kind != "exact":
+        found = field.plug_in(found, x)
+    if not isinstance(memory.average, tuple):
+        kept = jnp.where(t > 0, jnp.asarray(config.ema, x.dtype), 0.0)
+        found = found._replace(D=kept * memory.average + (1.0 - kept) * found.D)
+        memory = memory._replace(average=found.D)
+    return controlled(problem, x, config, found, metric, found.q0[1:], memory, eta=eta)
+
+
+def controlled(
+    problem: Problem,
+    x: Float[Array, " n"],
+    config: ZOFLConfig,
+    found: field.Probe,
+    metric: field.Metric,
+    h: Float[Array, " m"],
+    memory: Memory,
+    *,
+    eta: float | Array,
+) -> Field:
+    """Solves for multiplier and velocity from measured derivatives and constraint values."""
+    m, m_eq, dtype = problem.m, problem.m_eq, x.dtype
+    K = config.gain / eta if config.K is None else config.K
+    K = jnp.broadcast_to(jnp.asarray(K, dtype), (m,))
+    fed = h
+    if not isinstance(memory.integral, tuple):
+        integral = memory.integral + h
+        fed = h - config.integral_gain * integral / K
+    D_h, lower_idx, upper_idx = found.D[1:], *settings.bound_rows(problem, config)
+    if lower_idx.size or upper_idx.size:
+        D_h = jnp.concatenate([D_h, -found.rows(lower_idx), found.rows(upper_idx)])
+        outside = jnp.concatenate([(problem.lb - x)[lower_idx], (x - problem.ub)[upper_idx]])
+        h, fed = jnp.concatenate([h, outside]), jnp.concatenate([fed, outside])
+        K = jnp.concatenate([K, jnp.full(outside.shape, BOUND_GAIN, dtype) / eta])
+
+    solve = functools.partial(_solve, config=config, K=K, slack=memory.slack)
+    v, lam, residual = field.feedback(found.D[0], D_h, fed, K, m_eq, metric=metric, solve=solve)
+    if not isinstance(memory.integral, tuple):
+        # An inequality that is slack and does not act must not wind up (conditional integration).
+        idle = (jnp.arange(m) >= m_eq) & (lam[:m] == 0.0) & (h[:m] < 0.0)
+        memory = memory._replace(integral=jnp.where(idle, memory.integral, integral))
+    slope = found.c * found.lift(found.D[0] + lam @ D_h)  # gradient of the Lagrangian
+    F = -slope if config.metric == "identity" else found.lift(v)
+    gap = jnp.maximum(jnp.linalg.norm(slope), jnp.abs(jnp.sum(lam[m_eq:] * h[m_eq:])))
+    gap = jnp.maximum(gap, kkt.max_violation(h, m_eq))
+    if config.max_velocity is not None:
+        norm = jnp.linalg.norm(F)
+        F = F * jnp.where(norm > config.max_velocity, config.max_velocity / norm, 1.0)
+    return Field(F, lam, residual, gap, found.q0, memory, found, metric)
+
+
+def measure(
+    key: Array,
+    problem: Problem,
+    x: Float[Array, " n"],
+    config: ZOFLConfig,
+    *,
+    u: Array,
+    evaluate: Callable[..., Array] = estimators.evaluate,
+) -> tuple[field.Probe, field.Metric]:
+    """Measures derivatives along directions, and the metric on them."""
+    if config.kind == "exact":
+        assert problem.exact is not None
+        found = field.exact_probe(problem.exact, x)
+        if config.metric == "identity":
+            return found, field.scalar_metric(1.0)
+        H = jax.hessian(lambda x: problem.exact(x)[0])(x)  # pyright: ignore[reportOptionalCall]
+        if config.metric == "newton":
+            return found, field.newton_metric(H, config.newton_fill)
+        return found, field.diagonal_metric(jnp.diagonal(H), config.newton_fill)
+    drawn = {
+        "B": config.B, "kind": config.kind, "u": u, "central": config.central,
+        "center_repeats": config.center_repeats, "common_noise": config.common_noise,
+    }  # fmt: skip
+    if config.chunk is not None:
+        found = field.streamed_probe(key, problem.q, x, chunk=config.chunk, **drawn)
+    else:
+        box = {"lb": problem.lb, "ub": problem.ub} if settings.is_boxed(problem) else {}
+        found = field.probe(
+            key, problem.q, x, pairs=config.metric == "newton", evaluate=evaluate, **drawn, **box
+        )
+    if config.form == "plugin":
+        return found, field.scalar_metric(1.0)
+    if config.metric == "newton":
+        assert found.hessian is not None
+        return found, field.newton_metric(found.hessian, config.newton_fill, scale=found.c, noise=u)
+    if config.metric == "diagonal":
+        assert found.curvature is not None
+        return found, field.diagonal_metric(
+            found.curvature[0], config.newton_fill, scale=found.c, noise=u
+        )
+    return found, field.scalar_metric(found.c)
+
+
+def probe_queries(config: ZOFLConfig) -> int:
+    """Returns the joint queries of one velocity; one evaluation counts as one with `exact`."""
+    if config.kind == "exact":
+        return 1
+    assert config.B is not None  # resolved
+    B = config.B
+    pairs = B * (B - 1) if config.metric == "newton" else 0
+    return config.center_repeats + (2 * B if config.central else B) + pairs
+
+
+def _solve(
+    A: Array, b: Array, m_eq: int, *, config: ZOFLConfig, K: Array, slack: Any
+) -> tuple[Array, Array]:
+    """Solves for the multiplier in the configured way."""
+    if config.feedback == "diagonal":
+        lam = multiplier.diagonal_multiplier(A, b, m_eq)
+        return lam, multiplier.residual(A, b, lam, m_eq)
+    if not isinstance(slack, tuple):
+        # Bounds keep their inequality; the slack constraints in between become equalities.
+        bounds = jnp.zeros((b.shape[0] - m_eq - slack.shape[0],), b.dtype)
+        A, b = multiplier.slack_system(A, b, K, jnp.concatenate([slack, bounds]), m_eq)
+        m_eq = m_eq + slack.shape[0]
+    return multiplier.fl_multiplier(
+        A, b, m_eq, "clip" if config.ineq == "clip" else "nnqp",
+        ridge=config.ridge, iterations=config.iterations, solver=config.solver,
+        max_multiplier=config.max_multiplier,
+    )  # fmt: skip

@@ -1,0 +1,224 @@
+"""ZOFL: feedback linearization on differences of function values, and its first-order twin.
+
+The iterate follows the velocity of `velocity.zofl_field`, which descends on f while every
+constraint decays like dh/dt = -K h. Source: arXiv:2509.24056 (ZOFL, midpoint scheme);
+arXiv:2503.12665 (Euler, momentum, Newton).
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxlab.core.types import Algorithm
+from jaxlab.zeroth_order import estimators, field, kkt, method, multiplier, settings, velocity
+from jaxlab.zeroth_order.problem import Problem
+from jaxlab.zeroth_order.settings import ZOFLConfig
+from jaxlab.zeroth_order.velocity import Field, Memory
+
+ARMIJO_SLOPE = 1e-4
+ADAM_B1, ADAM_B2, ADAM_EPS = 0.9, 0.999, 1e-8
+
+
+def make_zofl(
+    problem: Problem,
+    config: ZOFLConfig = ZOFLConfig(),  # noqa: B008
+    *,
+    evaluate: Callable[..., Array] = estimators.evaluate,
+) -> Algorithm:
+    """Builds ZOFL, or first-order FL with `kind="exact"`.
+
+    Queries of a step: 1 + 2B, or 1 + B with forward differences; twice that for `midpoint`, one
+    more for `mid_reuse`. With no constraints (m = 0) it is zeroth-order gradient descent.
+
+    Args:
+        problem: the problem; `problem.exact` is used by `kind="exact"` alone.
+        config: settings.
+        evaluate: evaluates `(q, points, keys)` as one batch; `ask_tell` replaces it.
+
+    Returns:
+        `(init, step)` over `method.State`. Metrics besides the common ones: `zo/kkt_gap`
+        (estimated), `zo/multiplier_max`, `zo/multiplier_residual`, `zo/velocity`.
+
+    Raises:
+        ValueError: if settings contradict each other or the problem.
+    """
+    config = settings.resolve(problem, config)
+    dtype = problem.x0.dtype
+    field_at = functools.partial(velocity.zofl_field, config=config, evaluate=evaluate)
+
+    def init_inner(key: Array, x0: Array) -> tuple[Memory, int]:
+        memory, queries = Memory(), 0
+        if config.ineq == "slack" or config.eta is None:
+            start, queries = _start(key, problem, x0, config, evaluate)
+            if config.eta is None:
+                eta = initial_step(start, x0, problem.m_eq)
+                if config.scheme == "momentum":
+                    eta = eta * (1.0 - config.beta)  # a long memory adds 1 / (1 - beta) steps
+                memory = memory._replace(eta=eta)
+            if config.ineq == "slack":
+                h_ineq = start.q0[1 + problem.m_eq :]
+                memory = memory._replace(slack=multiplier.initial_slack(h_ineq))
+        if config.scheme == "momentum":
+            memory = memory._replace(x_prev=x0)
+        if config.scheme == "adam":
+            memory = memory._replace(moments=(jnp.zeros_like(x0), jnp.zeros_like(x0)))
+        if config.feedback == "diagonal":
+            memory = memory._replace(integral=jnp.zeros((problem.m,), dtype))
+        if settings.is_averaging(config):
+            memory = memory._replace(average=jnp.zeros((1 + problem.m, problem.n), dtype))
+        return memory, queries
+
+    def update(
+        key: Array, x: Array, memory: Memory, t: Array, step_scale: Array
+    ) -> method.Proposal:
+        eta = memory.eta if config.eta is None else settings.at(config.eta, t, dtype)
+        eta = eta * step_scale
+        key, key_half, key_search = jax.random.split(key, 3)
+        at = x
+        if config.scheme == "momentum":
+            at = _project(problem, x + config.beta * (x - memory.x_prev))
+            memory = memory._replace(x_prev=x)
+        here = field_at(key, problem, at, eta=eta, t=t, memory=memory)
+        used, queries = here, velocity.probe_queries(config)
+        if config.scheme in ("midpoint", "mid_reuse"):
+            half = _project(problem, x + 0.5 * eta * here.F)
+            memory_half = _slide(problem, here.memory, here, 0.5 * eta)
+            if config.scheme == "midpoint":
+                used = field_at(key_half, problem, half, eta=eta, t=t, memory=memory_half)
+                queries *= 2
+            else:
+                h_half = _constraints(key_half, problem, half, config, evaluate)
+                used = velocity.controlled(
+                    problem, half, config, here.found, here.metric, h_half, memory_half, eta=eta
+                )
+                queries += 1
+        # The slack moves from where it was, with the velocity of where the field was taken.
+        memory = _slide(problem, used.memory._replace(slack=here.memory.slack), used, eta)
+        F = used.F
+        if config.scheme == "adam":
+            F, memory = _adam(F, memory, t)
+        if config.armijo:
+            eta = _line_search(key_search, problem, config, here, at, eta, evaluate)
+            queries += config.armijo
+        metrics = {
+            "zo/kkt_gap": here.gap,
+            "zo/multiplier_max": jnp.max(jnp.abs(here.lam), initial=0.0),
+            "zo/multiplier_residual": here.residual,
+            "zo/velocity": jnp.linalg.norm(F),
+        }
+        following = _project(problem, at + eta * F)
+        return method.Proposal(
+            following, memory, at, here.q0[0], here.q0[1:], queries, metrics
+        )  # fmt: skip
+
+    return method.make_algorithm(
+        problem, init_inner=init_inner, update=update, feasibility_tol=config.feasibility_tol
+    )
+
+
+def initial_step(found: field.Probe, x: Float[Array, " n"], m_eq: int) -> Float[Array, ""]:
+    """Returns a step for the scale of the problem: half the inverse curvature of the Lagrangian.
+
+    The curvature is the largest one measured along the probe's directions, at the multiplier that
+    keeps the constraints where they are; the first step moves by max(1, |x|) at most.
+
+    Args:
+        found: a probe at x with curvatures.  x: `[n]`.  m_eq: number of equalities.
+    """
+    assert found.curvature is not None
+    m = found.q0.shape[0] - 1
+    still = jnp.zeros((m,), x.dtype)
+    v, lam, _ = field.feedback(
+        found.D[0], found.D[1:], still, still, m_eq, metric=field.scalar_metric(found.c)
+    )
+    curvature = jnp.max(jnp.abs(found.curvature[0] + lam @ found.curvature[1:]))
+    # A unit direction has length |s|^2 = n / (B c); Gaussian ones are longer.
+    curvature = curvature / _squared_length(found)
+    reach = jnp.maximum(1.0, jnp.linalg.norm(x)) / jnp.linalg.norm(found.lift(v))
+    return jnp.minimum(0.5 / curvature, reach)
+
+
+def _start(
+    key: Array, problem: Problem, x0: Array, config: ZOFLConfig, evaluate: Callable
+) -> tuple[field.Probe, int]:
+    """Measures values and curvatures at the start."""
+    assert config.u is not None  # resolved
+    central = config._replace(central=True, metric="identity")
+    u = settings.at(config.u, jnp.asarray(0, jnp.int32), x0.dtype)
+    # A curvature needs both sides: step inside the box by the radius.
+    margin = jnp.minimum(u, 0.5 * (problem.ub - problem.lb))
+    x0 = jnp.clip(x0, problem.lb + margin, problem.ub - margin)
+    found, _ = velocity.measure(key, problem, x0, central, u=u, evaluate=evaluate)
+    if config.kind == "exact":
+        assert problem.exact is not None
+        hessians = jax.hessian(lambda x: jnp.concatenate(_as_vectors(problem.exact(x))))(x0)
+        found = found._replace(curvature=jax.vmap(jnp.diagonal)(hessians))
+    return found, velocity.probe_queries(central)
+
+
+def _slide(problem: Problem, memory: Memory, used: Field, eta: Array) -> Memory:
+    """Moves the slack variables by ds/dt = -s lam, s and lam those of the field used."""
+    if isinstance(memory.slack, tuple):
+        return memory
+    lam = used.lam[problem.m_eq : problem.m]
+    return memory._replace(slack=memory.slack - eta * used.memory.slack * lam)
+
+
+def _constraints(
+    key: Array, problem: Problem, x: Array, config: ZOFLConfig, evaluate: Callable
+) -> Array:
+    if config.kind == "exact":
+        assert problem.exact is not None
+        return problem.exact(x)[1]
+    return evaluate(problem.q, x[None], key[None])[0, 1:]
+
+
+def _adam(F: Array, memory: Memory, t: Array) -> tuple[Array, Memory]:
+    """Returns Adam's velocity for the FL direction (in the spirit of AdamFLIP, 2605.08408)."""
+    first, second = memory.moments
+    first = ADAM_B1 * first + (1.0 - ADAM_B1) * F
+    second = ADAM_B2 * second + (1.0 - ADAM_B2) * F**2
+    count = (t + 1).astype(F.dtype)
+    unbiased = first / (1.0 - ADAM_B1**count), second / (1.0 - ADAM_B2**count)
+    F = unbiased[0] / (jnp.sqrt(unbiased[1]) + ADAM_EPS)
+    return F, memory._replace(moments=(first, second))
+
+
+def _line_search(
+    key: Array, problem: Problem, config: ZOFLConfig, here: Field, x: Array, eta: Array,
+    evaluate: Callable,
+) -> Array:  # fmt: skip
+    """Returns the largest of eta, eta/2, ... with enough decrease of f + mu sum violation."""
+    mu = 1.1 * jnp.max(jnp.abs(here.lam), initial=0.0)
+
+    def merit(q: Array) -> Array:
+        return q[0] + mu * jnp.sum(kkt.violation(q[1:], problem.m_eq))
+
+    etas = eta * 0.5 ** jnp.arange(config.armijo, dtype=x.dtype)
+    points = jax.vmap(lambda eta: _project(problem, x + eta * here.F))(etas)
+    if config.kind == "exact":
+        assert problem.exact is not None
+        values = jax.vmap(lambda x: jnp.concatenate(_as_vectors(problem.exact(x))))(points)
+    else:
+        values = evaluate(problem.q, points, jax.random.split(key, config.armijo))
+    enough = merit(here.q0) - ARMIJO_SLOPE * etas * jnp.sum(here.F**2)
+    passed = jax.vmap(merit)(values) <= enough
+    return jnp.where(jnp.any(passed), etas[jnp.argmax(passed)], etas[-1])
+
+
+def _project(problem: Problem, x: Array) -> Array:
+    return jnp.clip(x, problem.lb, problem.ub) if settings.is_boxed(problem) else x
+
+
+def _as_vectors(value: tuple[Array, Array]) -> tuple[Array, Array]:
+    return value[0][None], value[1]
+
+
+def _squared_length(found: field.Probe) -> float | Array:
+    """Mean squared length of the directions, from E[c S S'] = I: n / (B c)."""
+    B = found.D.shape[1]
+    n = jax.eval_shape(found.lift, found.D[0]).shape[0]
+    return n / (B * found.c)
