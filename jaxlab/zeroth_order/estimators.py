@@ -92,7 +92,7 @@ def one_point(
 
 def gradient(S: Float[Array, "n B"], c: float, D: Float[Array, "d B"]) -> Float[Array, "d n"]:
     """Returns the estimated Jacobian c D S' of the stacked values; row 0 is the gradient of f."""
-    return c * D @ S.T
+    return c * jnp.matmul(D, S.T, precision="highest")
 
 
 def balanced_radius(

@@ -110,7 +110,8 @@ def make_algorithm(
     def init(key: Array) -> State:
         key, key_inner = jax.random.split(key)
         x0 = jnp.asarray(problem.x0)
-        inner, queries = init_inner(key_inner, x0)
+        with jax.default_matmul_precision("highest"):
+            inner, queries = init_inner(key_inner, x0)
         inner = jax.tree.map(jnp.asarray, inner)
         count = jnp.asarray(0, jnp.int32)
         infinite = jnp.asarray(jnp.inf, dtype)
@@ -126,7 +127,10 @@ def make_algorithm(
 
     def step(state: State) -> tuple[State, Metrics]:
         key, key_update = jax.random.split(state.key)
-        proposal = update(key_update, state.x, state.inner, state.t, state.step_scale)
+        # Differences of values amplify the rounding of tensor cores: full precision, the oracle's
+        # products included.
+        with jax.default_matmul_precision("highest"):
+            proposal = update(key_update, state.x, state.inner, state.t, state.step_scale)
         accepted = _all_finite((proposal.x, proposal.inner, proposal.f, proposal.h))
 
         violation = kkt.max_violation(proposal.h, problem.m_eq)

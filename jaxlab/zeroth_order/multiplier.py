@@ -18,7 +18,7 @@ Mode = Literal["nnqp", "clip"]
 Solver = Literal["hildreth", "fista", "admm", "enumerate"]
 SOLVERS: tuple[str, ...] = get_args(Solver)
 
-SWEEPS_PER_POLISH = 5
+SWEEPS_PER_FACE = 5
 MOST_ENUMERATED = 6
 REFINEMENTS = 2
 
@@ -147,8 +147,8 @@ def nnqp(
     """Minimizes 1/2 lam' A lam + b' lam over lam_I >= 0, with lam_E free.
 
     lam_E is eliminated exactly (Schur complement). The rest is solved by Hildreth's sweeps, each
-    five followed by an exact solve on the active set they have found, until the conditions hold to
-    rounding (a few times, where the active set is found at once) or `iterations` are used up.
+    five followed by an exact minimization over the entries they have made positive, until the
+    conditions hold to rounding (mostly at once) or `iterations` are used up.
     `fista`, `admm` and, for up to six inequalities, `enumerate` are alternatives: matrix products
     only, one factorization, or every active set at once.
 
@@ -198,15 +198,11 @@ def _hildreth(A: Array, b: Array, ridge: float | Array, iterations: int) -> Arra
     def sweep(_: Array, lam: Array) -> Array:
         return jax.lax.fori_loop(0, b.shape[0], update, lam)
 
-    def sweeps_and_polish(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+    def sweeps_and_face(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         count, lam, _ = carry
-        lam = jax.lax.fori_loop(0, SWEEPS_PER_POLISH, sweep, lam)
-        active = lam - (A @ lam + b) / diagonal > 0.0
-        polished = _on_active_set(A, b, active, ridge)
-        error, error_polished = residual(A, b, lam, 0), residual(A, b, polished, 0)
-        take = error_polished < error  # False where the polished point is not finite
-        lam = jnp.where(take, polished, lam)
-        return count + SWEEPS_PER_POLISH, lam, jnp.where(take, error_polished, error)
+        lam = jax.lax.fori_loop(0, SWEEPS_PER_FACE, sweep, lam)
+        lam = _minimize_on_face(A, b, lam, ridge)
+        return count + SWEEPS_PER_FACE, lam, residual(A, b, lam, 0)
 
     def unfinished(carry: tuple[Array, Array, Array]) -> Array:
         count, _, error = carry
@@ -214,7 +210,30 @@ def _hildreth(A: Array, b: Array, ridge: float | Array, iterations: int) -> Arra
 
     zero = jnp.zeros_like(b)
     start = (jnp.asarray(0, jnp.int32), zero, residual(A, b, zero, 0))
-    return jax.lax.while_loop(unfinished, sweeps_and_polish, start)[1]
+    return jax.lax.while_loop(unfinished, sweeps_and_face, start)[1]
+
+
+def _minimize_on_face(A: Array, b: Array, lam: Array, ridge: float | Array) -> Array:
+    """Minimizes over the positive entries of lam, dropping those that reach 0 on the way.
+
+    Every step goes to the minimizer of the face, or to where it leaves the positive orthant, so the
+    objective never grows; with the sweeps, which free entries, it finds the solution exactly.
+    """
+
+    def step(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        lam, active, _ = carry
+        target = _on_active_set(A, b, active, ridge)
+        leaving = active & ~(target > 0.0)
+        ratio = jnp.where(leaving, lam / jnp.where(leaving, lam - target, 1.0), 1.0)
+        share = jnp.min(ratio)
+        lam = jnp.where(leaving & (ratio <= share), 0.0, lam + share * (target - lam))
+        return lam, lam > 0.0, jnp.any(leaving)
+
+    def leaves(carry: tuple[Array, Array, Array]) -> Array:
+        return carry[2]
+
+    face, _, _ = jax.lax.while_loop(leaves, step, step((lam, lam > 0.0, jnp.asarray(True))))
+    return jnp.where(jnp.isfinite(face).all(), face, lam)
 
 
 def _fista(A: Array, b: Array, ridge: float | Array, iterations: int) -> Array:
