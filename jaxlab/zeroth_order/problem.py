@@ -110,7 +110,7 @@ def make_problem(
     m = count_constraints(q, start)
     if not 0 <= m_eq <= m:
         raise ValueError(f"m_eq must be between 0 and the {m} constraints returned, got {m_eq}")
-    exact = None if takes_key else lambda x: q(x, _NO_KEY())
+    exact = None if takes_key else lambda x: q(x, jax.random.key(0))
     if x_star is not None:
         x_star = ravel_pytree(x_star)[0].astype(start.dtype)
     return Problem(
@@ -197,7 +197,8 @@ def scaled(problem: Problem) -> Problem:
 def from_host(fun: Callable[[np.ndarray], Any], m: int) -> Callable[[Array], tuple[Array, Array]]:
     """Makes a function over JAX arrays of host code (a simulator, a remote call).
 
-    The calls of a batch run one after another. Wrap the result with `make_problem`.
+    The calls of a batch run one after another. Wrap the result with `make_problem`. For float64
+    switch x64 on for the process: the context manager does not reach the callback's thread.
 
     Args:
         fun: `fun(x) -> (f, h)` on NumPy arrays; anything that NumPy can convert.
@@ -215,14 +216,11 @@ def from_host(fun: Callable[[np.ndarray], Any], m: int) -> Callable[[Array], tup
     return on_device
 
 
-def _NO_KEY() -> Array:
-    """A key for oracles that draw nothing."""
-    return jax.random.key(0)
-
-
-def _bound(bound: PyTree, default: float, x0: PyTree, start: Array, name: str) -> Array:
-    if bound is None or np.ndim(bound) == 0 and not isinstance(bound, (dict, list, tuple)):
-        return jnp.full_like(start, default if bound is None else bound)
+def _bound(bound: PyTree, default: float, x0: PyTree, start: Array, name: str) -> Any:
+    one = bound is None or (not isinstance(bound, (dict, list, tuple)) and np.ndim(bound) == 0)
+    if one and not isinstance(bound, Tracer):
+        # NumPy, so that bounds stay concrete where the problem is built inside jit.
+        return np.full(start.shape, default if bound is None else bound, start.dtype)
     if jax.tree.structure(bound) != jax.tree.structure(x0):
         raise ValueError(
             f"{name} must be a scalar or have the structure of x0, "

@@ -120,10 +120,11 @@ def make_zofl(
 
 
 def initial_step(found: field.Probe, x: Float[Array, " n"], m_eq: int) -> Float[Array, ""]:
-    """Returns a step for the scale of the problem: half the inverse curvature of the Lagrangian.
+    """Returns a step for the scale of the problem: a quarter of the inverse curvature there.
 
-    The curvature is the largest one measured along the probe's directions, at the multiplier that
-    keeps the constraints where they are; the first step moves by max(1, |x|) at most.
+    The curvature is the Lagrangian's, the largest one along the probe's directions, at the
+    multiplier that keeps the constraints where they are; directions miss part of it, and it grows
+    along the way, hence the quarter. The first step moves by max(1, |x|) at most.
 
     Args:
         found: a probe at x with curvatures.  x: `[n]`.  m_eq: number of equalities.
@@ -138,7 +139,7 @@ def initial_step(found: field.Probe, x: Float[Array, " n"], m_eq: int) -> Float[
     # A unit direction has length |s|^2 = n / (B c); Gaussian ones are longer.
     curvature = curvature / _squared_length(found)
     reach = jnp.maximum(1.0, jnp.linalg.norm(x)) / jnp.linalg.norm(found.lift(v))
-    return jnp.minimum(0.5 / curvature, reach)
+    return jnp.minimum(0.25 / curvature, reach)
 
 
 def _start(

@@ -1,0 +1,140 @@
+"""Tuning a feedback gain by rollouts under a limit on the state's peak.
+
+Two carts of 1 and 2 kg joined by a spring, each with a motor, are brought to rest from four
+displaced positions by u = -K x. The cost is that of a linear-quadratic regulator, but the carts
+must not exceed 0.45 and 0.35 m/s, as both do under the regulator's own gain. The optimizer sees
+the cost and the peaks of simulated rollouts, and nothing of the model.
+
+States are (position 1, position 2, velocity 1, velocity 2) in m and m/s, relative to rest; inputs
+are forces in N. The carts advance by Euler steps of 0.1 s, under which the free oscillation grows:
+without feedback the system is unstable.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxlab.zeroth_order.problem import Problem, make_problem
+
+DT = 0.1
+"""Time step, s."""
+MASS = np.array([1.0, 2.0])
+"""Masses of the carts, kg."""
+SPRING = 0.5
+"""Stiffness of the spring, N/m."""
+STATE_COST, INPUT_COST = np.array([1.0, 1.0, 0.1, 0.1]), np.array([0.1, 0.1])
+"""Diagonal weights of the cost x'Qx + u'Ru per second."""
+MAX_SPEED = np.array([0.45, 0.35])
+"""Limits on the speeds of the carts, m/s."""
+INITIAL = 0.7 * np.array(
+    [[1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0], [1.0, 1.0, 0.0, 0.0], [1.0, -1.0, 0.0, 0.0]]
+)
+"""Initial states, `[E, 4]`."""
+START = np.array([[0.3, 0.0, 2.0, 0.0], [0.0, 0.3, 0.0, 2.0]])
+"""A slow gain that keeps both limits, `[2, 4]`."""
+HORIZON = 60
+"""Steps of a rollout of the reference problem."""
+_COST = 0.82772026640598
+_GAIN = np.array(
+    [
+        [1.67481051472443, 0.56123512015409, 2.57720374350408, 0.14691367054054],
+        [0.50939007445960, 1.91469868046531, 0.01258302520073, 3.46082598243002],
+    ]
+)
+
+
+def system() -> tuple[Float[np.ndarray, "4 4"], Float[np.ndarray, "4 2"]]:
+    """Returns A and B of x_{t+1} = A x_t + B u_t."""
+    A, B = np.eye(4), np.zeros((4, 2))
+    A[:2, 2:] += DT * np.eye(2)
+    A[2:, :2] += DT * SPRING * np.array([[-1.0, 1.0], [1.0, -1.0]]) / MASS[:, None]
+    B[2:] = DT * np.diag(1.0 / MASS)
+    return A, B
+
+
+def rollout(
+    gain: Float[Array, "2 4"], kicks: Float[Array, "T E 2"]
+) -> tuple[Float[Array, "T+1 E 4"], Float[Array, "T E 2"]]:
+    """Simulates u_t = -K x_t from the E initial states for T steps.
+
+    Args:
+        gain: K.
+        kicks: disturbances, m/s, added to the velocities at every step.
+
+    Returns:
+        `(states, inputs)`, the initial state included.
+    """
+    # Accelerators otherwise round the factors of a float32 product to 10 bits.
+    exact = jax.lax.Precision.HIGHEST
+    A, B = (jnp.asarray(matrix, gain.dtype) for matrix in system())
+
+    def advance(x: Array, kick: Array) -> tuple[Array, tuple[Array, Array]]:
+        u = -jnp.matmul(x, gain.T, precision=exact)
+        following = jnp.matmul(x, A.T, precision=exact) + jnp.matmul(u, B.T, precision=exact)
+        return following.at[:, 2:].add(kick), (x, u)
+
+    start = jnp.asarray(INITIAL, gain.dtype)
+    last, (states, inputs) = jax.lax.scan(advance, start, kicks)
+    return jnp.concatenate([states, last[None]]), inputs
+
+
+def policy_search_problem(*, horizon: int = HORIZON, process_noise: float | Array = 0.0) -> Problem:
+    """Makes the search for a gain `[2, 4]` (n = 8) under two limits on speed (m = 2).
+
+    f = mean over the initial states of sum_t (x'Qx + u'Ru) dt; h_i = max |v_i| / limit_i - 1 over
+    all steps and initial states. The start is strictly feasible. At the optimum both limits are
+    active and several instants and initial states share each peak: there h has a kink, and the
+    landscape is not convex (wrong gains diverge, and f with them). `f_star` and `x_star` belong
+    to the undisturbed rollout of the default horizon. In float32 values are good to 1e-6.
+
+    Args:
+        horizon: steps of a rollout.
+        process_noise: standard deviation, m/s, of normal kicks to both velocities at every step;
+            each query draws its own. `exact` stays the undisturbed rollout, from which the mean of
+            a noisy value differs: by a second-order term in f, by more where peaks compete. The
+            problem's `sigma` is the largest standard deviation of a value at the start, to first
+            order in the noise.
+
+    Raises:
+        ValueError: if the horizon is below 1, or the noise is negative or not finite.
+    """
+    if horizon < 1:
+        raise ValueError(f"horizon must be at least 1, got {horizon}")
+    concrete = isinstance(process_noise, (int, float))
+    if concrete and not 0.0 <= process_noise < float("inf"):
+        raise ValueError(f"process_noise must be finite and at least 0, got {process_noise}")
+    shape = (horizon, INITIAL.shape[0], 2)
+
+    def evaluate(gain: Array, kicks: Array) -> tuple[Array, Array]:
+        states, inputs = rollout(gain, kicks)
+        Q, R, limit = (jnp.asarray(v, gain.dtype) for v in (STATE_COST, INPUT_COST, MAX_SPEED))
+        per_state, per_input = jnp.mean(states[:-1] ** 2, axis=1), jnp.mean(inputs**2, axis=1)
+        cost = DT * (jnp.sum(per_state * Q[None]) + jnp.sum(per_input * R[None]))
+        return cost, jnp.max(jnp.abs(states[..., 2:]), axis=(0, 1)) / limit - 1.0
+
+    def undisturbed(gain: Array) -> tuple[Array, Array]:
+        return evaluate(gain, jnp.zeros(shape, gain.dtype))
+
+    known = horizon == HORIZON
+    problem = make_problem(
+        undisturbed,
+        jnp.asarray(START, float),
+        f_star=_COST if known else None,
+        x_star=jnp.asarray(_GAIN, float) if known else None,
+        name="policy_search",
+    )
+    if concrete and process_noise == 0.0:
+        return problem
+
+    def q(x: Array, key: Array) -> tuple[Array, Array]:
+        scale = jnp.asarray(process_noise, x.dtype)
+        return evaluate(problem.unravel(x), scale * jax.random.normal(key, shape, x.dtype))
+
+    def stacked(kicks: Array) -> Array:
+        f, h = evaluate(problem.unravel(problem.x0), kicks)
+        return jnp.concatenate([f[None], h])
+
+    slopes = jax.jit(jax.jacrev(stacked))(jnp.zeros(shape, problem.x0.dtype))
+    per_noise = jnp.max(jnp.sqrt(jnp.sum(slopes**2, axis=(1, 2, 3))))
+    return problem._replace(q=q, sigma=process_noise * per_noise)
