@@ -3,8 +3,8 @@
 A method is an `update` from one iterate to the next. `make_algorithm` adds what none should write
 again: query accounts, the best feasible point so far, the average iterate, and the treatment of
 values that are not finite. Such an update is rejected, the iterate returns to the last good one
-and the step is halved; after `MAX_REJECTIONS` in a row the instance is frozen with a `status`, so
-that in a vmapped batch its neighbours go on.
+and the step is halved, until a new point succeeds; after `MAX_REJECTIONS` without one the instance
+is frozen with a `status`, so that in a vmapped batch its neighbours go on.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxlab.core.types import Algorithm, Metrics, PyTree
 from jaxlab.zeroth_order import kkt
@@ -21,9 +21,9 @@ from jaxlab.zeroth_order.problem import Problem
 RUNNING, BAD_START, DIVERGED = 0, 1, 2
 """Status of an instance: running; no finite step from the start; frozen after it diverged."""
 MAX_REJECTIONS = 10
-"""Rejected updates in a row after which an instance is frozen."""
-STEP_RECOVERY = 1.1
-"""Growth of the step per accepted update, until a halved step is whole again."""
+"""Rejected updates, without success at a new point in between, that freeze an instance."""
+STEP_RECOVERY = 2.0
+"""Growth of a shortened step per success at a new point, until it is whole again."""
 
 
 class Proposal(NamedTuple):
@@ -60,7 +60,9 @@ class State(NamedTuple):
         queries: int32, joint queries so far.
         extras: the update's own metrics, of the last accepted one; infinite before it.
         step_scale: factor in (0, 1] on the step, halved by a rejection.
-        rejections: int32, rejected updates in a row.  rejected: int32, in all.
+        retrying: bool, the last update was rejected, so this one starts from a known point.
+        rejections: int32, rejected updates since the last success at a new point.
+        rejected: int32, rejected updates in all.
         status: int32, `RUNNING`, `BAD_START` or `DIVERGED`.
     """
 
@@ -79,6 +81,7 @@ class State(NamedTuple):
     queries: Int[Array, ""]
     extras: Metrics
     step_scale: Float[Array, ""]
+    retrying: Bool[Array, ""]
     rejections: Int[Array, ""]
     rejected: Int[Array, ""]
     status: Int[Array, ""]
@@ -122,7 +125,8 @@ def make_algorithm(
             best_x=x0, best_f=infinite, best_violation=infinite,
             average=jnp.zeros_like(x0), queries=jnp.asarray(queries, jnp.int32),
             extras=jax.tree.map(lambda like: jnp.full(like.shape, jnp.inf, like.dtype), shape),
-            step_scale=jnp.ones((), dtype), rejections=count, rejected=count, status=count,
+            step_scale=jnp.ones((), dtype), retrying=jnp.asarray(False),
+            rejections=count, rejected=count, status=count,
         )  # fmt: skip
 
     def step(state: State) -> tuple[State, Metrics]:
@@ -144,11 +148,15 @@ def make_algorithm(
             x=proposal.x, inner=proposal.inner, good_x=state.x, good_inner=state.inner,
             f=proposal.f, h=proposal.h, extras=proposal.metrics,
             average=state.average + (proposal.x - state.average) / num_accepted,
-            step_scale=jnp.minimum(1.0, STEP_RECOVERY * state.step_scale),
-            rejections=jnp.zeros_like(state.rejections),
+            step_scale=jnp.where(
+                state.retrying, state.step_scale, jnp.minimum(1.0, STEP_RECOVERY * state.step_scale)
+            ),
+            retrying=jnp.asarray(False),
+            rejections=jnp.where(state.retrying, state.rejections, 0),
         )  # fmt: skip
         undone = state._replace(
             x=state.good_x, inner=state.good_inner, step_scale=0.5 * state.step_scale,
+            retrying=jnp.asarray(True),
             rejections=state.rejections + 1, rejected=state.rejected + 1,
         )  # fmt: skip
         following = _select(accepted, taken, undone)

@@ -80,8 +80,8 @@ def make_szo_qq(
     estimators.check_radius(u)
     eps = float(jnp.finfo(dtype).eps)
     # Bounds are linear constraints of the subproblem, known exactly; only finite ones enter.
-    lower = _finite_rows(problem.lb)
-    upper = _finite_rows(problem.ub)
+    lower, upper = _finite_rows(problem.lb), _finite_rows(problem.ub)
+    lb, ub = jnp.asarray(problem.lb), jnp.asarray(problem.ub)
     rows = jnp.concatenate([-jnp.eye(n, dtype=dtype)[lower], jnp.eye(n, dtype=dtype)[upper]])
     curvature = jnp.concatenate([smoothness, jnp.zeros((rows.shape[0],), dtype)])
 
@@ -95,20 +95,20 @@ def make_szo_qq(
         radius = jnp.minimum(u, jnp.min(_reach(-c, slope, 0.5 * smoothness), initial=jnp.inf))
         radius = jnp.maximum(radius, eps * u)  # of a point that rounding does not tell from x
         points, steps = block_descent.moved_points(
-            x, jnp.arange(n), jnp.full_like(x, radius), problem.lb, problem.ub
+            x, jnp.arange(n), jnp.full_like(x, radius), lb, ub
         )
         values = estimators.evaluate(problem.q, points, jax.random.split(key_query, n))
         G = block_descent.slopes(values, q0, steps).T
         rounding = VALUE_ROUNDING * eps * jnp.maximum(1.0, jnp.abs(c))
         error = n**0.5 * (0.5 * smoothness * radius + 2.0 * rounding / radius)
 
-        room = jnp.concatenate([(problem.lb - x)[lower], (x - problem.ub)[upper]])
+        room = jnp.concatenate([(lb - x)[lower], (x - ub)[upper]])
         room = jnp.maximum(room, -1.0 / eps)  # traced bounds may be infinite
         d, _, residual = solve_qcqp(
             G[0], mu, jnp.concatenate([c, room]), jnp.concatenate([G[1:], rows]), curvature,
             num_sweeps=num_sweeps,
         )  # fmt: skip
-        d = jnp.clip(x + step_scale * d, problem.lb, problem.ub) - x
+        d = jnp.clip(x + step_scale * d, lb, ub) - x
         length = jnp.linalg.norm(d)
         # Twice the error, so that a step that is cut leaves slack for the next queries.
         bound = G[1:] @ d + 2.0 * error * length
@@ -117,7 +117,8 @@ def make_szo_qq(
         length = jnp.linalg.norm(d)
         slope_next = jnp.linalg.norm(G[1:], axis=1) + error + smoothness * length
         metrics = {"zo/step": length, "zo/radius": radius, "zo/qcqp_residual": residual}
-        return Proposal(x + d, slope_next, x, q0[0], c, n + 1, metrics)
+        x_next = jnp.clip(x + d, lb, ub)  # again, for x + (y - x) need not round to y
+        return Proposal(x_next, slope_next, x, q0[0], c, n + 1, metrics)
 
     return method.make_algorithm(
         problem, init_inner=init_inner, update=update, feasibility_tol=feasibility_tol

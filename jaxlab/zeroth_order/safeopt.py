@@ -73,7 +73,9 @@ def make_safeopt(
     Prior: radial basis functions exp(-||x - x'||^2 / (2 l^2)) in units of the box; mean 0 for the
     constraints, so that the unknown is unsafe, and the first measured value for f; the noise is
     `problem.sigma`. The prior is fixed, since fitting it to data voids the safety. Constraints
-    steeper than about beta amplitude / lengthscale, per box width, are not covered by it.
+    steeper than about beta amplitude / lengthscale, per box width, are not covered by it. If
+    nothing but the start ever becomes safe (`zo/safe_share`), the grid is too coarse: a neighbor
+    with correlation k is safe if -c k >= beta amplitude sqrt(1 - k^2).
 
     Args:
         problem: the problem, without equalities, of at most 4 variables with finite bounds

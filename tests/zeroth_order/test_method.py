@@ -1,0 +1,160 @@
+"""What every method shares: accounts, the best point, rejection, freezing, the loop."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxlab.core import loop
+from jaxlab.zeroth_order import kkt, method, noise, zofl
+from jaxlab.zeroth_order.method import Proposal
+from jaxlab.zeroth_order.problem import make_problem
+from jaxlab.zeroth_order.settings import ZOFLConfig
+from tests.zeroth_order.quadratics import quadratic
+
+PATH = np.array([[3.0, 0.5], [2.0, -0.1], [1.0, 0.2], [4.0, -0.2], [0.5, 0.3], [1.5, -0.3]])
+
+
+def _replay(path):
+    """A method that visits given points; f is the first coordinate, h the second."""
+    points = jnp.asarray(path, jnp.float32)
+    problem = make_problem(lambda x: (x[0], x[1:]), points[0])
+
+    def update(key, x, inner, t, step_scale):
+        f, h = problem.exact(x)
+        return Proposal(points[jnp.minimum(t + 1, len(path) - 1)], inner, x, f, h, 7)
+
+    return problem, method.make_algorithm(problem, init_inner=lambda k, x: ((), 2), update=update)
+
+
+def test_best_point_average_and_queries(key):
+    _, algorithm = _replay(PATH)
+    state, history = jax.jit(lambda k: method.run(algorithm, k, num_steps=6))(key)
+    # Feasible before infeasible, then the smaller objective: 3 (infeasible), 2, 2, 2, 2, 1.5.
+    np.testing.assert_allclose(history["zo/best_f"], [3.0, 2.0, 2.0, 2.0, 2.0, 1.5])
+    np.testing.assert_allclose(history["zo/best_violation"], [0.5, 0, 0, 0, 0, 0])
+    np.testing.assert_allclose(state.best_x, PATH[5])
+    np.testing.assert_allclose(state.average, np.vstack([PATH[1:], PATH[-1:]]).mean(0), rtol=1e-6)
+    np.testing.assert_array_equal(history["zo/queries"], 2 + 7 * np.arange(1, 7))
+    np.testing.assert_allclose(history["zo/violation_ineq"], np.maximum(PATH[:, 1], 0), rtol=1e-6)
+
+
+def test_without_a_feasible_point_the_least_violation_is_best(key):
+    _, algorithm = _replay(np.array([[1.0, 0.5], [2.0, 0.1], [0.0, 0.4]]))
+    state, _ = method.run(algorithm, key, num_steps=3)
+    np.testing.assert_allclose([state.best_f, state.best_violation], [2.0, 0.1])
+
+
+def test_history_every_few_steps_is_the_thinned_history(key):
+    problem = quadratic(0)
+    algorithm = zofl.make_zofl(problem, ZOFLConfig(eta=0.05, kind="sphere", B=3))
+    _, every = jax.jit(lambda k: method.run(algorithm, k, num_steps=12))(key)
+    last, third = jax.jit(lambda k: method.run(algorithm, k, num_steps=12, log_every=3))(key)
+    for name, values in every.items():
+        np.testing.assert_allclose(third[name], values[2::3], rtol=2e-3, atol=1e-4)
+    assert int(last.t) == 12
+    with pytest.raises(ValueError, match="multiple of log_every"):
+        method.run(algorithm, key, num_steps=10, log_every=3)
+
+
+def _walled(x0, wall=1.0):
+    """min |x - 2|^2 with an oracle that crashes (NaN) beyond a wall in the first variable."""
+
+    def fun(x):
+        f = jnp.sum((x - 2.0) ** 2)
+        return jnp.where(x[0] < wall, f, jnp.nan), jnp.zeros((0,))
+
+    return make_problem(fun, jnp.asarray(x0, jnp.float32))
+
+
+def test_a_crashing_oracle_is_backed_away_from_with_half_the_step(key):
+    """The run keeps its last good point, shortens the step, and never returns NaN."""
+    algorithm = zofl.make_zofl(_walled([0.0, 0.0]), ZOFLConfig(eta=0.3, B=2))
+    state, x = jax.jit(lambda k: method.run(algorithm, k, num_steps=60, observe=lambda s: s.x))(key)
+    assert bool(jnp.isfinite(state.best_f)) and bool(jnp.isfinite(x).all())
+    assert int(state.rejected) > 0
+    assert float(state.best_x[0]) > 0.7  # close to the wall, which hides the optimum
+    assert float(state.best_f) < 1.0 + 1.7
+
+
+def test_hopeless_instances_freeze_and_spare_their_neighbours(key):
+    """One start in the crash region, one that diverges, two healthy ones, in one batch."""
+
+    def solve(k, x0, eta):
+        problem = make_problem(
+            lambda x: (jnp.where(x[0] > 50.0, jnp.nan, jnp.sum(x**2)), jnp.zeros((0,))), jnp.ones(2)
+        )._replace(x0=x0)
+        algorithm = zofl.make_zofl(problem, ZOFLConfig(eta=eta, B=2))
+        return method.run(algorithm, k, num_steps=60)
+
+    keys = jax.random.split(key, 4)
+    starts = jnp.array([[1.0, 2.0], [100.0, 0.0], [1.0, -1.0], [0.5, 0.5]])
+    etas = jnp.array([0.1, 0.1, 0.1, 1e30])
+    state, history = jax.jit(jax.vmap(solve))(keys, starts, etas)
+    np.testing.assert_array_equal(state.status[:3], [method.RUNNING, method.BAD_START, 0])
+    assert int(state.status[3]) == method.DIVERGED
+    assert bool(jnp.isfinite(state.x).all())
+    np.testing.assert_array_equal(state.x[1], starts[1])
+    # A frozen instance makes no more queries: ten rejected updates of five queries.
+    assert int(state.queries[1]) == method.MAX_REJECTIONS * 5
+    healthy, _ = jax.jit(jax.vmap(solve))(keys[:1], starts[:1], etas[:1])
+    np.testing.assert_allclose(state.x[0], healthy.x[0], atol=1e-5)
+    assert float(history["zo/f"][0, -1]) < 1e-3
+
+
+def test_rare_crashes_do_not_stop_a_run(key):
+    problem = noise.with_failures(quadratic(1), 0.02)
+    algorithm = zofl.make_zofl(problem, ZOFLConfig(eta=0.1))
+    state, _ = jax.jit(jax.vmap(lambda k: method.run(algorithm, k, num_steps=600, log_every=600)))(
+        jax.random.split(key, 8)
+    )
+    quiet = zofl.make_zofl(quadratic(1), ZOFLConfig(eta=0.1))
+    expected, _ = jax.jit(lambda k: method.run(quiet, k, num_steps=600, log_every=600))(key)
+    np.testing.assert_array_equal(state.status, method.RUNNING)
+    # Eleven queries, each crashing with 2 %: a fifth of the updates, within five sigma.
+    share = 1.0 - 0.98**11
+    spread = 5.0 * np.sqrt(share * (1 - share) / (8 * 600))
+    assert abs(np.asarray(state.rejected).mean() / 600 - share) < spread
+    np.testing.assert_allclose(state.x, np.tile(expected.x, (8, 1)), atol=1e-3)
+
+
+def test_the_loop_resumes_it_exactly(key, tmp_path):
+    """Six steps at once equal three, a stop, and three more, bit for bit."""
+    algorithm = zofl.make_zofl(quadratic(2), ZOFLConfig(scheme="momentum", kind="sphere", B=3))
+    whole = loop.run(algorithm, key, num_steps=6, chunk_size=3)
+    loop.run(algorithm, key, num_steps=3, chunk_size=3, directory=tmp_path)
+    resumed = loop.run(algorithm, key, num_steps=6, chunk_size=3, directory=tmp_path)
+    assert resumed.step == 6
+    data = lambda tree: [  # noqa: E731
+        jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+        for leaf in jax.tree.leaves(tree)
+    ]
+    for one, other in zip(data(whole.state), data(resumed.state), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_order_of_points():
+    feasible, worse, infeasible = (1.0, 0.0), (2.0, 1e-5), (0.0, 0.3)
+    order = [
+        (feasible, worse, True), (worse, feasible, False), (worse, infeasible, True),
+        (infeasible, feasible, False), ((5.0, 0.2), infeasible, True), (feasible, feasible, False),
+    ]  # fmt: skip
+    for a, b, expected in order:
+        pair = tuple(tuple(map(jnp.asarray, point)) for point in (a, b))
+        assert bool(kkt.better(*pair, 1e-4)) == expected
+
+
+def test_kkt_gap_by_hand(x64):
+    grad, J = jnp.array([1.0, -2.0]), jnp.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+    lam, h = jnp.array([-1.0, 2.0, 0.5]), jnp.array([0.1, -0.2, 0.3])
+    # grad + J'lam = (0.5, 0.5); complementarity |2 * -0.2 + 0.5 * 0.3| = 0.25; violation 0.3.
+    assert float(kkt.kkt_gap(grad, J, h, lam, 1)) == pytest.approx(np.sqrt(0.5))
+    assert float(kkt.kkt_gap(jnp.array([0.5, -2.5]), J, h, lam, 1)) == pytest.approx(0.3)
+    h = jnp.array([0.1, -0.2, -0.3])
+    assert float(kkt.kkt_gap(jnp.array([0.5, -2.5]), J, h, lam, 1)) == pytest.approx(0.55)
+    assert float(kkt.kkt_gap(grad, J[:0], h[:0], lam[:0], 0)) == pytest.approx(np.sqrt(5))
+
+
+def test_a_negative_tolerance_is_refused():
+    with pytest.raises(ValueError, match="feasibility_tol"):
+        zofl.make_zofl(quadratic(0), ZOFLConfig(feasibility_tol=-1.0))
