@@ -17,7 +17,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from jaxlab.core.types import Algorithm
-from jaxlab.zeroth_order import directions, estimators, lagrangian, method, settings
+from jaxlab.zeroth_order import direction_sets, estimators, lagrangian, method, settings
 from jaxlab.zeroth_order.method import Proposal
 from jaxlab.zeroth_order.problem import Problem
 
@@ -90,7 +90,7 @@ def make_lb_sgd(
         raise ValueError(f"T_in must be at least 1, got {T_in}")
     n, dtype = problem.n, problem.x0.dtype
     B = max(1, n // 2) if B is None else B
-    directions.check_directions(n, B, "sphere")
+    direction_sets.check_directions(n, B, "sphere")
     # The mean of repeated queries is only better than one query if they are noisy.
     noiseless = isinstance(problem.sigma, (int, float)) and problem.sigma == 0.0
     center_repeats = 1 if noiseless else B
@@ -104,7 +104,7 @@ def make_lb_sgd(
 
     def update(key: Array, x: Array, inner: Inner, t: Array, step_scale: Array) -> Proposal:
         key_directions, key_query = jax.random.split(key)
-        S, c = directions.directions(key_directions, n, B, "sphere", dtype)
+        S, c = direction_sets.directions(key_directions, n, B, "sphere", dtype)
         S, _ = estimators.within_box(x, S, u, problem.lb, problem.ub)
         q0, D, queries = estimators.two_point(
             problem.q, x, S, u, key_query, central=False, center_repeats=center_repeats

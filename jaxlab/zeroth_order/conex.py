@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxlab.core.types import Algorithm
-from jaxlab.zeroth_order import directions, estimators, lagrangian, method
+from jaxlab.zeroth_order import direction_sets, estimators, lagrangian, method
 from jaxlab.zeroth_order.method import Proposal
 from jaxlab.zeroth_order.problem import Problem
 
@@ -81,7 +81,7 @@ def make_szo_conex(
     def measure(key: Array, x: Array) -> tuple[Array, Array, Array]:
         """The value of every function at its forward point, its slope, and q at x."""
         key_directions, key_query = jax.random.split(key)
-        S, _ = directions.directions(key_directions, n, num_functions, "gaussian", dtype)
+        S, _ = direction_sets.directions(key_directions, n, num_functions, "gaussian", dtype)
         S, _ = estimators.within_box(x, S, u, problem.lb, problem.ub)
         points = jnp.concatenate([x[None] + u * S.T, jnp.broadcast_to(x, (num_functions, n))])
         keys = jax.random.split(key_query, 2 * num_functions)

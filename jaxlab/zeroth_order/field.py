@@ -19,8 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxlab.zeroth_order import directions, estimators, multiplier
-from jaxlab.zeroth_order.directions import Kind
+from jaxlab.zeroth_order import direction_sets, estimators, multiplier
+from jaxlab.zeroth_order.direction_sets import Kind
 from jaxlab.zeroth_order.problem import Oracle
 
 Metric = Callable[[Float[Array, "B k"]], Float[Array, "B k"]]
@@ -210,7 +210,7 @@ def probe(
         evaluate: evaluates `(q, points, keys)` in one batch.
     """
     key_directions, key_noise, key_pairs = jax.random.split(key, 3)
-    S, c = directions.directions(key_directions, x.shape[0], B, kind, x.dtype)
+    S, c = direction_sets.directions(key_directions, x.shape[0], B, kind, x.dtype)
     S_minus = None
     if lb is not None and ub is not None:
         S, S_minus = estimators.within_box(x, S, u, lb, ub, central=central)
@@ -256,7 +256,7 @@ def streamed_probe(
     The result is that of `probe` for the same key, up to rounding. There is no box.
 
     Args:
-        kind: one of `directions.STREAMABLE`.
+        kind: one of `direction_sets.STREAMABLE`.
         chunk: directions at a time, a divisor of B.
 
     Raises:
@@ -270,7 +270,7 @@ def streamed_probe(
     keys_center, keys_outer = keys[:center_repeats], keys[center_repeats:]
     keys_outer = keys_outer.reshape(-1, B // chunk, chunk).swapaxes(0, 1)
     chunks = jnp.arange(B).reshape(-1, chunk)
-    draw = directions.make_column_draw(key_directions, n, B, kind, x.dtype)
+    draw = direction_sets.make_column_draw(key_directions, n, B, kind, x.dtype)
 
     def measure(_: None, part: tuple[Array, Array]) -> tuple[None, Array]:
         idx, keys = part
@@ -295,7 +295,7 @@ def streamed_probe(
     def no_rows(idx: Array) -> Array:
         raise ValueError("streamed directions have no rows; keep the box by bounds='clip'")
 
-    return Probe(q0, D, curvature, lift, no_rows, directions.scale(n, B, kind))
+    return Probe(q0, D, curvature, lift, no_rows, direction_sets.scale(n, B, kind))
 
 
 def plug_in(found: Probe, x: Float[Array, " n"]) -> Probe:

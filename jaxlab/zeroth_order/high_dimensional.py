@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jaxlab.zeroth_order import directions
+from jaxlab.zeroth_order import direction_sets
 from jaxlab.zeroth_order.problem import Problem, make_problem
 
 
@@ -64,7 +64,7 @@ def stiefel(p: int, q: int, key: Array) -> Problem:
     key_z, key_start = jax.random.split(key)
     Z = 2.0 / p**0.5 * jax.random.normal(key_z, (p, q))
     U, s, Vt = jnp.linalg.svd(Z, full_matrices=False)
-    X0, _ = directions.directions(key_start, p, q, "orthonormal", Z.dtype)
+    X0, _ = direction_sets.directions(key_start, p, q, "orthonormal", Z.dtype)
     rows, columns = np.triu_indices(q)
 
     def fun(X: Array) -> tuple[Array, Array]:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxlab.core.types import Algorithm
-from jaxlab.zeroth_order import directions, estimators, lagrangian, method, settings
+from jaxlab.zeroth_order import direction_sets, estimators, lagrangian, method, settings
 from jaxlab.zeroth_order.method import Proposal
 from jaxlab.zeroth_order.problem import Oracle, Problem
 
@@ -38,7 +38,7 @@ def make_quadratic_penalty(
     alpha: float | Array | None = None,
     u: float | Array | None = None,
     B: int | None = None,
-    kind: directions.Kind = "orthonormal",
+    kind: direction_sets.Kind = "orthonormal",
     feasibility_tol: float = 1e-4,
 ) -> Algorithm:
     """Makes descent on f + (rho/2) sum [c_i]_+^2, 1 + 2B queries a step.
@@ -52,7 +52,7 @@ def make_quadratic_penalty(
         alpha: step; None is 0.1 / max(1, rho), because the penalty's curvature grows like rho.
         u: radius of the differences; None is `settings.default_radius`.
         B: directions; None is min(n, max(2 m_eq, 16)), n for `coordinate`.
-        kind: direction set, see `directions.directions`.
+        kind: direction set, see `direction_sets.directions`.
         feasibility_tol: see `method.make_algorithm`.
 
     Raises:
@@ -70,7 +70,7 @@ def make_exact_penalty(
     alpha: float | Array | None = None,
     u: float | Array | None = None,
     B: int | None = None,
-    kind: directions.Kind = "orthonormal",
+    kind: direction_sets.Kind = "orthonormal",
     feasibility_tol: float = 1e-4,
 ) -> Algorithm:
     """Makes descent on f + rho sum [c_i]_+, 1 + 2B queries a step.
@@ -85,7 +85,7 @@ def make_exact_penalty(
         alpha: step; None is 0.1 / max(1, rho), so that the swing does not grow with rho.
         u: radius of the differences; None is `settings.default_radius`.
         B: directions; None is min(n, max(2 m_eq, 16)), n for `coordinate`.
-        kind: direction set, see `directions.directions`.
+        kind: direction set, see `direction_sets.directions`.
         feasibility_tol: see `method.make_algorithm`.
 
     Raises:
@@ -103,7 +103,7 @@ def make_switching(
     alpha: float | Array = BASE_STEP,
     u: float | Array | None = None,
     B: int | None = None,
-    kind: directions.Kind = "orthonormal",
+    kind: direction_sets.Kind = "orthonormal",
     feasibility_tol: float = 1e-4,
 ) -> Algorithm:
     """Makes the switching method, 1 + 2B queries a step.
@@ -119,7 +119,7 @@ def make_switching(
         alpha: step.
         u: radius of the differences; None is `settings.default_radius`.
         B: directions; None is min(n, max(2 m_eq, 16)), n for `coordinate`.
-        kind: direction set, see `directions.directions`.
+        kind: direction set, see `direction_sets.directions`.
         feasibility_tol: see `method.make_algorithm`.
 
     Raises:
@@ -152,7 +152,7 @@ def _make_penalty(
     *,
     u: float | Array | None,
     B: int | None,
-    kind: directions.Kind,
+    kind: direction_sets.Kind,
     feasibility_tol: float,
 ) -> Algorithm:
     """Descends on f + rho sum shape([c_i]_+)."""
@@ -178,7 +178,7 @@ def _make_penalty(
 
 
 def _make_measure(
-    problem: Problem, u: float | Array | None, B: int | None, kind: directions.Kind
+    problem: Problem, u: float | Array | None, B: int | None, kind: direction_sets.Kind
 ) -> tuple[Measure, int]:
     """Makes the estimator that the three share, and counts its queries."""
     n, dtype = problem.n, problem.x0.dtype
@@ -186,12 +186,12 @@ def _make_measure(
         B = n if kind == "coordinate" else min(n, max(2 * problem.m_eq, 16))
     if u is None:
         u = settings.default_radius(problem.sigma, dtype)
-    directions.check_directions(n, B, kind)
+    direction_sets.check_directions(n, B, kind)
     estimators.check_radius(u)
 
     def measure(key: Array, q: Oracle, x: Float[Array, " n"]) -> tuple[Array, Array]:
         key_directions, key_query = jax.random.split(key)
-        S, c = directions.directions(key_directions, n, B, kind, dtype)
+        S, c = direction_sets.directions(key_directions, n, B, kind, dtype)
         S_plus, S_minus = estimators.within_box(x, S, u, problem.lb, problem.ub)
         q0, D, _ = estimators.two_point(q, x, S_plus, u, key_query, S_minus=S_minus)
         return q0, estimators.gradient(0.5 * (S_plus + S_minus), c, D)

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxlab.core.types import Algorithm
-from jaxlab.zeroth_order import block_descent, directions, estimators, lagrangian, method
+from jaxlab.zeroth_order import block_descent, direction_sets, estimators, lagrangian, method
 from jaxlab.zeroth_order.method import Proposal
 from jaxlab.zeroth_order.problem import Problem
 
@@ -253,11 +253,11 @@ def _query(problem: Problem, key: Array, x: Array) -> Array:
 
 
 def _sphere_gradient(problem: Problem, B: int) -> Gradient:
-    directions.check_directions(problem.n, B, "sphere")
+    direction_sets.check_directions(problem.n, B, "sphere")
 
     def gradient(key: Array, x: Array, q0: Array, w: Array, u: float | Array) -> Array:
         key_directions, key_query = jax.random.split(key)
-        S, c = directions.directions(key_directions, problem.n, B, "sphere", x.dtype)
+        S, c = direction_sets.directions(key_directions, problem.n, B, "sphere", x.dtype)
         # A query that the box cuts off is still paired with its whole direction. Over the sphere
         # that only shrinks the gradient's components, to no less than half at a bound, and mixes
         # none of them, because the components of s are uncorrelated whatever is cut off one.

@@ -12,7 +12,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array
 
-from jaxlab.zeroth_order import directions, estimators, multiplier
+from jaxlab.zeroth_order import direction_sets, estimators, multiplier
 from jaxlab.zeroth_order.problem import Problem, check_start
 
 Schedule = Callable[[Array], Array]
@@ -37,7 +37,7 @@ class ZOFLConfig(NamedTuple):
             `[m]`; None is 0.5 without noise and 0.1 with it.
         K: decay rates, one number or `[m]`, in place of `gain`.
         B: number of directions; None is min(n, max(2 m_eq, 16)), n for `coordinate`.
-        kind: direction set (`directions.KINDS`), or `exact` for derivatives of `problem.exact`.
+        kind: direction set (`direction_sets.KINDS`), or `exact` for derivatives of `problem.exact`.
         u: radius of the differences, a number or a `Schedule`; None is 1e-3 (1e-2 in float32),
             with noise min(0.1, max(that, sigma^(1/3))), for variables of order 1.
         form: `subspace`: feasible to first order for any directions; `plugin`: the paper's, with
@@ -118,7 +118,7 @@ def resolve(problem: Problem, config: ZOFLConfig) -> ZOFLConfig:
     elif B is None:
         B = min(n, max(2 * m_eq, 16))
     if not exact:
-        directions.check_directions(n, B, config.kind)
+        direction_sets.check_directions(n, B, config.kind)
     if config.form == "subspace" and B < m_eq:
         raise ValueError(
             f"the subspace form needs at least as many directions as equalities, got B = {B} and "

@@ -109,6 +109,7 @@ def controlled(
 ) -> Field:
     """Solves for multiplier and velocity from measured derivatives and constraint values."""
     m, m_eq, dtype = problem.m, problem.m_eq, x.dtype
+    assert config.gain is not None  # resolved
     K = config.gain / eta if config.K is None else config.K
     K = jnp.broadcast_to(jnp.asarray(K, dtype), (m,))
     fed = h
@@ -117,7 +118,8 @@ def controlled(
         fed = h - config.integral_gain * integral / K
     D_h, lower_idx, upper_idx = found.D[1:], *settings.bound_rows(problem, config)
     if lower_idx.size or upper_idx.size:
-        D_h = jnp.concatenate([D_h, -found.rows(lower_idx), found.rows(upper_idx)])
+        lower, upper = found.rows(jnp.asarray(lower_idx)), found.rows(jnp.asarray(upper_idx))
+        D_h = jnp.concatenate([D_h, -lower, upper])
         outside = jnp.concatenate([(problem.lb - x)[lower_idx], (x - problem.ub)[upper_idx]])
         h, fed = jnp.concatenate([h, outside]), jnp.concatenate([fed, outside])
         K = jnp.concatenate([K, jnp.full(outside.shape, BOUND_GAIN, dtype) / eta])
@@ -149,22 +151,25 @@ def measure(
 ) -> tuple[field.Probe, field.Metric]:
     """Measures derivatives along directions, and the metric on them."""
     if config.kind == "exact":
-        assert problem.exact is not None
-        found = field.exact_probe(problem.exact, x)
+        exact = problem.exact
+        assert exact is not None  # resolved
+        found = field.exact_probe(exact, x)
         if config.metric == "identity":
             return found, field.scalar_metric(1.0)
-        H = jax.hessian(lambda x: problem.exact(x)[0])(x)  # pyright: ignore[reportOptionalCall]
+        H = jax.hessian(lambda x: exact(x)[0])(x)
         if config.metric == "newton":
             return found, field.newton_metric(H, config.newton_fill)
         return found, field.diagonal_metric(jnp.diagonal(H), config.newton_fill)
-    drawn = {
+    drawn: dict[str, Any] = {
         "B": config.B, "kind": config.kind, "u": u, "central": config.central,
         "center_repeats": config.center_repeats, "common_noise": config.common_noise,
     }  # fmt: skip
     if config.chunk is not None:
         found = field.streamed_probe(key, problem.q, x, chunk=config.chunk, **drawn)
     else:
-        box = {"lb": problem.lb, "ub": problem.ub} if settings.is_boxed(problem) else {}
+        box: dict[str, Any] = (
+            {"lb": problem.lb, "ub": problem.ub} if settings.is_boxed(problem) else {}
+        )
         found = field.probe(
             key, problem.q, x, pairs=config.metric == "newton", evaluate=evaluate, **drawn, **box
         )

@@ -154,8 +154,7 @@ def _start(
     x0 = jnp.clip(x0, problem.lb + margin, problem.ub - margin)
     found, _ = velocity.measure(key, problem, x0, central, u=u, evaluate=evaluate)
     if config.kind == "exact":
-        assert problem.exact is not None
-        hessians = jax.hessian(lambda x: jnp.concatenate(_as_vectors(problem.exact(x))))(x0)
+        hessians = jax.hessian(_stacked(problem))(x0)
         found = found._replace(curvature=jax.vmap(jnp.diagonal)(hessians))
     return found, velocity.probe_queries(central)
 
@@ -172,8 +171,7 @@ def _constraints(
     key: Array, problem: Problem, x: Array, config: ZOFLConfig, evaluate: Callable
 ) -> Array:
     if config.kind == "exact":
-        assert problem.exact is not None
-        return problem.exact(x)[1]
+        return _stacked(problem)(x)[1:]
     return evaluate(problem.q, x[None], key[None])[0, 1:]
 
 
@@ -201,8 +199,7 @@ def _line_search(
     etas = eta * 0.5 ** jnp.arange(config.armijo, dtype=x.dtype)
     points = jax.vmap(lambda eta: _project(problem, x + eta * here.F))(etas)
     if config.kind == "exact":
-        assert problem.exact is not None
-        values = jax.vmap(lambda x: jnp.concatenate(_as_vectors(problem.exact(x))))(points)
+        values = jax.vmap(_stacked(problem))(points)
     else:
         values = evaluate(problem.q, points, jax.random.split(key, config.armijo))
     enough = merit(here.q0) - ARMIJO_SLOPE * etas * jnp.sum(here.F**2)
@@ -214,8 +211,16 @@ def _project(problem: Problem, x: Array) -> Array:
     return jnp.clip(x, problem.lb, problem.ub) if settings.is_boxed(problem) else x
 
 
-def _as_vectors(value: tuple[Array, Array]) -> tuple[Array, Array]:
-    return value[0][None], value[1]
+def _stacked(problem: Problem) -> Callable[[Array], Array]:
+    """The exact values (f, h) as one vector."""
+    exact = problem.exact
+    assert exact is not None  # resolved
+
+    def stacked(x: Array) -> Array:
+        f, h = exact(x)
+        return jnp.concatenate([f[None], h])
+
+    return stacked
 
 
 def _squared_length(found: field.Probe) -> float | Array:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlab.zeroth_order import barrier, directions, method, problem
+from jaxlab.zeroth_order import barrier, direction_sets, method, problem
 
 SIGMA = 1e-3
 
@@ -74,7 +74,7 @@ def test_trajectory_equals_a_numpy_loop(x64, key):
     for t in range(40):
         chain, key_update = jax.random.split(chain)
         key_directions = jax.random.split(key_update)[0]
-        S = np.asarray(directions.directions(key_directions, 2, B, "sphere", jnp.float64)[0])
+        S = np.asarray(direction_sets.directions(key_directions, 2, B, "sphere", jnp.float64)[0])
         f, c = half_disc_numpy(x)
         grad_f, grad_c = np.zeros(2), np.zeros((2, 2))
         for s in S.T:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlab.zeroth_order import conex, directions, method, problem
+from jaxlab.zeroth_order import conex, direction_sets, method, problem
 
 TARGET = np.array([2.0, 1.0])
 
@@ -41,7 +41,7 @@ def test_trajectory_equals_a_numpy_loop(x64, key):
     for _ in range(steps):
         chain, key_update = jax.random.split(chain)
         key_directions = jax.random.split(key_update)[0]
-        S = np.asarray(directions.directions(key_directions, 3, 4, "gaussian", jnp.float64)[0])
+        S = np.asarray(direction_sets.directions(key_directions, 3, 4, "gaussian", jnp.float64)[0])
         ahead, grads = np.zeros(4), np.zeros((4, 3))
         for i in range(4):  # one direction and one pair of points for each function
             point = np.clip(x + u * S[:, i], low, high)

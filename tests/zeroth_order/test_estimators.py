@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlab.zeroth_order import directions, estimators
+from jaxlab.zeroth_order import direction_sets, estimators
 from jaxlab.zeroth_order.problem import make_problem
 
 
@@ -37,7 +37,7 @@ def test_full_orthonormal_sets_find_the_gradient_up_to_the_order_of_the_radius(
 
     @jax.jit
     def error(u):
-        S, c = directions.directions(key, 3, 3, kind, jnp.float64)
+        S, c = direction_sets.directions(key, 3, 3, kind, jnp.float64)
         _, D, _ = estimators.two_point(_oracle(_smooth), jnp.asarray(X), S, u, key, central=central)
         return jnp.abs(estimators.gradient(S, c, D) - exact).max()
 
@@ -50,10 +50,12 @@ def test_full_orthonormal_sets_find_the_gradient_up_to_the_order_of_the_radius(
 def test_central_differences_are_exact_on_quadratics_and_forward_ones_on_lines(key, x64):
     Q = np.array([[2.0, 0.5], [0.5, -1.0]])
     fun = lambda x: (0.5 * x @ Q @ x + x[0], jnp.stack([3.0 * x[0] - x[1]]))  # noqa: E731
-    S, c = directions.directions(key, 2, 2, dtype=jnp.float64)
+    S, c = direction_sets.directions(key, 2, 2, dtype=jnp.float64)
     x = jnp.array([0.4, -1.0])
     q0, D, queries = estimators.two_point(_oracle(fun), x, S, 0.3, key)
-    np.testing.assert_allclose(estimators.gradient(S, c, D), [Q @ x + jnp.array([1.0, 0.0]), [3, -1]], atol=1e-13)
+    np.testing.assert_allclose(
+        estimators.gradient(S, c, D), [Q @ x + jnp.array([1.0, 0.0]), [3, -1]], atol=1e-13
+    )
     np.testing.assert_allclose(q0, [0.5 * x @ Q @ x + x[0], 3 * x[0] - x[1]], atol=1e-13)
     assert queries == 5
     _, D, queries = estimators.two_point(_oracle(fun), x, S, 0.3, key, central=False)
@@ -63,7 +65,7 @@ def test_central_differences_are_exact_on_quadratics_and_forward_ones_on_lines(k
 
 def test_curvature_along_directions(key, x64):
     Q = np.array([[2.0, 0.5], [0.5, -1.0]])
-    S, _ = directions.directions(key, 2, 2, dtype=jnp.float64)
+    S, _ = direction_sets.directions(key, 2, 2, dtype=jnp.float64)
     x = jnp.array([0.4, -1.0])
     points = estimators.probe_points(x, S, 0.1)
     values = jax.vmap(lambda x: jnp.stack([0.5 * x @ Q @ x]))(points)
@@ -79,7 +81,7 @@ def test_noise_of_the_estimate_is_the_derived_variance(key):
     @jax.vmap
     def squared(k):
         key_s, key_q = jax.random.split(k)
-        S, c = directions.directions(key_s, n, B, "sphere")
+        S, c = direction_sets.directions(key_s, n, B, "sphere")
         _, D, _ = estimators.two_point(noisy, jnp.zeros(n), S, u, key_q)
         return jnp.sum(estimators.gradient(S, c, D)[0] ** 2)
 
@@ -122,7 +124,7 @@ def test_one_point_is_unbiased_for_the_smoothed_gradient(key, x64):
     @jax.jit
     def estimates(keys, baseline):
         def one(k):
-            S, c = directions.directions(k, 2, 1, "sphere", jnp.float64)
+            S, c = direction_sets.directions(k, 2, 1, "sphere", jnp.float64)
             D, _ = estimators.one_point(fun, x, S, u, k, baseline=baseline)
             return estimators.gradient(S, c, D)[0]
 
@@ -142,7 +144,7 @@ def test_no_query_leaves_the_box_and_linear_functions_stay_exact(key, x64):
     lb, ub = jnp.array([0.0, 0.0, 0.0]), jnp.array([1.0, 1.0, 5e-3])
     x = jnp.array([0.0, 1.0, 2e-3])
     a = jnp.array([1.0, -2.0, 3.0])
-    S, _ = directions.directions(key, 3, 3, dtype=jnp.float64)
+    S, _ = direction_sets.directions(key, 3, 3, dtype=jnp.float64)
     for central in (True, False):
         plus, minus = estimators.within_box(x, S, 1e-2, lb, ub, central=central)
         points = estimators.probe_points(x, plus, 1e-2, central=central, S_minus=minus)
@@ -171,7 +173,7 @@ def test_balanced_radius_minimizes_the_sum_of_bias_and_noise():
 
 def test_works_for_functions_without_constraints(key):
     problem = make_problem(lambda x: jnp.sum(x**2), jnp.ones(4))
-    S, c = directions.directions(key, 4, 4)
+    S, c = direction_sets.directions(key, 4, 4)
     q0, D, _ = estimators.two_point(problem.q, problem.x0, S, 1e-2, key)
     np.testing.assert_allclose(estimators.gradient(S, c, D), [[2.0] * 4], atol=1e-3)
     assert q0.shape == (1,)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlab.zeroth_order import fair_logistic, first_order, kkt, lagrangian, method, problem
+from jaxlab.zeroth_order import client_fairness, first_order, kkt, lagrangian, method, problem
 
 Z = np.array([1.4, 2.0, -1.0, 0.4])
 X_STAR = np.array([0.5, *(np.sqrt(0.75) * Z[1:] / np.linalg.norm(Z[1:]))])
@@ -116,7 +116,7 @@ def test_without_constraints_it_is_gradient_descent(x64, key, name):
 
 def test_published_figures_of_fair_logistic_regression(x64, key):
     """KKT gap at iteration 300: 1e-6 (PDGD) and 2.8e-7 (ALM), printed with one and two digits."""
-    prob = fair_logistic.fair_logistic()
+    prob = client_fairness.fair_logistic()
 
     def both(key):
         algorithms = first_order.make_pdgd(prob), first_order.make_alm(prob)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jaxlab.zeroth_order import directions, estimators, method, noise, problem
+from jaxlab.zeroth_order import direction_sets, estimators, method, noise, problem
 from jaxlab.zeroth_order.method import Proposal
 
 N = 40_000
@@ -180,7 +180,7 @@ def descent(p):
 
     def update(key, x, inner, t, step_scale):
         key_directions, key_noise = jax.random.split(key)
-        S, c = directions.directions(key_directions, p.n, 1, dtype=x.dtype)
+        S, c = direction_sets.directions(key_directions, p.n, 1, dtype=x.dtype)
         q0, D, queries = estimators.two_point(p.q, x, S, 1e-3, key_noise, central=False)
         slope = D[0] + 2.0 * q0[1] * D[1]
         x_next = x - 0.1 * step_scale * c * (S @ slope)

@@ -97,7 +97,7 @@ def test_trajectory_equals_a_numpy_loop(x64, key):
     x, slope, xs = start, np.zeros(2), []
     for _ in range(8):
         q0 = ring_numpy(x)
-        radius = min(u, *[longest(-q0[1 + i], slope[i], 0.5 * M[i]) for i in range(2)])
+        radius = min(u, *[longest(-q0[1 + i] - 4 * eps, slope[i], 0.5 * M[i]) for i in range(2)])
         G = np.zeros((3, 2))
         for i in range(2):
             step = radius if x[i] + radius <= high else -radius

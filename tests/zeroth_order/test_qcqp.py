@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jaxlab.zeroth_order.random_qcqp import draw_coefficients, random_qcqp
+from jaxlab.zeroth_order.qcqp import draw_coefficients, random_qcqp
 
 
 @pytest.mark.parametrize("inequality", [False, True], ids=["equality", "inequality"])

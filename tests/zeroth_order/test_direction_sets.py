@@ -7,7 +7,7 @@ import pytest
 import scipy.linalg
 import scipy.stats
 
-from jaxlab.zeroth_order import directions
+from jaxlab.zeroth_order import direction_sets
 
 CASES = [
     ("gaussian", 5, 3), ("sphere", 5, 3), ("orthonormal", 5, 3), ("block", 5, 3),
@@ -19,11 +19,11 @@ CASES = [
 def test_scaled_second_moment_is_the_identity(key, kind, n, B):
     num = 20_000
     keys = jax.random.split(key, num)
-    c = directions.scale(n, B, kind)
+    c = direction_sets.scale(n, B, kind)
 
     @jax.jit
     def moments(keys):
-        S = jax.vmap(lambda k: directions.directions(k, n, B, kind)[0])(keys)
+        S = jax.vmap(lambda k: direction_sets.directions(k, n, B, kind)[0])(keys)
         M = c * jnp.einsum("kib,kjb->kij", S, S)
         return M.mean(0), M.std(0)
 
@@ -38,13 +38,13 @@ def test_scaled_second_moment_is_the_identity(key, kind, n, B):
     [("orthonormal", 7, 4), ("block", 7, 4), ("coordinate", 7, 7), ("hadamard", 8, 5)],
 )
 def test_orthonormal_sets_are_orthonormal(key, kind, n, B):
-    S, _ = directions.directions(key, n, B, kind)
+    S, _ = direction_sets.directions(key, n, B, kind)
     np.testing.assert_allclose(S.T @ S, np.eye(B), atol=1e-6)  # float32 rounding
 
 
 def test_hadamard_columns_are_those_of_the_walsh_matrix(key):
     n, B = 11, 16
-    S, _ = directions.directions(key, n, B, "hadamard")
+    S, _ = direction_sets.directions(key, n, B, "hadamard")
     H = scipy.linalg.hadamard(16)[:n]
     signs = np.sign(S)
     # The random signs of the rows drop out of the product of two columns, and the product of two
@@ -58,7 +58,7 @@ def test_hadamard_columns_are_those_of_the_walsh_matrix(key):
 def test_orthonormal_columns_are_uniform_on_the_sphere(key):
     """The first coordinate of a uniform point in 3 dimensions is uniform on [-1, 1]."""
     keys = jax.random.split(key, 4000)
-    S = jax.jit(jax.vmap(lambda k: directions.directions(k, 3, 2)[0]))(keys)
+    S = jax.jit(jax.vmap(lambda k: direction_sets.directions(k, 3, 2)[0]))(keys)
     for column in range(2):
         test = scipy.stats.kstest(np.asarray(S[:, 0, column]), scipy.stats.uniform(-1, 2).cdf)
         assert test.pvalue > 1e-4
@@ -73,7 +73,7 @@ def test_plug_in_gram_matrix_is_inflated_as_derived(key, kind, B):
     @jax.jit
     def gram(keys):
         def one(k):
-            S, c = directions.directions(k, n, B, kind)
+            S, c = direction_sets.directions(k, n, B, kind)
             J_hat = c * (J @ S) @ S.T
             return J_hat @ J_hat.T
 
@@ -81,21 +81,21 @@ def test_plug_in_gram_matrix_is_inflated_as_derived(key, kind, B):
         return G.mean(0), G.std(0)
 
     mean, std = gram(jax.random.split(key, num))
-    expected = directions.gram_inflation(n, B, kind) * np.asarray(J @ J.T)
+    expected = direction_sets.gram_inflation(n, B, kind) * np.asarray(J @ J.T)
     bound = 5.0 * np.asarray(std) / np.sqrt(num) + 1e-4
     assert (np.abs(np.asarray(mean) - expected) < bound).all()
 
 
-@pytest.mark.parametrize("kind", directions.STREAMABLE)
+@pytest.mark.parametrize("kind", direction_sets.STREAMABLE)
 def test_parts_of_a_set_are_its_columns(key, kind):
     n, B = 12, 8
-    S, _ = directions.directions(key, n, B, kind)
-    draw = directions.make_column_draw(key, n, B, kind)
+    S, _ = direction_sets.directions(key, n, B, kind)
+    draw = direction_sets.make_column_draw(key, n, B, kind)
     parts = [draw(jnp.asarray(idx)) for idx in ([0, 1, 2], [5, 3], [7, 6, 4])]
     np.testing.assert_array_equal(
         np.concatenate(parts, axis=1), np.asarray(S)[:, [0, 1, 2, 5, 3, 7, 6, 4]]
     )
-    other, _ = directions.directions(jax.random.fold_in(key, 7), n, B, kind)
+    other, _ = direction_sets.directions(jax.random.fold_in(key, 7), n, B, kind)
     assert not np.array_equal(S, other)
 
 
@@ -106,11 +106,11 @@ def test_parts_of_a_set_are_its_columns(key, kind):
 )  # fmt: skip
 def test_impossible_sets_are_refused(key, n, B, kind, message):
     with pytest.raises(ValueError, match=message):
-        directions.directions(key, n, B, kind)
+        direction_sets.directions(key, n, B, kind)
 
 
 def test_sets_without_a_constant_inflation_or_parts_are_refused(key):
     with pytest.raises(ValueError, match="depends on the Jacobian"):
-        directions.gram_inflation(4, 2, "rademacher")
+        direction_sets.gram_inflation(4, 2, "rademacher")
     with pytest.raises(ValueError, match="cannot be drawn in parts"):
-        directions.make_column_draw(key, 4, 2, "orthonormal")
+        direction_sets.make_column_draw(key, 4, 2, "orthonormal")

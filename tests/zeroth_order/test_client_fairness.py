@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import optimize
 
-from jaxlab.zeroth_order.fair_logistic import client_data, fair_logistic
+from jaxlab.zeroth_order.client_fairness import client_data, fair_logistic
 
 
 def drawn_again(seed, clients, samples, width):
