@@ -76,8 +76,8 @@ from jaxlab.zeroth_order.settings import (
     resolve,
     shrinking_radius,
 )
-from jaxlab.zeroth_order.velocity import Field, Memory, zofl_field
-from jaxlab.zeroth_order.zofl import initial_step, make_zofl
+from jaxlab.zeroth_order.velocity import Field, Memory, initial_step, zofl_field
+from jaxlab.zeroth_order.zofl import make_zofl
 
 __all__ = [
     "AskTell",

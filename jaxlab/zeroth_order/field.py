@@ -199,6 +199,8 @@ def probe(
 ) -> Probe:
     """Draws directions and measures the derivatives of q along them.
 
+    A direction on which a query failed (NaN or infinite) is left out: its column becomes 0.
+
     Args:
         key: source of the directions and of the oracle's noise.
         q: the oracle.  x: `[n]`.
@@ -234,6 +236,8 @@ def probe(
         hessian = jnp.diag(own).at[first, second].set(mixed).at[second, first].set(mixed)
     if central and S_minus is not None:
         S = 0.5 * (S + S_minus)
+    D, curvature, measured = _drop_failed(D, curvature)
+    S = S * measured[None]
     return Probe(q0, D, curvature, lambda v: S @ v, lambda idx: S[idx], c, hessian)
 
 
@@ -284,13 +288,14 @@ def streamed_probe(
         [estimators.evaluate(q, center, keys_center), values.reshape(-1, values.shape[-1])]
     )
     q0, D, curvature = estimators.read_probe(values, B, u, central)
+    D, curvature, measured = _drop_failed(D, curvature)
 
     def lift(v: Array) -> Array:
         def add(total: Array, part: tuple[Array, Array]) -> tuple[Array, None]:
             idx, v = part
             return total + draw(idx) @ v, None
 
-        return jax.lax.scan(add, jnp.zeros_like(x), (chunks, v.reshape(-1, chunk)))[0]
+        return jax.lax.scan(add, jnp.zeros_like(x), (chunks, (measured * v).reshape(-1, chunk)))[0]
 
     def no_rows(idx: Array) -> Array:
         raise ValueError("streamed directions have no rows; keep the box by bounds='clip'")
@@ -302,6 +307,14 @@ def plug_in(found: Probe, x: Float[Array, " n"]) -> Probe:
     """Turns directional derivatives into estimated gradients c D S', as if they were exact."""
     D = found.c * jax.vmap(found.lift)(found.D)
     return Probe(found.q0, D, None, lambda v: v, _unit_rows(x), 1.0)
+
+
+def _drop_failed(D: Array, curvature: Array | None) -> tuple[Array, Array | None, Array]:
+    """Zeroes the directions that were not measured; returns 1 for the others, `[B]`."""
+    finite = jnp.isfinite(D).all(axis=0)
+    if curvature is not None:
+        curvature = jnp.where(finite[None], curvature, 0.0)
+    return jnp.where(finite[None], D, 0.0), curvature, finite.astype(D.dtype)
 
 
 def _unit_rows(x: Array) -> Callable[[Array], Array]:

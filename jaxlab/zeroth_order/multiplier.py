@@ -8,6 +8,7 @@ Systems are first scaled to a unit diagonal, so that rescaling a constraint chan
 regularized by a ridge whose effect two proximal refinements remove again where A is regular.
 """
 
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import jax
@@ -18,7 +19,10 @@ Mode = Literal["nnqp", "clip"]
 Solver = Literal["hildreth", "fista", "admm", "enumerate"]
 SOLVERS: tuple[str, ...] = get_args(Solver)
 
+Factor = Array | list[list[Array]]
+
 SWEEPS_PER_FACE = 5
+MOST_UNROLLED = 8
 MOST_ENUMERATED = 6
 REFINEMENTS = 2
 
@@ -254,11 +258,11 @@ def _fista(A: Array, b: Array, ridge: float | Array, iterations: int) -> Array:
 
 def _admm(A: Array, b: Array, ridge: float | Array, iterations: int) -> Array:
     weight = 0.5  # of the unit diagonal
-    factor = jax.scipy.linalg.cho_factor(A + weight * jnp.eye(b.shape[0], dtype=b.dtype))
+    factor = _factor(A, weight)
 
     def iterate(_: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         clipped, dual = carry
-        lam = jax.scipy.linalg.cho_solve(factor, weight * (clipped - dual) - b)
+        lam = _cholesky_solve(factor, weight * (clipped - dual) - b)
         relaxed = 1.6 * lam - 0.6 * clipped
         clipped = jnp.maximum(0.0, relaxed + dual)
         return clipped, dual + relaxed - clipped
@@ -291,17 +295,51 @@ def _equilibrate(A: Array, b: Array) -> tuple[Array, Array, Array]:
     return A / (d[:, None] * d[None, :]), b / d, d
 
 
-def _factor(A: Array, ridge: float | Array) -> tuple[Array, bool]:
-    rho = jnp.maximum(ridge, _least_ridge(A))
-    return jax.scipy.linalg.cho_factor(A + rho * jnp.eye(A.shape[0], dtype=A.dtype), lower=True)
+def _factor(A: Array, ridge: float | Array) -> Factor:
+    """Cholesky factor of A with the ridge added; its rows as scalars where A is small.
+
+    A batch of small systems written out in scalars becomes one fused loop over the batch; a library
+    call per system costs several times the arithmetic.
+    """
+    m = A.shape[0]
+    A = A + jnp.maximum(ridge, _least_ridge(A)) * jnp.eye(m, dtype=A.dtype)
+    if m > MOST_UNROLLED:
+        return jax.scipy.linalg.cho_factor(A, lower=True)[0]
+    L: list[list[Array]] = []
+    for i in range(m):
+        row: list[Array] = []
+        for j in range(i):
+            row.append((A[i, j] - _dot(row, L[j])) / L[j][j])
+        row.append(jnp.sqrt(A[i, i] - _dot(row, row)))
+        L.append(row)
+    return L
+
+
+def _cholesky_solve(L: Factor, rhs: Array) -> Array:
+    """Solves L L' x = rhs, `[m]` or `[m, k]`."""
+    if not isinstance(L, list):
+        return jax.scipy.linalg.cho_solve((L, True), rhs)
+    m = len(L)
+    forward: list[Array] = []
+    for i in range(m):
+        forward.append((rhs[i] - _dot(L[i][:i], forward)) / L[i][i])
+    backward: list[Array] = []
+    for i in reversed(range(m)):
+        column = [L[k][i] for k in range(i + 1, m)]
+        backward.insert(0, (forward[i] - _dot(column, backward)) / L[i][i])
+    return jnp.stack(backward)
+
+
+def _dot(a: Sequence[Array], b: Sequence[Array]) -> Array | float:
+    return sum((x * y for x, y in zip(a, b, strict=False)), start=0.0)
 
 
 def _least_ridge(A: Array) -> float:
     return 10.0 * float(jnp.finfo(A.dtype).eps)
 
 
-def _regular_solve(factor: tuple[Array, bool], A: Array, rhs: Array) -> Array:
-    solution = jax.scipy.linalg.cho_solve(factor, rhs)
+def _regular_solve(factor: Factor, A: Array, rhs: Array) -> Array:
+    solution = _cholesky_solve(factor, rhs)
     for _ in range(REFINEMENTS):
-        solution = solution + jax.scipy.linalg.cho_solve(factor, rhs - A @ solution)
+        solution = solution + _cholesky_solve(factor, rhs - A @ solution)
     return solution

@@ -175,7 +175,8 @@ def as_inequalities(problem: Problem) -> Problem:
 def scaled(problem: Problem) -> Problem:
     """Returns the problem with f and every h_i divided by max(1, |value at the start|).
 
-    The scale is measured with one query at `x0` (of `exact` where there is one).
+    The scale is measured with one query at `x0` (of `exact` where there is one). Each value has its
+    own scale, so add noise to the scaled problem and not before: `sigma` is left as it is.
     """
     if problem.exact is not None:
         f0, h0 = problem.exact(problem.x0)

@@ -49,15 +49,17 @@ def make_szo_qq(
 
     Every iterate and every query is feasible, from the second step on, because
     - the radius is cut to what the slack allows, given the slope that the last step leaves
-      possible, ||g_i|| + error + M_i ||d|| (the first step takes u as it is);
+      possible, ||g_i|| + error + M_i ||d|| (the first step knows no slope);
     - the step is cut so that g_i'd + 2 error ||d|| + M_i ||d||^2 / 2 <= slack. This bites where d
       is about as short as u.
     Here slack = -c_i(x) - e and error = sqrt(n) (M_i u / 2 + 2 e / u), e being what is uncertain of
     a value: rounding, and three standard deviations of the noise (`problem.sigma`). The published
     method is for exact values; with noise it goes as far as is certain, which is not to the
-    solution. Where no slack is left the iterate stays. Convergence drives the slack, and with it the radius,
-    to zero, so that rounding limits the accuracy: on Hock-Schittkowski 43 the iterate comes within
-    1e-5 of the solution in 100 steps of float64, and within 1e-2 in float32.
+    solution. Where no slack is left the iterate stays.
+
+    Convergence drives the slack, and with it the radius, to zero, so that rounding limits the
+    accuracy: on Hock-Schittkowski 43 the iterate comes within 1e-5 of the solution in 100 steps of
+    float64, and within 1e-2 in float32.
 
     Args:
         problem: the problem, without equalities and with a strictly feasible start.

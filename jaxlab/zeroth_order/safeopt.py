@@ -72,10 +72,13 @@ def make_safeopt(
 
     Prior: radial basis functions exp(-||x - x'||^2 / (2 l^2)) in units of the box; mean 0 for the
     constraints, so that the unknown is unsafe, and the first measured value for f; the noise is
-    `problem.sigma`. The prior is fixed, since fitting it to data voids the safety. Constraints
-    steeper than about beta amplitude / lengthscale, per box width, are not covered by it. If
-    nothing but the start ever becomes safe (`zo/safe_share`), the grid is too coarse: a neighbor
-    with correlation k is safe if -c k >= beta amplitude sqrt(1 - k^2).
+    `problem.sigma`. The prior is fixed, since fitting it to data voids the safety. It does not
+    cover constraints steeper than about beta amplitude / lengthscale per box width, or that bend
+    much within a lengthscale. If nothing but the start ever becomes safe (`zo/safe_share`), the
+    grid is too coarse: a neighbor with correlation k is safe if -c k >= beta amplitude
+    sqrt(1 - k^2).
+
+    The metric `zo/safe_share` is the share of the candidates that is known to be safe.
 
     Args:
         problem: the problem, without equalities, of at most 4 variables with finite bounds
@@ -86,8 +89,6 @@ def make_safeopt(
         capacity: number of queries.
         resolution: grid points in each dimension; None is the most with 1024 points in all.
         feasibility_tol: see `method.make_algorithm`.
-
-    The metric `zo/safe_share` is the share of the candidates that is known to be safe.
 
     Raises:
         ValueError: if the problem has equalities, more than 4 variables or infinite bounds, its

@@ -23,7 +23,7 @@ class Memory(NamedTuple):
     """What ZOFL carries between steps; `()` where a setting does not use it.
 
     Attributes:
-        eta: `()`, the step measured at the start, when none was given.
+        eta: `()`, the step measured at the start when none was given; 0 where that failed.
         x_prev: `[n]`, previous iterate (momentum).
         slack: `[m_ineq]`, slack variables.
         integral: `[m]`, accumulated constraint values (FL-PI).
@@ -48,7 +48,7 @@ class Field(NamedTuple):
         residual: what the multiplier's solver left unsolved.
         gap: estimated KKT gap, bounds included.
         q0: `[1 + m]`, values at the point.
-        memory: updated memory.
+        memory: updated memory.  eta: `()`, step.
         found: the directional derivatives.  metric: the metric on the directions.
     """
 
@@ -58,6 +58,7 @@ class Field(NamedTuple):
     gap: Float[Array, ""]
     q0: Float[Array, " d"]
     memory: Memory
+    eta: Array
     found: field.Probe
     metric: field.Metric
 
@@ -68,9 +69,9 @@ def zofl_field(
     x: Float[Array, " n"],
     config: ZOFLConfig,
     *,
-    eta: float | Array,
     t: Array,
     memory: Memory = Memory(),  # noqa: B008
+    step_scale: float | Array = 1.0,
     evaluate: Callable[..., Array] = estimators.evaluate,
 ) -> Field:
     """Measures at x and returns the velocity F = -c S (D_f + D_h' lam).
@@ -79,21 +80,28 @@ def zofl_field(
         key: source of directions and noise.
         problem: the problem.  x: `[n]`.
         config: settings that `settings.resolve` has completed.
-        eta: step, which turns the gain into decay rates K = gain / eta.
         t: int32, number of the step, for schedules.
         memory: what earlier steps left.
+        step_scale: factor on the step, which turns the gain into decay rates K = gain / eta.
         evaluate: evaluates `(q, points, keys)` as one batch.
     """
     assert config.u is not None  # resolved
     u = settings.at(config.u, t, x.dtype)
     found, metric = measure(key, problem, x, config, u=u, evaluate=evaluate)
+    if config.eta is None:
+        eta = memory.eta
+        if found.curvature is not None:  # the measurement at the start has failed: use this one
+            eta = jnp.where(eta > 0.0, eta, initial_step(found, x, problem.m_eq, config))
+        memory = memory._replace(eta=eta)
+    else:
+        eta = settings.at(config.eta, t, x.dtype)
     if config.form == "plugin" and config.kind != "exact":
         found = field.plug_in(found, x)
     if not isinstance(memory.average, tuple):
         kept = jnp.where(t > 0, jnp.asarray(config.ema, x.dtype), 0.0)
         found = found._replace(D=kept * memory.average + (1.0 - kept) * found.D)
         memory = memory._replace(average=found.D)
-    return controlled(problem, x, config, found, metric, found.q0[1:], memory, eta=eta)
+    return controlled(problem, x, config, found, metric, found.q0[1:], memory, eta=eta * step_scale)
 
 
 def controlled(
@@ -137,7 +145,34 @@ def controlled(
     if config.max_velocity is not None:
         norm = jnp.linalg.norm(F)
         F = F * jnp.where(norm > config.max_velocity, config.max_velocity / norm, 1.0)
-    return Field(F, lam, residual, gap, found.q0, memory, found, metric)
+    return Field(F, lam, residual, gap, found.q0, memory, jnp.asarray(eta, dtype), found, metric)
+
+
+def initial_step(
+    found: field.Probe, x: Float[Array, " n"], m_eq: int, config: ZOFLConfig
+) -> Float[Array, ""]:
+    """Returns a step for the scale of the problem: a quarter of the inverse curvature there.
+
+    The curvature is the Lagrangian's, the largest one along the probe's directions, at the
+    multiplier that keeps the constraints where they are; directions miss part of it, and it grows
+    along the way, hence the quarter. The first step moves by max(1, |x|) at most.
+
+    Args:
+        found: a probe at x with curvatures.  x: `[n]`.  m_eq: number of equalities.
+        config: momentum adds up 1 / (1 - beta) steps, and takes that share of one.
+    """
+    assert found.curvature is not None
+    m = found.q0.shape[0] - 1
+    still = jnp.zeros((m,), x.dtype)
+    v, lam, _ = field.feedback(
+        found.D[0], found.D[1:], still, still, m_eq, metric=field.scalar_metric(found.c)
+    )
+    curvature = jnp.max(jnp.abs(found.curvature[0] + lam @ found.curvature[1:]))
+    # A unit direction has length |s|^2 = n / (B c); Gaussian ones are longer.
+    curvature = curvature / _squared_length(found)
+    reach = jnp.maximum(1.0, jnp.linalg.norm(x)) / jnp.linalg.norm(found.lift(v))
+    eta = jnp.minimum(0.25 / curvature, reach)
+    return eta * (1.0 - config.beta) if config.scheme == "momentum" else eta
 
 
 def measure(
@@ -213,3 +248,10 @@ def _solve(
         ridge=config.ridge, iterations=config.iterations, solver=config.solver,
         max_multiplier=config.max_multiplier,
     )  # fmt: skip
+
+
+def _squared_length(found: field.Probe) -> float | Array:
+    """Mean squared length of the directions, from E[c S S'] = I: n / (B c)."""
+    B = found.D.shape[1]
+    n = jax.eval_shape(found.lift, found.D[0]).shape[0]
+    return n / (B * found.c)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from jaxlab.core.types import Algorithm
 from jaxlab.zeroth_order import estimators, field, kkt, method, multiplier, settings, velocity
@@ -54,12 +54,11 @@ def make_zofl(
         if config.ineq == "slack" or config.eta is None:
             start, queries = _start(key, problem, x0, config, evaluate)
             if config.eta is None:
-                eta = initial_step(start, x0, problem.m_eq)
-                if config.scheme == "momentum":
-                    eta = eta * (1.0 - config.beta)  # a long memory adds 1 / (1 - beta) steps
-                memory = memory._replace(eta=eta)
+                eta = velocity.initial_step(start, x0, problem.m_eq, config)
+                memory = memory._replace(eta=jnp.where(jnp.isfinite(eta), eta, 0.0))
             if config.ineq == "slack":
                 h_ineq = start.q0[1 + problem.m_eq :]
+                h_ineq = jnp.where(jnp.isfinite(h_ineq), h_ineq, 0.0)
                 memory = memory._replace(slack=multiplier.initial_slack(h_ineq))
         if config.scheme == "momentum":
             memory = memory._replace(x_prev=x0)
@@ -74,20 +73,21 @@ def make_zofl(
     def update(
         key: Array, x: Array, memory: Memory, t: Array, step_scale: Array
     ) -> method.Proposal:
-        eta = memory.eta if config.eta is None else settings.at(config.eta, t, dtype)
-        eta = eta * step_scale
         key, key_half, key_search = jax.random.split(key, 3)
         at = x
         if config.scheme == "momentum":
             at = _project(problem, x + config.beta * (x - memory.x_prev))
             memory = memory._replace(x_prev=x)
-        here = field_at(key, problem, at, eta=eta, t=t, memory=memory)
+        here = field_at(key, problem, at, t=t, memory=memory, step_scale=step_scale)
+        eta = here.eta
         used, queries = here, velocity.probe_queries(config)
         if config.scheme in ("midpoint", "mid_reuse"):
             half = _project(problem, x + 0.5 * eta * here.F)
             memory_half = _slide(problem, here.memory, here, 0.5 * eta)
             if config.scheme == "midpoint":
-                used = field_at(key_half, problem, half, eta=eta, t=t, memory=memory_half)
+                used = field_at(
+                    key_half, problem, half, t=t, memory=memory_half, step_scale=step_scale
+                )
                 queries *= 2
             else:
                 h_half = _constraints(key_half, problem, half, config, evaluate)
@@ -117,29 +117,6 @@ def make_zofl(
     return method.make_algorithm(
         problem, init_inner=init_inner, update=update, feasibility_tol=config.feasibility_tol
     )
-
-
-def initial_step(found: field.Probe, x: Float[Array, " n"], m_eq: int) -> Float[Array, ""]:
-    """Returns a step for the scale of the problem: a quarter of the inverse curvature there.
-
-    The curvature is the Lagrangian's, the largest one along the probe's directions, at the
-    multiplier that keeps the constraints where they are; directions miss part of it, and it grows
-    along the way, hence the quarter. The first step moves by max(1, |x|) at most.
-
-    Args:
-        found: a probe at x with curvatures.  x: `[n]`.  m_eq: number of equalities.
-    """
-    assert found.curvature is not None
-    m = found.q0.shape[0] - 1
-    still = jnp.zeros((m,), x.dtype)
-    v, lam, _ = field.feedback(
-        found.D[0], found.D[1:], still, still, m_eq, metric=field.scalar_metric(found.c)
-    )
-    curvature = jnp.max(jnp.abs(found.curvature[0] + lam @ found.curvature[1:]))
-    # A unit direction has length |s|^2 = n / (B c); Gaussian ones are longer.
-    curvature = curvature / _squared_length(found)
-    reach = jnp.maximum(1.0, jnp.linalg.norm(x)) / jnp.linalg.norm(found.lift(v))
-    return jnp.minimum(0.25 / curvature, reach)
 
 
 def _start(
@@ -221,10 +198,3 @@ def _stacked(problem: Problem) -> Callable[[Array], Array]:
         return jnp.concatenate([f[None], h])
 
     return stacked
-
-
-def _squared_length(found: field.Probe) -> float | Array:
-    """Mean squared length of the directions, from E[c S S'] = I: n / (B c)."""
-    B = found.D.shape[1]
-    n = jax.eval_shape(found.lift, found.D[0]).shape[0]
-    return n / (B * found.c)

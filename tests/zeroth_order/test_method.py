@@ -103,19 +103,36 @@ def test_hopeless_instances_freeze_and_spare_their_neighbours(key):
 
 
 def test_rare_crashes_do_not_stop_a_run(key):
-    problem = noise.with_failures(quadratic(1), 0.02)
-    algorithm = zofl.make_zofl(problem, ZOFLConfig(eta=0.1))
-    state, _ = jax.jit(jax.vmap(lambda k: method.run(algorithm, k, num_steps=600, log_every=600)))(
-        jax.random.split(key, 8)
+    """5 % of all queries fail, so 43 % of the updates miss something: directions are left out."""
+    problem = noise.with_failures(quadratic(1), 0.05)
+    algorithm = zofl.make_zofl(problem)
+    state, _ = jax.jit(jax.vmap(lambda k: method.run(algorithm, k, num_steps=800, log_every=800)))(
+        jax.random.split(key, 16)
     )
     quiet = zofl.make_zofl(quadratic(1), ZOFLConfig(eta=0.1))
-    expected, _ = jax.jit(lambda k: method.run(quiet, k, num_steps=600, log_every=600))(key)
+    expected, _ = jax.jit(lambda k: method.run(quiet, k, num_steps=800, log_every=800))(key)
     np.testing.assert_array_equal(state.status, method.RUNNING)
-    # Eleven queries, each crashing with 2 %: a fifth of the updates, within five sigma.
-    share = 1.0 - 0.98**11
-    spread = 5.0 * np.sqrt(share * (1 - share) / (8 * 600))
-    assert abs(np.asarray(state.rejected).mean() / 600 - share) < spread
-    np.testing.assert_allclose(state.x, np.tile(expected.x, (8, 1)), atol=1e-3)
+    # Only a failure at the iterate itself rejects an update: 5 % of them, within five sigma.
+    spread = 5.0 * np.sqrt(0.05 * 0.95 / (16 * 800))
+    assert abs(np.asarray(state.rejected).mean() / 800 - 0.05) < spread
+    np.testing.assert_allclose(state.x, np.tile(expected.x, (16, 1)), atol=2e-3)
+
+
+def test_directions_that_failed_are_left_out_and_the_constraints_still_decay(key, x64):
+    base = quadratic(3)
+
+    def crash_to_the_right(x, k):
+        f, h = base.exact(x)
+        return jnp.where(x[0] > base.x0[0] + 1e-6, jnp.nan, f), h
+
+    problem = base._replace(q=crash_to_the_right)
+    config = ZOFLConfig(eta=0.05, gain=0.4, kind="block", B=4)
+    algorithm = zofl.make_zofl(problem, config)
+    keys = jax.random.split(key, 20)
+    state = jax.jit(jax.vmap(lambda k: algorithm.step(algorithm.init(k))[0]))(keys)
+    h = jax.vmap(lambda x: base.exact(x)[1])(state.x)
+    np.testing.assert_array_equal(state.x[:, 0], base.x0[0])  # the failed coordinate stays
+    np.testing.assert_allclose(h, np.tile(0.6 * base.exact(base.x0)[1], (20, 1)), atol=1e-9)
 
 
 def test_the_loop_resumes_it_exactly(key, tmp_path):
