@@ -496,5 +496,5 @@ def _import(method: str) -> types.ModuleType:
     except ImportError as error:
         raise ImportError(
             f"method {method!r} needs the package {PACKAGES[method]}: "
-            f"pip install {PACKAGES[method]}, or pip install 'jaxlab[{EXTRA}]' for all solvers"
+            f"pip install {PACKAGES[method]}; pip install 'jaxlab[{EXTRA}]' has cma and NOMAD"
         ) from error
