@@ -53,7 +53,7 @@ def directions(
     """
     check_directions(n, B, kind)
     if kind == "orthonormal":
-        Q, R = jnp.linalg.qr(jax.random.normal(key, (n, B), dtype))
+        Q, R = jnp.linalg.qr(_normal(key, n * B, dtype).reshape(n, B))
         # The sign of R's diagonal makes the factorization unique, and Q uniform (Mezzadri 2007).
         signs = jnp.where(jnp.diagonal(R) < 0.0, -1.0, 1.0).astype(dtype)
         return Q * signs[None], scale(n, B, kind)
@@ -100,7 +100,7 @@ def make_column_draw(
         key_b = jax.random.fold_in(key, b)
         if kind == "rademacher":
             return jax.random.rademacher(key_b, (n,), dtype) / n**0.5
-        s = jax.random.normal(key_b, (n,), dtype)
+        s = _normal(key_b, n, dtype)
         return s if kind == "gaussian" else s / jnp.linalg.norm(s)
 
     return jax.vmap(column, out_axes=1)
@@ -145,6 +145,19 @@ def check_directions(n: int, B: int, kind: str) -> None:
         raise ValueError(
             f"kind 'coordinate' takes all n = {n} unit vectors, got B = {B}; use 'block' for some"
         )
+
+
+def _normal(key: Array, size: int, dtype: jnp.dtype | type) -> Float[Array, " size"]:
+    """Draws standard normal numbers by Box and Muller's rule, at float32 resolution.
+
+    Random directions need no finer one, and on a CPU, where drawing them is the largest part of a
+    small step, this takes a third of the time of `jax.random.normal` in float64.
+    """
+    half = (size + 1) // 2
+    radius, angle = jax.random.uniform(key, (2, half), jnp.float32)
+    radius, angle = jnp.sqrt(-2.0 * jnp.log1p(-radius)), 2.0 * jnp.pi * angle
+    pairs = jnp.concatenate([radius * jnp.cos(angle), radius * jnp.sin(angle)])
+    return pairs[:size].astype(dtype)
 
 
 def _order(n: int) -> int:

@@ -1,0 +1,275 @@
+"""Timings of zeroth-order optimization: batches of instances, time to a solution, a million variables."""
+
+import dataclasses
+import functools
+import pathlib
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import bench
+from jaxlab import zeroth_order as zo
+
+SUMMARY = "Constrained zeroth-order optimization: instances a second against numpy, scipy, optax"
+N, M_EQ = 10, 3
+ETA, GAIN, RADIUS = 0.15, 0.5, 1e-3
+TOLERANCE = 1e-6
+"""Relative accuracy of the objective; the violation must be at most 1e-4."""
+
+
+class Instances(NamedTuple):
+    """Quadratic objectives on curved equalities, `[I, ...]`: h_i = r_i |x|^2 / 2 + a_i'x + b_i.
+
+    Attributes:
+        Q: `[I, N, N]`.  c: `[I, N]`.  r: `[I, M_EQ]`.  A: `[I, M_EQ, N]`.  b: `[I, M_EQ]`.
+        x0: `[I, N]`, an infeasible start.
+    """
+
+    Q: np.ndarray
+    c: np.ndarray
+    r: np.ndarray
+    A: np.ndarray
+    b: np.ndarray
+    x0: np.ndarray
+
+
+def run(out: pathlib.Path) -> list[bench.Measurement]:
+    """Times everything on this machine, rivals in the same process."""
+    return [*batches(), *solutions(), *streamed()]
+
+
+def batches(num_instances: int = 1000, num_steps: int = 200) -> list[bench.Measurement]:
+    """Steps a second of a batch against the same method in batched numpy."""
+    from experiments import rivals_zofl
+
+    (ours,) = batches_gpu(num_instances, num_steps)
+    data = draw(num_instances)
+    q = functools.partial(_evaluate, data, np)
+    rival = _timed(
+        lambda: rivals_zofl.numpy_zofl(
+            q, data.x0, m_eq=M_EQ, eta=ETA, a=GAIN, u=RADIUS, num_directions=N, num_steps=num_steps
+        ),
+        repeats=3,
+    )
+    return [dataclasses.replace(ours, rival_name="numpy, batched", rival=rival)]
+
+
+def batches_gpu(num_instances: int = 100_000, num_steps: int = 200) -> list[bench.Measurement]:
+    """The batch alone, an entry of the accelerator suite."""
+    with jax.enable_x64(True):
+        data = jax.tree.map(jnp.asarray, draw(num_instances))
+        keys = jax.random.split(jax.random.key(0), num_instances)
+        algorithm = _solver(num_steps)
+        timing = bench.measure(jax.jit(jax.vmap(algorithm)), keys, data, repeats=5)
+    shape = f"{num_instances:,} instances x {num_steps} steps, n = {N}, m = {M_EQ}, float64"
+    work = float(num_instances * num_steps)
+    return [bench.Measurement("ZOFL, vmapped", shape, timing, work=work, work_unit="steps")]
+
+
+def solutions(num_instances: int = 1000, num_rival: int = 20) -> list[bench.Measurement]:
+    """Time to solve an instance to the tolerance, against scipy's solvers and Adam on a penalty."""
+    from experiments import rivals_zofl
+
+    num_steps = 300
+    with jax.enable_x64(True):
+        data = draw(num_instances)
+        on_device = jax.tree.map(jnp.asarray, data)
+        keys = jax.random.split(jax.random.key(0), num_instances)
+        f_star = np.asarray(jax.jit(jax.vmap(_optimum))(on_device))
+        solve = jax.jit(jax.vmap(_solver(num_steps)))
+        timing = bench.measure(solve, keys, on_device, repeats=5)
+        solved = _solved(on_device, solve(keys, on_device), f_star)
+        found = [_row(timing, solved, num_steps)]
+
+        for method in ("SLSQP", "COBYQA"):
+            seconds, successes = 0.0, 0
+            for i in range(num_rival):
+                one = jax.tree.map(lambda v, i=i: v[i], data)
+                problem = _problem(jax.tree.map(jnp.asarray, one), float(f_star[i]))
+                host = functools.partial(_host, one)
+                ended = rivals_zofl.scipy_to_tolerance(
+                    problem, method, TOLERANCE, budget=20_000, host=host
+                )
+                seconds, successes = seconds + ended.seconds, successes + bool(ended.solved)
+            found.append(_against(found[0], f"scipy {method}", seconds, successes, num_rival))
+
+        for exact in (False, True):
+            penalty = jax.jit(
+                jax.vmap(
+                    lambda k, d, exact=exact: rivals_zofl.optax_penalty(
+                        k, _problem(d), num_steps=4000, learning_rate=0.05, exact_gradients=exact,
+                        weight=10.0, growth=1.003, max_weight=1e6,
+                    ).x
+                )
+            )  # fmt: skip
+            few = jax.tree.map(lambda v: v[:100], on_device)
+            penalty(keys[:100], few).block_until_ready()
+            start = time.perf_counter()
+            x = penalty(keys[:100], few).block_until_ready()
+            seconds = time.perf_counter() - start
+            name = "optax Adam on a penalty, " + ("exact gradients" if exact else "same queries")
+            successes = int(_solved(few, x, f_star[:100]).sum())
+            found.append(_against(found[0], name, seconds, successes, 100))
+    return found[1:]
+
+
+def streamed(n: int = 1_000_000, num_directions: int = 256) -> list[bench.Measurement]:
+    """One step with a million variables against numpy that keeps one direction at a time."""
+    (ours,) = streamed_gpu(n, num_directions)
+    rival = _timed(lambda: _numpy_streamed(n, num_directions), repeats=2)
+    return [dataclasses.replace(ours, rival_name="numpy, one direction at a time", rival=rival)]
+
+
+def streamed_gpu(n: int = 1_000_000, num_directions: int = 256) -> list[bench.Measurement]:
+    """One step with a million variables; its note says how much memory it takes."""
+    problem = zo.sphere(n, jax.random.key(0))
+    config = zo.ZOFLConfig(
+        eta=0.5 * num_directions / n, u=1.0, B=num_directions, kind="hadamard", chunk=1
+    )
+    algorithm = zo.make_zofl(problem, config)
+    state = jax.jit(algorithm.init)(jax.random.key(1))
+    step = jax.jit(algorithm.step)
+    memory = step.lower(state).compile().memory_analysis()
+    timing = bench.measure(step, state, repeats=3)
+    dense = 4 * n * num_directions
+    note = (
+        f"Directions are drawn again from their key: {memory.temp_size_in_bytes / 1e6:.0f} MB of "
+        f"temporary memory, where the directions alone would take {dense / 1e6:.0f} MB and the "
+        "points to evaluate twice that."
+    )
+    return [
+        bench.Measurement(
+            "ZOFL, streamed directions", f"n = {n:,}, B = {num_directions}, float32", timing,
+            work=float(num_directions), work_unit="directions", note=note,
+        )
+    ]  # fmt: skip
+
+
+def draw(num_instances: int, seed: int = 0) -> Instances:
+    """Draws instances that have a feasible point, and starts near it."""
+    rng = np.random.default_rng(seed)
+    size = (num_instances,)
+    root = rng.normal(size=(*size, N, N))
+    feasible = rng.normal(size=(*size, N))
+    r = rng.uniform(0.1, 0.5, size=(*size, M_EQ))
+    A = rng.normal(size=(*size, M_EQ, N))
+    b = -np.einsum("imn,in->im", A, feasible) - 0.5 * r * (feasible**2).sum(-1, keepdims=True)
+    return Instances(
+        Q=root @ root.swapaxes(1, 2) / N + np.eye(N), c=rng.normal(size=(*size, N)), r=r, A=A, b=b,
+        x0=feasible + 0.3 * rng.normal(size=(*size, N)),
+    )  # fmt: skip
+
+
+def _evaluate(data: Instances, xp, x):
+    """Values at points `[I, Q, N]`: f `[I, Q]` and h `[I, Q, M_EQ]`."""
+    f = 0.5 * (x @ data.Q * x).sum(-1) + xp.einsum("iqn,in->iq", x, data.c)
+    h = 0.5 * data.r[:, None] * (x**2).sum(-1, keepdims=True)
+    return f, h + xp.einsum("imn,iqn->iqm", data.A, x) + data.b[:, None]
+
+
+def _host(one: Instances, x: np.ndarray) -> tuple[float, np.ndarray]:
+    f = 0.5 * x @ one.Q @ x + one.c @ x
+    return float(f), 0.5 * one.r * (x @ x) + one.A @ x + one.b
+
+
+def _problem(one: Instances, f_star: float | None = None) -> zo.Problem:
+    """One instance, its data possibly traced."""
+
+    def fun(x):
+        return 0.5 * x @ one.Q @ x + one.c @ x, 0.5 * one.r * (x @ x) + one.A @ x + one.b
+
+    return zo.make_problem(fun, one.x0, m_eq=M_EQ, f_star=f_star)
+
+
+def _solver(num_steps: int) -> Callable:
+    config = zo.ZOFLConfig(eta=ETA, gain=GAIN, u=RADIUS)
+
+    def solve(key: jax.Array, one: Instances) -> jax.Array:
+        algorithm = zo.make_zofl(_problem(one), config)
+        return zo.run(algorithm, key, num_steps=num_steps, log_every=num_steps)[0].x
+
+    return solve
+
+
+def _optimum(one: Instances) -> jax.Array:
+    """Objective at the optimum, by first-order FL run for long."""
+    problem = _problem(one)
+    algorithm = zo.make_zofl(problem, zo.ZOFLConfig(eta=ETA, gain=GAIN, kind="exact"))
+    state, _ = zo.run(algorithm, jax.random.key(0), num_steps=5000, log_every=5000)
+    return problem.exact(state.x)[0]
+
+
+def _solved(data: Instances, x: jax.Array, f_star: np.ndarray) -> np.ndarray:
+    f, h = (np.asarray(v) for v in jax.vmap(lambda d, x: _problem(d).exact(x))(data, x))
+    f0 = np.asarray(jax.vmap(lambda d: _problem(d).exact(d.x0)[0])(data))
+    gap = np.maximum(f - f_star, 0.0) / np.maximum(1.0, np.abs(f0 - f_star))
+    return (gap <= TOLERANCE) & (np.abs(h).max(-1) <= 1e-4)
+
+
+def _row(timing: bench.Timing, solved: np.ndarray, num_steps: int) -> bench.Measurement:
+    """Scales the time of the batch to one solved instance."""
+    share = 1.0 / solved.sum()
+    scaled = bench.Timing(
+        timing.compile_s, timing.median_s * share, timing.iqr_s * share, timing.n
+    )  # fmt: skip
+    shape = f"{solved.size:,} instances, n = {N}, m = {M_EQ}, gap {TOLERANCE:.0e}, float64"
+    note = f"{solved.mean():.1%} of our instances were solved, in {num_steps} steps."
+    return bench.Measurement(
+        "ZOFL, per solved instance", shape, scaled, work=1.0, work_unit="instances", note=note
+    )
+
+
+def _against(
+    ours: bench.Measurement, name: str, seconds: float, solved: int, tried: int
+) -> bench.Measurement:
+    note = f"{ours.note} {name} solved {solved} of {tried}."
+    if not solved:
+        return dataclasses.replace(ours, rival_name=f"{name}: none solved", note=note)
+    rival = bench.Timing(0.0, seconds / solved, 0.0, 1)
+    return dataclasses.replace(ours, rival_name=name, rival=rival, note=note)
+
+
+def _numpy_streamed(n: int, num_directions: int) -> np.ndarray:
+    """The same step on the sphere in numpy: signs drawn for each direction, and drawn again."""
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=n).astype(np.float32)
+    z *= 2.0 / np.linalg.norm(z)
+    x = rng.normal(size=n).astype(np.float32)
+    x /= np.linalg.norm(x)
+    u, eta = np.float32(1.0), 0.5 * num_directions / n
+
+    def q(x: np.ndarray) -> np.ndarray:
+        residual = x - z
+        return np.array([0.5 * residual @ residual, x @ x - 1.0])
+
+    def direction(b: int) -> np.ndarray:
+        bits = np.random.default_rng((1, b)).bytes(n // 8 + 1)
+        signs = np.unpackbits(np.frombuffer(bits, np.uint8))[:n].astype(np.float32)
+        return (2.0 * signs - 1.0) / np.float32(n**0.5)
+
+    D = np.empty((2, num_directions))
+    for b in range(num_directions):
+        s = u * direction(b)
+        D[:, b] = (q(x + s) - q(x - s)) / (2.0 * u)
+    c = n / num_directions
+    lam = -(c * D[1] @ D[0] - 0.5 / eta * q(x)[1]) / (c * D[1] @ D[1])
+    weights = (c * (D[0] + lam * D[1])).astype(np.float32)
+    F = np.zeros_like(x)
+    for b in range(num_directions):
+        F -= weights[b] * direction(b)
+    return x + np.float32(eta) * F
+
+
+def _timed(fn: Callable[[], object], *, repeats: int) -> bench.Timing:
+    """Times a rival that is not jitted."""
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        fn()
+        seconds.append(time.perf_counter() - start)
+    spread = float(np.subtract(*np.quantile(seconds, [0.75, 0.25])))
+    return bench.Timing(0.0, float(np.median(seconds)), spread, repeats)
