@@ -15,6 +15,6 @@ A *benchmark* is a module with `SUMMARY` and `run(out) -> list[experiments.bench
 Both are listed here by hand and imported only when they are run.
 """
 
-EXPERIMENTS = {"icu_occupancy": "experiments.icu_occupancy"}
+EXPERIMENTS = {"icu_occupancy": "experiments.icu_occupancy", "zofl": "experiments.zofl"}
 
 BENCHES = {"queueing": "experiments.bench_queueing"}

@@ -1,4 +1,4 @@
-"""Timings of zeroth-order optimization: batches of instances, time to a solution, a million variables."""
+"""Timings of zeroth-order optimization: batches, time to a solution, a million variables."""
 
 import dataclasses
 import functools
@@ -63,7 +63,7 @@ def batches_gpu(num_instances: int = 100_000, num_steps: int = 200) -> list[benc
     with jax.enable_x64(True):
         data = jax.tree.map(jnp.asarray, draw(num_instances))
         keys = jax.random.split(jax.random.key(0), num_instances)
-        algorithm = _solver(num_steps)
+        algorithm = solver(num_steps)
         timing = bench.measure(jax.jit(jax.vmap(algorithm)), keys, data, repeats=5)
     shape = f"{num_instances:,} instances x {num_steps} steps, n = {N}, m = {M_EQ}, float64"
     work = float(num_instances * num_steps)
@@ -79,17 +79,17 @@ def solutions(num_instances: int = 1000, num_rival: int = 20) -> list[bench.Meas
         data = draw(num_instances)
         on_device = jax.tree.map(jnp.asarray, data)
         keys = jax.random.split(jax.random.key(0), num_instances)
-        f_star = np.asarray(jax.jit(jax.vmap(_optimum))(on_device))
-        solve = jax.jit(jax.vmap(_solver(num_steps)))
+        f_star = np.asarray(jax.jit(jax.vmap(optimum))(on_device))
+        solve = jax.jit(jax.vmap(solver(num_steps)))
         timing = bench.measure(solve, keys, on_device, repeats=5)
-        solved = _solved(on_device, solve(keys, on_device), f_star)
+        solved = is_solved(on_device, solve(keys, on_device), f_star)
         found = [_row(timing, solved, num_steps)]
 
         for method in ("SLSQP", "COBYQA"):
             seconds, successes = 0.0, 0
             for i in range(num_rival):
                 one = jax.tree.map(lambda v, i=i: v[i], data)
-                problem = _problem(jax.tree.map(jnp.asarray, one), float(f_star[i]))
+                problem = problem_of(jax.tree.map(jnp.asarray, one), float(f_star[i]))
                 host = functools.partial(_host, one)
                 ended = rivals_zofl.scipy_to_tolerance(
                     problem, method, TOLERANCE, budget=20_000, host=host
@@ -101,7 +101,7 @@ def solutions(num_instances: int = 1000, num_rival: int = 20) -> list[bench.Meas
             penalty = jax.jit(
                 jax.vmap(
                     lambda k, d, exact=exact: rivals_zofl.optax_penalty(
-                        k, _problem(d), num_steps=4000, learning_rate=0.05, exact_gradients=exact,
+                        k, problem_of(d), num_steps=4000, learning_rate=0.05, exact_gradients=exact,
                         weight=10.0, growth=1.003, max_weight=1e6,
                     ).x
                 )
@@ -112,7 +112,7 @@ def solutions(num_instances: int = 1000, num_rival: int = 20) -> list[bench.Meas
             x = penalty(keys[:100], few).block_until_ready()
             seconds = time.perf_counter() - start
             name = "optax Adam on a penalty, " + ("exact gradients" if exact else "same queries")
-            successes = int(_solved(few, x, f_star[:100]).sum())
+            successes = int(is_solved(few, x, f_star[:100]).sum())
             found.append(_against(found[0], name, seconds, successes, 100))
     return found[1:]
 
@@ -176,7 +176,7 @@ def _host(one: Instances, x: np.ndarray) -> tuple[float, np.ndarray]:
     return float(f), 0.5 * one.r * (x @ x) + one.A @ x + one.b
 
 
-def _problem(one: Instances, f_star: float | None = None) -> zo.Problem:
+def problem_of(one: Instances, f_star: float | None = None) -> zo.Problem:
     """One instance, its data possibly traced."""
 
     def fun(x):
@@ -185,27 +185,27 @@ def _problem(one: Instances, f_star: float | None = None) -> zo.Problem:
     return zo.make_problem(fun, one.x0, m_eq=M_EQ, f_star=f_star)
 
 
-def _solver(num_steps: int) -> Callable:
+def solver(num_steps: int) -> Callable:
     config = zo.ZOFLConfig(eta=ETA, gain=GAIN, u=RADIUS)
 
     def solve(key: jax.Array, one: Instances) -> jax.Array:
-        algorithm = zo.make_zofl(_problem(one), config)
+        algorithm = zo.make_zofl(problem_of(one), config)
         return zo.run(algorithm, key, num_steps=num_steps, log_every=num_steps)[0].x
 
     return solve
 
 
-def _optimum(one: Instances) -> jax.Array:
+def optimum(one: Instances) -> jax.Array:
     """Objective at the optimum, by first-order FL run for long."""
-    problem = _problem(one)
+    problem = problem_of(one)
     algorithm = zo.make_zofl(problem, zo.ZOFLConfig(eta=ETA, gain=GAIN, kind="exact"))
     state, _ = zo.run(algorithm, jax.random.key(0), num_steps=5000, log_every=5000)
     return problem.exact(state.x)[0]
 
 
-def _solved(data: Instances, x: jax.Array, f_star: np.ndarray) -> np.ndarray:
-    f, h = (np.asarray(v) for v in jax.vmap(lambda d, x: _problem(d).exact(x))(data, x))
-    f0 = np.asarray(jax.vmap(lambda d: _problem(d).exact(d.x0)[0])(data))
+def is_solved(data: Instances, x: jax.Array, f_star: np.ndarray) -> np.ndarray:
+    f, h = (np.asarray(v) for v in jax.vmap(lambda d, x: problem_of(d).exact(x))(data, x))
+    f0 = np.asarray(jax.vmap(lambda d: problem_of(d).exact(d.x0)[0])(data))
     gap = np.maximum(f - f_star, 0.0) / np.maximum(1.0, np.abs(f0 - f_star))
     return (gap <= TOLERANCE) & (np.abs(h).max(-1) <= 1e-4)
 

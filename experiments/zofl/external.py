@@ -1,0 +1,86 @@
+"""SciPy's solvers on the problems of the comparison: host loops, small budgets, their own rows."""
+
+import functools
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import solvers_zofl
+from experiments.zofl import units
+from experiments.zofl.problems import Task
+from experiments.zofl.units import Record, Unit
+from jaxlab.zeroth_order import kkt, noise
+
+QUERIES = 1000
+"""Most queries of a run."""
+SEEDS = 3
+"""Most runs at a noise level; without noise these solvers draw nothing, and one is enough."""
+MOST_VARIABLES = {"COBYQA": 30}
+"""A quadratic model of many variables takes minutes to update."""
+
+
+def missing(task: Task, solver: str) -> str:
+    """Says why a solver is not run on a task, "" if it is."""
+    most = MOST_VARIABLES.get(solver)
+    return f"more than {most} variables" if most and task.problem.n > most else ""
+
+
+def run_unit(
+    task: Task, solver: str, *, sigmas: tuple[float, ...], num_seeds: int, seed: int
+) -> Unit:
+    """Runs one solver at every noise level; both columns of the record are the same runs."""
+    clock = time.perf_counter()
+    num_seeds = min(SEEDS, num_seeds)
+    with jax.enable_x64(True):
+        rows = []
+        for sigma in sigmas:
+            noisy = noise.with_noise(task.problem, sigma)
+            runs = [
+                _trace(task, solver, noisy, sigma, seed + index)
+                for index in range(1 if sigma == 0.0 else num_seeds)
+            ]
+            rows.append([runs[index % len(runs)] for index in range(num_seeds)])
+    stacked = jax.tree.map(
+        lambda *leaves: np.stack(leaves).reshape(len(sigmas), 1, num_seeds, -1),
+        *sum(rows, []),
+    )  # fmt: skip
+    record = jax.tree.map(lambda leaf: np.repeat(leaf, 2, axis=1), stacked)
+    seconds = np.array([0.0, time.perf_counter() - clock])
+    return Unit(record, np.zeros((len(sigmas), 0)), np.zeros(len(sigmas), int), seconds)
+
+
+def _trace(task: Task, solver: str, noisy, sigma: float, seed: int) -> Record:
+    found = solvers_zofl.solve(
+        noisy,
+        solver,
+        budget=min(QUERIES, task.budget),
+        seed=seed,
+        feasibility_tol=float(units.tolerance(sigma)),
+    )
+    count = len(found.f)
+    at = np.linspace(0, max(count - 1, 0), units.NUM_POINTS).round().astype(int)
+    here = found.x[at] if count else np.repeat(found.best_x[None], at.size, axis=0)
+    # The best point so far is the first that measured the best value so far.
+    first = {value: index for index, value in reversed(list(enumerate(found.f.tolist())))}
+    best = [first.get(float(found.best_f[i]), 0) if count else 0 for i in at]
+    best_x = found.x[best] if count else here
+    values = [np.asarray(v, np.float32) for x in (here, best_x) for v in _exact(task)(x)]
+    nothing = np.full(at.size, np.nan, np.float32)
+    status = np.zeros(at.size, np.int32)
+    return Record((at + 1).astype(np.int32), at.astype(np.int32), *values, nothing, nothing, status)
+
+
+@functools.cache
+def _compiled(exact, f_ref: float, gap_scale: float, m_eq: int):
+    def gap_and_violation(x):
+        f, h = exact(x)
+        return (f - f_ref) / gap_scale, kkt.max_violation(h, m_eq)
+
+    return jax.jit(jax.vmap(gap_and_violation))
+
+
+def _exact(task: Task):
+    compiled = _compiled(task.problem.exact, task.f_ref, task.gap_scale, task.problem.m_eq)
+    return lambda x: compiled(jnp.asarray(x))

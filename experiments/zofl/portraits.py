@@ -1,0 +1,86 @@
+"""Phase portraits in the plane: the FL vector field, and the paths that methods take through it."""
+
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.result import Figure
+from experiments.zofl import pictures
+from jaxlab.core.types import Algorithm
+from jaxlab.zeroth_order import field, first_order, hock_schittkowski, method, primal_dual, zofl
+from jaxlab.zeroth_order.problem import Problem
+from jaxlab.zeroth_order.settings import ZOFLConfig
+
+STARTS = ((-1.2, -1.2), (-0.4, 0.9), (0.6, -0.6), (1.3, 0.9), (-1.3, 1.7))
+ETA, GAIN = 0.1, 0.5
+NUM_STEPS = 60
+"""Steps of ZOFL; primal-dual methods, which need smaller ones, take `MORE_STEPS`."""
+MORE_STEPS = 400
+RANGE = ((-1.6, 1.6), (-1.8, 2.2))
+GRID = 120
+
+
+def run(config: Any, out: pathlib.Path) -> tuple[Figure, ...]:
+    """Draws the phase portrait of HS7 with the paths of five methods."""
+    problem = hock_schittkowski.hs("HS7")
+    paths = {
+        name: _paths(problem, build, jax.random.key(config.seed), num_steps=num_steps)
+        for name, (build, num_steps) in _methods().items()
+    }
+    x1, x2 = (np.linspace(*ends, GRID, dtype=np.float32) for ends in RANGE)
+    points = jnp.stack(jnp.meshgrid(jnp.asarray(x1), jnp.asarray(x2)), axis=-1)
+    assert problem.exact is not None and problem.x_star is not None
+    f, h, F = jax.device_get(jax.jit(jax.vmap(jax.vmap(lambda x: _at(problem, x))))(points))
+    pictures.portrait(
+        out / "portrait.png", (x1, x2), (F[..., 0], F[..., 1]), h[..., 0], f, paths,
+        optimum=np.asarray(problem.x_star), title="HS7: min ln(1 + x₁²) − x₂ on a closed curve",
+    )  # fmt: skip
+    caption = (
+        "Phase portrait of HS7: the feasible curve (black), the velocity of feedback linearization "
+        "(gray), the optimum (star), and the iterates of five starts. ZOFL goes to the curve at "
+        "the rate it was given and then along it; primal-dual methods pass through it and circle "
+        f"around the optimum. {NUM_STEPS} steps of ZOFL, {MORE_STEPS} of the others."
+    )
+    return (Figure("portrait.png", caption, caption),)
+
+
+def _methods() -> dict[str, tuple[Callable[[Problem], Algorithm], int]]:
+    ours = ZOFLConfig(eta=ETA, gain=GAIN)
+    theirs = {"alpha": 0.02, "beta": 0.02}
+    return {
+        "ZOFL, Euler": (lambda p: zofl.make_zofl(p, ours), NUM_STEPS),
+        "ZOFL, midpoint": (
+            lambda p: zofl.make_zofl(p, ours._replace(scheme="midpoint")), NUM_STEPS
+        ),
+        "PDGD, exact gradients": (lambda p: first_order.make_pdgd(p, **theirs), MORE_STEPS),
+        "ZO-MinMax": (lambda p: primal_dual.make_zo_minmax(p, B=2, **theirs), MORE_STEPS),
+    }  # fmt: skip
+
+
+def _at(problem: Problem, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns f, h and the velocity of FL at x."""
+    assert problem.exact is not None
+    f, h, grad, J = first_order.linearize(problem.exact, x)
+    F, _ = field.fl_field(grad, J, h, GAIN / ETA, problem.m_eq)
+    return f, h, F
+
+
+def _paths(
+    problem: Problem, build: Callable[[Problem], Algorithm], key: jax.Array, *, num_steps: int
+) -> np.ndarray:
+    """Returns the iterates `[starts, num_steps + 1, 2]`, NaN from where a run has been frozen."""
+    starts = jnp.asarray(STARTS, problem.x0.dtype)
+
+    def follow(x0: jax.Array, key: jax.Array) -> jax.Array:
+        x = method.run(
+            build(problem._replace(x0=x0)), key, num_steps=num_steps,
+            observe=lambda state: jnp.where(state.status == method.RUNNING, state.x, jnp.nan),
+        )[1]  # fmt: skip
+        return jnp.concatenate([x0[None], x])
+
+    keys = jax.random.split(key, len(STARTS))
+    return np.asarray(jax.jit(jax.vmap(follow))(starts, keys))

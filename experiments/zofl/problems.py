@@ -1,0 +1,173 @@
+"""The problems of the comparison, scaled, with the value that each is measured against."""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.optimize
+
+from jaxlab.zeroth_order import (
+    case9,
+    client_fairness,
+    client_fairness,
+    high_dimensional,
+    hock_schittkowski,
+    policy_search,
+    power_flow,
+    problem,
+    qcqp,
+    qcqp,
+    safe_learning,
+)
+from jaxlab.zeroth_order.problem import Problem
+
+
+class Entry(NamedTuple):
+    """A line of the table of problems.
+
+    Attributes:
+        build: makes the problem.
+        share: of the query budget; small where a query is dear, a data set or a simulator.
+        box: half width of the box around the start in which SafeOpt may search, or None.
+    """
+
+    build: Callable[[], Problem]
+    share: float = 1.0
+    box: float | None = None
+
+
+def _safe(name: str, d: int) -> Callable[[], Problem]:
+    return lambda: safe_learning.safe_learning_problem(name, d)
+
+
+def _instance() -> jax.Array:
+    """The one random instance of a problem: the seed of a study draws runs, not problems."""
+    return jax.random.key(0)
+
+
+TABLE: dict[str, Entry] = {
+    "qcqp": Entry(lambda: qcqp.random_qcqp(_instance())),
+    "qcqp-ineq": Entry(lambda: qcqp.random_qcqp(_instance(), inequality=True)),
+    "fair-logistic": Entry(client_fairness.fair_logistic, share=0.25),
+    **{
+        name: Entry(lambda name=name: hock_schittkowski.hs(name))
+        for name in hock_schittkowski.HS_NAMES
+    },
+    "qp-2": Entry(_safe("qp", 2), box=1.0),
+    "qp-10": Entry(_safe("qp", 10)),
+    "rosenbrock-2": Entry(_safe("rosenbrock", 2), box=1.0),
+    "rosenbrock-3": Entry(_safe("rosenbrock", 3), box=1.0),
+    "gaussian-2": Entry(_safe("gaussian", 2), box=1.0),
+    "gaussian-10": Entry(_safe("gaussian", 10)),
+    "opf9": Entry(case9.opf9),
+    "opf9-blackbox": Entry(power_flow.opf9_blackbox, share=0.1),
+    "sphere-100": Entry(lambda: high_dimensional.sphere(100, _instance())),
+    "policy-search": Entry(policy_search.policy_search_problem, share=0.1),
+}
+"""T1 to T8 of the suite, in its order."""
+
+
+class Task(NamedTuple):
+    """A problem ready for comparison.
+
+    Attributes:
+        name: its name in `TABLE`.  problem: scaled and free of noise.
+        budget: joint queries of a run.
+        f_ref: optimal or best known value.  f_start: value at the start.  Both scaled.
+        f_scale: what f was divided by.
+        slack: distance of the start's largest constraint from 0 where there are no equalities and
+            it is strictly feasible, else 0.
+        box: see `Entry`.
+    """
+
+    name: str
+    problem: Problem
+    budget: int
+    f_ref: float
+    f_start: float
+    f_scale: float
+    slack: float
+    box: float | None
+
+    @property
+    def gap_scale(self) -> float:
+        """What scaled gaps are divided by: max(1, |f_start - f_ref|) of the raw values."""
+        return max(1.0 / self.f_scale, abs(self.f_start - self.f_ref))
+
+
+def make_task(name: str, max_queries: int) -> Task:
+    """Builds a problem in float64, scaled; its budget is that of the suite, at most `max_queries`.
+
+    Raises:
+        ValueError: if there is no such problem.
+    """
+    check_names([name])
+    entry = TABLE[name]
+    with jax.enable_x64(True):
+        raw = entry.build()
+        assert raw.exact is not None
+        lb, ub = jnp.asarray(raw.lb), jnp.asarray(raw.ub)
+        raw = raw._replace(exact=jax.jit(raw.exact), lb=lb, ub=ub)
+        scaled = problem.scaled(raw)
+        assert raw.exact is not None and scaled.exact is not None
+        f_raw = float(raw.exact(raw.x0)[0])
+        f_start, h_start = jax.device_get(scaled.exact(scaled.x0))
+        f_ref = reference(scaled) if scaled.f_star is None else float(scaled.f_star)
+    budget = min(10**6, max(50_000, 1000 * (raw.n + 1)), max_queries)
+    return Task(
+        name=name,
+        problem=scaled,
+        budget=round(entry.share * budget),
+        f_ref=f_ref,
+        f_start=float(f_start),
+        f_scale=max(1.0, abs(f_raw)),
+        slack=0.0 if raw.m_eq else max(0.0, -float(h_start.max())),
+        box=entry.box,
+    )
+
+
+def check_names(names: tuple[str, ...] | list[str]) -> None:
+    """Checks names of problems.
+
+    Raises:
+        ValueError: if there is no problem of a name.
+    """
+    unknown = [name for name in names if name not in TABLE]
+    if unknown:
+        raise ValueError(f"unknown problem {unknown[0]!r}; there are: {', '.join(TABLE)}")
+
+
+def reference(scaled: Problem) -> float:
+    """Returns the value of the local minimum that SLSQP with exact derivatives finds from x0."""
+    value, m_eq = scaled.exact, scaled.m_eq
+    assert value is not None
+
+    def stacked(x: jax.Array) -> jax.Array:
+        f, h = value(x)
+        return jnp.concatenate([f[None], h])
+
+    q, slope = jax.jit(stacked), jax.jit(jax.jacrev(stacked))
+    kinds = (("eq", slice(1, 1 + m_eq), 1.0), ("ineq", slice(1 + m_eq, None), -1.0))
+    constraints = [
+        {
+            "type": kind,
+            "fun": lambda x, part=part, sign=sign: sign * np.asarray(q(x))[part],
+            "jac": lambda x, part=part, sign=sign: sign * np.asarray(slope(x))[part],
+        }
+        for kind, part, sign in kinds
+        if np.zeros(1 + scaled.m)[part].size
+    ]
+    found = scipy.optimize.minimize(
+        lambda x: float(q(x)[0]),
+        np.asarray(scaled.x0),
+        jac=lambda x: np.asarray(slope(x)[0]),
+        method="SLSQP",
+        constraints=constraints,
+        options={"maxiter": 1000, "ftol": 1e-10},
+    )
+    if not found.success or not math.isfinite(found.fun):
+        raise RuntimeError(f"no reference value for {scaled.name}: {found.message}")
+    return float(found.fun)

@@ -1,0 +1,158 @@
+"""How ZOFL scales: instances in one program, directions against dimension, a million variables."""
+
+import pathlib
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import bench_zeroth_order as family
+from experiments.result import Figure, Row, Table
+from experiments.zofl import pictures
+from experiments.zofl.published import Part
+from jaxlab import zeroth_order as zo
+from jaxlab.core import loop
+
+STEPS = 300
+GAP = 1e-3
+"""Relative gap that the study of dimension runs to, at a violation of at most 1e-3."""
+DIRECTIONS = (8, 32, 128, 512, 4096)
+"""With one constraint and B directions the correction of a violation has a finite variance from
+B = 5 on: its size is that of 1 / chi_B."""
+MOST_STEPS = 250
+"""Largest n / B: the number of steps is a multiple of it."""
+MILLION, MANY = 1_000_000, 256
+
+
+def run(config: Any, out: pathlib.Path) -> Part:
+    """Measures instances a second, queries against n and B, and the memory of large steps."""
+    rows, tables, figures = zip(
+        instances_part(config.instances), dimension_part(config, out), memory_part(), strict=True
+    )
+    return sum(rows, ()), sum(tables, ()), sum(figures, ())
+
+
+def instances_part(num_instances: int) -> Part:
+    """Solves a batch of random instances, and then another batch with the same program."""
+    with jax.enable_x64(True):
+        solve = jax.jit(jax.vmap(family.solver(STEPS)))
+        shares, seconds = [], []
+        for seed in range(3):
+            data = jax.tree.map(jnp.asarray, family.draw(num_instances, seed))
+            keys = jax.random.split(jax.random.key(seed), num_instances)
+            f_star = np.asarray(jax.jit(jax.vmap(family.optimum))(data))
+            start = time.perf_counter()
+            x = jax.block_until_ready(solve(keys, data))
+            seconds.append(time.perf_counter() - start)
+            shares.append(family.is_solved(data, x, f_star).mean())
+        compilations = solve._cache_size()
+    claim = "Many instances are solved by one compiled program"
+    size = f"n = {family.N}, {family.M_EQ} curved equalities, float64"
+    rate = num_instances * np.mean(shares[1:]) / np.mean(seconds[1:])
+    rows = (
+        Row(claim, f"Instances solved to a gap of 1e-6 a second, {num_instances:,} at once",
+            float(rate), unit="1/s", note=f"{size}; {STEPS} steps of {2 * family.N + 1} queries"),
+        Row(claim, "Share of the instances solved", 100.0 * float(np.mean(shares)), unit="%"),
+        Row(claim, "Compilations for three draws of the instances", float(compilations)),
+    )  # fmt: skip
+    return rows, (), ()
+
+
+def dimension_part(config: Any, out: pathlib.Path) -> Part:
+    """Queries to the gap on the sphere for growing dimension and number of directions."""
+    sizes = [n for n in (100, 1000, 10_000, 100_000, 1_000_000) if n <= config.largest_n]
+    queries: dict[tuple[int, int], float] = {}
+    for n in sizes:
+        for B in [B for B in DIRECTIONS if B <= n // 2 and n // B <= MOST_STEPS]:
+            queries[n, B] = _queries_to_gap(n, B, config.seed, out)
+    used = sorted({B for _, B in queries})
+    table = Table(
+        "Queries to a relative gap of 1e-3 on the unit sphere, per variable",
+        ("n", *(f"B = {B}" for B in used)),
+        tuple(
+            (n, *(queries[n, B] / n if (n, B) in queries else None for B in used)) for n in sizes
+        ),
+        "Hadamard directions, step B / 2n, gain 0.1, float32. Cells with n / B below 2 or over "
+        f"{MOST_STEPS} are left out.",
+    )  # fmt: skip
+    pictures.lines(
+        out / "dimension.png",
+        {
+            f"n = {n:,}": tuple(
+                np.array(v) for v in zip(*((B, q / n) for (k, B), q in queries.items() if k == n),
+                                         strict=True)
+            )
+            for n in sizes
+        },
+        xlabel="directions per step, B", ylabel="queries / n to a gap of 1e-3",
+        title="Queries grow with n, and hardly with B", log="xy", markers=True,
+    )  # fmt: skip
+    caption = "Queries per variable until the gap is 1e-3, against the number of directions."
+    values = [queries[key] / key[0] for key in queries]
+    row = Row(
+        "Far fewer directions than variables are enough",
+        f"Queries per variable to a gap of 1e-3 at n = {max(sizes):,}",
+        float(np.mean([q / n for (n, _), q in queries.items() if n == max(sizes)])),
+        interval=(min(values), max(values)),
+        note="in brackets the range over all n and B of the table, one run each",
+    )
+    return (row,), (table,), (Figure("dimension.png", caption, caption),)
+
+
+def memory_part() -> Part:
+    """Temporary memory of one step with a million variables, as the compiler plans it."""
+    problem = zo.sphere(MILLION, jax.random.key(0))
+    megabytes = {}
+    for name, chunk in (("streamed", 1), ("all at once", None)):
+        config = zo.ZOFLConfig(eta=1e-4, u=1.0, B=MANY, kind="hadamard", chunk=chunk)
+        algorithm = zo.make_zofl(problem, config)
+        state = jax.eval_shape(algorithm.init, jax.random.key(0))
+        memory = jax.jit(algorithm.step).lower(state).compile().memory_analysis()
+        megabytes[name] = memory.temp_size_in_bytes / 1e6
+    row = Row(
+        "A million variables fit: directions are drawn again, not stored",
+        f"Temporary memory of a step, n = {MILLION:,}, B = {MANY}",
+        megabytes["streamed"], baseline=("directions held at once", megabytes["all at once"]),
+        unit="MB", note="planned by the compiler for float32; the directions alone are 1,024 MB",
+    )  # fmt: skip
+    return (row,), (), ()
+
+
+def _queries_to_gap(n: int, B: int, seed: int, out: pathlib.Path) -> float:
+    """Runs on the training loop, with checkpoints, until the gap is reached."""
+    problem = zo.sphere(n, jax.random.key(seed))
+    algorithm = zo.make_zofl(
+        problem,
+        zo.ZOFLConfig(
+            eta=0.5 * B / n, gain=0.1, u=1.0, B=B, kind="hadamard", chunk=min(B, 8),
+            feasibility_tol=GAP,
+        ),
+    )  # fmt: skip
+    exact, f_star, f0 = problem.exact, problem.f_star, problem.exact(problem.x0)[0]
+
+    @jax.jit
+    def evaluate(state: zo.State) -> dict[str, jax.Array]:
+        f, h = exact(state.x)
+        gap = (f - f_star) / jnp.maximum(1.0, jnp.abs(f0 - f_star))
+        # Off the sphere the objective may be too low: the distance counts either way.
+        return {"scale/gap": jnp.maximum(jnp.abs(gap), zo.max_violation(h, problem.m_eq))}
+
+    chunk = max(1, n // (4 * B))
+    ended = loop.run(
+        algorithm,
+        jax.random.key(seed + 1),
+        num_steps=200 * chunk,
+        chunk_size=chunk,
+        directory=out / "scale" / f"n{n}-B{B}",
+        config={"n": n, "B": B, "seed": seed, "gap": GAP},
+        evaluate=evaluate,
+        stop=lambda _, metrics: metrics["scale/gap"] <= GAP,
+        save_every=20,
+    )
+    if ended.metrics["scale/gap"] > GAP:
+        raise RuntimeError(
+            f"the sphere with n = {n}, B = {B} ended at a gap of {ended.metrics['scale/gap']:.1e}"
+        )
+    return float(ended.state.queries)

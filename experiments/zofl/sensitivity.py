@@ -1,0 +1,167 @@
+"""What the choice of step, gain, radius and noise level does to ZOFL: maps and a table."""
+
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.result import Figure, Table
+from experiments.zofl import pictures
+from experiments.zofl.published import Part
+from jaxlab.zeroth_order import hock_schittkowski, kkt, method, noise, zofl
+from jaxlab.zeroth_order.problem import Problem
+from jaxlab.zeroth_order.settings import ZOFLConfig
+
+PROBLEM = "HS78"
+ETAS = tuple(np.geomspace(1e-3, 1.0, 13))
+GAINS = tuple(np.round(np.concatenate([[0.02, 0.05], np.linspace(0.1, 1.9, 10)]), 3))
+RADII = tuple(np.geomspace(1e-4, 1.0, 13))
+NOISES = tuple(np.geomspace(1e-6, 1e-1, 11))
+NUM_STEPS = 300
+NUM_SEEDS = 4
+SIGMAS = (0.0, 1e-4, 1e-3, 1e-2, 1e-1)
+ROBUST = ("HS7", "HS40", "HS43", "HS77", "HS78", "HS79")
+FORMS: dict[str, ZOFLConfig] = {
+    "subspace, Euler": ZOFLConfig(),
+    "subspace, midpoint": ZOFLConfig(scheme="midpoint"),
+    "plug-in sphere, Euler": ZOFLConfig(form="plugin", kind="sphere"),
+}
+
+
+class Final(NamedTuple):
+    """Mean over the last fifth of a run: |f - f*| and the largest violation, noise free."""
+
+    gap: jax.Array
+    violation: jax.Array
+
+
+def parts(config: Any, out: pathlib.Path) -> tuple[Part, ...]:
+    """Everything of this module."""
+    return step_and_gain(config, out), radius_and_noise(config, out), robustness(config)
+
+
+def last_part(
+    key: jax.Array, test: Problem, sigma: float | jax.Array, options: ZOFLConfig, *, updates: int
+) -> Final:
+    """Runs ZOFL under value noise and returns where it ended; NaN if it was lost.
+
+    Problem and settings may hold traced numbers, so that a map is one `vmap`.
+    """
+    noisy = noise.with_noise(test, sigma)
+
+    def observe(state: method.State) -> Final:
+        f, h = test.exact(state.x)
+        return Final(jnp.abs(f - test.f_star), kkt.max_violation(h, test.m_eq))
+
+    state, history = method.run(
+        zofl.make_zofl(noisy, options), key, num_steps=updates, observe=observe
+    )
+    end = jax.tree.map(lambda x: jnp.mean(x[-(updates // 5) :]), history)
+    lost = (state.status != method.RUNNING) | ~((end.gap < 1e3) & (end.violation < 1e3))
+    return jax.tree.map(lambda x: jnp.where(lost, jnp.nan, x), end)
+
+
+def step_and_gain(config: Any, out: pathlib.Path) -> Part:
+    """Maps of the final error over step and gain, Euler and midpoint."""
+    test, keys = hock_schittkowski.hs(PROBLEM), _keys(config)
+    panels = {}
+    for scheme in ("euler", "midpoint"):
+
+        def cell(
+            key: jax.Array, a: jax.Array, eta: jax.Array, scheme: str = scheme
+        ) -> Final:  # fmt: skip
+            options = ZOFLConfig(eta=eta, gain=a, scheme=scheme)  # pyright: ignore
+            return last_part(key, test, 0.0, options, updates=NUM_STEPS)
+
+        found = _over_grid(cell, keys, GAINS, ETAS)
+        panels[f"{scheme}: violation"] = found.violation
+    return _map(
+        out / "step_and_gain.png", panels, x=ETAS, y=GAINS, xlabel="step eta",
+        ylabel="gain a = eta K", what="violation",
+        title=f"{PROBLEM}, {NUM_STEPS} steps without noise",
+        caption=f"Largest violation over the last fifth of {NUM_STEPS} steps on {PROBLEM} by step "
+        f"and gain, mean of {NUM_SEEDS} seeds, B = n, no noise; hatched: diverged. The gain may "
+        "go up to 2, where |1 - a| = 1, and the midpoint scheme is slowest to forget at both ends.",
+    )  # fmt: skip
+
+
+def radius_and_noise(config: Any, out: pathlib.Path) -> Part:
+    """Maps of the final error over radius and noise level."""
+    test, keys = hock_schittkowski.hs(PROBLEM), _keys(config)
+
+    def cell(key: jax.Array, sigma: jax.Array, u: jax.Array) -> Final:
+        options = ZOFLConfig(eta=0.03, gain=0.1, u=u)
+        return last_part(key, test, sigma, options, updates=NUM_STEPS)
+
+    found = _over_grid(cell, keys, NOISES, RADII)
+    return _map(
+        out / "radius_and_noise.png", {"violation": found.violation, "|f - f*|": found.gap},
+        x=RADII, y=NOISES, xlabel="radius u", ylabel="noise σ", what="value",
+        title=f"{PROBLEM}, {NUM_STEPS} steps with noise",
+        caption=f"Violation and |f - f*| over the last fifth of {NUM_STEPS} steps on {PROBLEM} by "
+        f"radius and noise level, eta = 0.03, a = 0.1, mean of {NUM_SEEDS} seeds; hatched: "
+        "diverged.",
+    )  # fmt: skip
+
+
+def robustness(config: Any) -> Part:
+    """The noise robustness table: default settings on six problems."""
+    keys = _keys(config)
+    cells = []
+    for name in ROBUST:
+        test = hock_schittkowski.hs(name)
+        for form, options in FORMS.items():
+
+            def cell(
+                key: jax.Array, sigma: jax.Array, options: ZOFLConfig = options,
+                test: Problem = test,
+            ) -> Final:  # fmt: skip
+                return last_part(key, test, sigma, options, updates=NUM_STEPS)
+
+            over_noise = jax.vmap(cell, in_axes=(None, 0))
+            found = jax.device_get(
+                jax.jit(jax.vmap(over_noise, in_axes=(0, None)))(keys, jnp.asarray(SIGMAS))
+            )
+            cells.append((name, form, *(_cell(found, k) for k in range(len(SIGMAS)))))
+    table = Table(
+        "Robustness to noise: violation / |f - f*|",
+        ("Problem", "Form", *(f"σ = {sigma:g}" for sigma in SIGMAS)),
+        tuple(cells),
+        f"Noise of standard deviation σ on f and every constraint, unscaled; mean over the last "
+        f"fifth of {NUM_STEPS} steps, median of {keys.size} seeds, values free of noise. Step, "
+        "gain and radius are the defaults for that σ; midpoint makes twice the queries of a step.",
+    )
+    return (), (table,), ()
+
+
+def _keys(config: Any) -> jax.Array:
+    return jax.random.split(jax.random.key(config.seed), NUM_SEEDS)
+
+
+def _over_grid(cell: Any, keys: jax.Array, y: Any, x: Any) -> Final:
+    """Means over the keys, `[len(y), len(x)]`; NaN where any run was lost."""
+    over_x = jax.vmap(cell, in_axes=(None, None, 0))
+    over_y = jax.vmap(over_x, in_axes=(None, 0, None))
+    over_keys = jax.jit(jax.vmap(over_y, in_axes=(0, None, None)))
+    found = jax.device_get(over_keys(keys, jnp.asarray(y), jnp.asarray(x)))
+    return Final(*(values.mean(axis=0) for values in found))
+
+
+def _map(path: pathlib.Path, panels: dict[str, np.ndarray], *, what: str, caption: str,
+         **options: Any) -> Part:  # fmt: skip
+    logs = {
+        name: np.log10(np.maximum(values, 1e-16)) for name, values in panels.items()
+    }  # NaN stays NaN
+    pictures.heat_maps(path, logs, label=f"log₁₀ {what}", **options)
+    return (), (), (Figure(path.name, caption, caption),)
+
+
+def _cell(found: Final, k: int) -> str:
+    violation, gap = (values[:, k] for values in (found.violation, found.gap))
+    lost = int(np.isnan(violation).sum())
+    if lost == violation.size:
+        return "diverged"
+    text = f"{np.nanmedian(violation):.0e} / {np.nanmedian(gap):.0e}"
+    return text + (f" ({lost} of {violation.size} diverged)" if lost else "")
