@@ -1,6 +1,7 @@
 """ZOFL against its rivals: equal query budgets, equal tuning, theory, scale and phase portraits."""
 
 import dataclasses
+import os
 import pathlib
 
 from experiments.result import Result
@@ -66,6 +67,10 @@ PRESETS = {
 
 def run(config: Config, out: pathlib.Path, *, resume: bool = False) -> Result:
     """Runs the comparison, then the studies of theory, scale and portraits."""
+    # A batch of LAPACK calls waits, on a thread of XLA's CPU pool, for parts of it that it has
+    # queued to the same pool: as many such batches at a time as there are threads lock up for good
+    # (jaxlib 0.10.2). It must be set before JAX starts its backend.
+    os.environ.setdefault("PJRT_NPROC", "16")
     from experiments.zofl import study  # here, so that --help needs no JAX
 
     return study.run(config, out, resume=resume)

@@ -19,8 +19,9 @@ from experiments.zofl.units import PUBLISHED, TUNED, Record, Unit
 from jaxlab.core import stats
 from jaxlab.zeroth_order import profiles
 
-LEAST_GAP, MOST_GAP = 1e-6, 1e3
-"""Gaps are compared on a logarithmic scale between these: below, both have solved the problem."""
+LEAST_GAP, MOST_GAP = units.TOLERANCE, 1e3
+"""Gaps are compared on a logarithmic scale between these; the tolerated violation can buy about the
+least, so that differences below say nothing."""
 INFEASIBLE_GAP = 1.0
 """An infeasible end counts as this gap at least, about that of the start."""
 TAUS = (1e-1, 1e-3)
@@ -51,7 +52,9 @@ class Comparison(NamedTuple):
         unit = self.units.get((task, name))
         if unit is None:
             return None
-        return units.answer(unit.record, methods.TABLE[name]) if name in methods.TABLE else unit.record
+        return (
+            units.answer(unit.record, methods.TABLE[name]) if name in methods.TABLE else unit.record
+        )
 
 
 class Duel(NamedTuple):

@@ -174,7 +174,9 @@ def _draw_profiles(comparison: Comparison, level: int, out: pathlib.Path) -> Fig
     mine = [k for k, name in enumerate(applicable) if name in methods.OURS]
     rivals = sorted(set(range(len(applicable))) - set(mine), key=lambda k: -area[k])
     kept = [*mine, *rivals[: NUM_RIVALS + 1]]
-    data = np.asarray(profiles.data_profile(jnp.asarray(times), jnp.asarray(n), jnp.asarray(budgets)))
+    data = np.asarray(
+        profiles.data_profile(jnp.asarray(times), jnp.asarray(n), jnp.asarray(budgets))
+    )
     performance = np.asarray(
         profiles.performance_profile(jnp.asarray(times[:, kept]), jnp.asarray(ratios))
     )

@@ -29,9 +29,12 @@ from jaxlab.zeroth_order import (
 )
 from jaxlab.zeroth_order.problem import Problem
 
-STEPS = ((0.01,), (0.03,), (0.1,), (0.3,), (1.0,), (3.0,))
-"""Candidates of most methods: multipliers of the step."""
-PENALTIES = ((1.0, 1.0), (10.0, 1.0), (100.0, 1.0), (1000.0, 1.0), (10.0, 0.1), (100.0, 0.1))
+STEPS = ((0.001,), (0.01,), (0.1,), (0.3,), (1.0,), (3.0,), (10.0,))
+"""Candidates of most methods: multipliers of the step. The least are for methods whose one random
+direction inflates the curvature n times."""
+PENALTIES = (
+    (1.0, 1.0), (10.0, 1.0), (100.0, 1.0), (1000.0, 1.0), (10.0, 0.1), (100.0, 0.1), (100.0, 0.01)
+)  # fmt: skip
 """Candidates of the penalty methods: weight, and multiplier of the step."""
 GRID_SIZE = len(STEPS)
 SAFEOPT_QUERIES, SAFEOPT_GRID = 64, 300

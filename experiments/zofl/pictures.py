@@ -51,12 +51,14 @@ def lines(
     log: str = "",
     dashed: Collection[str] = (),
     markers: bool = False,
+    xticks: Sequence[float] = (),
 ) -> None:
     """Draws curves by name; those `dashed` repeat the colors of the solid ones, in order.
 
     Args:
         log: axes with a logarithmic scale: "", "x", "y" or "xy".
         markers: draw the points.
+        xticks: where to put ticks, instead of the usual places.
     """
     with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(5.4, 3.9), layout="constrained")
@@ -68,6 +70,9 @@ def lines(
                 ls=(0, (4, 1.5)) if name in dashed else "-", marker="o" if markers else None, ms=4,
             )  # fmt: skip
         _scale(axis, log)
+        if xticks:
+            axis.set_xticks(xticks, [f"{value:g}" for value in xticks])
+            axis.minorticks_off()
         axis.set_xlabel(xlabel)
         axis.set_ylabel(ylabel)
         axis.set_title(title)
@@ -103,16 +108,12 @@ def envelopes(
             )
             axis.plot(t, middle, color=COLORS[0], lw=1.5, label="median")
             axis.plot(t, bound, color=COLORS[1], lw=1.6, label="bound: transient + floor")
-            axis.plot(
-                t, transient, color=INK, lw=1.2, ls=(0, (4, 1.5)), label="(1 − a)ᵗ |h(x₀)|"
-            )
+            axis.plot(t, transient, color=INK, lw=1.2, ls=(0, (4, 1.5)), label="(1 − a)ᵗ |h(x₀)|")
             axis.set_yscale("log")
-            axis.set_ylim(bottom=max(1e-8, 0.2 * float(bound.min())) if len(panels) == 1 else None)
             axis.set_title(name)
             axis.set_xlabel(xlabel)
         axes[0, 0].set_ylabel(ylabel)
-        bottom = 0.03 * min(float(bound[-1]) for _, bound, _ in panels.values())
-        axes[0, 0].set_ylim(bottom=bottom)
+        axes[0, 0].set_ylim(bottom=1e-6)
         figure.suptitle(title, x=0.01, ha="left", fontsize=10.5, fontweight="bold")
         figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
         _save(figure, path)
@@ -139,11 +140,11 @@ def heat_maps(
             axis.set_facecolor("white")
             axis.patch.set(hatch="xxx", edgecolor=MUTED)
             image = axis.imshow(values, origin="lower", aspect="auto", cmap="cividis")
-            for ticks, numbers, put in (
-                (range(len(x)), x, axis.set_xticks), (range(len(y)), y, axis.set_yticks),
-            ):  # fmt: skip
-                every = 1 + (len(numbers) - 1) // 6
-                put(list(ticks)[::every], [f"{value:.2g}" for value in numbers][::every])
+            for numbers, put in ((x, axis.set_xticks), (y, axis.set_yticks)):
+                every = 1 + (len(numbers) - 1) // 5
+                put(
+                    range(0, len(numbers), every), [f"{value:.2g}" for value in numbers[::every]]
+                )  # fmt: skip
             axis.set_xlabel(xlabel)
             axis.set_title(name)
             figure.colorbar(image, ax=axis, label=label, location="bottom", shrink=0.9)

@@ -11,46 +11,56 @@ import numpy as np
 from experiments.result import Figure
 from experiments.zofl import pictures
 from jaxlab.core.types import Algorithm
-from jaxlab.zeroth_order import field, first_order, hock_schittkowski, method, primal_dual, zofl
-from jaxlab.zeroth_order.problem import Problem
+from jaxlab.zeroth_order import field, first_order, method, primal_dual, zofl
+from jaxlab.zeroth_order.problem import Problem, make_problem
 from jaxlab.zeroth_order.settings import ZOFLConfig
 
-STARTS = ((-1.2, -1.2), (-0.4, 0.9), (0.6, -0.6), (1.3, 0.9), (-1.3, 1.7))
+STARTS = ((-0.9, -1.1), (-1.3, 0.6), (0.1, -0.5), (1.4, -0.6), (-0.2, 0.3))
 ETA, GAIN = 0.1, 0.5
 NUM_STEPS = 60
 """Steps of ZOFL; primal-dual methods, which need smaller ones, take `MORE_STEPS`."""
-MORE_STEPS = 400
-RANGE = ((-1.6, 1.6), (-1.8, 2.2))
+MORE_STEPS = 150
+RANGE = ((-1.6, 1.6), (-1.4, 1.6))
 GRID = 120
 
 
 def run(config: Any, out: pathlib.Path) -> tuple[Figure, ...]:
-    """Draws the phase portrait of HS7 with the paths of five methods."""
-    problem = hock_schittkowski.hs("HS7")
+    """Draws the phase portrait of a projection onto the circle with the paths of four methods."""
+    problem = circle()
     paths = {
         name: _paths(problem, build, jax.random.key(config.seed), num_steps=num_steps)
         for name, (build, num_steps) in _methods().items()
     }
     x1, x2 = (np.linspace(*ends, GRID, dtype=np.float32) for ends in RANGE)
     points = jnp.stack(jnp.meshgrid(jnp.asarray(x1), jnp.asarray(x2)), axis=-1)
-    assert problem.exact is not None and problem.x_star is not None
     f, h, F = jax.device_get(jax.jit(jax.vmap(jax.vmap(lambda x: _at(problem, x))))(points))
     pictures.portrait(
         out / "portrait.png", (x1, x2), (F[..., 0], F[..., 1]), h[..., 0], f, paths,
-        optimum=np.asarray(problem.x_star), title="HS7: min ln(1 + x₁²) − x₂ on a closed curve",
+        optimum=np.asarray(problem.x_star), title="Nearest point of the unit circle",
     )  # fmt: skip
     caption = (
-        "Phase portrait of HS7: the feasible curve (black), the velocity of feedback linearization "
-        "(gray), the optimum (star), and the iterates of five starts. ZOFL goes to the curve at "
-        "the rate it was given and then along it; primal-dual methods pass through it and circle "
-        f"around the optimum. {NUM_STEPS} steps of ZOFL, {MORE_STEPS} of the others."
+        "Phase portrait of a projection onto the circle: the feasible set (black), the velocity of "
+        "feedback linearization (gray), the optimum (star), and the iterates of five starts. ZOFL "
+        "goes to the circle at the rate it was given and then along it; primal-dual methods go "
+        f"towards the objective first and swing around the optimum. {NUM_STEPS} steps of ZOFL, "
+        f"{MORE_STEPS} of the others."
     )
     return (Figure("portrait.png", caption, caption),)
 
 
+def circle() -> Problem:
+    """Builds min ||x - z||^2 / 2 subject to ||x||^2 = 1 in the plane, z twice the optimum."""
+    x_star = jnp.asarray([0.6, 0.8])
+
+    def fun(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return 0.5 * jnp.sum((x - 2.0 * x_star) ** 2), jnp.sum(x**2)[None] - 1.0
+
+    return make_problem(fun, jnp.asarray(STARTS[0]), m_eq=1, x_star=x_star, name="circle")
+
+
 def _methods() -> dict[str, tuple[Callable[[Problem], Algorithm], int]]:
     ours = ZOFLConfig(eta=ETA, gain=GAIN)
-    theirs = {"alpha": 0.02, "beta": 0.02}
+    theirs = {"alpha": 0.05, "beta": 0.1}
     return {
         "ZOFL, Euler": (lambda p: zofl.make_zofl(p, ours), NUM_STEPS),
         "ZOFL, midpoint": (

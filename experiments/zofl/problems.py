@@ -12,13 +12,11 @@ import scipy.optimize
 from jaxlab.zeroth_order import (
     case9,
     client_fairness,
-    client_fairness,
     high_dimensional,
     hock_schittkowski,
     policy_search,
     power_flow,
     problem,
-    qcqp,
     qcqp,
     safe_learning,
 )

@@ -35,7 +35,7 @@ LIMITS = (
     "learning, and on two power systems.",
     "One random instance of the cubic program and one of the sphere: the seeds draw directions and "
     "noise, not problems.",
-    "One setting of each method is tuned, over six values; who tunes more may find better.",
+    "One setting of each method is tuned, over seven values; who tunes more may find better.",
     "Under noise every method is given at least the difference radius that ZOFL takes by default, "
     "which is more than most publish.",
     "The answer of a run is its best measured point; under noise that is a lucky measurement, the "

@@ -128,10 +128,9 @@ def _against_best(comparison, level, shares, claim, metric, note) -> Row:
         verdict = "no clear difference"
     else:
         verdict = _verdict(interval.low, interval.high)
-        note += (
-            f" Difference to the best rival: {count * interval.estimate:+.1f} problems "
-            f"({count * interval.low:+.1f} to {count * interval.high:+.1f} over resampled problems)."
-        )
+        gap, low, high = (count * end for end in (interval.estimate, interval.low, interval.high))
+        note += f" Difference to the best rival: {gap:+.1f} problems "
+        note += f"({low:+.1f} to {high:+.1f} over resampled problems)."
     return Row(
         claim,
         metric,
@@ -341,10 +340,7 @@ def _external_table(comparison: Comparison) -> Table:
         for level in range(len(comparison.config.sigmas)):
             shares = (
                 analysis.feasible_shares(comparison, solver, level),
-                *(
-                    analysis.solved_shares(comparison, solver, level, tau)
-                    for tau in analysis.TAUS
-                ),
+                *(analysis.solved_shares(comparison, solver, level, tau) for tau in analysis.TAUS),
             )
             cells.append(" / ".join(f"{share.sum():.1f}" for share in shares))
         queries = [units.median(u.record.queries[0, TUNED, :, -1]) for u in found.values()]

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.result import Figure, Row, Table
-from experiments.zofl import pictures, published, sensitivity, violation
+from experiments.zofl import pictures, published, random_problems, sensitivity, violation
 from experiments.zofl.published import Part
 from jaxlab.zeroth_order import (
     client_fairness,
@@ -43,7 +43,7 @@ def run(config: Any, out: pathlib.Path) -> Part:
         ]
         if config.thorough:
             parts += [
-                published.random_qcqp_part(config, out),
+                random_problems.part(config, out),
                 published.power_flow_part(config),
                 flow_part(),
                 *violation.parts(config, out),
@@ -105,7 +105,7 @@ def orders_part(config: Any, out: pathlib.Path) -> Part:
             )  # fmt: skip
     pictures.lines(
         out / "orders.png", curves, xlabel="step eta", ylabel="violation", log="xy",
-        title="Violation along a curved constraint", markers=True,
+        title="Violation along a curved constraint", markers=True, xticks=ETAS,
         dashed=[name for name in curves if "one step" in name],
     )  # fmt: skip
     caption = (

@@ -168,7 +168,9 @@ def _run_unit(
     score = np.zeros((used.size, 0))
     if tuning_seeds:
         everything = np.broadcast_to(np.arange(len(grid)), (used.size, len(grid)))
-        tried = answer(call(everything, _FIRST_TUNING_SEED + np.arange(tuning_seeds)), chosen_method)
+        tried = answer(
+            call(everything, _FIRST_TUNING_SEED + np.arange(tuning_seeds)), chosen_method
+        )
         allowed = tolerance(used)[:, None, None]
         score = tuning_score(tried.best_gap[..., -1], tried.best_violation[..., -1], allowed)
         chosen = np.array([select(row, chosen_method.published) for row in score])
@@ -216,7 +218,11 @@ def _compile(
         return jax.lax.scan(period, tracked.init(key), periods)[1]
 
     key = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), lanes))
-    shapes = (key, jax.ShapeDtypeStruct((lanes,), dtype), jax.ShapeDtypeStruct((lanes, width), dtype))
+    shapes = (
+        key,
+        jax.ShapeDtypeStruct((lanes,), dtype),
+        jax.ShapeDtypeStruct((lanes, width), dtype),
+    )
     hasty = quick and jax.default_backend() == "cpu"
     options = {"xla_backend_optimization_level": 0} if hasty else None
     return jax.jit(jax.vmap(lane)).lower(*shapes).compile(compiler_options=options)
@@ -265,8 +271,10 @@ def _check_queries(record: Record, task: Task, chosen_method: Method) -> None:
     start, per_step = chosen_method.queries(task.problem)
     made = record.queries[..., -1].max()
     most = start + per_step * chosen_method.num_steps(task)
-    if made > task.budget or (record.status == method.RUNNING).all() and not (
-        made == most or chosen_method.most_steps and made <= most
+    if (
+        made > task.budget
+        or (record.status == method.RUNNING).all()
+        and not (made == most or chosen_method.most_steps and made <= most)
     ):
         raise RuntimeError(f"{chosen_method.label} made {made} queries on {task.name}, not {most}")
 

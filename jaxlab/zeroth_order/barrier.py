@@ -105,7 +105,7 @@ def make_lb_sgd(
     def update(key: Array, x: Array, inner: Inner, t: Array, step_scale: Array) -> Proposal:
         key_directions, key_query = jax.random.split(key)
         S, c = direction_sets.directions(key_directions, n, B, "sphere", dtype)
-        S, _ = estimators.within_box(x, S, u, problem.lb, problem.ub)
+        S, _ = estimators.within_box(x, S, u, problem.lb, problem.ub, central=False)
         q0, D, queries = estimators.two_point(
             problem.q, x, S, u, key_query, central=False, center_repeats=center_repeats
         )

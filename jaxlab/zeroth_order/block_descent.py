@@ -154,7 +154,8 @@ def moved_points(
         `(points, steps)`: x with coordinate `idx[j]` moved, and the signed difference of the
         coordinate as the dtype represents it; 0 where the box has no room at all.
     """
-    x_i, size, lb, ub = x[idx], size[idx], lb[idx], ub[idx]
+    lb, ub = jnp.asarray(lb)[idx], jnp.asarray(ub)[idx]
+    x_i, size = x[idx], size[idx]
     farther = jnp.where(ub - x_i >= x_i - lb, ub, lb)
     backward = jnp.where(x_i - size >= lb, x_i - size, farther)
     target = jnp.where(x_i + size <= ub, x_i + size, backward)

@@ -8,7 +8,6 @@ Source: Chow 1982 (Time-Scale Modeling of Dynamic Networks with Applications to 
 p. 70), with the limits and costs of MATPOWER's case9 (Zimmerman, Murillo-Sanchez and Thomas 2011).
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -168,13 +167,13 @@ def opf9() -> Problem:
     """
     buses, network = NETWORK.load_p.size, NETWORK
 
-    def flat(theta: float, V: float, P: np.ndarray, Q: float) -> tuple[Array, Callable]:
-        angles, voltages = jnp.full(buses - 1, theta), jnp.full(buses, V)
-        return ravel_pytree(Operation(angles, voltages, jnp.asarray(P, float), jnp.full(3, Q)))
+    def flat(theta: float, V: float, P: np.ndarray, Q: float) -> np.ndarray:
+        # In the order of `Operation`, and in NumPy: bounds stay concrete under a trace.
+        return np.concatenate([np.full(buses - 1, theta), np.full(buses, V), P, np.full(3, Q)])
 
-    start, unravel = flat(0.0, 1.0, DISPATCH, 0.0)
-    lower, _ = flat(-np.inf, 0.9, P_MIN, -Q_MAX)
-    upper, _ = flat(np.inf, 1.1, P_MAX, Q_MAX)
+    parts = jnp.split(jnp.asarray(flat(0.0, 1.0, DISPATCH, 0.0)), [8, 17, 20])
+    start, unravel = ravel_pytree(Operation(*parts))
+    lower, upper = flat(-np.inf, 0.9, P_MIN, -Q_MAX), flat(np.inf, 1.1, P_MAX, Q_MAX)
 
     def fun(flat_x: Array) -> tuple[Array, Array]:
         x = unravel(flat_x)

@@ -82,7 +82,7 @@ def make_szo_conex(
         """The value of every function at its forward point, its slope, and q at x."""
         key_directions, key_query = jax.random.split(key)
         S, _ = direction_sets.directions(key_directions, n, num_functions, "gaussian", dtype)
-        S, _ = estimators.within_box(x, S, u, problem.lb, problem.ub)
+        S, _ = estimators.within_box(x, S, u, problem.lb, problem.ub, central=False)
         points = jnp.concatenate([x[None] + u * S.T, jnp.broadcast_to(x, (num_functions, n))])
         keys = jax.random.split(key_query, 2 * num_functions)
         q = estimators.evaluate(problem.q, points, keys)  # [2 functions, 1 + m]

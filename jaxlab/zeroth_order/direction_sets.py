@@ -112,17 +112,17 @@ def gram_inflation(n: int, B: int, kind: Kind) -> float:
     """Returns r with E[J_hat J_hat'] = r J J' for the plug-in Jacobian J_hat = c J S S'.
 
     A plug-in method divides its gain by about r: 2 at B = n on the sphere, 1 when the directions
-    are orthonormal. Rademacher and Hadamard sets have no such number, it depends on J.
-
-    Raises:
-        ValueError: for a kind without a constant inflation.
+    are orthonormal.
     """
     check_directions(n, B, kind)
-    if kind in ("orthonormal", "coordinate", "block"):
-        return n / B
-    if kind in ("sphere", "gaussian"):
-        return (n + B - 1 if kind == "sphere" else n + B + 1) / B
-    raise ValueError(f"the inflation of kind {kind!r} depends on the Jacobian")
+    if kind == "gaussian":
+        return (n + B + 1) / B
+    if kind in ("sphere", "rademacher"):  # independent columns of length 1
+        return (n + B - 1) / B
+    if kind == "hadamard":  # orthogonal in N dimensions, of which n are seen
+        N = _order(n)
+        return n / B + (B - 1) / B * (N - n) / max(N - 1, 1)
+    return n / B
 
 
 def check_directions(n: int, B: int, kind: str) -> None:

@@ -7,6 +7,8 @@ q = (f, h), `[1 + m]`; source: arXiv:2509.24056, section on estimation.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from jaxlab.zeroth_order.problem import Oracle
@@ -123,9 +125,10 @@ def within_box(
 
     Args:
         x: `[n]`, inside the box.  S: `[n, B]`.  u: radius.  lb, ub: `[n]`, the box.
-        central: for central differences x + u S_plus and x - u S_minus are the projections of
-            x + u S and x - u S, and the differences belong to (S_plus + S_minus) / 2. Forward
-            differences use S_plus alone: a component that would leave the box is turned round.
+        central: the differences of x + u S_plus and x - u S_minus belong to
+            (S_plus + S_minus) / 2, which is S again: what one side lacks the other has more, unless
+            the box is thinner than 2u |S|. Forward differences use S_plus alone: a component that
+            would leave the box is turned round.
 
     Returns:
         `(S_plus, S_minus)`, both `[n, B]`.
@@ -133,11 +136,17 @@ def within_box(
     x, lb, ub = x[:, None], lb[:, None], ub[:, None]
     if not central:
         S = jnp.where((x + u * S > ub) | (x + u * S < lb), -S, S)
-    plus, minus = x + u * S, x - u * S
-    # Where the box does not touch, the components are exactly those of S.
-    S_plus = jnp.where((plus >= lb) & (plus <= ub), S, (jnp.clip(plus, lb, ub) - x) / u)
-    S_minus = jnp.where((minus >= lb) & (minus <= ub), S, (x - jnp.clip(minus, lb, ub)) / u)
-    return S_plus, S_minus
+
+    def kept(S: Array, sign: float) -> Array:
+        """Cuts directions to the box; those inside it stay exactly as they are."""
+        point = x + sign * u * S
+        return jnp.where((point >= lb) & (point <= ub), S, sign * (jnp.clip(point, lb, ub) - x) / u)
+
+    S_plus = kept(S, 1.0)
+    if not central:
+        return S_plus, S_plus
+    S_minus = kept(2.0 * S - S_plus, -1.0)
+    return kept(2.0 * S - S_minus, 1.0), S_minus
 
 
 def probe_points(
@@ -196,5 +205,5 @@ def check_radius(u: float | Array) -> None:
     Raises:
         ValueError: if it is not positive and finite.
     """
-    if isinstance(u, (int, float)) and not 0.0 < u < float("inf"):
+    if not isinstance(u, Tracer) and not np.all((np.asarray(u) > 0.0) & np.isfinite(np.asarray(u))):
         raise ValueError(f"the radius u must be positive and finite, got {u}")

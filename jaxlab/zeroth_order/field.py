@@ -143,7 +143,7 @@ def newton_metric(
         H: `[B, B]` symmetric, a Hessian of f.
         fill: curvature put in place of zero or negative ones; 0.3 and 1 in the OPF studies.
         scale: factor.
-        noise: eigenvalues up to this share of the largest are taken for zero.
+        noise: eigenvalues up to this value are taken for zero.
 
     Source: FL-Newton of arXiv:2503.12665, T = (Hessian of f)^-1.
     """
@@ -328,5 +328,5 @@ def _as_metric(T: Array | Metric | None) -> Metric:
 
 
 def _positive(values: Array, fill: float | Array, noise: float | Array) -> Array:
-    share = jnp.maximum(noise, 100.0 * float(jnp.finfo(values.dtype).eps))
-    return jnp.where(values > share * jnp.max(jnp.abs(values)), values, fill)
+    rounding = 100.0 * float(jnp.finfo(values.dtype).eps) * jnp.max(jnp.abs(values))
+    return jnp.where(values > jnp.maximum(noise, rounding), values, fill)

@@ -42,8 +42,9 @@ def kkt_gap(
     """Returns the largest violation of the KKT conditions.
 
     max(||grad + J' lam||_2, ||h_E||_inf, |lam_I' h_I|, max_i [h_I,i]_+). Without inequalities, or
-    without equalities, it is the gap of arXiv:2503.12665 for that case. The sign of lam_I is the
-    multiplier's business: every multiplier of this room is non-negative.
+    without equalities, it is the gap of arXiv:2503.12665 for that case. The sign of lam_I is not
+    looked at: the multipliers of this room are non-negative, but those of the slack form only in
+    the limit.
 
     Args:
         grad: gradient of f.  J: Jacobian of h.  h: constraint values, equalities first.

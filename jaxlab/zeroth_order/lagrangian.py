@@ -8,6 +8,8 @@ and queries stay those of the original problem.
 """
 
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from jaxlab.zeroth_order.problem import Problem
@@ -51,5 +53,5 @@ def check_positive(settings: dict[str, float | Array]) -> None:
         ValueError: if one is not positive.
     """
     for name, value in settings.items():
-        if isinstance(value, (int, float)) and not value > 0.0:
+        if not isinstance(value, Tracer) and not np.all(np.asarray(value) > 0.0):
             raise ValueError(f"{name} must be positive, got {value}")

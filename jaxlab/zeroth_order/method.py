@@ -112,14 +112,14 @@ def make_algorithm(
 
     def init(key: Array) -> State:
         key, key_inner = jax.random.split(key)
-        x0 = jnp.asarray(problem.x0)
+        x0 = jnp.array(problem.x0, copy=True)
         with jax.default_matmul_precision("highest"):
             inner, queries = init_inner(key_inner, x0)
         inner = jax.tree.map(jnp.asarray, inner)
         count = jnp.asarray(0, jnp.int32)
         infinite = jnp.asarray(jnp.inf, dtype)
         shape = jax.eval_shape(update, key, x0, inner, count, jnp.ones((), dtype)).metrics
-        return State(
+        state = State(
             key=key, t=count, x=x0, inner=inner, good_x=x0, good_inner=inner,
             f=infinite, h=jnp.full((problem.m,), infinite),
             best_x=x0, best_f=infinite, best_violation=infinite,
@@ -128,6 +128,8 @@ def make_algorithm(
             step_scale=jnp.ones((), dtype), retrying=jnp.asarray(False),
             rejections=count, rejected=count, status=count,
         )  # fmt: skip
+        # A leaf of its own for every field, so that an eager state can be donated.
+        return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), state)
 
     def step(state: State) -> tuple[State, Metrics]:
         key, key_update = jax.random.split(state.key)

@@ -5,10 +5,10 @@ The control input lam of arXiv:2503.12665 solves
     min over lam_I >= 0, lam_E free of  1/2 lam' A lam + b' lam,   A = J T J',  b = J T grad - K h.
 
 Systems are first scaled to a unit diagonal, so that rescaling a constraint changes nothing, and
-regularized by a ridge whose effect two proximal refinements remove again where A is regular.
+regularized by a ridge whose effect is removed again where A is regular.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
 import jax
@@ -24,7 +24,8 @@ Factor = Array | list[list[Array]]
 SWEEPS_PER_FACE = 5
 MOST_UNROLLED = 8
 MOST_ENUMERATED = 6
-REFINEMENTS = 2
+PASSES = 3
+UNBOUNDED = 1e4  # of a system with a unit diagonal
 
 
 def fl_multiplier(
@@ -52,8 +53,8 @@ def fl_multiplier(
         ridge: regularization relative to the diagonal, at least ten machine epsilons.
         iterations: most sweeps (Hildreth) or iterations (FISTA, ADMM).
         solver: method for the inequalities, see `nnqp`.
-        max_multiplier: cap on |lam_i|; inconsistent linearized constraints make lam grow without
-            bound. The residual is that of the capped multiplier, so that it shows.
+        max_multiplier: cap on max |lam_i|, by a common factor; nearly dependent constraints that
+            ask for different things make lam grow. The residual is that of the capped multiplier.
 
     Returns:
         `(lam, residual)`: `[m]` and the largest violation of the optimality conditions,
@@ -76,8 +77,8 @@ def fl_multiplier(
     else:
         lam = solve_free(A, b, ridge=ridge)
         lam = jnp.concatenate([lam[:m_eq], jnp.maximum(lam[m_eq:], 0.0)])
-    if max_multiplier is not None:
-        lam = jnp.clip(lam, -max_multiplier, max_multiplier)
+    if max_multiplier is not None:  # in proportion, so that J'lam keeps its direction
+        lam = lam * jnp.minimum(1.0, max_multiplier / jnp.max(jnp.abs(lam), initial=1e-30))
     return lam, residual(A, b, lam, m_eq)
 
 
@@ -131,9 +132,8 @@ def solve_free(
 ) -> Float[Array, " m"]:
     """Solves A lam = -b by Cholesky; dependent rows share the multiplier instead of failing.
 
-    The ridge, relative to the diagonal, keeps a singular A invertible. Each proximal refinement
-    lam <- lam - (A + rho I)^-1 (A lam + b) squares down its error on a regular A, and leaves lam
-    bounded on a singular one.
+    The ridge, relative to the diagonal, keeps a singular A invertible, and leaves no trace on a
+    regular one. Constraints that contradict each other are met in the least-squares sense.
     """
     A, b, d = _equilibrate(A, b)
     return _regular_solve(_factor(A, ridge), A, -b) / d
@@ -184,12 +184,30 @@ def nnqp(
     solve = {
         "hildreth": _hildreth, "fista": _fista, "admm": _admm, "enumerate": _enumerate
     }[solver]  # fmt: skip
-    lam = solve(reduced_A, reduced_b, ridge, iterations)
+    lam = _differentiable(solve, ridge, iterations)(reduced_A, reduced_b)
     if factor is not None:
         lam_eq = _regular_solve(factor, A[:m_eq, :m_eq], -(b_eq + to_eq @ lam))
         lam = jnp.concatenate([lam_eq, lam])
     lam = lam / d
     return lam, residual(unscaled_A, unscaled_b, lam, m_eq)
+
+
+def _differentiable(
+    solve: Callable[..., Array], ridge: float | Array, iterations: int
+) -> Callable[[Array, Array], Array]:
+    """Gives a solver the derivative of its solution: lam solves A lam = -b where it is positive."""
+
+    @jax.custom_jvp
+    def solution(A: Array, b: Array) -> Array:
+        return solve(A, b, ridge, iterations)
+
+    @solution.defjvp
+    def derivative(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+        (A, b), (dA, db) = primals, tangents
+        lam = solution(A, b)
+        return lam, _on_active_set(A, dA @ lam + db, lam > 0.0, ridge, _regular_solve)
+
+    return solution
 
 
 def _hildreth(A: Array, b: Array, ridge: float | Array, iterations: int) -> Array:
@@ -214,7 +232,11 @@ def _hildreth(A: Array, b: Array, ridge: float | Array, iterations: int) -> Arra
 
     zero = jnp.zeros_like(b)
     start = (jnp.asarray(0, jnp.int32), zero, residual(A, b, zero, 0))
-    return jax.lax.while_loop(unfinished, sweeps_and_face, start)[1]
+    _, lam, error = jax.lax.while_loop(unfinished, sweeps_and_face, start)
+    # No entry leaves if the constraints contradict each other: then meet them by least squares.
+    contradicted = (error > 1e-6 * (1.0 + jnp.max(jnp.abs(b)))) & (jnp.max(lam) > UNBOUNDED)
+    compromise = _on_active_set(A, b, lam > 0.0, ridge, _regular_solve)
+    return jnp.where(contradicted, compromise, lam)
 
 
 def _minimize_on_face(A: Array, b: Array, lam: Array, ridge: float | Array) -> Array:
@@ -226,7 +248,8 @@ def _minimize_on_face(A: Array, b: Array, lam: Array, ridge: float | Array) -> A
 
     def step(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         lam, active, _ = carry
-        target = _on_active_set(A, b, active, ridge)
+        # Along a null space the objective falls for ever: go far, some entry will leave.
+        target = _on_active_set(A, b, active, ridge, _proximal_solve)
         leaving = active & ~(target > 0.0)
         ratio = jnp.where(leaving, lam / jnp.where(leaving, lam - target, 1.0), 1.0)
         share = jnp.min(ratio)
@@ -274,16 +297,18 @@ def _admm(A: Array, b: Array, ridge: float | Array, iterations: int) -> Array:
 def _enumerate(A: Array, b: Array, ridge: float | Array, iterations: int) -> Array:
     m = b.shape[0]
     active = ((jnp.arange(2**m)[:, None] >> jnp.arange(m)[None]) & 1) == 1
-    candidates = jax.vmap(lambda mask: _on_active_set(A, b, mask, ridge))(active)
+    candidates = jax.vmap(lambda mask: _on_active_set(A, b, mask, ridge, _regular_solve))(active)
     errors = jax.vmap(lambda lam: residual(A, b, lam, 0))(candidates)
     return jnp.maximum(0.0, candidates[jnp.nanargmin(errors)])
 
 
-def _on_active_set(A: Array, b: Array, active: Array, ridge: float | Array) -> Array:
+def _on_active_set(
+    A: Array, b: Array, active: Array, ridge: float | Array, solve: Callable[..., Array]
+) -> Array:
     """Solves A lam = -b on the active indices, with lam = 0 elsewhere."""
     both = active[:, None] & active[None, :]
     A = jnp.where(both, A, jnp.eye(b.shape[0], dtype=b.dtype))
-    return _regular_solve(_factor(A, ridge), A, jnp.where(active, -b, 0.0))
+    return solve(_factor(A, ridge), A, jnp.where(active, -b, 0.0))
 
 
 def _equilibrate(A: Array, b: Array) -> tuple[Array, Array, Array]:
@@ -339,7 +364,21 @@ def _least_ridge(A: Array) -> float:
 
 
 def _regular_solve(factor: Factor, A: Array, rhs: Array) -> Array:
+    """Solves A x = rhs with the ridge removed again; least squares where A is singular.
+
+    Each pass adds (A + rho I)^-1 A (A + rho I)^-1 of what is left. On a regular A the error falls
+    by 2 rho / s for every eigenvalue s; what no x can reach is left out, not divided by rho.
+    """
+    solution = jnp.zeros_like(rhs)
+    for _ in range(PASSES):
+        step = _cholesky_solve(factor, rhs - A @ solution)
+        solution = solution + _cholesky_solve(factor, A @ step)
+    return solution
+
+
+def _proximal_solve(factor: Factor, A: Array, rhs: Array) -> Array:
+    """Solves A x = rhs with the ridge removed again; far out along a singular A's null space."""
     solution = _cholesky_solve(factor, rhs)
-    for _ in range(REFINEMENTS):
+    for _ in range(PASSES - 1):
         solution = solution + _cholesky_solve(factor, rhs - A @ solution)
     return solution

@@ -14,6 +14,8 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from jaxlab.zeroth_order.problem import Problem
@@ -148,7 +150,9 @@ def _perturbed(problem: Problem, perturb: Perturb, sigma: float | Array) -> Prob
 
 
 def _check_level(level: float | Array, name: str) -> None:
-    if isinstance(level, (int, float)) and not 0.0 <= level < math.inf:
+    if not isinstance(level, Tracer) and not np.all(
+        (np.asarray(level) >= 0.0) & np.isfinite(np.asarray(level))
+    ):
         raise ValueError(f"{name} must be at least 0 and finite, got {level}")
 
 

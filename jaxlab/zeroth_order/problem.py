@@ -91,12 +91,14 @@ def make_problem(
 
     Raises:
         ValueError: if `x0` is not finite, not floating or outside the bounds, a bound has another
-            structure, `fun` does not return `(scalar, vector)`, or it has fewer than `m_eq`
-            constraints.
+            structure, `sigma` is negative, `fun` does not return `(scalar, vector)`, or it has
+            fewer than `m_eq` constraints.
     """
     dtypes = {leaf.dtype for leaf in map(jnp.asarray, jax.tree.leaves(x0))}
     if not dtypes or not all(jnp.issubdtype(dtype, jnp.floating) for dtype in dtypes):
         raise ValueError(f"x0 must hold floating arrays, got {sorted(map(str, dtypes))}")
+    if not isinstance(sigma, Tracer) and not np.all(np.asarray(sigma) >= 0.0):
+        raise ValueError(f"sigma must be at least 0, got {sigma}")
     start, unravel = ravel_pytree(x0)
     lb = _bound(lower, -jnp.inf, x0, start, "lower")
     ub = _bound(upper, jnp.inf, x0, start, "upper")
@@ -218,14 +220,18 @@ def from_host(fun: Callable[[np.ndarray], Any], m: int) -> Callable[[Array], tup
 
 
 def _bound(bound: PyTree, default: float, x0: PyTree, start: Array, name: str) -> Any:
-    one = bound is None or (not isinstance(bound, (dict, list, tuple)) and np.ndim(bound) == 0)
-    if one and not isinstance(bound, Tracer):
-        # NumPy, so that bounds stay concrete where the problem is built inside jit.
-        return np.full(start.shape, default if bound is None else bound, start.dtype)
+    """Flattens a bound, in NumPy unless it is traced: bounds stay concrete inside jit."""
+    if bound is None or (not isinstance(bound, (dict, list, tuple)) and np.ndim(bound) == 0):
+        bound = jax.tree.map(lambda _: default if bound is None else bound, x0)
     if jax.tree.structure(bound) != jax.tree.structure(x0):
         raise ValueError(
             f"{name} must be a scalar or have the structure of x0, "
             f"{jax.tree.structure(x0)}, got {jax.tree.structure(bound)}"
         )
-    filled = jax.tree.map(lambda b, x: jnp.broadcast_to(b, jnp.shape(x)), bound, x0)
-    return ravel_pytree(filled)[0].astype(start.dtype)
+    leaves = jax.tree.leaves(bound)
+    xp = jnp if any(isinstance(leaf, Tracer) for leaf in leaves) else np
+    filled = [
+        xp.broadcast_to(xp.asarray(leaf, start.dtype), np.shape(x)).reshape(-1)
+        for leaf, x in zip(leaves, jax.tree.leaves(x0), strict=True)
+    ]
+    return xp.concatenate(filled)

@@ -125,6 +125,8 @@ def resolve(problem: Problem, config: ZOFLConfig) -> ZOFLConfig:
             f"m_eq = {m_eq}; raise B or use form='plugin'"
         )
     sigma = problem.sigma
+    if config.gain is not None and config.K is not None:
+        raise ValueError("gain = eta K and K are two names for one choice: give one of them")
     gain = jnp.where(sigma > 0.0, 0.1, 0.5) if config.gain is None else config.gain
     u = default_radius(sigma, dtype) if config.u is None else config.u
     _check_numbers(config._replace(gain=gain, u=u), m)
@@ -234,6 +236,8 @@ def _check_combinations(problem: Problem, config: ZOFLConfig, exact: bool) -> No
         (streamed and is_boxed(problem), "streamed directions have no box; leave out the bounds"),
         (config.armijo > 0 and config.scheme not in ("euler", "momentum"),
          "the line search goes with scheme 'euler' or 'momentum'"),
+        (config.armijo > 0 and config.ineq == "slack",
+         "the line search has no slack form; use ineq='nnqp'"),
         (config.feedback == "diagonal" and config.ineq == "slack",
          "the diagonal feedback has no slack form; use ineq='nnqp'"),
         (integral and config.feedback != "diagonal",

@@ -27,8 +27,8 @@ class Memory(NamedTuple):
         x_prev: `[n]`, previous iterate (momentum).
         slack: `[m_ineq]`, slack variables.
         integral: `[m]`, accumulated constraint values (FL-PI).
-        average: `[1 + m, n]`, averaged gradient estimates (ema).
-        moments: `(first, second)`, both `[n]` (adam).
+        average: `([1 + m, n], bool)`, averaged gradient estimates, and whether there are any (ema).
+        moments: `(first, second, count)`, `[n]` twice and int32 (adam).
     """
 
     eta: Any = ()
@@ -97,10 +97,11 @@ def zofl_field(
         eta = settings.at(config.eta, t, x.dtype)
     if config.form == "plugin" and config.kind != "exact":
         found = field.plug_in(found, x)
-    if not isinstance(memory.average, tuple):
-        kept = jnp.where(t > 0, jnp.asarray(config.ema, x.dtype), 0.0)
-        found = found._replace(D=kept * memory.average + (1.0 - kept) * found.D)
-        memory = memory._replace(average=found.D)
+    if memory.average:
+        average, started = memory.average
+        kept = jnp.where(started, jnp.asarray(config.ema, x.dtype), 0.0)
+        found = found._replace(D=kept * average + (1.0 - kept) * found.D)
+        memory = memory._replace(average=(found.D, jnp.asarray(True)))
     return controlled(problem, x, config, found, metric, found.q0[1:], memory, eta=eta * step_scale)
 
 
@@ -170,8 +171,11 @@ def initial_step(
     curvature = jnp.max(jnp.abs(found.curvature[0] + lam @ found.curvature[1:]))
     # A unit direction has length |s|^2 = n / (B c); Gaussian ones are longer.
     curvature = curvature / _squared_length(found)
-    reach = jnp.maximum(1.0, jnp.linalg.norm(x)) / jnp.linalg.norm(found.lift(v))
-    eta = jnp.minimum(0.25 / curvature, reach)
+    # A velocity that is 0 up to rounding must not make the step infinite, nor must no curvature.
+    slope = jnp.linalg.norm(found.c * found.lift(found.D[0]))
+    speed = jnp.maximum(jnp.linalg.norm(found.lift(v)), 1e-3 * jnp.maximum(1.0, slope))
+    reach = jnp.maximum(1.0, jnp.linalg.norm(x)) / speed
+    eta = jnp.minimum(0.25 / jnp.maximum(curvature, 0.25 / reach), reach)
     return eta * (1.0 - config.beta) if config.scheme == "momentum" else eta
 
 
@@ -212,11 +216,15 @@ def measure(
         return found, field.scalar_metric(1.0)
     if config.metric == "newton":
         assert found.hessian is not None
-        return found, field.newton_metric(found.hessian, config.newton_fill, scale=found.c, noise=u)
+        noise = _curvature_noise(problem, found, u)
+        return found, field.newton_metric(
+            found.hessian, config.newton_fill, scale=found.c, noise=noise
+        )
     if config.metric == "diagonal":
         assert found.curvature is not None
+        noise = _curvature_noise(problem, found, u)
         return found, field.diagonal_metric(
-            found.curvature[0], config.newton_fill, scale=found.c, noise=u
+            found.curvature[0], config.newton_fill, scale=found.c, noise=noise
         )
     return found, field.scalar_metric(found.c)
 
@@ -255,3 +263,13 @@ def _squared_length(found: field.Probe) -> float | Array:
     B = found.D.shape[1]
     n = jax.eval_shape(found.lift, found.D[0]).shape[0]
     return n / (B * found.c)
+
+
+def _curvature_noise(problem: Problem, found: field.Probe, u: Array) -> Array:
+    """Size of a measured second derivative that may stand for zero: rounding, noise, bias."""
+    dtype = found.q0.dtype
+    rounding = 20.0 * float(jnp.finfo(dtype).eps) * jnp.maximum(1.0, jnp.abs(found.q0[0]))
+    noise = 5.0 * jnp.asarray(problem.sigma, dtype)
+    assert found.curvature is not None
+    bias = 10.0 * u**2 * jnp.max(jnp.abs(found.curvature[0]))
+    return (rounding + noise) / u**2 + bias

@@ -63,11 +63,13 @@ def make_zofl(
         if config.scheme == "momentum":
             memory = memory._replace(x_prev=x0)
         if config.scheme == "adam":
-            memory = memory._replace(moments=(jnp.zeros_like(x0), jnp.zeros_like(x0)))
+            zeros = jnp.zeros_like(x0)
+            memory = memory._replace(moments=(zeros, zeros, jnp.asarray(0, jnp.int32)))
         if config.feedback == "diagonal":
             memory = memory._replace(integral=jnp.zeros((problem.m,), dtype))
         if settings.is_averaging(config):
-            memory = memory._replace(average=jnp.zeros((1 + problem.m, problem.n), dtype))
+            average = jnp.zeros((1 + problem.m, problem.n), dtype)
+            memory = memory._replace(average=(average, jnp.asarray(False)))
         return memory, queries
 
     def update(
@@ -96,10 +98,11 @@ def make_zofl(
                 )
                 queries += 1
         # The slack moves from where it was, with the velocity of where the field was taken.
-        memory = _slide(problem, used.memory._replace(slack=here.memory.slack), used, eta)
+        memory = used.memory._replace(slack=here.memory.slack, integral=here.memory.integral)
+        memory = _slide(problem, memory, used, eta)
         F = used.F
         if config.scheme == "adam":
-            F, memory = _adam(F, memory, t)
+            F, memory = _adam(F, memory)
         if config.armijo:
             eta = _line_search(key_search, problem, config, here, at, eta, evaluate)
             queries += config.armijo
@@ -152,15 +155,16 @@ def _constraints(
     return evaluate(problem.q, x[None], key[None])[0, 1:]
 
 
-def _adam(F: Array, memory: Memory, t: Array) -> tuple[Array, Memory]:
+def _adam(F: Array, memory: Memory) -> tuple[Array, Memory]:
     """Returns Adam's velocity for the FL direction (in the spirit of AdamFLIP, 2605.08408)."""
-    first, second = memory.moments
+    first, second, count = memory.moments
+    count = count + 1
     first = ADAM_B1 * first + (1.0 - ADAM_B1) * F
     second = ADAM_B2 * second + (1.0 - ADAM_B2) * F**2
-    count = (t + 1).astype(F.dtype)
-    unbiased = first / (1.0 - ADAM_B1**count), second / (1.0 - ADAM_B2**count)
+    power = count.astype(F.dtype)
+    unbiased = first / (1.0 - ADAM_B1**power), second / (1.0 - ADAM_B2**power)
     F = unbiased[0] / (jnp.sqrt(unbiased[1]) + ADAM_EPS)
-    return F, memory._replace(moments=(first, second))
+    return F, memory._replace(moments=(first, second, count))
 
 
 def _line_search(

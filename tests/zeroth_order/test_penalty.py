@@ -35,13 +35,14 @@ def projection(dtype, *, equality=False):
 
 
 def central(function, x, u, low, high):
-    """Central differences along the axes, cut off at the box, as a metric-consistent gradient."""
+    """Differences along the axes over 2u, moved inwards where the box is nearer than u."""
     grad = np.zeros((np.size(function(x)), x.size))
     for i in range(x.size):
         forward, backward = x.copy(), x.copy()
-        forward[i], backward[i] = min(x[i] + u, high), max(x[i] - u, low)
-        share = (forward[i] - backward[i]) / (2 * u)
-        grad[:, i] = share * (function(forward) - function(backward)) / (2 * u)
+        forward[i] = min(x[i] + u, high)
+        backward[i] = max(forward[i] - 2 * u, low)
+        forward[i] = min(backward[i] + 2 * u, high)
+        grad[:, i] = (function(forward) - function(backward)) / (2 * u)
     return grad
 
 

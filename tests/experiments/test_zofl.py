@@ -1,0 +1,211 @@
+"""The ZOFL comparison: selection, units against plain runs, resuming, and what it refuses."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import zofl as experiment
+from experiments.result import VERDICTS
+from experiments.zofl import analysis, external, methods, problems, study, tables, units
+from experiments.zofl.analysis import Comparison
+from experiments.zofl.units import PUBLISHED, TUNED, Record, Unit
+from jaxlab.core import logging
+from jaxlab.zeroth_order import method, zofl
+from jaxlab.zeroth_order.method import Proposal
+from jaxlab.zeroth_order.problem import make_problem
+
+TINY = experiment.Config(
+    num_seeds=2, tuning_seeds=1, sigmas=(0.0,), max_queries=400, problems=("HS7", "qp-2"),
+    methods=("zofl", "zob-gda"), thorough=False,
+)  # fmt: skip
+
+
+@pytest.fixture
+def comparison_alone(monkeypatch):
+    """Leaves out the studies beside the comparison, which have tests of their own."""
+    for name in ("theory", "scale"):
+        monkeypatch.setattr(getattr(study, name), "run", lambda config, out: ((), (), ()))
+    monkeypatch.setattr(study.portraits, "run", lambda config, out: ())
+
+
+def test_selection_takes_the_least_score_and_the_published_step_where_it_ties():
+    assert units.select(np.array([3.0, 1.0, 2.0]), published=0) == 1
+    assert units.select(np.array([1.0, 1.0, 1.0]), published=2) == 2
+    assert units.select(np.array([np.nan, 2.0, np.inf]), published=0) == 1
+    assert units.select(np.array([np.inf, np.inf]), published=1) == 1
+
+
+def test_score_is_the_median_of_gap_and_weighted_excess_violation():
+    gap = np.array([[0.5, -0.2, 0.1], [0.0, 0.0, 7.0]])
+    violation = np.array([[0.0, 0.01, 0.2], [0.05, 0.03, 0.0]])
+    # Seeds of the first: 0.5, 0.2, 0.1 + 10 * 0.19; of the second: 10 * 0.04, 10 * 0.02, 7.
+    score = units.tuning_score(gap, violation, 0.01)
+    np.testing.assert_allclose(score, [0.5, 0.4], rtol=1e-12)
+
+
+@pytest.mark.parametrize("num_steps", [1, 7, 64, 10_000])
+def test_history_has_increasing_entries_up_to_the_last_step(num_steps):
+    steps = units.log_steps(num_steps)
+    assert (np.diff(steps) > 0).all() and steps[0] >= 1 and steps[-1] == num_steps
+    if num_steps > 1000:  # a decade early on, and late ones of one size
+        assert steps[10] < 50 and np.diff(steps).max() <= num_steps / (units.NUM_POINTS / 2) + 1
+
+
+def test_best_point_is_kept_by_the_tolerance_given(x64, key):
+    points = jnp.asarray([[3.0], [2.0], [1.0], [0.5], [1.5]])  # f = x, h = 1 - x <= 0
+
+    def update(key, x, inner, t, step_scale):
+        at = points[jnp.minimum(t, 4)]
+        return Proposal(at, inner, at, at[0], 1.0 - at, 1, {})
+
+    problem = make_problem(lambda x: (x[0], 1.0 - x), jnp.asarray([4.0]))
+    algorithm = method.make_algorithm(
+        problem, init_inner=lambda key, x0: ((), 0), update=update, feasibility_tol=0.0
+    )
+
+    def best(tol):
+        tracked = units._track(algorithm, tol)
+        carry = jax.lax.fori_loop(0, 5, lambda _, c: tracked.step(c)[0], tracked.init(key))
+        return carry.best_x[0], carry.best_f, carry.state.queries
+
+    found = jax.jit(jax.vmap(best))(jnp.asarray([0.0, 0.6]))
+    np.testing.assert_array_equal(found[0], [1.0, 0.5])
+    np.testing.assert_array_equal(found[1], [1.0, 0.5])
+    np.testing.assert_array_equal(found[2], [5, 5])
+
+
+def test_a_unit_is_the_plain_run_of_its_method(x64):
+    task = problems.make_task("HS7", 300)
+    chosen = methods.TABLE["zofl"]
+    unit = units.run_unit(
+        task, chosen, sigmas=(0.0,), num_seeds=2, tuning_seeds=0, seed=3, quick=True
+    )
+    assert unit.chosen.tolist() == [chosen.published]
+    num_steps = chosen.num_steps(task)
+    algorithm = zofl.make_zofl(task.problem)
+    key = jax.random.fold_in(jax.random.key(3), jnp.uint32(1))
+    state, _ = jax.jit(lambda key: method.run(algorithm, key, num_steps=num_steps))(key)
+    record = jax.tree.map(lambda leaf: leaf[0, PUBLISHED, 1, -1], unit.record)
+    assert record.queries == state.queries <= 300 and record.steps == num_steps
+    # HS7 by hand; |f| at the start is below 1 and is not scaled, h there is 25.
+    x1, x2 = np.asarray(state.x)
+    gap = (np.log1p(x1**2) - x2 + np.sqrt(3)) / max(1.0, np.log(5) - 2 + np.sqrt(3))
+    violation = abs((1 + x1**2) ** 2 + x2**2 - 4) / 25
+    # Float32 history of float64 values: the last digits of the gap are those of f, about 1e-16.
+    np.testing.assert_allclose(record.gap, gap, rtol=1e-6, atol=1e-15)
+    np.testing.assert_allclose(record.violation, violation, rtol=1e-6, atol=1e-15)
+
+
+def test_a_tuned_unit_runs_the_candidate_that_it_chose(x64):
+    task = problems.make_task("qp-2", 200)
+    chosen = methods.TABLE["zob-gda"]
+    common = {"sigmas": (0.0,), "num_seeds": 2, "seed": 0, "quick": True}
+    unit = units.run_unit(task, chosen, tuning_seeds=1, **common)
+    index = int(unit.chosen[0])
+    assert index == units.select(unit.score[0], chosen.published) != chosen.published
+    best = unit.record.best_gap[0, :, :, -1]
+    alone = units.run_unit(
+        task, chosen._replace(published=index), tuning_seeds=0, **common
+    )  # fmt: skip
+    np.testing.assert_allclose(best[TUNED], alone.record.best_gap[0, PUBLISHED, :, -1], rtol=1e-5)
+
+
+def test_comparison_runs_and_a_resumed_one_gives_the_same(tmp_path, monkeypatch, comparison_alone):
+    first = experiment.run(TINY, tmp_path)
+    assert all(row.verdict in VERDICTS for row in first.rows)
+    solved = {row.metric: row.value for row in first.rows}
+    # ZOFL reaches a feasible 1e-3 on both problems within 400 queries, with any seed.
+    assert solved["Problems solved to 0.001, σ = 0"] == 2.0
+    assert solved["Problems with a feasible end, σ = 0"] == 2.0
+    lines = logging.read_jsonl(tmp_path / "metrics.jsonl")
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    for figure in first.figures:
+        assert 5_000 < (tmp_path / figure.path).stat().st_size < 150_000
+
+    (tmp_path / "units" / "qp-2--zob-gda.npz").unlink()
+    asked = []
+    run_unit = units.run_unit
+
+    def watched(task, *args, **options):
+        asked.append(task.name)
+        return run_unit(task, *args, **options)
+
+    monkeypatch.setattr(units, "run_unit", watched)
+    second = experiment.run(TINY, tmp_path, resume=True)
+    assert asked == ["qp-2"]
+    assert second.rows == first.rows and second.tables == first.tables
+    again = logging.read_jsonl(tmp_path / "metrics.jsonl")
+    assert sorted(sorted(line) for line in again) == sorted(sorted(line) for line in lines)
+
+
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        ({"problems": ("HS7", "HS8")}, "HS8"),
+        ({"methods": ("zofl", "adam")}, "adam"),
+        ({"methods": ("zofl", "zofl-midpoint")}, "rival"),
+    ],
+    ids=["problem", "method", "no rival"],
+)
+def test_refuses_before_it_writes(tmp_path, change, named):
+    with pytest.raises(ValueError, match=named):
+        experiment.run(dataclasses.replace(TINY, **change), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_scipy_ends_at_the_optimum(x64):
+    task = problems.make_task("HS7", 1000)
+    unit = external.run_unit(task, "SLSQP", sigmas=(0.0,), num_seeds=2, seed=0)
+    gap, violation = unit.record.best_gap[0, 0, :, -1], unit.record.best_violation[0, 0, :, -1]
+    # The least value within the tolerance 1e-4 counts, which a multiplier of about 1 buys.
+    assert (np.abs(gap) < 2e-4).all() and (violation <= 1.0001e-4).all()
+    assert (unit.record.queries[0, 0, :, -1] < 1000).all()
+
+
+def _unit(gap, violation):
+    """A unit with these ends, `[seeds]`, after 100 queries and as many steps."""
+    gap, violation = (np.broadcast_to(v, (1, 2, 4)).astype(np.float32) for v in (gap, violation))
+
+    def trace(values):
+        return np.stack([np.ones_like(values), values], axis=-1)
+
+    count = np.broadcast_to(np.asarray([10, 100], np.int32), (1, 2, 4, 2))
+    ends = (trace(gap), trace(violation)) * 3
+    return Unit(
+        Record(count, count, *ends, 0 * count), np.zeros((1, 0)), np.zeros(1, int), np.zeros(2)
+    )
+
+
+def test_duels_by_hand():
+    ours = _unit(np.asarray([4e-4, 2e-4, 5e-4, 3e-4]), 0.0)
+    cases = {
+        "far": (_unit(0.1, 0.0), analysis.BETTER),
+        "infeasible": (_unit(1e-9, 0.5), analysis.BETTER),
+        "solved": (_unit(1e-9, 0.0), analysis.WORSE),
+        "same": (ours, analysis.TIE),
+    }
+    task = problems.make_task("HS7", 300)
+    for rival, expected in cases.values():
+        comparison = Comparison(
+            dataclasses.replace(TINY, num_seeds=4), {"HS7": task}, ("zofl", "zob-gda"),
+            {("HS7", "zofl"): ours, ("HS7", "zob-gda"): rival},
+        )  # fmt: skip
+        found = analysis.duel(comparison, "HS7", "zob-gda", 0)
+        assert found is not None and found.outcome == expected
+        counts, losers = tables._count(comparison, 0)
+        assert counts[expected] == 1
+        assert bool(losers) == (expected == analysis.WORSE)
+        # Solved to 1e-3 means feasible too.
+        shares = analysis.solved_shares(comparison, "zob-gda", 0, 1e-3)
+        assert shares.tolist() == [
+            float(rival is not cases["far"][0] and rival is not cases["infeasible"][0])
+        ]
+    both = Comparison(
+        dataclasses.replace(TINY, num_seeds=4), {"HS7": task}, ("zofl", "zob-gda"),
+        {("HS7", "zofl"): _unit(0.0, 0.2), ("HS7", "zob-gda"): _unit(0.0, 0.3)},
+    )  # fmt: skip
+    found = analysis.duel(both, "HS7", "zob-gda", 0)
+    assert found is not None and found.outcome == analysis.NEITHER
