@@ -17,4 +17,7 @@ Both are listed here by hand and imported only when they are run.
 
 EXPERIMENTS = {"icu_occupancy": "experiments.icu_occupancy", "zofl": "experiments.zofl"}
 
-BENCHES = {"queueing": "experiments.bench_queueing"}
+BENCHES = {
+    "queueing": "experiments.bench_queueing",
+    "zeroth_order": "experiments.bench_zeroth_order",
+}

@@ -48,6 +48,10 @@ class Entry:
 SUITE = (
     Entry("queueing_pipeline", "benchmark", "experiments.bench_queueing:pipeline_gpu", 120.0),
     Entry("queueing_monte_carlo", "benchmark", "experiments.bench_queueing:monte_carlo_gpu", 180.0),
+    Entry("zeroth_order_batches", "benchmark", "experiments.bench_zeroth_order:batches_gpu", 60.0),
+    Entry(
+        "zeroth_order_streamed", "benchmark", "experiments.bench_zeroth_order:streamed_gpu", 60.0
+    ),
 )
 
 

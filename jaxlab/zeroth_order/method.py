@@ -55,7 +55,8 @@ class State(NamedTuple):
         good_x, good_inner: the last pair from which an update succeeded.
         f: `()`, h: `[m]`, the last finite measurement.
         best_x: `[n]`, best_f, best_violation: the best measured point so far, in the order of
-            `kkt.better`: feasible before infeasible, then objective, then violation.
+            `kkt.better`: feasible before infeasible, then objective, then violation. With noise
+            it is a lucky measurement: its true values are worse, and `x` may be as good.
         average: `[n]`, mean of the iterates.
         queries: int32, joint queries so far.
         extras: the update's own metrics, of the last accepted one; infinite before it.
