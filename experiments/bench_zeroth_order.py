@@ -111,7 +111,7 @@ def solutions(num_instances: int = 1000, num_rival: int = 20) -> list[bench.Meas
             start = time.perf_counter()
             x = penalty(keys[:100], few).block_until_ready()
             seconds = time.perf_counter() - start
-            name = "optax Adam on a penalty, " + ("exact gradients" if exact else "same queries")
+            name = "optax Adam on a penalty, " + ("exact gradients" if exact else "from values")
             successes = int(is_solved(few, x, f_star[:100]).sum())
             found.append(_against(found[0], name, seconds, successes, 100))
     return found[1:]

@@ -9,6 +9,7 @@ ends the run, and what a careful user sets: the difference step, the seed, the b
 import contextlib
 import functools
 import importlib
+import importlib.util
 import math
 import tempfile
 import time
@@ -27,6 +28,7 @@ from jaxlab.zeroth_order.problem import Problem
 SCIPY = ("SLSQP", "trust-constr", "COBYLA", "COBYQA")
 PACKAGES = {"cma": "cma", "nevergrad": "nevergrad", "NOMAD": "PyNomadBBO"}
 """Methods outside scipy and the pip package of each."""
+MODULES = {"NOMAD": "PyNomad"}
 METHODS = (*SCIPY, *PACKAGES)
 EXTRA = "solvers"  # the extra of this project that installs them
 FAILED_VALUE = 1e10
@@ -125,6 +127,14 @@ def solve(
             # A failed query can break a solver (LinAlgError is a ValueError); its trace counts.
             stop = f"error: {type(error).__name__}: {error}"
     return box.trace(stop, returned, time.perf_counter() - start)
+
+
+def installed() -> tuple[str, ...]:
+    """Returns the methods whose package is here; SciPy's always are."""
+    return tuple(
+        method for method in METHODS
+        if method in SCIPY or importlib.util.find_spec(MODULES.get(method, method))
+    )  # fmt: skip
 
 
 class _Stop(Exception):
@@ -490,9 +500,8 @@ def _nomad_bounds(bounds: np.ndarray) -> str:
 
 
 def _import(method: str) -> types.ModuleType:
-    name = {"NOMAD": "PyNomad"}.get(method, method)
     try:
-        return importlib.import_module(name)
+        return importlib.import_module(MODULES.get(method, method))
     except ImportError as error:
         raise ImportError(
             f"method {method!r} needs the package {PACKAGES[method]}: "

@@ -1,9 +1,10 @@
 """What the units of a comparison say: final losses, who wins, what is solved, which iterates are
 feasible.
 
-A point is feasible if no scaled constraint is violated by more than `units.tolerance(sigma)`, and
-its gap is |f - f_ref|, as `Task.gap_scale` counts it: a value below the optimum that a tolerable
-violation has bought is as far from it as one above. Both are exact, whatever the method measured.
+A point is feasible if no scaled constraint is violated by more than `problems.tolerance(sigma)`,
+and its gap is |f - f_ref|, as `Task.gap_scale` counts it: a value below the optimum that a
+tolerable violation has bought is as far from it as one above. Both are exact, whatever the method
+measured.
 """
 
 import functools
@@ -14,18 +15,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.zofl import Config, methods, units
-from experiments.zofl.problems import Task
+from experiments.zofl.problems import Task, allowance, tolerance
 from experiments.zofl.units import PUBLISHED, TUNED, Record, Unit
 from jaxlab.core import stats
 from jaxlab.zeroth_order import profiles
 
-LEAST_GAP, MOST_GAP = units.TOLERANCE, 1e3
-"""Gaps are compared on a logarithmic scale between these; the tolerated violation can buy about the
-least, so that differences below say nothing."""
+MOST_GAP = 1e3
+"""Gaps are compared on a logarithmic scale from `allowance(sigma)`, which violation can buy, to
+this."""
 INFEASIBLE_GAP = 1.0
 """An infeasible end counts as this gap at least, about that of the start."""
 TAUS = (1e-1, 1e-3)
-"""Relative accuracies at which a problem counts as solved (More and Wild 2009)."""
+"""Relative accuracies at which a problem counts as solved (More and Wild 2009), where the noise
+allows to tell."""
 LEAST_PEAK = 1e-6
 """Violations below are all the same, a hundredth of what counts as feasible."""
 TRANSIENT_STEPS = {"exact": 30, "noisy": 150}
@@ -52,9 +54,9 @@ class Comparison(NamedTuple):
         unit = self.units.get((task, name))
         if unit is None:
             return None
-        return (
-            units.answer(unit.record, methods.TABLE[name]) if name in methods.TABLE else unit.record
-        )
+        if name not in methods.TABLE:
+            return unit.record
+        return units.answer(unit.record, methods.TABLE[name], self.config.sigmas)
 
 
 class Duel(NamedTuple):
@@ -80,9 +82,10 @@ def losses(comparison: Comparison, task: str, name: str, level: int, column: int
     if ends is None:
         return None
     gap, violation = ends
-    feasible = violation <= units.tolerance(comparison.config.sigmas[level])
+    sigma = comparison.config.sigmas[level]
+    feasible = violation <= tolerance(sigma)
     size = np.where(feasible, np.abs(gap), np.maximum(np.abs(gap), INFEASIBLE_GAP))
-    return np.log10(np.clip(size, LEAST_GAP, MOST_GAP))
+    return np.log10(np.clip(size, allowance(sigma), MOST_GAP))
 
 
 def final(
@@ -94,6 +97,11 @@ def final(
         return None
     ends = record.best_gap[level, column, :, -1], record.best_violation[level, column, :, -1]
     return ends[0].astype(float), ends[1].astype(float)
+
+
+def accuracies(sigma: float) -> tuple[float, ...]:
+    """Returns those of `TAUS` that mean something at a noise level."""
+    return tuple(tau for tau in TAUS if tau > allowance(sigma))
 
 
 def duel(comparison: Comparison, task: str, rival: str, level: int) -> Duel | None:
@@ -130,7 +138,7 @@ def best_rival(comparison: Comparison, task: str, level: int) -> str | None:
 def is_feasible(comparison: Comparison, task: str, name: str, level: int) -> bool:
     """Says whether at least half of a method's tuned runs end feasible."""
     _, violation = _ends(comparison, task, name, level)
-    return bool(np.mean(violation <= units.tolerance(comparison.config.sigmas[level])) >= 0.5)
+    return bool(np.mean(violation <= tolerance(comparison.config.sigmas[level])) >= 0.5)
 
 
 def queries_to_solve(
@@ -140,7 +148,7 @@ def queries_to_solve(
     record = comparison.record(task, name)
     if record is None or (record.queries[level] < 0).all():
         return None
-    tol = units.tolerance(comparison.config.sigmas[level])
+    tol = tolerance(comparison.config.sigmas[level])
     part = (record.best_gap, record.best_violation, record.queries)
     gap, violation, queries = (leaf[level, column] for leaf in part)
     return np.asarray(_solve_times()(gap, violation, queries.astype(np.float32), tau, tol))
@@ -160,7 +168,7 @@ def feasible_shares(
     comparison: Comparison, name: str, level: int, column: int = TUNED
 ) -> np.ndarray:
     """Returns the share of runs that end feasible on each problem, `[P]`; 0 where not run."""
-    tol = units.tolerance(comparison.config.sigmas[level])
+    tol = tolerance(comparison.config.sigmas[level])
     ends = (final(comparison, task, name, level, column) for task in comparison.tasks)
     return np.array([0.0 if end is None else np.mean(end[1] <= tol) for end in ends])
 
@@ -170,7 +178,7 @@ def feasible_iterates(comparison: Comparison, name: str, level: int) -> np.ndarr
 
     An entry of the history stands for the updates since the one before it.
     """
-    tol = units.tolerance(comparison.config.sigmas[level])
+    tol = tolerance(comparison.config.sigmas[level])
     shares = []
     for task in comparison.tasks:
         record = comparison.record(task, name)
@@ -213,9 +221,9 @@ def compare(key: jax.Array, a: np.ndarray, b: np.ndarray) -> stats.Comparison:
 @functools.cache
 def _solve_times():
     def solve(gap, violation, queries, tau, tol):
-        # Gaps are relative already: the optimum is 0 and the scale 1.
+        # Gaps are relative already: the optimum is 0 and the scale 1. One below is as far off.
         return profiles.queries_to_solve(
-            gap, violation, queries, 0.0, 0.0, tau=tau, feasibility_tol=tol
+            jnp.abs(gap), violation, queries, 0.0, 0.0, tau=tau, feasibility_tol=tol
         )  # fmt: skip
 
     return jax.jit(jax.vmap(solve, (0, 0, 0, None, None)))

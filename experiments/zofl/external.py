@@ -1,4 +1,4 @@
-"""SciPy's solvers on the problems of the comparison: host loops, small budgets, their own rows."""
+"""External solvers on the problems of the comparison: host loops, small budgets, their own rows."""
 
 import functools
 import time
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import solvers_zofl
-from experiments.zofl import units
+from experiments.zofl import problems, units
 from experiments.zofl.problems import Task
 from experiments.zofl.units import Record, Unit
 from jaxlab.zeroth_order import kkt, noise
@@ -16,7 +16,7 @@ from jaxlab.zeroth_order import kkt, noise
 QUERIES = 1000
 """Most queries of a run."""
 SEEDS = 3
-"""Most runs at a noise level; without noise these solvers draw nothing, and one is enough."""
+"""Most runs at a noise level; without noise SciPy's solvers draw nothing, and one is enough."""
 MOST_VARIABLES = {"COBYQA": 30}
 """A quadratic model of many variables takes minutes to update."""
 
@@ -39,7 +39,9 @@ def run_unit(
             noisy = noise.with_noise(task.problem, sigma)
             runs = [
                 _trace(task, solver, noisy, sigma, seed + index)
-                for index in range(1 if sigma == 0.0 else num_seeds)
+                for index in range(
+                    1 if sigma == 0.0 and solver in solvers_zofl.SCIPY else num_seeds
+                )
             ]
             rows.append([runs[index % len(runs)] for index in range(num_seeds)])
     stacked = jax.tree.map(
@@ -57,7 +59,7 @@ def _trace(task: Task, solver: str, noisy, sigma: float, seed: int) -> Record:
         solver,
         budget=min(QUERIES, task.budget),
         seed=seed,
-        feasibility_tol=float(units.tolerance(sigma)),
+        feasibility_tol=problems.allowance(sigma),
     )
     count = len(found.f)
     at = np.linspace(0, max(count - 1, 0), units.NUM_POINTS).round().astype(int)

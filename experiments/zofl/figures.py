@@ -14,6 +14,7 @@ import numpy as np  # noqa: E402
 from experiments.result import Figure  # noqa: E402
 from experiments.zofl import analysis, methods, pictures, units  # noqa: E402
 from experiments.zofl.analysis import Comparison  # noqa: E402
+from experiments.zofl.problems import tolerance  # noqa: E402
 from experiments.zofl.units import TUNED  # noqa: E402
 from jaxlab.zeroth_order import profiles  # noqa: E402
 
@@ -129,7 +130,7 @@ def _draw_progress(comparison: Comparison, name: str, out: pathlib.Path) -> Figu
         out / path,
         bands,
         ours=[methods.TABLE[key].label for key in SHOWN],
-        tol=float(units.tolerance(sigma)),
+        tol=tolerance(sigma),
         title=f"{name}: {size}",
     )
     return Figure(
@@ -143,7 +144,7 @@ def _draw_progress(comparison: Comparison, name: str, out: pathlib.Path) -> Figu
 
 def _draw_profiles(comparison: Comparison, level: int, out: pathlib.Path) -> Figure:
     sigma = comparison.config.sigmas[level]
-    tau = analysis.TAUS[1] if sigma == 0.0 else analysis.TAUS[0]
+    tau = analysis.accuracies(sigma)[-1]
     applicable = [
         name
         for name in comparison.methods

@@ -1,11 +1,13 @@
 """The methods of the comparison: how each is built, what a step costs, and what is tuned of it.
 
-Every method has a grid of `GRID_SIZE` candidates for one setting, its own published or default one
-among them: a multiplier of its step sizes, primal and dual alike; the weight of a penalty, at two
-steps; the length scale of SafeOpt's model. With noise, differences that are published for exact
-values get at least the radius that ZOFL takes by default, for otherwise they measure noise alone.
+Every method has a grid of `GRID_SIZE` candidates for two settings, its own published or default
+ones among them: mostly five multipliers of the step, times three values of the second setting that
+matters most to it. With noise, differences that are published for exact values get at least the
+radius that ZOFL takes by default, for otherwise they measure noise alone; LB-SGD, whose margin of
+safety the radius is, keeps its own.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -14,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.zofl.problems import Task
+from experiments.zofl.problems import Task, allowance
 from jaxlab.core.types import Algorithm
 from jaxlab.zeroth_order import (
     barrier,
@@ -29,14 +31,39 @@ from jaxlab.zeroth_order import (
 )
 from jaxlab.zeroth_order.problem import Problem
 
-STEPS = ((0.001,), (0.01,), (0.1,), (0.3,), (1.0,), (3.0,), (10.0,))
-"""Candidates of most methods: multipliers of the step. The least are for methods whose one random
-direction inflates the curvature n times."""
-PENALTIES = (
-    (1.0, 1.0), (10.0, 1.0), (100.0, 1.0), (1000.0, 1.0), (10.0, 0.1), (100.0, 0.1), (100.0, 0.01)
-)  # fmt: skip
-"""Candidates of the penalty methods: weight, and multiplier of the step."""
-GRID_SIZE = len(STEPS)
+STEPS = (0.01, 0.1, 0.3, 1.0, 4.0)
+"""Multipliers of the step. The least are for methods whose one random direction inflates the
+curvature n times."""
+STRONG_DUAL = 0.3
+
+
+def _product(seconds: tuple[float, ...]) -> tuple[tuple[float, float], ...]:
+    return tuple((step, second) for step in STEPS for second in seconds)
+
+
+def _duals(published: float) -> tuple[tuple[float, float], ...]:
+    """Multipliers of the primal step with dual steps: in proportion to it, published, strong."""
+    between = math.sqrt(published * STRONG_DUAL)
+    return tuple(
+        (step, dual)
+        for step in STEPS
+        for dual in (between if step == 1.0 else step * published, published, STRONG_DUAL)
+    )
+
+
+GAINS = _product((0.3, 1.0, 1.7))
+"""Of ZOFL: multipliers of the step and of the gain."""
+LEVELS = _product((1e-4, 1e-3, 1e-2))
+"""Of the switching method: multiplier of the step, and the violation at which it switches."""
+BARRIERS = _product((0.02, 0.05, 0.1))
+"""Of LB-SGD: multiplier of the inverse smoothness constants, and first weight of the barrier."""
+PROXIMITIES = _product((0.1, 1.0, 10.0))
+"""Of SZO-QQ: multipliers of the inverse smoothness constants and of the proximal weight."""
+PENALTIES = tuple((rho, m) for rho in (1.0, 10.0, 100.0, 300.0, 1000.0) for m in (0.01, 0.1, 1.0))
+"""Of the penalty methods: weight, and multiplier of the step."""
+MODELS = tuple((length, beta) for length in (0.15, 0.3, 0.6, 1.0, 2.0) for beta in (1.0, 2.0, 3.0))
+"""Of SafeOpt: length scale in units of the box, and width of the confidence bounds."""
+GRID_SIZE = len(GAINS)
 SAFEOPT_QUERIES, SAFEOPT_GRID = 64, 300
 """Queries and most grid points of SafeOpt, whose cost grows with their product and faster."""
 LB_SGD_CUTS = 40
@@ -44,7 +71,7 @@ LB_SGD_CUTS = 40
 LEAST_SMOOTHNESS = 1e-3
 
 Candidate = jax.Array
-"""`[1]` or `[2]`, a traced row of a grid."""
+"""`[2]`, a traced row of a grid."""
 
 
 class Method(NamedTuple):
@@ -54,7 +81,7 @@ class Method(NamedTuple):
         label: name in tables and figures.
         make: `make(task, problem, candidate, num_steps)`, with the noisy `problem`.
         queries: joint queries `(at the start, per step)` for a problem.
-        grid: candidates.  published: index of the published or default one.
+        grid: candidates.  default: the published or default one.
         missing: says why the method does not apply to a task, "" where it does.
         only_exact: made for values without noise.
         averages: its answer is the average iterate, which counts where it is the better point.
@@ -64,12 +91,17 @@ class Method(NamedTuple):
     label: str
     make: Callable[[Task, Problem, Candidate, int], Algorithm]
     queries: Callable[[Problem], tuple[int, int]]
-    grid: tuple[tuple[float, ...], ...] = STEPS
-    published: int = STEPS.index((1.0,))
+    grid: tuple[tuple[float, float], ...]
+    default: tuple[float, float]
     missing: Callable[[Task], str] = lambda task: ""
     only_exact: bool = False
     averages: bool = False
     most_steps: int | None = None
+
+    @property
+    def published(self) -> int:
+        """Index of the published or default candidate."""
+        return self.grid.index(self.default)
 
     def num_steps(self, task: Task) -> int:
         """Steps within the task's budget."""
@@ -82,7 +114,9 @@ def _zofl(label: str, probes: int = 1, **options) -> Method:
     """A form of ZOFL; `probes` is the number of velocities a step measures."""
 
     def make(task: Task, problem: Problem, candidate: Candidate, num_steps: int) -> Algorithm:
-        algorithm = zofl.make_zofl(problem, settings.ZOFLConfig(**options))
+        gain = candidate[1] * jnp.where(problem.sigma > 0.0, 0.1, 0.5)
+        config = settings.ZOFLConfig(gain=gain, feasibility_tol=_kept(problem), **options)
+        algorithm = zofl.make_zofl(problem, config)
 
         def init(key: jax.Array):
             # The default step is measured at the start: what is tuned is a multiple of it.
@@ -96,84 +130,72 @@ def _zofl(label: str, probes: int = 1, **options) -> Method:
         probe = 1 + 2 * _directions(problem)
         return probe, probes * probe
 
-    return Method(label, make, queries)
+    return Method(label, make, queries, GAINS, (1.0, 1.0))
 
 
-def _minmax(task: Task, problem: Problem, candidate: Candidate, num_steps: int) -> Algorithm:
-    m = candidate[0]
-    return primal_dual.make_zo_minmax(
-        problem, alpha=0.1 * m, beta=0.003 * m, u=_radius(problem, 1e-3)
-    )
+def _primal_dual(build: Callable[..., Algorithm], alpha: float, u: float) -> Callable:
+    """A method with a primal step, a dual step and a radius."""
 
+    def make(task: Task, problem: Problem, candidate: Candidate, num_steps: int) -> Algorithm:
+        return build(
+            problem, alpha=alpha * candidate[0], beta=candidate[1], u=_radius(problem, u),
+            feasibility_tol=_kept(problem),
+        )  # fmt: skip
 
-def _zoagp(task: Task, problem: Problem, candidate: Candidate, num_steps: int) -> Algorithm:
-    m = candidate[0]
-    return primal_dual.make_zoagp(problem, alpha=0.3 * m, beta=0.09 * m, u=_radius(problem, 0.003))
-
-
-def _zoeg(task: Task, problem: Problem, candidate: Candidate, num_steps: int) -> Algorithm:
-    return primal_dual.make_zoeg(problem, alpha=0.03 * candidate[0], u=_radius(problem, 1e-3))
-
-
-def _zoceg(task: Task, problem: Problem, candidate: Candidate, num_steps: int) -> Algorithm:
-    return primal_dual.make_zoceg(problem, alpha=0.03 * candidate[0], u=_radius(problem, 1e-3))
-
-
-def _zob_gda(task: Task, problem: Problem, candidate: Candidate, num_steps: int) -> Algorithm:
-    m = candidate[0]
-    return block_descent.make_zob_gda(
-        problem, alpha=0.08 * m, beta=0.05 * m, u=_radius(problem, 0.003)
-    )
+    return make
 
 
 def _zob_sgda(task: Task, problem: Problem, candidate: Candidate, num_steps: int) -> Algorithm:
-    m = candidate[0]
-    return block_descent.make_zob_sgda(
-        problem, num_steps=num_steps, alpha=0.1 * m, beta=0.05 * m, u=_radius(problem, 0.003)
-    )
+    build = functools.partial(block_descent.make_zob_sgda, num_steps=num_steps)
+    return _primal_dual(build, 0.1, 0.003)(task, problem, candidate, num_steps)
 
 
-def _penalty(make: Callable[..., Algorithm]) -> Callable[..., Algorithm]:
-    def build(task: Task, problem: Problem, candidate: Candidate, num_steps: int) -> Algorithm:
+def _penalty(build: Callable[..., Algorithm]) -> Callable[..., Algorithm]:
+    def make(task: Task, problem: Problem, candidate: Candidate, num_steps: int) -> Algorithm:
         rho, m = candidate[0], candidate[1]
         alpha = penalty.BASE_STEP * m / jnp.maximum(1.0, rho)
-        return make(problem, rho=rho, alpha=alpha)
+        return build(problem, rho=rho, alpha=alpha, feasibility_tol=_kept(problem))
 
-    return build
+    return make
 
 
 def _switching(task: Task, problem: Problem, candidate: Candidate, num_steps: int) -> Algorithm:
-    return penalty.make_switching(problem, alpha=penalty.BASE_STEP * candidate[0])
-
-
-def _conex(task: Task, problem: Problem, candidate: Candidate, num_steps: int) -> Algorithm:
-    m = candidate[0]
-    return conex.make_szo_conex(problem, alpha=0.03 * m, beta=0.009 * m, u=_radius(problem, 0.01))
+    alpha = penalty.BASE_STEP * candidate[0]
+    return penalty.make_switching(
+        problem, alpha=alpha, tau=candidate[1], feasibility_tol=_kept(problem)
+    )
 
 
 def _lb_sgd(task: Task, problem: Problem, candidate: Candidate, num_steps: int) -> Algorithm:
     M0, M = smoothness(task)
+    radius = jnp.where(problem.sigma > 0.0, 0.01, settings.default_radius(0.0, problem.x0.dtype))
     return barrier.make_lb_sgd(
         problem,
         M0=M0 / candidate[0],
         M=M / candidate[0],
+        eta=candidate[1],
         T_in=max(3, num_steps // LB_SGD_CUTS),
         # A start closer to a constraint than the radius would never be left.
-        u=min(0.01, 0.1 * task.slack),
+        u=jnp.minimum(radius, 0.1 * task.slack),
+        feasibility_tol=_kept(problem),
     )
 
 
 def _szo_qq(task: Task, problem: Problem, candidate: Candidate, num_steps: int) -> Algorithm:
     M0, M = smoothness(task)
-    return safe_qcqp.make_szo_qq(problem, M=M / candidate[0], mu=0.5 * M0 / candidate[0])
+    return safe_qcqp.make_szo_qq(
+        problem, M=M / candidate[0], mu=0.5 * M0 * candidate[1], feasibility_tol=_kept(problem)
+    )
 
 
 def _safeopt(task: Task, problem: Problem, candidate: Candidate, num_steps: int) -> Algorithm:
     return safeopt.make_safeopt(
         problem._replace(lb=problem.x0 - task.box, ub=problem.x0 + task.box),
-        lengthscale=0.3 * candidate[0],
+        lengthscale=candidate[0],
+        beta=candidate[1],
         capacity=SAFEOPT_QUERIES,
         resolution=int(SAFEOPT_GRID ** (1.0 / problem.n)),
+        feasibility_tol=_kept(problem),
     )
 
 
@@ -207,6 +229,10 @@ def _radius(problem: Problem, published: float) -> jax.Array:
     return jnp.maximum(published, settings.default_radius(problem.sigma, problem.x0.dtype))
 
 
+def _kept(problem: Problem) -> float | jax.Array:
+    return allowance(problem.sigma)
+
+
 def _around(problem: Problem) -> tuple[int, int]:
     return 0, 1 + 2 * _directions(problem)
 
@@ -226,32 +252,55 @@ TABLE: dict[str, Method] = {
     "zofl-plugin": _zofl("ZOFL plug-in", form="plugin", kind="sphere"),
     "zofl-midpoint": _zofl("ZOFL midpoint", probes=2, scheme="midpoint"),
     "zofl-momentum": _zofl("ZOFL momentum", scheme="momentum"),
-    "zo-minmax": Method("ZO-MinMax", _minmax, lambda p: (1, 2)),
-    "zoagp": Method("ZOAGP", _zoagp, lambda p: (1, p.n + 1)),
-    "zoeg": Method("ZOEG", _zoeg, lambda p: (0, 4)),
-    "zoceg": Method("ZOCEG", _zoceg, lambda p: (0, 2 * (p.n + 1))),
-    "zob-gda": Method("ZOB-GDA", _zob_gda, lambda p: (0, math.ceil(math.sqrt(p.n)) + 1)),
-    "zob-sgda": Method("ZOB-SGDA", _zob_sgda, lambda p: (0, math.ceil(0.75 * math.sqrt(p.n)) + 1)),
+    "zo-minmax": Method(
+        "ZO-MinMax", _primal_dual(primal_dual.make_zo_minmax, 0.1, 1e-3), lambda p: (1, 2),
+        _duals(0.003), (1.0, 0.003),
+    ),
+    "zoagp": Method(
+        "ZOAGP", _primal_dual(primal_dual.make_zoagp, 0.3, 0.003), lambda p: (1, p.n + 1),
+        _duals(0.09), (1.0, 0.09),
+    ),
+    "zoeg": Method(
+        "ZOEG", _primal_dual(primal_dual.make_zoeg, 0.03, 1e-3), lambda p: (0, 4),
+        _duals(0.03), (1.0, 0.03),
+    ),
+    "zoceg": Method(
+        "ZOCEG", _primal_dual(primal_dual.make_zoceg, 0.03, 1e-3), lambda p: (0, 2 * (p.n + 1)),
+        _duals(0.03), (1.0, 0.03),
+    ),
+    "zob-gda": Method(
+        "ZOB-GDA", _primal_dual(block_descent.make_zob_gda, 0.08, 0.003),
+        lambda p: (0, math.ceil(math.sqrt(p.n)) + 1), _duals(0.05), (1.0, 0.05),
+    ),
+    "zob-sgda": Method(
+        "ZOB-SGDA", _zob_sgda, lambda p: (0, math.ceil(0.75 * math.sqrt(p.n)) + 1),
+        _duals(0.05), (1.0, 0.05),
+    ),
     "szo-conex": Method(
-        "SZO-ConEx", _conex, lambda p: (0, 2 * (1 + 2 * p.m_eq + p.m_ineq)), averages=True
+        "SZO-ConEx", _primal_dual(conex.make_szo_conex, 0.03, 0.01),
+        lambda p: (0, 2 * (1 + 2 * p.m_eq + p.m_ineq)), _duals(0.009), (1.0, 0.009), averages=True,
     ),
     "quadratic-penalty": Method(
-        "quadratic penalty", _penalty(penalty.make_quadratic_penalty), _around, PENALTIES, 1
+        "quadratic penalty", _penalty(penalty.make_quadratic_penalty), _around,
+        PENALTIES, (10.0, 1.0),
     ),
     "exact-penalty": Method(
-        "exact penalty", _penalty(penalty.make_exact_penalty), _around, PENALTIES, 1
+        "exact penalty", _penalty(penalty.make_exact_penalty), _around, PENALTIES, (10.0, 1.0)
     ),
-    "switching": Method("switching", _switching, _around),
+    "switching": Method("switching", _switching, _around, LEVELS, (1.0, 1e-3)),
     "lb-sgd": Method(
-        "LB-SGD", _lb_sgd, lambda p: (0, 2 * max(1, p.n // 2)), missing=_needs_interior
+        "LB-SGD", _lb_sgd, lambda p: (0, 2 * max(1, p.n // 2)), BARRIERS, (1.0, 0.05),
+        missing=_needs_interior,
     ),
     "szo-qq": Method(
-        "SZO-QQ", _szo_qq, lambda p: (0, p.n + 1), missing=_needs_interior, only_exact=True
+        "SZO-QQ", _szo_qq, lambda p: (0, p.n + 1), PROXIMITIES, (1.0, 1.0),
+        missing=_needs_interior, only_exact=True,
     ),
     "safeopt": Method(
-        "SafeOpt", _safeopt, lambda p: (0, 1), missing=_needs_grid, most_steps=SAFEOPT_QUERIES
+        "SafeOpt", _safeopt, lambda p: (0, 1), MODELS, (0.3, 2.0),
+        missing=_needs_grid, most_steps=SAFEOPT_QUERIES,
     ),
-}
+}  # fmt: skip
 """The methods, ours first."""
 OURS = ("zofl", "zofl-plugin", "zofl-midpoint", "zofl-momentum")
 HEADLINE = "zofl"

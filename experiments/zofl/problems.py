@@ -14,6 +14,7 @@ from jaxlab.zeroth_order import (
     client_fairness,
     high_dimensional,
     hock_schittkowski,
+    kkt,
     policy_search,
     power_flow,
     problem,
@@ -21,6 +22,23 @@ from jaxlab.zeroth_order import (
     safe_learning,
 )
 from jaxlab.zeroth_order.problem import Problem
+
+TOLERANCE = 1e-4
+"""Violation that counts as feasible without noise."""
+
+
+def tolerance(sigma):
+    """Returns the exact violation up to which an answer counts as feasible at a noise level."""
+    return TOLERANCE + 3.0 * sigma
+
+
+def allowance(sigma):
+    """Returns the measured violation up to which a method may keep a point as its answer.
+
+    Less than `tolerance`, so that a lucky measurement is no infeasible answer. Gaps below this mean
+    nothing either: as much violation can buy them.
+    """
+    return TOLERANCE + sigma
 
 
 class Entry(NamedTuple):
@@ -58,11 +76,15 @@ TABLE: dict[str, Entry] = {
     "qp-10": Entry(_safe("qp", 10)),
     "rosenbrock-2": Entry(_safe("rosenbrock", 2), box=1.0),
     "rosenbrock-3": Entry(_safe("rosenbrock", 3), box=1.0),
+    "rosenbrock-4": Entry(_safe("rosenbrock", 4)),
     "gaussian-2": Entry(_safe("gaussian", 2), box=1.0),
     "gaussian-10": Entry(_safe("gaussian", 10)),
+    "gaussian-20": Entry(_safe("gaussian", 20)),
+    "gaussian-10-inactive": Entry(_safe("gaussian_inactive", 10)),
     "opf9": Entry(case9.opf9),
     "opf9-blackbox": Entry(power_flow.opf9_blackbox, share=0.1),
     "sphere-100": Entry(lambda: high_dimensional.sphere(100, _instance())),
+    "stiefel-20x3": Entry(lambda: high_dimensional.stiefel(20, 3, _instance())),
     "policy-search": Entry(policy_search.policy_search_problem, share=0.1),
 }
 """T1 to T8 of the suite, in its order."""
@@ -74,8 +96,9 @@ class Task(NamedTuple):
     Attributes:
         name: its name in `TABLE`.  problem: scaled and free of noise.
         budget: joint queries of a run.
-        f_ref: optimal or best known value.  f_start: value at the start.  Both scaled.
-        f_scale: what f was divided by.
+        f_ref: optimal or best known value, scaled.
+        gap_scale: what scaled gaps are divided by: of the raw values |f_start - f_ref| where the
+            start is feasible, so that there is just that to gain, else max(1, |f_start - f_ref|).
         slack: distance of the start's largest constraint from 0 where there are no equalities and
             it is strictly feasible, else 0.
         box: see `Entry`.
@@ -85,15 +108,9 @@ class Task(NamedTuple):
     problem: Problem
     budget: int
     f_ref: float
-    f_start: float
-    f_scale: float
+    gap_scale: float
     slack: float
     box: float | None
-
-    @property
-    def gap_scale(self) -> float:
-        """What scaled gaps are divided by: max(1, |f_start - f_ref|) of the raw values."""
-        return max(1.0 / self.f_scale, abs(self.f_start - self.f_ref))
 
 
 def make_task(name: str, max_queries: int) -> Task:
@@ -114,14 +131,17 @@ def make_task(name: str, max_queries: int) -> Task:
         f_raw = float(raw.exact(raw.x0)[0])
         f_start, h_start = jax.device_get(scaled.exact(scaled.x0))
         f_ref = reference(scaled) if scaled.f_star is None else float(scaled.f_star)
+    gap = abs(float(f_start) - f_ref)
+    start_violation = float(kkt.max_violation(jnp.asarray(h_start), raw.m_eq))
+    if start_violation > TOLERANCE:
+        gap = max(1.0 / max(1.0, abs(f_raw)), gap)
     budget = min(10**6, max(50_000, 1000 * (raw.n + 1)), max_queries)
     return Task(
         name=name,
         problem=scaled,
         budget=round(entry.share * budget),
         f_ref=f_ref,
-        f_start=float(f_start),
-        f_scale=max(1.0, abs(f_raw)),
+        gap_scale=gap,
         slack=0.0 if raw.m_eq else max(0.0, -float(h_start.max())),
         box=entry.box,
     )

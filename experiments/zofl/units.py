@@ -1,29 +1,26 @@
 """One unit of the comparison: a method tuned and measured on a problem, in one compiled program.
 
 The lanes of the program are runs: noise level, candidate of the method's grid and seed are traced.
-It is called twice, first for the tuning seeds at every candidate, then for the other seeds at the
-chosen and at the published candidate. The history of a run is taken inside its scan.
+It runs the tuning seeds at every candidate, then the other seeds at the chosen and at the published
+candidate. The history of a run is taken inside its scan.
 """
 
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from experiments.zofl.methods import Method
-from experiments.zofl.problems import Task
-from jaxlab.core.types import Algorithm
+from experiments.zofl.problems import Task, tolerance
 from jaxlab.zeroth_order import kkt, method, noise
 
 NUM_POINTS = 60
 """Entries of a history, half of them evenly spaced, half of them more and more apart."""
-TOLERANCE = 1e-4
-"""Violation that counts as feasible without noise."""
 VIOLATION_WEIGHT = 10.0
 """What a unit of violation costs in the score by which candidates are chosen."""
 TUNED, PUBLISHED = 0, 1
@@ -66,18 +63,6 @@ class Unit(NamedTuple):
     score: np.ndarray
     chosen: np.ndarray
     seconds: np.ndarray
-
-
-class _Tracked(NamedTuple):
-    state: method.State
-    best_x: Float[Array, " n"]
-    best_f: Float[Array, ""]
-    best_violation: Float[Array, ""]
-
-
-def tolerance(sigma: float | Array) -> float | Array:
-    """Violation that counts as feasible at a noise level: less than that cannot be told from 0."""
-    return TOLERANCE + 3.0 * sigma
 
 
 def select(score: np.ndarray, published: int) -> int:
@@ -146,7 +131,7 @@ def _run_unit(
     grid = np.array(chosen_method.grid)
     levels = np.array(sigmas)
     used = levels[levels == 0.0] if chosen_method.only_exact else levels
-    lanes = used.size * max(2 * num_seeds, len(grid) * tuning_seeds)
+    lanes = used.size * num_seeds
     clock = time.perf_counter()
     program = _compile(task, chosen_method, lanes, grid.shape[1], quick)
     compiled = time.perf_counter()
@@ -158,19 +143,21 @@ def _run_unit(
         per_lane = np.broadcast_to(used[:, None, None], shape).ravel()
         candidates = grid[np.broadcast_to(candidate_idx[:, :, None], shape).ravel()]
         numbers = np.broadcast_to(seeds[None, None], shape).ravel()
-        # The last lane fills what is left of the one batch size that is compiled.
-        padded = np.minimum(np.arange(lanes), numbers.size - 1)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(root, numbers[padded].astype(np.uint32))
-        found = jax.device_get(program(keys, per_lane[padded], candidates[padded]))
-        return jax.tree.map(lambda x: x[: numbers.size].reshape(*shape, -1), found)
+        parts = []
+        for first in range(0, numbers.size, lanes):
+            # The last run fills what is left of the one batch size that is compiled.
+            idx = np.minimum(np.arange(first, first + lanes), numbers.size - 1)
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(root, numbers[idx].astype(np.uint32))
+            parts.append(jax.device_get(program(keys, per_lane[idx], candidates[idx])))
+        found = jax.tree.map(lambda *leaves: np.concatenate(leaves)[: numbers.size], *parts)
+        return jax.tree.map(lambda x: x.reshape(*shape, -1), found)
 
     chosen = np.full(used.size, chosen_method.published)
     score = np.zeros((used.size, 0))
     if tuning_seeds:
         everything = np.broadcast_to(np.arange(len(grid)), (used.size, len(grid)))
-        tried = answer(
-            call(everything, _FIRST_TUNING_SEED + np.arange(tuning_seeds)), chosen_method
-        )
+        tried = call(everything, _FIRST_TUNING_SEED + np.arange(tuning_seeds))
+        tried = answer(tried, chosen_method, used)
         allowed = tolerance(used)[:, None, None]
         score = tuning_score(tried.best_gap[..., -1], tried.best_violation[..., -1], allowed)
         chosen = np.array([select(row, chosen_method.published) for row in score])
@@ -181,16 +168,20 @@ def _run_unit(
     return Unit(*_spread((record, score, chosen), levels, used), seconds)
 
 
-def answer(record: Record, chosen_method: Method) -> Record:
+def answer(record: Record, chosen_method: Method, sigmas: Sequence[float] | np.ndarray) -> Record:
     """Puts the average iterate in place of the best point where it is a method's answer and better.
 
-    Better in exact values: a favor to the method.
+    Better in exact values, its distance from the optimum counted: a favor to the method.
     """
     if not chosen_method.averages:
         return record
     best = (record.best_gap, record.best_violation)
     average = (record.average_gap, record.average_violation)
-    take = np.asarray(kkt.better(average, best, TOLERANCE))
+    tol = tolerance(np.asarray(sigmas)).reshape(-1, *(1,) * (record.best_gap.ndim - 1))
+    (gap, violation), (gap_average, violation_average) = best, average
+    take = np.asarray(
+        kkt.better((abs(gap_average), violation_average), (abs(gap), violation), tol)
+    )  # fmt: skip
     return record._replace(
         best_gap=np.where(take, average[0], best[0]),
         best_violation=np.where(take, average[1], best[1]),
@@ -208,14 +199,13 @@ def _compile(
     def lane(key: Array, sigma: Array, candidate: Array) -> Record:
         noisy = noise.with_noise(task.problem, sigma)
         algorithm = chosen_method.make(task, noisy, candidate, num_steps)
-        tracked = _track(algorithm, tolerance(sigma))
 
-        def period(carry: _Tracked, count: Array) -> tuple[_Tracked, Record]:
+        def period(state: method.State, count: Array) -> tuple[method.State, Record]:
             # The count is traced, so that the step is compiled once for all entries.
-            carry = jax.lax.fori_loop(0, count, lambda _, c: tracked.step(c)[0], carry)
-            return carry, _observe(task, carry)
+            state = jax.lax.fori_loop(0, count, lambda _, s: algorithm.step(s)[0], state)
+            return state, _observe(task, state)
 
-        return jax.lax.scan(period, tracked.init(key), periods)[1]
+        return jax.lax.scan(period, algorithm.init(key), periods)[1]
 
     key = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), lanes))
     shapes = (
@@ -228,37 +218,9 @@ def _compile(
     return jax.jit(jax.vmap(lane)).lower(*shapes).compile(compiler_options=options)
 
 
-def _track(algorithm: Algorithm, tol: Array | float) -> Algorithm:
-    """Keeps the best point by a tolerance of our own, which depends on the noise."""
-
-    def init(key: Array) -> _Tracked:
-        state = algorithm.init(key)
-        return _Tracked(state, state.best_x, state.best_f, state.best_violation)
-
-    def step(carry: _Tracked) -> tuple[_Tracked, dict[str, Array]]:
-        state, best_x, best_f, best_violation = carry
-        # Without a best point, the one that the step reports is the one that it measured.
-        infinite = jnp.full_like(best_f, jnp.inf)
-        state, metrics = algorithm.step(
-            state._replace(best_f=infinite, best_violation=infinite)
-        )  # fmt: skip
-        measured = (state.best_f, state.best_violation)
-        take = kkt.better(measured, (best_f, best_violation), tol)
-        kept = (
-            jnp.where(take, new, old)
-            for new, old in zip(
-                (state.best_x, *measured), (best_x, best_f, best_violation), strict=True
-            )
-        )
-        return _Tracked(state, *kept), metrics
-
-    return Algorithm(init, step)
-
-
-def _observe(task: Task, carry: _Tracked) -> Record:
-    state = carry.state
+def _observe(task: Task, state: method.State) -> Record:
     values = []
-    for x in (state.x, carry.best_x, state.average):
+    for x in (state.x, state.best_x, state.average):
         f, h = task.problem.exact(x)
         gap = (f - task.f_ref) / task.gap_scale
         values += [gap, kkt.max_violation(h, task.problem.m_eq)]

@@ -291,7 +291,11 @@ def leakage_part(config: Any, *, num_steps: int = 100) -> Part:
         for form, kind in (("subspace", "orthonormal"), ("plugin", "sphere")):
             options = ZOFLConfig(form=form, kind=kind)  # pyright: ignore
             values[form] = _usual_violation(test, options, keys, num_steps)
-        (ours, _), (theirs, lost) = values["subspace"], values["plugin"]
+        (ours, ours_lost), (theirs, lost) = values["subspace"], values["plugin"]
+        if ours_lost.any():
+            raise RuntimeError(
+                f"{int(ours_lost.sum())} runs of the subspace form diverged on {name}"
+            )
         kept = ~lost
         ratio = float(np.median(theirs[kept])) / float(np.median(ours)) if kept.any() else None
         cells.append((name, test.n, test.m_eq, test.m_ineq, float(np.median(ours)),

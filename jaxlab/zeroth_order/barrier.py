@@ -41,7 +41,7 @@ def make_lb_sgd(
     u: float | Array = 0.01,
     delta: float | Array = 0.01,
     reg: float | Array = 1e-4,
-    feasibility_tol: float = 1e-4,
+    feasibility_tol: float | Array = 1e-4,
 ) -> Algorithm:
     """Makes safe log-barrier descent, 2B queries a step (1 + B if `problem.sigma` is 0).
 

@@ -35,7 +35,7 @@ def make_zob_gda(
     u: float | Array = 0.003,
     block_size: int | None = None,
     y_max: float | Array = 100.0,
-    feasibility_tol: float = 1e-4,
+    feasibility_tol: float | Array = 1e-4,
 ) -> Algorithm:
     """Makes zeroth-order block gradient descent ascent, b + 1 queries an iteration.
 
@@ -83,7 +83,7 @@ def make_zob_sgda(
     u: float | Array = 0.003,
     block_size: int | None = None,
     y_max: float | Array = 100.0,
-    feasibility_tol: float = 1e-4,
+    feasibility_tol: float | Array = 1e-4,
 ) -> Algorithm:
     """Makes smoothed zeroth-order block gradient descent ascent, b + 1 queries an iteration.
 

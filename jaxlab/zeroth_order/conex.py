@@ -44,7 +44,7 @@ def make_szo_conex(
     beta: float | Array = 0.009,
     u: float | Array = 0.01,
     theta: float | Array = 1.0,
-    feasibility_tol: float = 1e-4,
+    feasibility_tol: float | Array = 1e-4,
 ) -> Algorithm:
     """Makes zeroth-order constraint extrapolation; its answer is `State.average`.
 

@@ -36,7 +36,7 @@ def make_pdgd(
     *,
     alpha: float | Array = 0.2,
     beta: float | Array = 0.1,
-    feasibility_tol: float = 1e-4,
+    feasibility_tol: float | Array = 1e-4,
 ) -> Algorithm:
     """Makes primal-dual gradient descent, one first-order evaluation an iteration.
 
@@ -80,7 +80,7 @@ def make_alm(
     rho: float | Array = 1.0,
     growth: float | Array = 1.1,
     rho_max: float | Array = 1e15,
-    feasibility_tol: float = 1e-4,
+    feasibility_tol: float | Array = 1e-4,
 ) -> Algorithm:
     """Makes the augmented Lagrangian method, one first-order evaluation an iteration.
 

@@ -18,7 +18,7 @@ def max_violation(h: Float[Array, " m"], m_eq: int) -> Float[Array, ""]:
 
 
 def better(
-    a: tuple[Array, Array], b: tuple[Array, Array], feasibility_tol: float
+    a: tuple[Array, Array], b: tuple[Array, Array], feasibility_tol: float | Array
 ) -> Bool[Array, ""]:
     """Says whether point a precedes point b, each given as `(f, violation)`.
 

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxlab.core.types import Algorithm, Metrics, PyTree
@@ -93,7 +95,7 @@ def make_algorithm(
     *,
     init_inner: Callable[[Array, Array], tuple[PyTree, int]],
     update: Callable[..., Proposal],
-    feasibility_tol: float = 1e-4,
+    feasibility_tol: float | Array = 1e-4,
 ) -> Algorithm:
     """Makes an `Algorithm` of a method's update.
 
@@ -107,7 +109,7 @@ def make_algorithm(
     Returns:
         `(init, step)` over `State`; the metrics are the fields of `_metrics` and the update's own.
     """
-    if not feasibility_tol >= 0.0:
+    if not isinstance(feasibility_tol, Tracer) and not np.all(np.asarray(feasibility_tol) >= 0.0):
         raise ValueError(f"feasibility_tol must be at least 0, got {feasibility_tol}")
     dtype = problem.x0.dtype
 

@@ -39,7 +39,7 @@ def make_quadratic_penalty(
     u: float | Array | None = None,
     B: int | None = None,
     kind: direction_sets.Kind = "orthonormal",
-    feasibility_tol: float = 1e-4,
+    feasibility_tol: float | Array = 1e-4,
 ) -> Algorithm:
     """Makes descent on f + (rho/2) sum [c_i]_+^2, 1 + 2B queries a step.
 
@@ -71,7 +71,7 @@ def make_exact_penalty(
     u: float | Array | None = None,
     B: int | None = None,
     kind: direction_sets.Kind = "orthonormal",
-    feasibility_tol: float = 1e-4,
+    feasibility_tol: float | Array = 1e-4,
 ) -> Algorithm:
     """Makes descent on f + rho sum [c_i]_+, 1 + 2B queries a step.
 
@@ -104,7 +104,7 @@ def make_switching(
     u: float | Array | None = None,
     B: int | None = None,
     kind: direction_sets.Kind = "orthonormal",
-    feasibility_tol: float = 1e-4,
+    feasibility_tol: float | Array = 1e-4,
 ) -> Algorithm:
     """Makes the switching method, 1 + 2B queries a step.
 
@@ -153,7 +153,7 @@ def _make_penalty(
     u: float | Array | None,
     B: int | None,
     kind: direction_sets.Kind,
-    feasibility_tol: float,
+    feasibility_tol: float | Array,
 ) -> Algorithm:
     """Descends on f + rho sum shape([c_i]_+)."""
     if alpha is None:

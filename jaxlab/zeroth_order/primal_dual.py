@@ -55,7 +55,7 @@ def make_zo_minmax(
     u: float | Array = 1e-3,
     B: int = 1,
     y_max: float | Array = 100.0,
-    feasibility_tol: float = 1e-4,
+    feasibility_tol: float | Array = 1e-4,
 ) -> Algorithm:
     """Makes zeroth-order gradient descent ascent on the sphere, B + 1 queries an iteration.
 
@@ -91,7 +91,7 @@ def make_zoagp(
     u: float | Array = 0.003,
     decay: float | Array = 0.1,
     y_max: float | Array = 100.0,
-    feasibility_tol: float = 1e-4,
+    feasibility_tol: float | Array = 1e-4,
 ) -> Algorithm:
     """Makes zeroth-order alternating gradient projection, n + 1 queries an iteration.
 
@@ -127,20 +127,22 @@ def make_zoeg(
     problem: Problem,
     *,
     alpha: float | Array = 0.03,
+    beta: float | Array | None = None,
     u: float | Array = 1e-3,
     B: int = 1,
-    feasibility_tol: float = 1e-4,
+    feasibility_tol: float | Array = 1e-4,
 ) -> Algorithm:
     """Makes the zeroth-order extra-gradient method on the sphere, 2 (B + 1) queries an iteration.
 
-    A trial step xh = clip(x - alpha g(x, y), lb, ub), yh = [y + alpha c(x)]_+, then the step from x
-    with what was measured there, x+ = clip(x - alpha g(xh, yh), lb, ub), y+ = [y + alpha c(xh)]_+.
+    A trial step xh = clip(x - alpha g(x, y), lb, ub), yh = [y + beta c(x)]_+, then the step from x
+    with what was measured there, x+ = clip(x - alpha g(xh, yh), lb, ub), y+ = [y + beta c(xh)]_+.
     At x and at xh it makes one query of the point and B around it; no value serves twice, since
     the next iteration starts at a point not measured yet.
 
     Args:
         problem: the problem.
-        alpha: step of x and y, usually 0.01 to 0.1. The default is no published setting.
+        alpha: step of x, usually 0.01 to 0.1. The default is no published setting.
+        beta: step of y; alpha by default, as the method has it.
         u: difference radius.
         B: directions, the columns of a sphere set with scale n/B; new ones at xh.
         feasibility_tol: see `method.make_algorithm`.
@@ -149,15 +151,16 @@ def make_zoeg(
         ValueError: if a setting is not positive.
     """
     gradient = _sphere_gradient(problem, B)
-    return _make_extra_gradient(problem, gradient, B, alpha, u, feasibility_tol)
+    return _make_extra_gradient(problem, gradient, B, alpha, beta, u, feasibility_tol)
 
 
 def make_zoceg(
     problem: Problem,
     *,
     alpha: float | Array = 0.03,
+    beta: float | Array | None = None,
     u: float | Array = 1e-3,
-    feasibility_tol: float = 1e-4,
+    feasibility_tol: float | Array = 1e-4,
 ) -> Algorithm:
     """Makes the coordinate extra-gradient method, 2 (n + 1) queries an iteration.
 
@@ -165,14 +168,14 @@ def make_zoceg(
 
     Args:
         problem: the problem.
-        alpha: step of x and y.  u: difference step.
+        alpha: step of x.  beta: step of y; alpha by default.  u: difference step.
         feasibility_tol: see `method.make_algorithm`.
 
     Raises:
         ValueError: if a setting is not positive.
     """
     gradient = _coordinate_gradient(problem)
-    return _make_extra_gradient(problem, gradient, problem.n, alpha, u, feasibility_tol)
+    return _make_extra_gradient(problem, gradient, problem.n, alpha, beta, u, feasibility_tol)
 
 
 def _make_alternating(
@@ -182,7 +185,7 @@ def _make_alternating(
     schedule: Callable[[Array], Iteration],
     beta: float | Array,
     y_max: float | Array,
-    feasibility_tol: float,
+    feasibility_tol: float | Array,
 ) -> Algorithm:
     """One primal step, the query at its end, and one dual step with what was measured there."""
     m_eq = problem.m_eq
@@ -215,10 +218,12 @@ def _make_extra_gradient(
     gradient: Gradient,
     num_differences: int,
     alpha: float | Array,
+    beta: float | Array | None,
     u: float | Array,
-    feasibility_tol: float,
+    feasibility_tol: float | Array,
 ) -> Algorithm:
-    lagrangian.check_positive({"alpha": alpha})
+    beta = alpha if beta is None else beta
+    lagrangian.check_positive({"alpha": alpha, "beta": beta})
     estimators.check_radius(u)
     m_eq = problem.m_eq
 
@@ -226,7 +231,7 @@ def _make_extra_gradient(
         return lagrangian.init_duals(problem), 0
 
     def update(key: Array, x: Array, y: Array, t: Array, step_scale: Array) -> Proposal:
-        step = alpha * step_scale
+        step, dual_step = alpha * step_scale, beta * step_scale
 
         def half(key: Array, at: Array, duals: Array) -> tuple[Array, Array, Array]:
             """The step from (x, y) with the field at (at, duals), and the values there."""
@@ -234,7 +239,7 @@ def _make_extra_gradient(
             q0 = _query(problem, key_point, at)
             grad = gradient(key_gradient, at, q0, lagrangian.weights(duals, m_eq), u)
             x_next = jnp.clip(x - step * grad, problem.lb, problem.ub)
-            return x_next, lagrangian.ascend(y, q0[1:], m_eq, step), q0
+            return x_next, lagrangian.ascend(y, q0[1:], m_eq, dual_step), q0
 
         key_trial, key_step = jax.random.split(key)
         x_trial, y_trial, q0 = half(key_trial, x, y)

@@ -83,9 +83,16 @@ def data_profile(
         n: `[P]`, number of variables of each problem.
         budgets: `[K]`, in simplex gradients; an infinite one counts solved problems only.
 
+    Raises:
+        ValueError: if the shapes do not fit.
+
     Source: More and Wild 2009, eq. 2.8.
     """
     t = jnp.asarray(queries_to_solve)
+    if t.ndim != 2 or jnp.shape(n) != t.shape[:1]:
+        raise ValueError(
+            f"queries_to_solve must be [P, S] and n [P], got shapes {t.shape} and {jnp.shape(n)}"
+        )
     return _fraction_within(t, jnp.asarray(n, t.dtype) + 1.0, jnp.asarray(budgets, t.dtype))
 
 

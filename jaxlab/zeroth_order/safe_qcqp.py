@@ -39,7 +39,7 @@ def make_szo_qq(
     mu: float | Array = 1.0,
     u: float | Array | None = None,
     num_sweeps: int = 100,
-    feasibility_tol: float = 1e-4,
+    feasibility_tol: float | Array = 1e-4,
 ) -> Algorithm:
     """Makes safe sequential quadratically constrained optimization, n + 1 queries a step.
 

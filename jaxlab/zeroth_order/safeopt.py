@@ -59,7 +59,7 @@ def make_safeopt(
     beta: float | Array = 2.0,
     capacity: int = 64,
     resolution: int | None = None,
-    feasibility_tol: float = 1e-4,
+    feasibility_tol: float | Array = 1e-4,
 ) -> Algorithm:
     """Makes SafeOpt; one query a step, `capacity` queries in all.
 
@@ -103,7 +103,13 @@ def make_safeopt(
     if capacity < 2 or resolution < 2:
         raise ValueError(f"capacity and resolution must be 2 or more, got {capacity}, {resolution}")
     candidates = jnp.concatenate([problem.x0[None], make_grid(problem.lb, problem.ub, resolution)])
-    scale = jnp.asarray(lengthscale, dtype) * (problem.ub - problem.lb)
+    if jnp.shape(lengthscale) not in ((), (n,)) or jnp.shape(amplitude) not in ((), (1 + m,)):
+        raise ValueError(
+            f"lengthscale must be one number or [n = {n}], amplitude one or [1 + m = {1 + m}], got "
+            f"shapes {jnp.shape(lengthscale)} and {jnp.shape(amplitude)}"
+        )
+    side = problem.ub - problem.lb
+    scale = jnp.asarray(lengthscale, dtype) * jnp.where(side > 0.0, side, 1.0)
     amplitude = jnp.broadcast_to(jnp.asarray(amplitude, dtype), (1 + m,))
     sigma = jnp.asarray(problem.sigma, dtype)
     noise = jnp.sqrt(sigma**2 + _jitter(capacity, dtype) * amplitude**2)

@@ -93,7 +93,7 @@ class ZOFLConfig(NamedTuple):
     center_repeats: int = 1
     common_noise: bool = False
     chunk: int | None = None
-    feasibility_tol: float = 1e-4
+    feasibility_tol: float | Array = 1e-4
 
 
 def resolve(problem: Problem, config: ZOFLConfig) -> ZOFLConfig:

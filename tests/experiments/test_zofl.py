@@ -14,8 +14,6 @@ from experiments.zofl.analysis import Comparison
 from experiments.zofl.units import PUBLISHED, TUNED, Record, Unit
 from jaxlab.core import logging
 from jaxlab.zeroth_order import method, zofl
-from jaxlab.zeroth_order.method import Proposal
-from jaxlab.zeroth_order.problem import make_problem
 
 TINY = experiment.Config(
     num_seeds=2, tuning_seeds=1, sigmas=(0.0,), max_queries=400, problems=("HS7", "qp-2"),
@@ -54,27 +52,55 @@ def test_history_has_increasing_entries_up_to_the_last_step(num_steps):
         assert steps[10] < 50 and np.diff(steps).max() <= num_steps / (units.NUM_POINTS / 2) + 1
 
 
-def test_best_point_is_kept_by_the_tolerance_given(x64, key):
-    points = jnp.asarray([[3.0], [2.0], [1.0], [0.5], [1.5]])  # f = x, h = 1 - x <= 0
+def test_the_best_point_of_a_lane_goes_by_the_noise_of_the_lane(x64):
+    """qp-2 at x0 = 0: a point beyond the corner is kept if it violates by no more than sigma."""
+    task = problems.make_task("qp-2", 200)
+    unit = units.run_unit(
+        task, methods.TABLE["switching"], sigmas=(0.0, 0.1), num_seeds=4, tuning_seeds=2, seed=0,
+        quick=True,
+    )  # fmt: skip
+    exact, noisy = unit.record.best_violation[:, TUNED, :, -1]
+    assert exact.max() <= problems.allowance(0.0) < noisy.max() < problems.allowance(0.1) + 0.5
 
-    def update(key, x, inner, t, step_scale):
-        at = points[jnp.minimum(t, 4)]
-        return Proposal(at, inner, at, at[0], 1.0 - at, 1, {})
 
-    problem = make_problem(lambda x: (x[0], 1.0 - x), jnp.asarray([4.0]))
-    algorithm = method.make_algorithm(
-        problem, init_inner=lambda key, x0: ((), 0), update=update, feasibility_tol=0.0
+def test_gaps_are_relative_to_what_there_is_to_gain(x64):
+    """From a feasible start the initial gap is the unit, from an infeasible one at least 1 is."""
+    task = problems.make_task("opf9-blackbox", 200)
+    f0 = task.problem.exact(task.problem.x0)[0]
+    np.testing.assert_allclose((f0 - task.f_ref) / task.gap_scale, 1.0, rtol=1e-6)
+    task = problems.make_task("HS40", 200)  # f from -0.41 to -0.25
+    assert task.gap_scale == 1.0
+
+
+def test_an_average_is_judged_by_the_tolerance_of_its_noise():
+    """SZO-ConEx: the nearer point is feasible at its noise level, though not without noise."""
+    unit = _unit(0.5, 0.0)
+    record = unit.record._replace(
+        average_gap=np.full_like(unit.record.gap, 0.001),
+        average_violation=np.full_like(unit.record.gap, 0.02),
     )
+    conex = methods.TABLE["szo-conex"]
+    assert (units.answer(record, conex, (0.01,)).best_gap == np.float32(0.001)).all()
+    assert (units.answer(record, conex, (0.0,)).best_gap[..., -1] == 0.5).all()
+    below = record._replace(average_gap=np.full_like(unit.record.gap, -0.9))
+    assert (units.answer(below, conex, (0.01,)).best_gap[..., -1] == 0.5).all()
 
-    def best(tol):
-        tracked = units._track(algorithm, tol)
-        carry = jax.lax.fori_loop(0, 5, lambda _, c: tracked.step(c)[0], tracked.init(key))
-        return carry.best_x[0], carry.best_f, carry.state.queries
 
-    found = jax.jit(jax.vmap(best))(jnp.asarray([0.0, 0.6]))
-    np.testing.assert_array_equal(found[0], [1.0, 0.5])
-    np.testing.assert_array_equal(found[1], [1.0, 0.5])
-    np.testing.assert_array_equal(found[2], [5, 5])
+def test_a_gap_below_the_optimum_does_not_solve():
+    task = problems.make_task("HS7", 300)
+    for gap, solved in ((-0.9, 0.0), (-0.05, 1.0), (0.05, 1.0), (0.9, 0.0)):
+        comparison = Comparison(
+            dataclasses.replace(TINY, num_seeds=4, sigmas=(0.01,)), {"HS7": task}, ("zofl",),
+            {("HS7", "zofl"): _unit(gap, 0.02)},
+        )  # fmt: skip
+        assert analysis.solved_shares(comparison, "zofl", 0, 0.1).tolist() == [solved]
+    assert analysis.accuracies(0.01) == (0.1,) and analysis.accuracies(0.0) == (0.1, 0.001)
+
+
+def test_every_method_has_as_many_candidates_its_own_among_them():
+    for name, entry in methods.TABLE.items():
+        assert len(set(entry.grid)) == methods.GRID_SIZE, name
+        assert entry.grid[entry.published] == entry.default
 
 
 def test_a_unit_is_the_plain_run_of_its_method(x64):
@@ -108,7 +134,7 @@ def test_a_tuned_unit_runs_the_candidate_that_it_chose(x64):
     assert index == units.select(unit.score[0], chosen.published) != chosen.published
     best = unit.record.best_gap[0, :, :, -1]
     alone = units.run_unit(
-        task, chosen._replace(published=index), tuning_seeds=0, **common
+        task, chosen._replace(default=chosen.grid[index]), tuning_seeds=0, **common
     )  # fmt: skip
     np.testing.assert_allclose(best[TUNED], alone.record.best_gap[0, PUBLISHED, :, -1], rtol=1e-5)
 
