@@ -13,6 +13,7 @@ import numpy as np
 
 from experiments import bench
 from jaxlab import zeroth_order as zo
+from jaxlab.zeroth_order import policy_search
 
 SUMMARY = "Constrained zeroth-order optimization: instances a second against numpy, scipy, optax"
 N, M_EQ = 10, 3
@@ -39,7 +40,7 @@ class Instances(NamedTuple):
 
 def run(out: pathlib.Path) -> list[bench.Measurement]:
     """Times everything on this machine, rivals in the same process."""
-    return [*batches(), *solutions(), *streamed()]
+    return [*batches(), *solutions(), *streamed(), *rollouts()]
 
 
 def batches(num_instances: int = 1000, num_steps: int = 200) -> list[bench.Measurement]:
@@ -149,6 +150,36 @@ def streamed_gpu(n: int = 1_000_000, num_directions: int = 256) -> list[bench.Me
     ]  # fmt: skip
 
 
+def rollouts(num_instances: int = 100, num_steps: int = 20) -> list[bench.Measurement]:
+    """Rollouts a second while gains are tuned, against the same rollouts in batched numpy."""
+    (ours,) = rollouts_gpu(num_instances, num_steps)
+    gains = policy_search.START[None] + 0.01 * np.random.default_rng(0).normal(
+        size=(num_instances * (2 * policy_search.START.size + 1), 2, 4)
+    )
+    rival = _timed(
+        lambda: [_numpy_rollouts(gains) for _ in range(num_steps + 1)], repeats=3
+    )  # fmt: skip
+    return [dataclasses.replace(ours, rival_name="numpy, batched, rollouts alone", rival=rival)]
+
+
+def rollouts_gpu(num_instances: int = 600, num_steps: int = 100) -> list[bench.Measurement]:
+    """Tunes many gains at once: 600 instances x 17 queries are 10,200 rollouts a step."""
+    problem = zo.policy_search_problem()
+    algorithm = zo.make_zofl(problem)
+    keys = jax.random.split(jax.random.key(0), num_instances)
+
+    def tune(key: jax.Array) -> jax.Array:
+        return zo.run(algorithm, key, num_steps=num_steps, log_every=num_steps)[0].best_f
+
+    timing = bench.measure(jax.jit(jax.vmap(tune)), keys, repeats=3)
+    per_step = num_instances * (2 * problem.n + 1)
+    shape = f"{per_step:,} rollouts of {policy_search.HORIZON} steps x {num_steps} updates, float32"
+    work = float(per_step * (num_steps + 1))  # the default step is measured by one more
+    return [
+        bench.Measurement("ZOFL, policy search", shape, timing, work=work, work_unit="rollouts")
+    ]
+
+
 def draw(num_instances: int, seed: int = 0) -> Instances:
     """Draws instances that have a feasible point, and starts near it."""
     rng = np.random.default_rng(seed)
@@ -227,6 +258,9 @@ def _against(
     ours: bench.Measurement, name: str, seconds: float, solved: int, tried: int
 ) -> bench.Measurement:
     note = f"{ours.note} {name} solved {solved} of {tried}."
+    if "Adam" in name:
+        queries = f"{4000 * (2 * N + 1):,} against {300 * (2 * N + 1):,}"
+        note += f" It makes 4,000 steps to our 300, with differences {queries} queries."
     if not solved:
         return dataclasses.replace(ours, rival_name=f"{name}: none solved", note=note)
     rival = bench.Timing(0.0, seconds / solved, 0.0, 1)
@@ -262,6 +296,21 @@ def _numpy_streamed(n: int, num_directions: int) -> np.ndarray:
     for b in range(num_directions):
         F -= weights[b] * direction(b)
     return x + np.float32(eta) * F
+
+
+def _numpy_rollouts(gains: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Cost `[R]` and peak speeds `[R, 2]` of gains `[R, 2, 4]`, from every initial state."""
+    A, B = (matrix.astype(np.float32) for matrix in policy_search.system())
+    K = gains.astype(np.float32).swapaxes(1, 2)
+    x = np.broadcast_to(policy_search.INITIAL.astype(np.float32), (len(gains), 4, 4))
+    cost, peak = np.zeros(len(gains), np.float32), np.zeros((len(gains), 2), np.float32)
+    for _ in range(policy_search.HORIZON):
+        u = -x @ K
+        states = (x**2).mean(axis=1) @ policy_search.STATE_COST.astype(np.float32)
+        cost += policy_search.DT * (states + (u**2).mean(axis=1) @ policy_search.INPUT_COST)
+        x = x @ A.T + u @ B.T
+        peak = np.maximum(peak, np.abs(x[..., 2:]).max(axis=1))
+    return cost, peak
 
 
 def _timed(fn: Callable[[], object], *, repeats: int) -> bench.Timing:

@@ -52,6 +52,9 @@ SUITE = (
     Entry(
         "zeroth_order_streamed", "benchmark", "experiments.bench_zeroth_order:streamed_gpu", 60.0
     ),
+    Entry(
+        "zeroth_order_rollouts", "benchmark", "experiments.bench_zeroth_order:rollouts_gpu", 60.0
+    ),
 )
 
 

@@ -36,10 +36,13 @@ class Config:
     """Problem instances solved in one vmapped call in the study of scale."""
     largest_n: int = 1000
     """Most variables in the study of scale."""
+    largest_ratio: int = 250
+    """Most variables per direction there: the number of steps is a multiple of it."""
 
     def __post_init__(self):
         least = {
-            "num_seeds": 2, "tuning_seeds": 0, "max_queries": 200, "instances": 1, "largest_n": 2
+            "num_seeds": 2, "tuning_seeds": 0, "max_queries": 200, "instances": 1, "largest_n": 2,
+            "largest_ratio": 1,
         }  # fmt: skip
         for name, bound in least.items():
             if getattr(self, name) < bound:
@@ -61,7 +64,13 @@ PRESETS = {
         largest_n=100,
     ),
     "cpu": Config(external=True, largest_n=10_000),
-    "gpu": Config(num_seeds=100, max_queries=1_000_000, instances=100_000, largest_n=1_000_000),
+    "gpu": Config(
+        num_seeds=100,
+        max_queries=1_000_000,
+        instances=100_000,
+        largest_n=1_000_000,
+        largest_ratio=4000,
+    ),
 }
 
 

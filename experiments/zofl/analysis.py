@@ -119,7 +119,8 @@ def duel(comparison: Comparison, task: str, rival: str, level: int) -> Duel | No
         comparison, task, rival, level
     ):
         return Duel(NEITHER, *medians, rival)
-    key = jax.random.fold_in(jax.random.key(comparison.config.seed), level)
+    index = level * len(comparison.tasks) + list(comparison.tasks).index(task)
+    key = jax.random.fold_in(jax.random.key(comparison.config.seed), 1000 + index)
     interval = compare(key, theirs, ours).difference
     outcome = BETTER if interval.low > 0.0 else WORSE if interval.high < 0.0 else TIE
     return Duel(outcome, *medians, rival)

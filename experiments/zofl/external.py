@@ -17,8 +17,8 @@ QUERIES = 1000
 """Most queries of a run."""
 SEEDS = 3
 """Most runs at a noise level; without noise SciPy's solvers draw nothing, and one is enough."""
-MOST_VARIABLES = {"COBYQA": 30}
-"""A quadratic model of many variables takes minutes to update."""
+MOST_VARIABLES = {"COBYQA": 30, "COBYLA": 60, "NOMAD": 30}
+"""A model of many variables and constraints takes minutes."""
 
 
 def missing(task: Task, solver: str) -> str:

@@ -63,7 +63,8 @@ def violations_by_step(
         to time `HORIZON`.
     """
     num_steps = round(HORIZON / ETAS[-1])
-    problem = high_dimensional.sphere(10, key)
+    key_problem, key = jax.random.split(key)
+    problem = high_dimensional.sphere(10, key_problem)
 
     def follow(key: jax.Array, eta: jax.Array) -> tuple[jax.Array, jax.Array]:
         algorithm = zofl.make_zofl(problem, options._replace(eta=eta, K=DECAY))

@@ -10,14 +10,16 @@ import pytest
 from experiments import bench_zeroth_order
 from experiments.zofl import (
     PRESETS,
+    Config,
     portraits,
     published,
     random_problems,
     scale,
+    sensitivity,
     theory,
     violation,
 )
-from jaxlab.zeroth_order import qcqp
+from jaxlab.zeroth_order import direction_sets, policy_search, profiles, qcqp
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +115,115 @@ def test_instances_of_other_draws_need_no_other_program():
 
 
 def test_timings_at_tiny_sizes():
+    """Work is counted right, and the rival in numpy makes the same rollouts as the problem."""
     (batch,) = bench_zeroth_order.batches(3, 4)
     (stream,) = bench_zeroth_order.streamed(1000, 8)
-    for item, work in ((batch, 12.0), (stream, 8.0)):
-        assert item.work == work and item.ratio > 0.0 and item.rate > 0.0
+    (tuned,) = bench_zeroth_order.rollouts(2, 3)
+    for item, work in ((batch, 12.0), (stream, 8.0), (tuned, 2 * 17 * 4.0)):
+        assert item.work == work and item.rival is not None
+        assert item.rate == pytest.approx(work / item.ours.median_s)
+    gains = policy_search.START[None] + np.linspace(-0.1, 0.1, 24).reshape(3, 2, 4)
+    cost, peak = bench_zeroth_order._numpy_rollouts(gains)
+    exact = jax.vmap(policy_search.policy_search_problem().exact)
+    f, h = exact(jnp.asarray(gains, jnp.float32).reshape(3, 8))
+    np.testing.assert_allclose(cost, f, rtol=1e-5)
+    np.testing.assert_allclose(peak / policy_search.MAX_SPEED[None] - 1.0, h, atol=1e-5)
+
+
+TINY = Config(num_seeds=2, largest_n=100)
+
+
+def _verdicts(part):
+    rows, _, _ = part
+    return {row.metric: row.verdict for row in rows}
+
+
+def test_inflation_is_reproduced_and_a_wrong_formula_is_not(x64, monkeypatch):
+    assert set(_verdicts(violation.inflation_part(TINY)).values()) == {"reproduced"}
+    right = direction_sets.gram_inflation
+    monkeypatch.setattr(
+        direction_sets, "gram_inflation", lambda n, B, kind: 1.02 * right(n, B, kind)
+    )
+    assert set(_verdicts(violation.inflation_part(TINY)).values()) == {"not reproduced"}
+
+
+def test_leakage_is_reproduced_and_a_leaking_subspace_is_not(x64, monkeypatch):
+    monkeypatch.setattr(violation, "LEAKS", ("HS40", "HS78"))
+    verdicts = _verdicts(violation.leakage_part(TINY))
+    assert set(verdicts.values()) == {"reproduced"}
+    monkeypatch.setattr(
+        violation, "_usual_violation",
+        lambda test, options, keys, num_steps: (np.full(8, 1e-3), np.arange(8) == 0),
+    )  # fmt: skip
+    rows, tables, _ = violation.leakage_part(TINY)
+    assert rows[0].verdict == "not reproduced" and rows[0].value == 1.0
+    assert tables[0].rows[0][-2:] == (1, 1)
+
+
+@pytest.mark.slow
+def test_bounds_of_the_violation_hold_and_half_of_them_do_not(x64, monkeypatch, tmp_path):
+    assert set(_verdicts(violation.envelope_part(TINY, tmp_path)).values()) == {"reproduced"}
+    assert set(_verdicts(violation.floor_part(TINY)).values()) == {"reproduced"}
+    envelope = profiles.violation_envelope
+    monkeypatch.setattr(profiles, "violation_envelope", lambda *args: 0.5 * envelope(*args))
+    assert "not reproduced" in _verdicts(violation.envelope_part(TINY, tmp_path)).values()
+    monkeypatch.setattr(profiles, "noise_floor", lambda sigma, a: 0.5 * sigma)
+    assert "not reproduced" in _verdicts(violation.floor_part(TINY)).values()
+
+
+def test_theorems_of_the_flow(x64):
+    verdicts = _verdicts(theory.flow_part())
+    assert len(verdicts) == 5 and set(verdicts.values()) == {"reproduced"}
+
+
+@pytest.mark.slow
+def test_orders_with_random_directions(x64, tmp_path):
+    """Fresh directions in half of the space cost midpoint its order: reported as such."""
+    verdicts = _verdicts(theory.orders_part(TINY, tmp_path))
+    name = "Order of one midpoint step with fresh directions, B = n / 2"
+    assert verdicts.pop(name) == "not reproduced"
+    assert set(verdicts.values()) == {"reproduced"}
+
+
+def test_gain_study_of_random_problems(x64, tmp_path):
+    """10,000 iterations show the same optimum; after 300 those of K = 1 are still elsewhere."""
+    rows, (table,), _ = random_problems.gain_part(TINY, tmp_path, updates=300)
+    assert len(rows) == 2 and len(table.rows) == 8
+    by_gain = {row[1]: row for row in table.rows if row[0] == "equalities"}
+    # (1 - eta K)^t = 1e-3: 66 iterations at K = 100, and the next figure of ten.
+    assert by_gain[100.0][3] == 70 and by_gain[1.0][3] == "never"
+    assert rows[0].verdict == "not reproduced"
+
+
+@pytest.mark.slow
+def test_iterations_that_are_not_reached_are_not_measured(x64, monkeypatch):
+    monkeypatch.setattr(random_problems, "MOST", {("the gradient", 0.0): 40})
+    monkeypatch.setitem(random_problems.MOST, ("the gradient", 0.8), 40)
+    verdicts = _verdicts(random_problems.iterations_part(TINY))
+    assert set(verdicts.values()) == {"not measured"}
+
+
+@pytest.mark.slow
+def test_maps_mark_what_diverged(x64, monkeypatch, tmp_path):
+    """A gain beyond 2 is lost at every step; one of 0.5 holds the constraints."""
+    monkeypatch.setattr(sensitivity, "GAINS", (0.5, 1.99))
+    monkeypatch.setattr(sensitivity, "ETAS", (0.01, 30.0))
+    drawn = {}
+    monkeypatch.setattr(
+        sensitivity.pictures, "heat_maps", lambda path, panels, **options: drawn.update(panels)
+    )
+    monkeypatch.setattr(sensitivity, "NUM_SEEDS", 2)
+    sensitivity.step_and_gain(TINY, tmp_path)
+    euler = drawn["euler: violation"]
+    assert euler[0, 0] < -4.0 and np.isnan(euler[:, 1]).all()
+
+
+def test_dimension_study_counts_queries_or_says_that_they_were_not_enough(tmp_path, monkeypatch):
+    rows, (table,), _ = scale.dimension_part(TINY, tmp_path)
+    assert [row[0] for row in table.rows] == [100]
+    few, many = table.rows[0][1:]
+    assert 5.0 < few < 100.0 and 5.0 < many < 100.0  # 2 (n + ...) queries a pass, tens of passes
+    assert rows[0].interval == (min(few, many), max(few, many))
+    monkeypatch.setattr(scale, "MOST_CHUNKS", 2)
+    _, (table,), _ = scale.dimension_part(TINY, tmp_path / "short")
+    assert table.rows[0][1:] == (math.inf, math.inf)
