@@ -225,5 +225,6 @@ def test_dimension_study_counts_queries_or_says_that_they_were_not_enough(tmp_pa
     assert 5.0 < few < 100.0 and 5.0 < many < 100.0  # 2 (n + ...) queries a pass, tens of passes
     assert rows[0].interval == (min(few, many), max(few, many))
     monkeypatch.setattr(scale, "MOST_CHUNKS", 2)
-    _, (table,), _ = scale.dimension_part(TINY, tmp_path / "short")
-    assert table.rows[0][1:] == (math.inf, math.inf)
+    rows, (table,), figures = scale.dimension_part(TINY, tmp_path / "short")
+    assert table.rows[0][1:] == ("not reached", "not reached")
+    assert rows[0].value is None and rows[0].verdict == "not measured" and not figures
