@@ -12,6 +12,7 @@ import importlib
 import importlib.util
 import math
 import tempfile
+import threading
 import time
 import types
 import warnings
@@ -421,6 +422,10 @@ def _nevergrad(box: _BlackBox, method: str, ng: Any, tol: float, seed: int) -> n
     return np.clip(search.provide_recommendation().value, box.lb, box.ub)
 
 
+_ONE_NOMAD = threading.Lock()
+"""NOMAD keeps its state in global variables: two at a time crash the process."""
+
+
 def _nomad(box: _BlackBox, method: str, nomad: Any, tol: float, seed: int) -> np.ndarray | None:
     """Mesh adaptive direct search with the progressive barrier."""
     slack, reasons = 0.5 * box.feasibility_tol, []
@@ -446,8 +451,9 @@ def _nomad(box: _BlackBox, method: str, nomad: Any, tol: float, seed: int) -> np
         f"SEED {seed}",
         "DISPLAY_DEGREE 0",
     ]
-    nomad.resetRandomNumberGenerator()  # else it draws on from the run before, at any seed
-    found = nomad.optimize(evaluate, box.x0.tolist(), [], [], parameters)
+    with _ONE_NOMAD:
+        nomad.resetRandomNumberGenerator()  # else it draws on from the run before, at any seed
+        found = nomad.optimize(evaluate, box.x0.tolist(), [], [], parameters)
     if reasons:
         raise reasons[0]
     points = found["x_best_feas"] or found["x_best_infeas"]

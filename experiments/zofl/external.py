@@ -17,7 +17,9 @@ QUERIES = 1000
 """Most queries of a run."""
 SEEDS = 3
 """Most runs at a noise level; without noise SciPy's solvers draw nothing, and one is enough."""
-MOST_VARIABLES = {"COBYQA": 30, "COBYLA": 60, "NOMAD": 30}
+ONE_SEED = ("NOMAD",)
+"""Solvers that take ten seconds a run, and run one at a time: they get one seed."""
+MOST_VARIABLES = {"COBYQA": 30, "COBYLA": 60, "NOMAD": 4}
 """A model of many variables and constraints takes minutes."""
 
 
@@ -37,11 +39,10 @@ def run_unit(
         rows = []
         for sigma in sigmas:
             noisy = noise.with_noise(task.problem, sigma)
+            always_same = sigma == 0.0 and solver in solvers_zofl.SCIPY
             runs = [
                 _trace(task, solver, noisy, sigma, seed + index)
-                for index in range(
-                    1 if sigma == 0.0 and solver in solvers_zofl.SCIPY else num_seeds
-                )
+                for index in range(1 if always_same or solver in ONE_SEED else num_seeds)
             ]
             rows.append([runs[index % len(runs)] for index in range(num_seeds)])
     stacked = jax.tree.map(
