@@ -3,37 +3,12 @@
 import pathlib
 from collections.abc import Sequence
 
-import matplotlib
+import matplotlib.dates as mdates
+import matplotlib.pyplot as plt
+import numpy as np
 
-matplotlib.use("Agg")
-
-import matplotlib.dates as mdates  # noqa: E402
-import matplotlib.pyplot as plt  # noqa: E402
-import numpy as np  # noqa: E402
-
-INK, MUTED, GRID = "#1f2933", "#7b8794", "#e4e7eb"
-BLUE, ORANGE, GREEN, RED, VIOLET = "#2563a8", "#d9822b", "#2f8f5b", "#c23b3b", "#7654a8"
-COLORS = (BLUE, ORANGE, GREEN, RED, VIOLET, "#0f8b9d")
-STYLE = {
-    "font.size": 9,
-    "axes.edgecolor": MUTED,
-    "axes.labelcolor": INK,
-    "axes.titlesize": 9.5,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": GRID,
-    "grid.linewidth": 0.7,
-    "text.color": INK,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "legend.frameon": False,
-    "legend.fontsize": 8,
-    "figure.dpi": 110,
-    "savefig.facecolor": "white",
-}
+from experiments import drawing
+from experiments.drawing import BLUE, COLORS, GREEN, INK, MUTED, ORANGE, RED
 
 
 def decomposition(
@@ -47,7 +22,7 @@ def decomposition(
     title: str,
 ) -> None:
     """STL panels of one daily series: data with trend, weekly pattern, residual."""
-    with plt.rc_context(STYLE):
+    with plt.rc_context(drawing.STYLE):
         figure, axes = plt.subplots(3, 1, figsize=(8, 5.4), sharex=True, height_ratios=(2, 1, 1))
         axes[0].plot(dates, counts, ".", color=MUTED, ms=1.8, alpha=0.6, label="daily admissions")
         axes[0].plot(dates, trend, color=BLUE, lw=1.3, label="trend, the arrival rate")
@@ -59,7 +34,7 @@ def decomposition(
         axes[2].plot(dates, resid, color=MUTED, lw=0.5)
         axes[2].set_ylabel("residual")
         _date_axis(axes[2])
-        _save(figure, path)
+        drawing.save(figure, path)
 
 
 def survival_fits(
@@ -70,7 +45,7 @@ def survival_fits(
     chosen: Sequence[str],
 ) -> None:
     """Kaplan-Meier curve of each site with every fitted law, the chosen one drawn heavier."""
-    with plt.rc_context(STYLE):
+    with plt.rc_context(drawing.STYLE):
         figure, axes = _panels(len(names))
         families = list(fitted[0])
         for axis, name, km, laws, best in zip(axes, names, observed, fitted, chosen, strict=False):
@@ -92,7 +67,7 @@ def survival_fits(
             axis.set_ylabel("share still in bed")
             axis.set_ylim(0, 1)
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
-        _save(figure, path)
+        drawing.save(figure, path)
 
 
 def occupancy(
@@ -106,7 +81,7 @@ def occupancy(
     beds: Sequence[dict[str, int]],
 ) -> None:
     """Mean occupancy with its band, the observed census, and bed lines, one panel a site."""
-    with plt.rc_context(STYLE):
+    with plt.rc_context(drawing.STYLE):
         figure, axes = _panels(len(names), height=2.5)
         for i, axis in enumerate(axes[: len(names)]):
             axis.fill_between(
@@ -121,7 +96,7 @@ def occupancy(
             axis.set_ylim(bottom=0)
             _date_axis(axis)
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
-        _save(figure, path)
+        drawing.save(figure, path)
 
 
 def overflow_risk(
@@ -133,7 +108,7 @@ def overflow_risk(
     alphas: Sequence[float],
 ) -> None:
     """Share of days above B beds, by the Poisson law and by simulated paths."""
-    with plt.rc_context(STYLE):
+    with plt.rc_context(drawing.STYLE):
         figure, axis = plt.subplots(figsize=(7, 4.2), layout="constrained")
         for name, b, r, (at, share, se), color in zip(
             names, beds, risk, simulated, COLORS * 4, strict=False
@@ -151,7 +126,7 @@ def overflow_risk(
         axis.set_xlabel("beds")
         axis.set_ylabel("share of days with more patients than beds")
         axis.legend(title="line: Poisson law, points: simulation", title_fontsize=8)
-        _save(figure, path)
+        drawing.save(figure, path)
 
 
 def bed_counts(
@@ -167,7 +142,7 @@ def bed_counts(
     xlabel: str = "beds",
 ) -> None:
     """Beds `[rule, site]` with intervals, one panel a site, and `marks` to compare them with."""
-    with plt.rc_context(STYLE):
+    with plt.rc_context(drawing.STYLE):
         figure, axes = plt.subplots(
             1, len(names), figsize=(max(2.0 * len(names), 5), 3.2), sharey=True, squeeze=False,
             layout="constrained",
@@ -187,7 +162,7 @@ def bed_counts(
         if marks is not None:
             figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center",
                           ncols=2)  # fmt: skip
-        _save(figure, path)
+        drawing.save(figure, path)
 
 
 def _panels(count: int, *, height: float = 2.6):
@@ -207,10 +182,3 @@ def _date_axis(axis) -> None:
     locator = mdates.AutoDateLocator(minticks=3, maxticks=6)
     axis.xaxis.set_major_locator(locator)
     axis.xaxis.set_major_formatter(mdates.ConciseDateFormatter(locator))
-
-
-def _save(figure, path: pathlib.Path) -> None:
-    if not figure.get_constrained_layout():
-        figure.tight_layout()
-    figure.savefig(path, metadata={"Software": None})
-    plt.close(figure)

@@ -4,19 +4,16 @@ import pathlib
 from collections.abc import Mapping, Sequence
 
 import jax.numpy as jnp
-import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
 
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt  # noqa: E402
-import numpy as np  # noqa: E402
-
-from experiments.result import Figure  # noqa: E402
-from experiments.zofl import analysis, methods, pictures, units  # noqa: E402
-from experiments.zofl.analysis import Comparison  # noqa: E402
-from experiments.zofl.problems import tolerance  # noqa: E402
-from experiments.zofl.units import TUNED  # noqa: E402
-from jaxlab.zeroth_order import profiles  # noqa: E402
+from experiments import drawing
+from experiments.result import Figure
+from experiments.zofl import analysis, methods, units
+from experiments.zofl.analysis import Comparison
+from experiments.zofl.problems import tolerance
+from experiments.zofl.units import TUNED
+from jaxlab.zeroth_order import profiles
 
 REPRESENTATIVE = ("fair-logistic", "qcqp", "HS43", "HS78", "opf9", "opf9-blackbox")
 """A problem of each kind: convex, large, inequalities, equalities, both with bounds, simulator."""
@@ -44,7 +41,7 @@ def progress(
     path: pathlib.Path, bands: Mapping[str, Band], *, ours: Sequence[str], tol: float, title: str
 ) -> None:
     """Draws gap and violation of the iterates against queries: median and middle half of seeds."""
-    with plt.rc_context(pictures.STYLE):
+    with plt.rc_context(drawing.STYLE):
         figure, axes = plt.subplots(2, 1, figsize=(5.4, 5.8), sharex=True, layout="constrained")
         for name, (x, *values), style in _styled(bands, ours):
             for axis, value in zip(axes, values, strict=True):
@@ -52,9 +49,9 @@ def progress(
                 low, middle, high = np.quantile(value, [0.25, 0.5, 0.75], axis=0)
                 axis.fill_between(x, low, high, color=style["color"], alpha=0.16, lw=0)
                 axis.plot(x, middle, label=name, **style)
-        axes[1].axhline(tol, color=pictures.INK, lw=0.9, ls=":")
+        axes[1].axhline(tol, color=drawing.INK, lw=0.9, ls=":")
         axes[1].annotate("feasible below", (0.01, tol), xycoords=("axes fraction", "data"),
-                         va="bottom", fontsize=8, color=pictures.MUTED)  # fmt: skip
+                         va="bottom", fontsize=8, color=drawing.MUTED)  # fmt: skip
         for axis, label in zip(axes, ("|f − f*|, relative", "largest violation"), strict=True):
             axis.set_xscale("log")
             axis.set_yscale("log")
@@ -63,7 +60,7 @@ def progress(
         axes[0].set_title(title)
         axes[1].set_xlabel("queries")
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
-        _save(figure, path)
+        drawing.save(figure, path)
 
 
 def two_profiles(
@@ -77,7 +74,7 @@ def two_profiles(
     title: str,
 ) -> None:
     """Draws a data profile above a performance profile."""
-    with plt.rc_context(pictures.STYLE):
+    with plt.rc_context(drawing.STYLE):
         figure, axes = plt.subplots(2, 1, figsize=(5.4, 6.2), layout="constrained")
         labels = ("budget, simplex gradients (n + 1 queries)", "queries over those of the fastest")
         for axis, x, curves, label in zip(
@@ -92,7 +89,7 @@ def two_profiles(
             axis.set_ylabel("solved, % of runs")
         axes[0].set_title(title)
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
-        _save(figure, path)
+        drawing.save(figure, path)
 
 
 def _styled(curves: Mapping[str, object], ours: Sequence[str]):
@@ -101,7 +98,7 @@ def _styled(curves: Mapping[str, object], ours: Sequence[str]):
     for name, curve in curves.items():
         group = rivals if name in rivals else [own for own in curves if own in ours]
         k = group.index(name)
-        color = pictures.COLORS[k if name not in rivals else -1 - k]
+        color = drawing.COLORS[k if name not in rivals else -1 - k]
         dashes = ((4, 1.5), (1.5, 1.2), (6, 1.5, 1.5, 1.5), (3, 3))[k % 4]
         style = {"color": color, "lw": 1.4, "ls": (0, dashes)}
         yield name, curve, style if name in rivals else {"color": color, "lw": 1.9, "ls": "-"}
@@ -201,8 +198,3 @@ def _draw_profiles(comparison: Comparison, level: int, out: pathlib.Path) -> Fig
         "logarithmic axis); the fastest is that of the methods shown.",
         f"Share of runs solved against the budget at noise {sigma:g}, ZOFL and rivals.",
     )
-
-
-def _save(figure, path: pathlib.Path) -> None:
-    figure.savefig(path, metadata={"Software": None})
-    plt.close(figure)

@@ -1,42 +1,16 @@
 """Drawing functions of the studies of theory, portraits and scale: from arrays to a PNG.
 
-Every picture is small enough to be read on a phone, and its colors are told apart with any common
-color vision deficiency.
+Every picture is small enough to be read on a phone.
 """
 
 import pathlib
 from collections.abc import Collection, Mapping, Sequence
 
-import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
 
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt  # noqa: E402
-import numpy as np  # noqa: E402
-
-INK, MUTED, GRID = "#1f2933", "#6b7785", "#e4e7eb"
-COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#4d4d4d")
-"""Okabe and Ito's palette."""
-STYLE = {
-    "font.size": 10,
-    "axes.edgecolor": MUTED,
-    "axes.labelcolor": INK,
-    "axes.titlesize": 10.5,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": GRID,
-    "grid.linewidth": 0.7,
-    "text.color": INK,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "legend.frameon": False,
-    "legend.fontsize": 8.5,
-    "figure.dpi": 130,
-    "savefig.facecolor": "white",
-}
+from experiments import drawing
+from experiments.drawing import COLORS, GRID, INK, MUTED
 
 Line = tuple[np.ndarray, np.ndarray]
 
@@ -60,7 +34,7 @@ def lines(
         markers: draw the points.
         xticks: where to put ticks, instead of the usual places.
     """
-    with plt.rc_context(STYLE):
+    with plt.rc_context(drawing.STYLE):
         figure, axis = plt.subplots(figsize=(5.4, 3.9), layout="constrained")
         solid = [name for name in curves if name not in dashed]
         order = {name: k for names in (solid, list(dashed)) for k, name in enumerate(names)}
@@ -77,7 +51,7 @@ def lines(
         axis.set_ylabel(ylabel)
         axis.set_title(title)
         figure.legend(loc="outside lower center", ncols=2)
-        _save(figure, path)
+        drawing.save(figure, path)
 
 
 def envelopes(
@@ -93,7 +67,7 @@ def envelopes(
     Args:
         panels: by title, `(violation [seeds, T], bound [T], transient [T])`.
     """
-    with plt.rc_context(STYLE):
+    with plt.rc_context(drawing.STYLE):
         figure, axes = plt.subplots(
             1, len(panels), figsize=(2.7 * len(panels) + 0.6, 3.9), sharey=True, squeeze=False,
             layout="constrained",
@@ -116,7 +90,7 @@ def envelopes(
         axes[0, 0].set_ylim(bottom=1e-6)
         figure.suptitle(title, x=0.01, ha="left", fontsize=10.5, fontweight="bold")
         figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
-        _save(figure, path)
+        drawing.save(figure, path)
 
 
 def heat_maps(
@@ -131,7 +105,7 @@ def heat_maps(
     label: str,
 ) -> None:
     """Draws maps of log10 values `[len(y), len(x)]` side by side; NaN is hatched ("diverged")."""
-    with plt.rc_context(STYLE | {"axes.grid": False}):
+    with plt.rc_context(drawing.STYLE | {"axes.grid": False}):
         figure, axes = plt.subplots(
             1, len(panels), figsize=(3.4 * len(panels) + 0.4, 3.6), sharey=True, squeeze=False,
             layout="constrained",
@@ -150,7 +124,7 @@ def heat_maps(
             figure.colorbar(image, ax=axis, label=label, location="bottom", shrink=0.9)
         axes[0, 0].set_ylabel(ylabel)
         figure.suptitle(title, x=0.01, ha="left", fontsize=10.5, fontweight="bold")
-        _save(figure, path)
+        drawing.save(figure, path)
 
 
 def portrait(
@@ -175,7 +149,9 @@ def portrait(
         optimum: `[2]`.
     """
     x1, x2 = grid
-    with plt.rc_context(STYLE | {"axes.grid": False, "xtick.labelsize": 8, "ytick.labelsize": 8}):
+    with plt.rc_context(
+        drawing.STYLE | {"axes.grid": False, "xtick.labelsize": 8, "ytick.labelsize": 8}
+    ):
         columns = 2
         rows = -(-len(panels) // columns)
         figure, axes = plt.subplots(
@@ -204,7 +180,7 @@ def portrait(
         for axis in axes[:, 0]:
             axis.set_ylabel("x₂")
         figure.suptitle(title, x=0.01, ha="left", fontsize=10.5, fontweight="bold")
-        _save(figure, path)
+        drawing.save(figure, path)
 
 
 def _scale(axis, log: str) -> None:
@@ -212,8 +188,3 @@ def _scale(axis, log: str) -> None:
         axis.set_xscale("log")
     if "y" in log:
         axis.set_yscale("log")
-
-
-def _save(figure, path: pathlib.Path) -> None:
-    figure.savefig(path, metadata={"Software": None})
-    plt.close(figure)
