@@ -11,6 +11,7 @@ import matplotlib
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt  # noqa: E402
+import PIL.Image  # noqa: E402
 
 INK, MUTED, GRID = "#1f2933", "#6b7785", "#e4e7eb"
 BLUE, RED, GREEN, VIOLET = "#0072b2", "#d55e00", "#009e73", "#cc79a7"
@@ -39,8 +40,13 @@ STYLE = {
 
 
 def save(figure: plt.Figure, path: pathlib.Path) -> None:
-    """Writes a PNG, the same bytes for the same picture, and forgets the figure."""
+    """Writes a PNG, the same bytes for the same picture, and forgets the figure.
+
+    A palette of 256 colors takes a third of the bytes of true color.
+    """
     if not figure.get_constrained_layout():
         figure.tight_layout()
     figure.savefig(path, metadata={"Software": None})
     plt.close(figure)
+    with PIL.Image.open(path) as image:
+        image.convert("RGB").quantize(256).save(path, optimize=True)

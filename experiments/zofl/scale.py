@@ -98,7 +98,7 @@ def dimension_part(config: Any, out: pathlib.Path) -> Part:
         return (row,), (table,), ()
     pictures.lines(
         out / "dimension.png", curves, xlabel="directions per step, B",
-        ylabel="queries / n to a gap of 1e-3", title="Queries grow with n, and hardly with B",
+        ylabel="queries / n to a gap of 1e-3", title="Queries per variable, by directions per step",
         log="xy", markers=True,
     )  # fmt: skip
     caption = "Queries per variable until the gap is 1e-3, against the number of directions."

@@ -19,7 +19,7 @@ from jaxlab.zeroth_order.problem import Problem, make_problem
 
 DT = 0.1
 """Time step, s."""
-MASS = np.array([1.0, 2.0])
+MASS = (1.0, 2.0)
 """Masses of the carts, kg."""
 SPRING = 0.5
 """Stiffness of the spring, N/m."""
@@ -35,6 +35,7 @@ START = np.array([[0.3, 0.0, 2.0, 0.0], [0.0, 0.3, 0.0, 2.0]])
 """A slow gain that keeps both limits, `[2, 4]`."""
 HORIZON = 60
 """Steps of a rollout of the reference problem."""
+State = tuple[Array, Array, Array, Array]
 _COST = 0.82772026640598
 _GAIN = np.array(
     [
@@ -48,8 +49,8 @@ def system() -> tuple[Float[np.ndarray, "4 4"], Float[np.ndarray, "4 2"]]:
     """Returns A and B of x_{t+1} = A x_t + B u_t."""
     A, B = np.eye(4), np.zeros((4, 2))
     A[:2, 2:] += DT * np.eye(2)
-    A[2:, :2] += DT * SPRING * np.array([[-1.0, 1.0], [1.0, -1.0]]) / MASS[:, None]
-    B[2:] = DT * np.diag(1.0 / MASS)
+    A[2:, :2] += DT * SPRING * np.array([[-1.0, 1.0], [1.0, -1.0]]) / np.array(MASS)[:, None]
+    B[2:] = DT * np.diag(1.0 / np.array(MASS))
     return A, B
 
 
@@ -65,18 +66,16 @@ def rollout(
     Returns:
         `(states, inputs)`, the initial state included.
     """
-    # Accelerators otherwise round the factors of a float32 product to 10 bits.
-    exact = jax.lax.Precision.HIGHEST
-    A, B = (jnp.asarray(matrix, gain.dtype) for matrix in system())
 
-    def advance(x: Array, kick: Array) -> tuple[Array, tuple[Array, Array]]:
-        u = -jnp.matmul(x, gain.T, precision=exact)
-        following = jnp.matmul(x, A.T, precision=exact) + jnp.matmul(u, B.T, precision=exact)
-        return following.at[:, 2:].add(kick), (x, u)
+    def one(start: Array, kicks: Array) -> tuple[Array, Array]:
+        def step(x: State, kick: Array) -> tuple[State, tuple[Array, Array]]:
+            following, u = _advance(x, gain, kick)
+            return following, (jnp.stack(x), jnp.stack(u))
 
-    start = jnp.asarray(INITIAL, gain.dtype)
-    last, (states, inputs) = jax.lax.scan(advance, start, kicks)
-    return jnp.concatenate([states, last[None]]), inputs
+        last, (states, inputs) = jax.lax.scan(step, tuple(start), kicks)
+        return jnp.concatenate([states, jnp.stack(last)[None]]), inputs
+
+    return jax.vmap(one, in_axes=(0, 1), out_axes=1)(jnp.asarray(INITIAL, gain.dtype), kicks)
 
 
 def policy_search_problem(*, horizon: int = HORIZON, process_noise: float | Array = 0.0) -> Problem:
@@ -107,11 +106,22 @@ def policy_search_problem(*, horizon: int = HORIZON, process_noise: float | Arra
     shape = (horizon, INITIAL.shape[0], 2)
 
     def evaluate(gain: Array, kicks: Array) -> tuple[Array, Array]:
-        states, inputs = rollout(gain, kicks)
-        Q, R, limit = (jnp.asarray(v, gain.dtype) for v in (STATE_COST, INPUT_COST, MAX_SPEED))
-        per_state, per_input = jnp.mean(states[:-1] ** 2, axis=1), jnp.mean(inputs**2, axis=1)
-        cost = DT * (jnp.sum(per_state * Q[None]) + jnp.sum(per_input * R[None]))
-        return cost, jnp.max(jnp.abs(states[..., 2:]), axis=(0, 1)) / limit - 1.0
+        def one(start: Array, kicks: Array) -> tuple[Array, Array]:
+            def step(carry: tuple, kick: Array) -> tuple[tuple, None]:
+                x, cost, peak = carry
+                following, u = _advance(x, gain, kick)
+                terms = zip((*STATE_COST, *INPUT_COST), (*x, *u), strict=True)
+                cost = cost + DT * sum(float(weight) * value**2 for weight, value in terms)
+                return (following, cost, _higher(peak, following)), None
+
+            zero = jnp.zeros_like(start[0])
+            x = tuple(start)
+            (_, cost, peak), _ = jax.lax.scan(step, (x, zero, _higher((zero, zero), x)), kicks)
+            return cost, jnp.stack(peak)
+
+        start = jnp.asarray(INITIAL, gain.dtype)
+        cost, peak = jax.vmap(one, in_axes=(0, 1))(start, kicks)
+        return jnp.mean(cost), jnp.max(peak, axis=0) / jnp.asarray(MAX_SPEED, gain.dtype) - 1.0
 
     def undisturbed(gain: Array) -> tuple[Array, Array]:
         return evaluate(gain, jnp.zeros(shape, gain.dtype))
@@ -138,3 +148,17 @@ def policy_search_problem(*, horizon: int = HORIZON, process_noise: float | Arra
     slopes = jax.jit(jax.jacrev(stacked))(jnp.zeros(shape, problem.x0.dtype))
     per_noise = jnp.max(jnp.sqrt(jnp.sum(slopes**2, axis=(1, 2, 3))))
     return problem._replace(q=q, sigma=process_noise * per_noise)
+
+
+def _advance(x: State, gain: Array, kick: Array) -> tuple[State, tuple[Array, Array]]:
+    """Returns the next state and the forces; written in numbers, so that a batch is one loop."""
+    u1, u2 = (-sum(gain[i, j] * x[j] for j in range(4)) for i in range(2))
+    p1, p2, v1, v2 = x
+    pull = SPRING * (p2 - p1)
+    v1_next = v1 + DT / MASS[0] * (u1 + pull) + kick[0]
+    v2_next = v2 + DT / MASS[1] * (u2 - pull) + kick[1]
+    return (p1 + DT * v1, p2 + DT * v2, v1_next, v2_next), (u1, u2)
+
+
+def _higher(peak: tuple[Array, Array], x: State) -> tuple[Array, Array]:
+    return jnp.maximum(peak[0], jnp.abs(x[2])), jnp.maximum(peak[1], jnp.abs(x[3]))
