@@ -152,8 +152,8 @@ def policy_search_problem(*, horizon: int = HORIZON, process_noise: float | Arra
 
 def _advance(x: State, gain: Array, kick: Array) -> tuple[State, tuple[Array, Array]]:
     """Returns the next state and the forces; written in numbers, so that a batch is one loop."""
-    u1, u2 = (-sum(gain[i, j] * x[j] for j in range(4)) for i in range(2))
     p1, p2, v1, v2 = x
+    u1, u2 = (-(k[0] * p1 + k[1] * p2 + k[2] * v1 + k[3] * v2) for k in gain)
     pull = SPRING * (p2 - p1)
     v1_next = v1 + DT / MASS[0] * (u1 + pull) + kick[0]
     v2_next = v2 + DT / MASS[1] * (u2 - pull) + kick[1]
