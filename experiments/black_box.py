@@ -27,8 +27,9 @@ class Trace(NamedTuple):
     Attributes:
         x: `[Q, n]`, the points queried, in order.  f: `[Q]`, h: `[Q, m]`, the values measured.
         violation: `[Q]`, largest violation of a constraint or a bound; inf where a query failed.
-        best_f, best_violation: `[Q]`, of the best point so far: feasible before infeasible, then
-            objective, then violation. Entry i is after i + 1 queries.
+        best: `[Q]`, index of the best point so far, -1 before a finite one: feasible before
+            infeasible, then objective, then violation. Entry i is after i + 1 queries.
+        best_f, best_violation: `[Q]`, of that point.
         best_x: `[n]`, that point at the end; the start if no query was finite.
         returned_x: `[n]`, what the solver returned; `best_x` if it was interrupted.
         returned_f, returned_violation: there, without noise where the problem has `exact`.
@@ -43,6 +44,7 @@ class Trace(NamedTuple):
     f: np.ndarray
     h: np.ndarray
     violation: np.ndarray
+    best: np.ndarray
     best_f: np.ndarray
     best_violation: np.ndarray
     best_x: np.ndarray
@@ -175,7 +177,7 @@ class BlackBox:
         outside = self.excess(x).max(axis=1, initial=0.0)
         return Trace(
             x=x, f=values[:, 0], h=values[:, 1:], violation=violation,
-            best_f=np.where(found, values[at, 0], np.inf) if len(x) else np.zeros(0),
+            best=best, best_f=np.where(found, values[at, 0], np.inf) if len(x) else np.zeros(0),
             best_violation=np.where(found, violation[at], np.inf) if len(x) else np.zeros(0),
             best_x=best_x, returned_x=returned, returned_f=float(final[0]),
             returned_violation=final_violation,

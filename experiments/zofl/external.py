@@ -65,10 +65,7 @@ def _trace(task: Task, solver: str, noisy, sigma: float, seed: int) -> Record:
     count = len(found.f)
     at = np.linspace(0, max(count - 1, 0), units.NUM_POINTS).round().astype(int)
     here = found.x[at] if count else np.repeat(found.best_x[None], at.size, axis=0)
-    # The best point so far is the first that measured the best value so far.
-    first = {value: index for index, value in reversed(list(enumerate(found.f.tolist())))}
-    best = [first.get(float(found.best_f[i]), 0) if count else 0 for i in at]
-    best_x = found.x[best] if count else here
+    best_x = found.x[np.maximum(found.best[at], 0)] if count else here
     values = [np.asarray(v, np.float32) for x in (here, best_x) for v in _exact(task)(x)]
     nothing = np.full(at.size, np.nan, np.float32)
     status = np.zeros(at.size, np.int32)

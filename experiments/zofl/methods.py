@@ -2,7 +2,7 @@
 
 Every method has a grid of `GRID_SIZE` candidates for two settings, its own published or default
 ones among them: mostly five multipliers of the step, times three values of the second setting that
-matters most to it. With noise, differences that are published for exact values get at least the
+matters most to it. The grids of rivals are wider than ZOFL's, whose step is measured. With noise, differences that are published for exact values get at least the
 radius that ZOFL takes by default, for otherwise they measure noise alone; LB-SGD, whose margin of
 safety the radius is, keeps its own.
 """
@@ -32,34 +32,41 @@ from jaxlab.zeroth_order import (
 from jaxlab.zeroth_order.problem import Problem
 
 STEPS = (0.01, 0.1, 0.3, 1.0, 4.0)
-"""Multipliers of the step. The least are for methods whose one random direction inflates the
-curvature n times."""
-STRONG_DUAL = 0.3
+"""Of ZOFL: multipliers of the measured step."""
+WIDE_STEPS = (0.003, 0.03, 0.3, 1.0, 8.0)
+"""Of rivals: multipliers of the published step. The least are for methods whose one random
+direction inflates the curvature n times."""
+SMOOTHNESS = (0.01, 0.3, 1.0, 4.0, 16.0)
+"""Of the safe methods: multipliers of the inverse smoothness constants."""
 
 
-def _product(seconds: tuple[float, ...]) -> tuple[tuple[float, float], ...]:
-    return tuple((step, second) for step in STEPS for second in seconds)
+def _product(
+    steps: tuple[float, ...], seconds: tuple[float, ...]
+) -> tuple[tuple[float, float], ...]:
+    return tuple((step, second) for step in steps for second in seconds)
 
 
-def _duals(published: float) -> tuple[tuple[float, float], ...]:
+def _duals(published: float, strong: float = 1.0) -> tuple[tuple[float, float], ...]:
     """Multipliers of the primal step with dual steps: in proportion to it, published, strong."""
-    between = math.sqrt(published * STRONG_DUAL)
+    between = math.sqrt(published * strong)
     return tuple(
         (step, dual)
-        for step in STEPS
-        for dual in (between if step == 1.0 else step * published, published, STRONG_DUAL)
+        for step in WIDE_STEPS
+        for dual in (between if step == 1.0 else step * published, published, strong)
     )
 
 
-GAINS = _product((0.3, 1.0, 1.7))
+GAINS = _product(STEPS, (0.3, 1.0, 1.7))
 """Of ZOFL: multipliers of the step and of the gain."""
-LEVELS = _product((1e-4, 1e-3, 1e-2))
+LEVELS = _product(WIDE_STEPS, (1e-4, 1e-3, 3e-2))
 """Of the switching method: multiplier of the step, and the violation at which it switches."""
-BARRIERS = _product((0.02, 0.05, 0.1))
+BARRIERS = _product(SMOOTHNESS, (0.005, 0.05, 0.2))
 """Of LB-SGD: multiplier of the inverse smoothness constants, and first weight of the barrier."""
-PROXIMITIES = _product((0.1, 1.0, 10.0))
+PROXIMITIES = _product(SMOOTHNESS, (0.01, 0.1, 1.0))
 """Of SZO-QQ: multipliers of the inverse smoothness constants and of the proximal weight."""
-PENALTIES = tuple((rho, m) for rho in (1.0, 10.0, 100.0, 300.0, 1000.0) for m in (0.01, 0.1, 1.0))
+PENALTY_STEPS = (0.1, 1.0, 6.0)
+QUADRATIC = _product((0.1, 1.0, 10.0, 100.0, 1000.0), PENALTY_STEPS)
+EXACT = _product((0.1, 0.3, 1.0, 10.0, 100.0), PENALTY_STEPS)
 """Of the penalty methods: weight, and multiplier of the step."""
 MODELS = tuple((length, beta) for length in (0.15, 0.3, 0.6, 1.0, 2.0) for beta in (1.0, 2.0, 3.0))
 """Of SafeOpt: length scale in units of the box, and width of the confidence bounds."""
@@ -266,7 +273,7 @@ TABLE: dict[str, Method] = {
     ),
     "zoceg": Method(
         "ZOCEG", _primal_dual(primal_dual.make_zoceg, 0.03, 1e-3), lambda p: (0, 2 * (p.n + 1)),
-        _duals(0.03), (1.0, 0.03),
+        _duals(0.03, 3.0), (1.0, 0.03),
     ),
     "zob-gda": Method(
         "ZOB-GDA", _primal_dual(block_descent.make_zob_gda, 0.08, 0.003),
@@ -278,14 +285,15 @@ TABLE: dict[str, Method] = {
     ),
     "szo-conex": Method(
         "SZO-ConEx", _primal_dual(conex.make_szo_conex, 0.03, 0.01),
-        lambda p: (0, 2 * (1 + 2 * p.m_eq + p.m_ineq)), _duals(0.009), (1.0, 0.009), averages=True,
+        lambda p: (0, 2 * (1 + 2 * p.m_eq + p.m_ineq)), _duals(0.009, 3.0), (1.0, 0.009),
+        averages=True,
     ),
     "quadratic-penalty": Method(
         "quadratic penalty", _penalty(penalty.make_quadratic_penalty), _around,
-        PENALTIES, (10.0, 1.0),
+        QUADRATIC, (10.0, 1.0),
     ),
     "exact-penalty": Method(
-        "exact penalty", _penalty(penalty.make_exact_penalty), _around, PENALTIES, (10.0, 1.0)
+        "exact penalty", _penalty(penalty.make_exact_penalty), _around, EXACT, (10.0, 1.0)
     ),
     "switching": Method("switching", _switching, _around, LEVELS, (1.0, 1e-3)),
     "lb-sgd": Method(
