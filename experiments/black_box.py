@@ -5,8 +5,7 @@ key, and the box ends the run at its budget.
 """
 
 import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +16,6 @@ FAILED_VALUE = 1e10
 
 MOST_CALLS = 20
 """Calls a query, repeated points included, after which a solver is taken to be stuck."""
-
-Host = Callable[[np.ndarray], tuple[Any, Any]]
 
 
 class Trace(NamedTuple):
@@ -34,7 +31,7 @@ class Trace(NamedTuple):
         returned_x: `[n]`, what the solver returned; `best_x` if it was interrupted.
         returned_f, returned_violation: there, without noise where the problem has `exact`.
         infeasible: the returned point violates a constraint by more than the tolerance.
-        stop: "solver" if it ended by itself, "budget", "target", or "error: ..." .
+        stop: "solver" if it ended by itself, "budget", or "error: ..." .
         failed: queries that returned a value that is not finite.
         outside: queries that left the box by more than the tolerance.
         seconds: wall time, without the compilation of the query.
@@ -65,9 +62,9 @@ class Stop(Exception):
 class BlackBox:
     """Counts, caches and records the queries of one run; the one mutable object here."""
 
-    def __init__(self, problem, budget, seed, feasibility_tol, target, difference_step, host):
-        self.problem, self.budget, self.host = problem, budget, host
-        self.feasibility_tol, self.target = feasibility_tol, target
+    def __init__(self, problem, budget, seed, feasibility_tol, difference_step):
+        self.problem, self.budget = problem, budget
+        self.feasibility_tol = feasibility_tol
         self.key = jax.random.key(seed)
         self.dtype = np.asarray(problem.x0).dtype
         self.x0, self.lb, self.ub = (
@@ -85,8 +82,7 @@ class BlackBox:
 
     def warm_up(self) -> None:
         """Compiles the query outside the timing; its value is not looked at."""
-        if self.host is None:
-            _query(self.problem.q, self.problem.x0, self.key, 0).block_until_ready()
+        _query(self.problem.q, self.problem.x0, self.key, 0).block_until_ready()
 
     def measure(self, x: np.ndarray) -> np.ndarray:
         """Returns the stacked values `[1 + m]` at x, as they were measured."""
@@ -100,17 +96,10 @@ class BlackBox:
             return self.cache[name]
         if len(self.points) >= self.budget:
             raise Stop("budget")
-        if self.host is not None:
-            f, h = self.host(x)
-            values = np.concatenate([[f], np.atleast_1d(h)]).astype(float)
-        else:
-            count = len(self.points)
-            values = np.asarray(_query(self.problem.q, x, self.key, count), float)
+        values = np.asarray(_query(self.problem.q, x, self.key, len(self.points)), float)
         self.cache[name] = values
         self.points.append(x)
         self.values.append(values)
-        if self.violation(x, values) <= self.feasibility_tol and values[0] <= self.target:
-            raise Stop("target")
         return values
 
     def __call__(self, x: np.ndarray) -> np.ndarray:

@@ -1,7 +1,7 @@
-"""Rivals of ZOFL for the benchmark: the method in numpy, a penalty with optax, scipy to a goal.
+"""Rivals of ZOFL for the benchmark: the method in numpy, and a penalty with optax.
 
 `numpy_zofl` is what a careful numpy programmer would run on a batch of problems; `optax_penalty`
-what a JAX programmer would reach for first; `scipy_to_tolerance` a solver per instance.
+what a JAX programmer would reach for first.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import solvers_zofl
 from jaxlab.zeroth_order import direction_sets, estimators, kkt
 from jaxlab.zeroth_order.problem import Problem
 
@@ -204,69 +203,6 @@ def optax_penalty(
     (x, _), (f, violation) = jax.lax.scan(step, (x0, adam.init(x0)), jnp.arange(num_steps))
     queries = 0 if exact_gradients else num_steps * (1 + 2 * B)
     return PenaltyRun(x, f, violation, jnp.asarray(queries, jnp.int32))
-
-
-class ToTolerance(NamedTuple):
-    """What one solver needed for one instance.
-
-    Attributes:
-        solved: it measured a feasible point within the tolerance of the optimal value.
-        queries: joint queries until then, or until it ended; those of the last run tried.
-        seconds: wall time, without compilation.
-    """
-
-    solved: bool
-    queries: int
-    seconds: float
-
-
-def scipy_to_tolerance(
-    problem: Problem,
-    method: str,
-    tol: float,
-    *,
-    budget: int,
-    seed: int = 0,
-    feasibility_tol: float = 1e-4,
-    host: solvers_zofl.Host | None = None,
-) -> ToTolerance:
-    """Runs a scipy solver until it has solved one instance; average over instances for a rate.
-
-    Solved: (f - f_star)_+ / max(1, |f_0 - f_star|) <= tol, at a violation of at most
-    `feasibility_tol`; the run ends at that query.
-
-    Args:
-        problem: one instance, whose `f_star` is known.
-        method: one of `solvers_zofl.SCIPY`.
-        tol: relative accuracy of the objective.
-        budget: most joint queries.
-        seed: of the noise.
-        feasibility_tol: largest violation.
-        host: NumPy twin of the oracle, as in `solvers_zofl.solve`: without it every query pays the
-            dispatch of a compiled function.
-
-    Raises:
-        ValueError: if the method is not of scipy or the optimal value is not known.
-    """
-    if method not in solvers_zofl.SCIPY:
-        raise ValueError(f"method must be one of {', '.join(solvers_zofl.SCIPY)}, got {method!r}")
-    if problem.f_star is None:
-        raise ValueError("the problem's f_star is None; set it to the optimal or best known value")
-    f_star = float(problem.f_star)
-    if problem.exact is not None:
-        f_start = float(problem.exact(problem.x0)[0])
-    else:
-        f_start = float(problem.q(problem.x0, jax.random.key(seed))[0])
-    trace = solvers_zofl.solve(
-        problem,
-        method,
-        budget=budget,
-        seed=seed,
-        feasibility_tol=feasibility_tol,
-        target=f_star + tol * max(1.0, abs(f_start - f_star)),
-        host=host,
-    )
-    return ToTolerance(trace.stop == "target", len(trace.f), trace.seconds)
 
 
 def _multiplier(

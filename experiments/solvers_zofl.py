@@ -8,7 +8,6 @@ user sets: the difference step, the seed, the box.
 import contextlib
 import importlib
 import importlib.util
-import math
 import tempfile
 import threading
 import time
@@ -21,7 +20,7 @@ import numpy as np
 import scipy.optimize
 
 from experiments import black_box
-from experiments.black_box import BlackBox, Host, Trace
+from experiments.black_box import BlackBox, Trace
 from jaxlab.zeroth_order.problem import Problem
 
 SCIPY = ("SLSQP", "trust-constr", "COBYLA", "COBYQA")
@@ -40,9 +39,7 @@ def solve(
     seed: int = 0,
     tol: float = 1e-10,
     feasibility_tol: float = 1e-4,
-    target: float = -math.inf,
     difference_step: float | None = None,
-    host: Host | None = None,
 ) -> Trace:
     """Runs one solver on one problem.
 
@@ -55,11 +52,8 @@ def solve(
         tol: the solver's own tolerance (on steps, or the trust region).
         feasibility_tol: largest violation of a feasible point. CMA-ES, nevergrad and NOMAD, which
             know no equalities, are given two inequalities of half this width each.
-        target: stop at the first query that measures f at most this at a feasible point.
         difference_step: of forward differences; sqrt(max(rounding unit, sigma)) if None, which
             balances noise with curvature of order one.
-        host: NumPy twin `host(x) -> (f, h)` of a deterministic oracle, called instead of it, for
-            timings without the dispatch of a compiled query.
 
     Raises:
         ValueError: if the method is unknown or the budget not positive.
@@ -70,7 +64,7 @@ def solve(
     if budget < 1:
         raise ValueError(f"budget must be at least 1, got {budget}")
     package = None if method in SCIPY else _import(method)
-    box = BlackBox(problem, budget, seed, feasibility_tol, target, difference_step, host)
+    box = BlackBox(problem, budget, seed, feasibility_tol, difference_step)
     box.warm_up()
     stop, returned = "solver", None
     start = time.perf_counter()

@@ -21,8 +21,7 @@ from jaxlab.core import stats
 from jaxlab.zeroth_order import profiles
 
 MOST_GAP = 1e3
-"""Gaps are compared on a logarithmic scale from `allowance(sigma)`, which violation can buy, to
-this."""
+"""Gaps are compared on a logarithmic scale from `least_gap` to this."""
 INFEASIBLE_GAP = 1.0
 """An infeasible end counts as this gap at least, about that of the start."""
 TAUS = (1e-1, 1e-3)
@@ -85,7 +84,15 @@ def losses(comparison: Comparison, task: str, name: str, level: int, column: int
     sigma = comparison.config.sigmas[level]
     feasible = violation <= tolerance(sigma)
     size = np.where(feasible, np.abs(gap), np.maximum(np.abs(gap), INFEASIBLE_GAP))
-    return np.log10(np.clip(size, allowance(sigma), MOST_GAP))
+    return np.log10(np.clip(size, least_gap(comparison.tasks[task], sigma), MOST_GAP))
+
+
+def least_gap(task: Task, sigma: float) -> float:
+    """Returns the gap below which all gaps are equal: what a tolerated violation can buy.
+
+    A constraint with multiplier lambda moved by epsilon changes the optimum by lambda epsilon.
+    """
+    return allowance(sigma) * max(1.0, task.price)
 
 
 def final(
@@ -127,9 +134,12 @@ def duel(comparison: Comparison, task: str, rival: str, level: int) -> Duel | No
 
 
 def best_rival(comparison: Comparison, task: str, level: int) -> str | None:
-    """Returns the tuned rival with the least median loss on a problem, in hindsight."""
+    """Returns the tuned rival with the least mean loss on a problem, in hindsight.
+
+    The mean is what `duel` tests; where several tie for it, so do their duels.
+    """
     found = {
-        name: units.median(loss)
+        name: float(np.mean(loss))
         for name in comparison.rivals
         if (loss := losses(comparison, task, name, level)) is not None
     }

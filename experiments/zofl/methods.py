@@ -2,9 +2,9 @@
 
 Every method has a grid of `GRID_SIZE` candidates for two settings, its own published or default
 ones among them: mostly five multipliers of the step, times three values of the second setting that
-matters most to it. The grids of rivals are wider than ZOFL's, whose step is measured. With noise, differences that are published for exact values get at least the
-radius that ZOFL takes by default, for otherwise they measure noise alone; LB-SGD, whose margin of
-safety the radius is, keeps its own.
+matters most to it. The grids of rivals are wider than ZOFL's, whose step is measured. With noise,
+differences that are published for exact values get at least the radius that ZOFL takes by default,
+for otherwise they measure noise alone; LB-SGD, whose margin of safety the radius is, keeps its own.
 """
 
 import functools

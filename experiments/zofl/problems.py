@@ -99,6 +99,8 @@ class Task(NamedTuple):
         f_ref: optimal or best known value, scaled.
         gap_scale: what scaled gaps are divided by: of the raw values |f_start - f_ref| where the
             start is feasible, so that there is just that to gain, else max(1, |f_start - f_ref|).
+        price: sum of the optimum's multipliers over `gap_scale`: the gap that a unit of violation
+            of every constraint can buy.
         slack: distance of the start's largest constraint from 0 where there are no equalities and
             it is strictly feasible, else 0.
         box: see `Entry`.
@@ -109,6 +111,7 @@ class Task(NamedTuple):
     budget: int
     f_ref: float
     gap_scale: float
+    price: float
     slack: float
     box: float | None
 
@@ -130,8 +133,12 @@ def make_task(name: str, max_queries: int) -> Task:
         assert raw.exact is not None and scaled.exact is not None
         f_raw = float(raw.exact(raw.x0)[0])
         f_start, h_start = jax.device_get(scaled.exact(scaled.x0))
-        f_ref = reference(scaled) if scaled.f_star is None else float(scaled.f_star)
-    gap = abs(float(f_start) - f_ref)
+        f_ref, x_ref = scaled.f_star, scaled.x_star
+        if f_ref is None or x_ref is None:
+            f_found, x_ref = reference(scaled)
+            f_ref = f_found if f_ref is None else float(f_ref)
+        multipliers = multipliers_at(scaled, np.asarray(x_ref))
+    gap = abs(float(f_start) - float(f_ref))
     start_violation = float(kkt.max_violation(jnp.asarray(h_start), raw.m_eq))
     if start_violation > TOLERANCE:
         gap = max(1.0 / max(1.0, abs(f_raw)), gap)
@@ -140,8 +147,9 @@ def make_task(name: str, max_queries: int) -> Task:
         name=name,
         problem=scaled,
         budget=round(entry.share * budget),
-        f_ref=f_ref,
+        f_ref=float(f_ref),
         gap_scale=gap,
+        price=float(np.abs(multipliers).sum()) / gap,
         slack=0.0 if raw.m_eq else max(0.0, -float(h_start.max())),
         box=entry.box,
     )
@@ -158,8 +166,38 @@ def check_names(names: tuple[str, ...] | list[str]) -> None:
         raise ValueError(f"unknown problem {unknown[0]!r}; there are: {', '.join(TABLE)}")
 
 
-def reference(scaled: Problem) -> float:
-    """Returns the value of the local minimum that SLSQP with exact derivatives finds from x0."""
+def multipliers_at(scaled: Problem, x: np.ndarray) -> np.ndarray:
+    """Returns the multipliers `[m]` that balance the objective's slope best at a point.
+
+    Those of inequalities that are not active are zero, those of active bounds are left out of the
+    result. Slopes are central differences of the exact values.
+    """
+    exact, step = scaled.exact, 1e-6
+    assert exact is not None
+
+    def stacked(x: np.ndarray) -> np.ndarray:
+        f, h = exact(jnp.asarray(x))
+        return np.concatenate([[f], h])
+
+    unit = step * np.eye(x.size)
+    slopes = np.stack([(stacked(x + e) - stacked(x - e)) / (2.0 * step) for e in unit], axis=1)
+    near, h = 1e-4, stacked(x)[1:]
+    equal = np.arange(scaled.m) < scaled.m_eq
+    active = equal | (h > -near)
+    lower, upper = x - np.asarray(scaled.lb) < near, np.asarray(scaled.ub) - x < near
+    columns = [slopes[1:][active].T, -np.eye(x.size)[:, lower], np.eye(x.size)[:, upper]]
+    matrix = np.concatenate(columns, axis=1)
+    least = np.zeros(matrix.shape[1])
+    least[: active.sum()][equal[active]] = -np.inf
+    found = np.zeros(scaled.m)
+    if matrix.size:
+        solution = scipy.optimize.lsq_linear(matrix, -slopes[0], bounds=(least, np.inf)).x
+        found[active] = solution[: active.sum()]
+    return found
+
+
+def reference(scaled: Problem) -> tuple[float, np.ndarray]:
+    """Returns value and place of the local minimum that SLSQP with exact derivatives finds."""
     value, m_eq = scaled.exact, scaled.m_eq
     assert value is not None
 
@@ -188,4 +226,4 @@ def reference(scaled: Problem) -> float:
     )
     if not found.success or not math.isfinite(found.fun):
         raise RuntimeError(f"no reference value for {scaled.name}: {found.message}")
-    return float(found.fun)
+    return float(found.fun), np.asarray(found.x)

@@ -100,8 +100,8 @@ def policy_search_problem(*, horizon: int = HORIZON, process_noise: float | Arra
     """
     if horizon < 1:
         raise ValueError(f"horizon must be at least 1, got {horizon}")
-    concrete = isinstance(process_noise, (int, float))
-    if concrete and not 0.0 <= process_noise < float("inf"):
+    concrete = not isinstance(process_noise, jax.core.Tracer)
+    if concrete and not 0.0 <= float(process_noise) < float("inf"):
         raise ValueError(f"process_noise must be finite and at least 0, got {process_noise}")
     shape = (horizon, INITIAL.shape[0], 2)
 

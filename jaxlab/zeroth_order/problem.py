@@ -106,7 +106,8 @@ def make_problem(
 
     def q(x: Array, key: Array) -> tuple[Array, Array]:
         value = fun(unravel(x), key) if takes_key else fun(unravel(x))
-        f, h = value if isinstance(value, tuple) else (value, jnp.zeros((0,), start.dtype))
+        pair = isinstance(value, (tuple, list)) and len(value) == 2
+        f, h = value if pair else (value, jnp.zeros((0,), start.dtype))
         return jnp.asarray(f, start.dtype), jnp.asarray(h, start.dtype)
 
     m = count_constraints(q, start)

@@ -130,8 +130,9 @@ def resolve(problem: Problem, config: ZOFLConfig) -> ZOFLConfig:
     gain = jnp.where(sigma > 0.0, 0.1, 0.5) if config.gain is None else config.gain
     u = default_radius(sigma, dtype) if config.u is None else config.u
     _check_numbers(config._replace(gain=gain, u=u), m)
+    config = config._replace(B=B, gain=gain, u=u)
     _check_combinations(problem, config, exact)
-    return config._replace(B=B, gain=gain, u=u)
+    return config
 
 
 def default_radius(sigma: float | Array, dtype: Any) -> Array:
@@ -233,6 +234,11 @@ def _check_combinations(problem: Problem, config: ZOFLConfig, exact: bool) -> No
          "a metric on differences has no box: at a bound they are one-sided, without curvature"),
         (streamed and (exact or config.form == "plugin" or config.metric == "newton"),
          "chunk streams the subspace form with the identity or diagonal metric"),
+        (streamed and config.kind not in direction_sets.STREAMABLE,
+         f"directions of kind {config.kind!r} cannot be drawn in chunks; those that can are "
+         f"{', '.join(direction_sets.STREAMABLE)}"),
+        (streamed and (config.chunk < 1 or config.B % max(config.chunk, 1) > 0),
+         f"chunk must divide the number of directions B = {config.B}, got {config.chunk}"),
         (streamed and is_boxed(problem), "streamed directions have no box; leave out the bounds"),
         (config.armijo > 0 and config.scheme not in ("euler", "momentum"),
          "the line search goes with scheme 'euler' or 'momentum'"),

@@ -158,29 +158,3 @@ def test_exact_gradients_need_an_exact_problem(key):
     )
     with pytest.raises(ValueError, match="exact_gradients needs a problem"):
         rivals.optax_penalty(key, p, num_steps=2, exact_gradients=True)
-
-
-def test_scipy_to_tolerance(x64):
-    """HS14: solved within the tolerance by both, not within three queries."""
-
-    def fun(x):
-        f = (x[0] - 2.0) ** 2 + (x[1] - 1.0) ** 2
-        return f, jnp.stack([x[0] - 2.0 * x[1] + 1.0, x[0] ** 2 / 4.0 + x[1] ** 2 - 1.0])
-
-    def host(x):
-        f = (x[0] - 2.0) ** 2 + (x[1] - 1.0) ** 2
-        return f, np.array([x[0] - 2.0 * x[1] + 1.0, x[0] ** 2 / 4.0 + x[1] ** 2 - 1.0])
-
-    p = problem.make_problem(fun, jnp.array([2.0, 2.0]), m_eq=1, f_star=F_STAR)
-    for method in ("SLSQP", "COBYLA"):
-        run = rivals.scipy_to_tolerance(p, method, 1e-3, budget=200)
-        twin = rivals.scipy_to_tolerance(p, method, 1e-3, budget=200, host=host)
-        assert run.solved and twin.solved
-        assert run.queries == twin.queries < 60
-        assert 0.0 < run.seconds < 30.0
-    short = rivals.scipy_to_tolerance(p, "SLSQP", 1e-3, budget=3)
-    assert not short.solved and short.queries == 3
-    with pytest.raises(ValueError, match="f_star is None"):
-        rivals.scipy_to_tolerance(p._replace(f_star=None), "SLSQP", 1e-3, budget=3)
-    with pytest.raises(ValueError, match="method must be one of SLSQP"):
-        rivals.scipy_to_tolerance(p, "cma", 1e-3, budget=3)

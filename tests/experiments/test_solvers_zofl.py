@@ -201,22 +201,6 @@ def test_float32_differences_use_a_step_that_float32_resolves():
     np.testing.assert_allclose(trace.best_x, X_STAR, atol=3e-3)
 
 
-def test_target_and_host_twin(x64, p):
-    """The same run through NumPy alone; it ends at the first query that meets the target."""
-
-    def host(x):
-        f = (x[0] - 2.0) ** 2 + (x[1] - 1.0) ** 2
-        return f, np.array([x[0] - 2.0 * x[1] + 1.0, x[0] ** 2 / 4.0 + x[1] ** 2 - 1.0])
-
-    full = solvers.solve(p, "COBYQA", budget=100)
-    trace = solvers.solve(p, "COBYQA", budget=100, target=F_STAR + 1e-2, host=host)
-    count = len(trace.f)
-    assert trace.stop == "target"
-    np.testing.assert_allclose(trace.x, full.x[:count], atol=1e-9)
-    met = (full.f <= F_STAR + 1e-2) & (full.violation <= 1e-4)
-    assert count == met.argmax() + 1
-
-
 def test_mistakes_are_named(p, monkeypatch):
     with pytest.raises(ValueError, match="method must be one of SLSQP"):
         solvers.solve(p, "slsqp", budget=10)

@@ -72,6 +72,18 @@ def test_gaps_are_relative_to_what_there_is_to_gain(x64):
     assert task.gap_scale == 1.0
 
 
+def test_what_violation_can_buy():
+    """HS7: lambda = 1 / (2 sqrt 3) at (0, sqrt 3); h is 25 at the start, which scales it."""
+    task = problems.make_task("HS7", 200)
+    gap = np.log(5.0) - 2.0 + np.sqrt(3.0)
+    np.testing.assert_allclose(task.price, 25.0 / (2.0 * np.sqrt(3.0)) / gap, rtol=1e-6)
+    assert analysis.least_gap(task, 0.01) == problems.allowance(0.01) * task.price
+    assert analysis.least_gap(task._replace(price=0.1), 0.0) == problems.allowance(0.0)
+    # Multipliers of inequalities that are not active, and of bounds, are no part of it.
+    inside = problems.make_task("gaussian-10-inactive", 200)
+    assert abs(inside.price) < 1e-6
+
+
 def test_an_average_is_judged_by_the_tolerance_of_its_noise():
     """SZO-ConEx: the nearer point is feasible at its noise level, though not without noise."""
     unit = _unit(0.5, 0.0)
@@ -213,7 +225,7 @@ def test_duels_by_hand():
         "solved": (_unit(1e-9, 0.0), analysis.WORSE),
         "same": (ours, analysis.TIE),
     }
-    task = problems.make_task("HS7", 300)
+    task = problems.make_task("HS7", 300)._replace(price=1.0)
     for rival, expected in cases.values():
         comparison = Comparison(
             dataclasses.replace(TINY, num_seeds=4), {"HS7": task}, ("zofl", "zob-gda"),
@@ -229,6 +241,17 @@ def test_duels_by_hand():
         assert shares.tolist() == [
             float(rival is not cases["far"][0] and rival is not cases["infeasible"][0])
         ]
+    # The best rival is the one whose duel is hardest: the mean of its seeds, not their median.
+    three = Comparison(
+        dataclasses.replace(TINY, num_seeds=4), {"HS7": task}, ("zofl", "zob-gda", "zoeg"),
+        {
+            ("HS7", "zofl"): _unit(1e-3, 0.0),
+            ("HS7", "zob-gda"): _unit(np.asarray([1e-9, 1e-9, 1e-9, 0.9]), 0.0),
+            ("HS7", "zoeg"): _unit(2e-4, 0.0),
+        },
+    )  # fmt: skip
+    assert analysis.best_rival(three, "HS7", 0) == "zoeg"
+    assert tables._count(three, 0)[0][analysis.WORSE] == 1
     both = Comparison(
         dataclasses.replace(TINY, num_seeds=4), {"HS7": task}, ("zofl", "zob-gda"),
         {("HS7", "zofl"): _unit(0.0, 0.2), ("HS7", "zob-gda"): _unit(0.0, 0.3)},

@@ -165,3 +165,5 @@ def test_bad_input_is_refused():
         policy_search.policy_search_problem(horizon=0)
     with pytest.raises(ValueError, match="process_noise"):
         policy_search.policy_search_problem(process_noise=-0.1)
+    with pytest.raises(ValueError, match="process_noise"):
+        policy_search.policy_search_problem(process_noise=jnp.asarray(-0.1))
