@@ -13,6 +13,7 @@ without feedback the system is unstable.
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from jaxlab.zeroth_order.problem import Problem, make_problem
@@ -100,7 +101,7 @@ def policy_search_problem(*, horizon: int = HORIZON, process_noise: float | Arra
     """
     if horizon < 1:
         raise ValueError(f"horizon must be at least 1, got {horizon}")
-    concrete = not isinstance(process_noise, jax.core.Tracer)
+    concrete = not isinstance(process_noise, Tracer)
     if concrete and not 0.0 <= float(process_noise) < float("inf"):
         raise ValueError(f"process_noise must be finite and at least 0, got {process_noise}")
     shape = (horizon, INITIAL.shape[0], 2)

@@ -220,6 +220,7 @@ def _check_combinations(problem: Problem, config: ZOFLConfig, exact: bool) -> No
     traced = any(isinstance(bound, Tracer) for bound in bounds)
     forward = not exact and not config.central
     streamed = config.chunk is not None
+    B, chunk = config.B or 0, config.chunk or 0
     integral = isinstance(config.integral_gain, Tracer) or bool(np.any(config.integral_gain != 0))
     rules = (
         (config.bounds == "constraints" and traced,
@@ -237,8 +238,8 @@ def _check_combinations(problem: Problem, config: ZOFLConfig, exact: bool) -> No
         (streamed and config.kind not in direction_sets.STREAMABLE,
          f"directions of kind {config.kind!r} cannot be drawn in chunks; those that can are "
          f"{', '.join(direction_sets.STREAMABLE)}"),
-        (streamed and (config.chunk < 1 or config.B % max(config.chunk, 1) > 0),
-         f"chunk must divide the number of directions B = {config.B}, got {config.chunk}"),
+        (streamed and (chunk < 1 or B % chunk > 0),
+         f"chunk must divide the number of directions B = {B}, got {config.chunk}"),
         (streamed and is_boxed(problem), "streamed directions have no box; leave out the bounds"),
         (config.armijo > 0 and config.scheme not in ("euler", "momentum"),
          "the line search goes with scheme 'euler' or 'momentum'"),
