@@ -15,9 +15,18 @@ A *benchmark* is a module with `SUMMARY` and `run(out) -> list[experiments.bench
 Both are listed here by hand and imported only when they are run.
 """
 
-EXPERIMENTS = {"icu_occupancy": "experiments.icu_occupancy", "zofl": "experiments.zofl"}
+EXPERIMENTS = {
+    "icu_occupancy": "experiments.icu_occupancy",
+    "zofl": "experiments.zofl",
+    "step3_cost": "experiments.step3_cost",
+    "mfa_quality": "experiments.mfa_quality",
+    "mfa_decode": "experiments.mfa_decode",
+}
 
 BENCHES = {
     "queueing": "experiments.bench_queueing",
     "zeroth_order": "experiments.bench_zeroth_order",
+    "mqa_decode": "experiments.bench_mqa_decode",
+    "mqa_prefill": "experiments.bench_mqa_prefill",
+    "projections": "experiments.bench_projections",
 }

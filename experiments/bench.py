@@ -9,7 +9,9 @@ from typing import Any
 
 from experiments import result, text
 
-COLUMNS = ("Benchmark", "Shape", "Compile", "Ours", "Rival", "Rival / ours", "Rate", "Of ceiling")
+COLUMNS = (
+    "Benchmark", "Shape", "Compile", "Ours", "Rival", "Rival / ours", "Rate", "Of ceiling", "Error",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Measurement:
         work: Units of work in one call: bytes, FLOPs, patients.
         work_unit: What `work` counts, e.g. "B", "FLOP", "patients".
         ceiling: Most units a second this device reached in a measured peak test.
+        error: Largest deviation of our result from the reference.
         note: One sentence a reader needs to judge the figures.
     """
 
@@ -46,6 +49,7 @@ class Measurement:
     work: float | None = None
     work_unit: str = ""
     ceiling: float | None = None
+    error: float | None = None
     note: str = ""
 
     @property
@@ -93,6 +97,29 @@ def measure(fn: Callable[..., Any], *args: Any, repeats: int = 10) -> Timing:
     return Timing(max(first - median, 0.0), median, upper - lower, repeats)
 
 
+def measure_chain(
+    fn: Callable[..., Any], x: Any, *args: Any, calls: int, repeats: int = 10
+) -> Timing:
+    """Times one of `calls` calls x = fn(i, x, *args) in one program, for what takes microseconds.
+
+    The host starts the chain once, so that its own time is shared by all calls; each needs the
+    result of the one before, so that none is left out.
+
+    Raises:
+        ValueError: if `calls` is below 1.
+    """
+    import jax
+
+    if calls < 1:
+        raise ValueError(f"calls must be at least 1, got {calls}")
+
+    def chain(x: Any, *args: Any) -> Any:
+        return jax.lax.fori_loop(0, calls, lambda i, x: fn(i, x, *args), x)
+
+    timing = measure(jax.jit(chain), x, *args, repeats=repeats)
+    return dataclasses.replace(timing, median_s=timing.median_s / calls, iqr_s=timing.iqr_s / calls)
+
+
 def as_table(measurements: Sequence[Measurement], title: str = "Timings") -> result.Table:
     """Returns measurements as a table: median and interquartile range of each side."""
 
@@ -102,14 +129,18 @@ def as_table(measurements: Sequence[Measurement], title: str = "Timings") -> res
         rate = f"{text.number(item.rate)} {item.work_unit}/s" if item.rate else "–"
         share = f"{item.rate / item.ceiling:.0%}" if item.rate and item.ceiling else "–"
         compiled = text.duration(item.ours.compile_s)
-        return (item.name, item.shape, compiled, _time(item.ours), rival, ratio, rate, share)
+        error = "–" if item.error is None else text.number(item.error)
+        return (item.name, item.shape, compiled, _time(item.ours), rival, ratio, rate, share, error)
 
+    columns, rows = COLUMNS, [row(item) for item in measurements]
+    if all(item.error is None for item in measurements):
+        columns, rows = columns[:-1], [cells[:-1] for cells in rows]
     notes = " ".join(dict.fromkeys(item.note for item in measurements if item.note))
     calls = ", ".join(sorted({str(item.ours.n) for item in measurements}))
     return result.Table(
         title,
-        COLUMNS,
-        tuple(row(item) for item in measurements),
+        columns,
+        tuple(rows),
         f"Median and interquartile range of {calls} calls; a ratio above 1 means that we are "
         f"faster. {notes}".rstrip(),
     )

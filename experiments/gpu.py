@@ -46,6 +46,16 @@ class Entry:
 
 # The most valuable first: a short lease ends somewhere down this list.
 SUITE = (
+    Entry("mqa_decode_check", "check", "experiments.bench_mqa_decode:check", 120.0),
+    Entry("mqa_prefill_check", "check", "experiments.bench_mqa_prefill:check", 90.0),
+    Entry("mqa_decode_uniform", "benchmark", "experiments.bench_mqa_decode:uniform", 420.0),
+    Entry("mqa_decode_ragged", "benchmark", "experiments.bench_mqa_decode:ragged", 240.0),
+    Entry("mqa_decode_eight_bits", "benchmark", "experiments.bench_mqa_decode:eight_bits", 180.0),
+    Entry("mqa_prefill_whole", "benchmark", "experiments.bench_mqa_prefill:whole", 240.0),
+    Entry("mqa_decode_verify", "benchmark", "experiments.bench_mqa_decode:verify", 90.0),
+    Entry("mqa_prefill_chunked", "benchmark", "experiments.bench_mqa_prefill:chunked", 60.0),
+    Entry("projections_queries", "benchmark", "experiments.bench_projections:queries", 90.0),
+    Entry("projections_experts", "benchmark", "experiments.bench_projections:experts", 120.0),
     Entry("queueing_pipeline", "benchmark", "experiments.bench_queueing:pipeline_gpu", 120.0),
     Entry("queueing_monte_carlo", "benchmark", "experiments.bench_queueing:monte_carlo_gpu", 180.0),
     Entry("zeroth_order_batches", "benchmark", "experiments.bench_zeroth_order:batches_gpu", 60.0),

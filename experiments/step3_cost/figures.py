@@ -1,0 +1,175 @@
+"""Pictures of the cost study: Pareto, rooflines, cost against context, deployments."""
+
+import pathlib
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import matplotlib.ticker
+import numpy as np
+
+from experiments import drawing
+from experiments.result import Figure
+from jaxlab.serving import cost
+from jaxlab.serving.cost import Accelerator, ModelSpec
+
+EMPHASIZED = "Step-3"
+
+
+def draw(
+    models: list[ModelSpec], accelerators: list[Accelerator], contexts: Sequence[int], plans: list,
+    planned: str, out: pathlib.Path,
+) -> tuple[Figure, ...]:  # fmt: skip
+    """Draws all four."""
+    return (
+        _pareto(models, accelerators, out),
+        _intensity(models, accelerators, out),
+        _contexts(models, accelerators, contexts, out),
+        _deployments(plans, contexts, planned, out),
+    )
+
+
+def _logarithmic(axis: plt.Axes, contexts: Sequence[int]) -> None:
+    """Contexts in K along x, dollars at 1, 2, 5 and their multiples along y."""
+    axis.set_xscale("log", base=2)
+    axis.set_yscale("log")
+    ticks = [context / 1024 for context in contexts]
+    axis.set_xticks(ticks, [f"{tick:g}K" for tick in ticks])
+    axis.yaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.yaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda y, _: f"{y:g}"))
+    axis.minorticks_off()
+    axis.set_xlabel("Context (tokens)")
+    axis.set_ylabel("USD per million tokens")
+
+
+def _label(axis: plt.Axes, points: list[tuple[float, float, str]]) -> None:
+    """Names beside points, above and below in turn from left to right."""
+    for index, (x, y, name) in enumerate(sorted(points)):
+        axis.annotate(
+            name, (x, y), xytext=(5, 4 if index % 2 else -10), textcoords="offset points",
+            fontsize=7.5,
+        )  # fmt: skip
+
+
+def _color(name: str, index: int) -> str:
+    return drawing.BLUE if name == EMPHASIZED else drawing.COLORS[1:][index % 6]
+
+
+def _pareto(models: list[ModelSpec], accelerators: list[Accelerator], out: pathlib.Path) -> Figure:
+    with plt.rc_context(drawing.STYLE):
+        figure, axes = plt.subplots(1, 2, figsize=(9.0, 3.6), sharex=True)
+        for axis, context in zip(axes, (8192, 32768), strict=True):
+            points = [
+                (cost.active_weights(m) / 1e9, cost.cheapest(m, accelerators, context).usd, m.name)
+                for m in models
+            ]
+            for index, (x, y, name) in enumerate(points):
+                axis.plot(x, y, "o", color=_color(name, index), markersize=6)
+            _label(axis, points)
+            front = _front(points)
+            axis.step(*zip(*front, strict=True), where="post", color=drawing.MUTED, linewidth=1)
+            axis.set_title(f"Context of {context // 1024}K")
+            axis.set_xlabel("Active parameters (10⁹)")
+            axis.set_ylabel("USD per million tokens")
+            axis.set_ylim(0.0, 1.08 * max(y for _, y, _ in points))
+            axis.set_xlim(right=1.2 * max(x for x, _, _ in points))
+        drawing.save(figure, out / "pareto.png")
+    return Figure(
+        "pareto.png",
+        "Cost against active parameters, attention and FFN each where they are cheapest; the line "
+        "joins the models that no other beats in both.",
+        "Scatter of active parameters against dollars per million tokens at 8K and 32K",
+    )
+
+
+def _front(points: list[tuple[float, float, str]]) -> list[tuple[float, float]]:
+    """Models for which no other has more parameters at lower cost."""
+    front: list[tuple[float, float]] = []
+    for x, y, _ in sorted(points, reverse=True):
+        if not front or y < front[-1][1]:
+            front.append((x, y))
+    return front[::-1]
+
+
+def _intensity(
+    models: list[ModelSpec], accelerators: list[Accelerator], out: pathlib.Path
+) -> Figure:
+    with plt.rc_context(drawing.STYLE):
+        figure, axis = plt.subplots(figsize=(6.4, 4.0))
+        at = [cost.token_cost(model, 8192) for model in models]
+        most = 1.6 * max(c.kv_bytes for c in at)
+        grid = np.geomspace(0.6 * min(c.kv_bytes for c in at), most, 50)
+        for index, accelerator in enumerate(accelerators):
+            style = ("-", "--", "-.", ":")[index % 4]
+            axis.plot(
+                grid / 1e6, accelerator.ratio * grid / 1e9, style, color=drawing.MUTED,
+                linewidth=1.1, label=f"{accelerator.name}, {accelerator.ratio:.0f} FLOP/B",
+            )  # fmt: skip
+        for index, (model, c) in enumerate(zip(models, at, strict=True)):
+            axis.plot(
+                c.kv_bytes / 1e6, c.attention_flops / 1e9, "o", markersize=6,
+                color=_color(model.name, index),
+            )  # fmt: skip
+        _label(
+            axis,
+            [(c.kv_bytes / 1e6, c.attention_flops / 1e9, m.name)
+             for m, c in zip(models, at, strict=True)],
+        )  # fmt: skip
+        axis.set_xscale("log")
+        axis.set_yscale("log")
+        axis.set_xlabel("KV cache read per token (MB)")
+        axis.set_ylabel("Attention FLOPs per token (10⁹)")
+        axis.set_title("Attention at 8K and the balance of accelerators")
+        axis.legend(loc="lower left")
+        drawing.save(figure, out / "intensity.png")
+    return Figure(
+        "intensity.png",
+        "FLOPs against bytes of attention. On a line an accelerator's compute and memory take "
+        "equal time: above it attention is bound by compute, below by memory.",
+        "Log-log scatter of attention FLOPs against KV bytes with four accelerator lines",
+    )
+
+
+def _contexts(
+    models: list[ModelSpec], accelerators: list[Accelerator], contexts: Sequence[int],
+    out: pathlib.Path,
+) -> Figure:  # fmt: skip
+    with plt.rc_context(drawing.STYLE):
+        figure, axis = plt.subplots(figsize=(6.4, 3.8))
+        for index, model in enumerate(models):
+            usd = [cost.cheapest(model, accelerators, context).usd for context in contexts]
+            axis.plot(
+                [c / 1024 for c in contexts], usd, "-" if index < 6 else "--",
+                color=_color(model.name, index), label=model.name,
+                linewidth=2.2 if model.name == EMPHASIZED else 1.3,
+            )  # fmt: skip
+        _logarithmic(axis, contexts)
+        axis.set_title("Cost of a decoded token, each part where it is cheapest")
+        axis.legend(ncols=2)
+        drawing.save(figure, out / "contexts.png")
+    return Figure(
+        "contexts.png",
+        "Cost against context: the slope is the attention's.",
+        "Log-log lines of dollars per million tokens against context for all models",
+    )
+
+
+def _deployments(plans: list, contexts: Sequence[int], planned: str, out: pathlib.Path) -> Figure:
+    with plt.rc_context(drawing.STYLE):
+        figure, axis = plt.subplots(figsize=(6.4, 3.6))
+        for index, (name, found) in enumerate(plans):
+            points = [
+                (context / 1024, usd)
+                for context, (_, usd) in zip(contexts, found, strict=True) if usd is not None
+            ]  # fmt: skip
+            if points:
+                x, y = zip(*points, strict=True)
+                axis.plot(x, y, "o-", color=drawing.COLORS[index % 7], label=name, markersize=4)
+        _logarithmic(axis, contexts)
+        axis.set_title(f"{planned}: the best deployments within 50 ms a token")
+        axis.legend()
+        drawing.save(figure, out / "deployments.png")
+    return Figure(
+        "deployments.png",
+        "Cost of the deployments that the planner finds: memory, bandwidth and network respected.",
+        "Lines of dollars per million tokens against context for kinds of accelerators",
+    )

@@ -1,0 +1,146 @@
+"""SwiGLU layers: dense, and a dropless mixture of experts with a shared one.
+
+No token is dropped and no capacity is set: tokens are sorted by expert and multiplied group by
+group. The sum runs in a fixed order, so results do not depend on how tokens are batched together
+with others of other experts.
+
+Source: Step-3, arXiv:2507.19427 (48 routed experts, 3 active, 1 shared, softmax weights that are
+not renormalized); Shazeer 2020 (SwiGLU).
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxlab.kernels.moe import api as grouped  # pyright: ignore[reportMissingImports]
+
+
+class Swiglu(NamedTuple):
+    """Weights of one or of E feed-forward layers: gate, up `[(E,) D, F]`, down `[(E,) F, D]`."""
+
+    gate: Float[Array, "... D F"]
+    up: Float[Array, "... D F"]
+    down: Float[Array, "... F D"]
+
+
+class Moe(NamedTuple):
+    """Weights of a mixture of experts.
+
+    Attributes:
+        router: `[D, E]`.  experts: E layers.  shared: one layer that every token visits, or None.
+    """
+
+    router: Float[Array, "D E"]
+    experts: Swiglu
+    shared: Swiglu | None
+
+
+class Routing(NamedTuple):
+    """Where tokens go.
+
+    Attributes:
+        weight: `[N, k]`, in float32.  expert: `[N, k]` int32, by falling probability.
+        prob: `[N, E]`, of the softmax over all experts.
+    """
+
+    weight: Float[Array, "N k"]
+    expert: Int[Array, "N k"]
+    prob: Float[Array, "N E"]
+
+
+def init_swiglu(
+    key: Array, d_model: int, hidden: int, *, experts: int | None = None, depth: int = 1
+) -> Swiglu:
+    """Draws weights of variance 1 / fan-in, those of `down` divided by sqrt(2 depth) more.
+
+    Args:
+        experts: leading axis of the weights, or None for one layer.
+        depth: index of the layer from 1, which keeps the residual stream from growing.
+    """
+    lead = () if experts is None else (experts,)
+    keys = jax.random.split(key, 3)
+    gate, up = (jax.random.normal(k, (*lead, d_model, hidden)) * d_model**-0.5 for k in keys[:2])
+    down = jax.random.normal(keys[2], (*lead, hidden, d_model)) * (2.0 * depth * hidden) ** -0.5
+    return Swiglu(gate, up, down)
+
+
+def init_moe(
+    key: Array, d_model: int, hidden: int, num_experts: int, *, shared: bool = True, depth: int = 1
+) -> Moe:
+    """Draws a router, experts, and a shared expert of the same width."""
+    key_router, key_experts, key_shared = jax.random.split(key, 3)
+    return Moe(
+        router=jax.random.normal(key_router, (d_model, num_experts)) * d_model**-0.5,
+        experts=init_swiglu(key_experts, d_model, hidden, experts=num_experts, depth=depth),
+        shared=init_swiglu(key_shared, d_model, hidden, depth=depth) if shared else None,
+    )
+
+
+def swiglu(params: Swiglu, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+    """Returns (silu(x gate) * (x up)) down."""
+    return (jax.nn.silu(x @ params.gate) * (x @ params.up)) @ params.down
+
+
+def route(router: Float[Array, "D E"], x: Float[Array, "N D"], num_active: int) -> Routing:
+    """Picks the most probable experts of each token; their weights are not renormalized.
+
+    Raises:
+        ValueError: if `num_active` is not between 1 and the number of experts.
+    """
+    num_experts = router.shape[1]
+    if not 1 <= num_active <= num_experts:
+        raise ValueError(f"num_active must be in 1 to {num_experts}, got {num_active}")
+    logits = x.astype(jnp.float32) @ router.astype(jnp.float32)
+    prob = jax.nn.softmax(logits, axis=-1)
+    weight, expert = jax.lax.top_k(prob, num_active)
+    return Routing(weight, expert, prob)
+
+
+def apply_experts(
+    experts: Swiglu, x: Float[Array, "N D"], routing: Routing, *, impl: grouped.Impl | None = None
+) -> Float[Array, "N D"]:
+    """Returns sum over a token's experts of weight * expert(x), without dropping any.
+
+    Args:
+        experts: E layers.  x: `[N, D]`.  routing: see `route`.
+        impl: of the grouped products, see `jaxlab.kernels.moe`; None chooses.
+    """
+    num_tokens, num_active = routing.expert.shape
+    num_experts = experts.gate.shape[0]
+    order = jnp.argsort(routing.expert.reshape(-1), stable=True)
+    rows = x[order // num_active]
+    sizes = jnp.bincount(routing.expert.reshape(-1), length=num_experts).astype(jnp.int32)
+    out = grouped.grouped_swiglu(rows, *experts, sizes, impl=impl)
+    # Back into the order of the tokens; then the sum is over an axis, in a fixed order.
+    place = jnp.zeros_like(order).at[order].set(jnp.arange(order.size, dtype=order.dtype))
+    out = out[place].reshape(num_tokens, num_active, -1)
+    weighted = out.astype(jnp.float32) * routing.weight[..., None]
+    return jnp.sum(weighted, axis=1).astype(x.dtype)
+
+
+def moe(params: Moe, x: Float[Array, "... D"], *, num_active: int) -> Float[Array, "... D"]:
+    """Returns shared(x) + the weighted experts of every token."""
+    tokens = x.reshape(-1, x.shape[-1])
+    out = apply_experts(params.experts, tokens, route(params.router, tokens, num_active))
+    if params.shared is not None:
+        out = out + swiglu(params.shared, tokens)
+    return out.reshape(x.shape)
+
+
+def load_balance_loss(routing: Routing) -> Float[Array, ""]:
+    """Returns E sum_e f_e P_e: 1 if tokens spread evenly, E if all visit one expert.
+
+    f is the share of visits, P the mean probability. Source: Fedus et al. 2022, eq. 4.
+    """
+    num_experts = routing.prob.shape[-1]
+    visits = jnp.bincount(routing.expert.reshape(-1), length=num_experts)
+    share = visits.astype(jnp.float32) / routing.expert.size
+    return num_experts * jnp.sum(share * jnp.mean(routing.prob, axis=0))
+
+
+def router_z_loss(router: Float[Array, "D E"], x: Float[Array, "N D"]) -> Float[Array, ""]:
+    """Returns the mean squared log-partition of the router's logits. Source: Zoph et al. 2022."""
+    logits = x.astype(jnp.float32) @ router.astype(jnp.float32)
+    return jnp.mean(jax.nn.logsumexp(logits, axis=-1) ** 2)

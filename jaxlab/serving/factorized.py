@@ -1,0 +1,199 @@
+"""Multi-matrix factorization attention (MFA): many heads of low-rank queries, one key, one value.
+
+A token leaves one key and one value of C dimensions for all heads; with key reuse (MFA-KR) one
+vector, from which the value is computed by a gated linear map.
+
+Source: MFA, arXiv:2412.19255; Step-3, arXiv:2507.19427.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxlab.kernels.rms_up_rope import api as rms_up_rope  # pyright: ignore[reportMissingImports]
+from jaxlab.serving import rotary
+from jaxlab.serving.attention import Layer, attend, dense, remember
+
+
+class MfaConfig(NamedTuple):
+    """Sizes and constants of a layer; the defaults are Step-3's.
+
+    Attributes:
+        d_model: D.  num_heads: H.  head_dim: C.  q_rank: R, of the shared query space.
+        theta: of the rotary embedding.  eps: of the inner norm.
+        inner_norm: normalize in the shared query space (Step-3; not in the original MFA).
+        key_reuse: MFA-KR.  absorbed: its value map goes into the output; the same function.
+        depth: index of the layer from 1, for the initialization.
+    """
+
+    d_model: int = 7168
+    num_heads: int = 64
+    head_dim: int = 256
+    q_rank: int = 2048
+    theta: float = 5e5
+    eps: float = 1e-5
+    inner_norm: bool = True
+    key_reuse: bool = False
+    absorbed: bool = True
+    depth: int = 1
+
+    @property
+    def scale(self) -> float:
+        """Of the scores, C^-1/2."""
+        return self.head_dim**-0.5
+
+
+class MfaParams(NamedTuple):
+    """Weights.
+
+    Attributes:
+        query_down: `[D, R]`.  query_norm: `[R]`, or None once it is folded into query_up.
+        query_up: `[R, H, C]`.
+        key: `[D, C]`.
+        value: `[D, C]`, or `ValueMap` with key reuse.
+        out: `[H, C, D]`.
+    """
+
+    query_down: Float[Array, "D R"]
+    query_norm: Float[Array, " R"] | None
+    query_up: Float[Array, "R H C"]
+    key: Float[Array, "D C"]
+    value: Any
+    out: Float[Array, "H C D"]
+
+
+class ValueMap(NamedTuple):
+    """The value of a cached key c: c + gate * (mix c); gate 0 makes values equal to keys.
+
+    Attributes:
+        gate: `[C]`, 0 at the start, which training needs.  mix: `[C, C]`.
+    """
+
+    gate: Float[Array, " C"]
+    mix: Float[Array, "C C"]
+
+
+def init_mfa(key: Array, config: MfaConfig) -> MfaParams:
+    """Draws weights of variance 1 / fan-in, those of `out` shrunk by the depth.
+
+    Raises:
+        ValueError: if a size is not positive, or `head_dim` is odd.
+    """
+    sizes = (config.d_model, config.num_heads, config.head_dim, config.q_rank, config.depth)
+    if min(sizes) < 1 or config.head_dim % 2:
+        raise ValueError(f"sizes must be positive and head_dim even, got {sizes}")
+    D, H, C, R = sizes[:4]
+    keys = jax.random.split(key, 5)
+    if config.key_reuse:
+        value = ValueMap(jnp.zeros((C,)), dense(keys[3], C, C))
+    else:
+        value = dense(keys[3], D, C)
+    return MfaParams(
+        query_down=dense(keys[0], D, R),
+        query_norm=jnp.ones((R,)),
+        query_up=dense(keys[1], R, H * C).reshape(R, H, C),
+        key=dense(keys[2], D, C),
+        value=value,
+        out=dense(keys[4], H * C, D, depth=config.depth).reshape(H, C, D),
+    )
+
+
+def fold_norm(params: MfaParams) -> MfaParams:
+    """Multiplies the weight of the inner norm into the rows of `query_up`, once before decoding."""
+    if params.query_norm is None:
+        return params
+    up = params.query_up * params.query_norm[:, None, None]
+    return params._replace(query_norm=None, query_up=up)
+
+
+def project_q(
+    params: MfaParams,
+    x: Float[Array, "B T D"],
+    pos: Int[Array, "B T"],
+    config: MfaConfig,
+    *,
+    fused: bool = True,
+    impl: rms_up_rope.Impl | None = None,
+) -> Float[Array, "B T H C"]:
+    """Returns rotated queries, `[B, T, H, C]`.
+
+    The norm commutes with the up-projection: its weight scales rows of the matrix, and its
+    1 / rms, one number a token, multiplies the product. Fused, product, norm and rotation are one
+    kernel, `jaxlab.kernels.rms_up_rope`; else they follow one another as they are written.
+
+    Args:
+        impl: of the kernel; None chooses.
+    """
+    low = x @ params.query_down
+    if fused:
+        up = fold_norm(params).query_up if config.inner_norm else params.query_up
+        q = rms_up_rope.rms_up_rope(
+            low.reshape(-1, low.shape[-1]), up, pos.reshape(-1), theta=config.theta,
+            eps=config.eps if config.inner_norm else None, impl=impl,
+        )  # fmt: skip
+        return q.reshape(*x.shape[:2], *q.shape[1:])
+    if config.inner_norm:
+        weight = params.query_norm
+        weight = jnp.ones(low.shape[-1:], low.dtype) if weight is None else weight
+        low = rotary.rms_norm(low, weight, eps=config.eps)
+    q = jnp.einsum("btr,rhc->bthc", low, params.query_up)
+    return rotary.rotate(q, pos[..., None], theta=config.theta)
+
+
+def project_kv(
+    params: MfaParams, x: Float[Array, "B T D"], pos: Int[Array, "B T"], config: MfaConfig
+) -> tuple[Array, ...]:
+    """Returns what tokens leave in the cache, `[B, T, C]` each.
+
+    A rotated key and a value; with key reuse one vector that is not rotated yet, so that values
+    can be computed from it.
+    """
+    key = x @ params.key
+    if config.key_reuse:
+        return (key,)
+    return rotary.rotate(key, pos, theta=config.theta), x @ params.value
+
+
+def values(value: ValueMap, cached: Float[Array, "... C"]) -> Float[Array, "... C"]:
+    """Returns the values of cached keys, c + gate * (c mix')."""
+    return cached + cached @ (value.gate[:, None] * value.mix).T
+
+
+def absorb(params: MfaParams) -> MfaParams:
+    """Moves the value map behind the attention: averages of values are maps of averages of keys.
+
+    out'_h = (I + diag(gate) mix)' out_h, with values equal to keys.
+    """
+    gate, mix = params.value
+    through = jnp.eye(gate.shape[0], dtype=mix.dtype) + gate[:, None] * mix
+    out = jnp.einsum("ec,hed->hcd", through, params.out)
+    return params._replace(out=out, value=ValueMap(jnp.zeros_like(gate), jnp.zeros_like(mix)))
+
+
+def make_mfa(config: MfaConfig) -> Layer:
+    """Makes the layer; a token leaves 2C elements in the cache, C with key reuse."""
+
+    def apply(params: MfaParams, x: Array, pos: Array, cache: Any = None) -> tuple[Array, Any]:
+        q = project_q(params, x, pos, config)
+        left, k_pos, cache = remember(cache, project_kv(params, x, pos, config), pos)
+        left = tuple(array.astype(x.dtype) for array in left)
+        if config.key_reuse:
+            (plain,) = left
+            k = rotary.rotate(plain, k_pos, theta=config.theta)
+            if config.absorbed:
+                params, v = absorb(params), plain
+            else:
+                v = values(params.value, plain)
+        else:
+            k, v = left
+        out = attend(q, k[:, :, None], v[:, :, None], pos, k_pos, scale=config.scale)
+        return jnp.einsum("bthc,hcd->btd", out, params.out), cache
+
+    def init_cache(batch: int, length: int, dtype: Any = jnp.float32) -> tuple[Array, ...]:
+        count = 1 if config.key_reuse else 2
+        return tuple(jnp.zeros((batch, length, config.head_dim), dtype) for _ in range(count))
+
+    cached = config.head_dim * (1 if config.key_reuse else 2)
+    return Layer(lambda key: init_mfa(key, config), apply, init_cache, cached)

@@ -1,0 +1,238 @@
+"""How many attention and expert servers, what batch, how many micro-batches: a search.
+
+A layer passes four stages: attention, network out, experts, network back. Micro-batches follow
+each other through them, so that one computes while another travels. Times are rooflines over
+efficiencies; the search is exhaustive, because it is small.
+
+Source: arXiv:2507.19427 (roles, traffic, 50 ms and three micro-batches); the model of the times is
+derived here, the pipeline's is exact for stages that serve one micro-batch at a time.
+"""
+
+import functools
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from jaxlab.serving import cost
+from jaxlab.serving.cost import Accelerator, ModelSpec
+from jaxlab.serving.sizing import SERVER, STEP_SECONDS
+
+STAGES = ("attention", "network out", "experts", "network back")
+
+
+class Efficiency(NamedTuple):
+    """Shares of the peak that are reached: memory bandwidth, compute, network."""
+
+    bandwidth: float = 0.8
+    flops: float = 0.6
+    network: float = 0.8
+
+
+MEASURED = Efficiency()
+"""Usual shares."""
+
+
+class Deployment(NamedTuple):
+    """One candidate, and what it achieves.
+
+    Attributes:
+        num_attention, num_ffn: servers of eight.
+        batch: requests in flight.  micro_batches: parts of it.
+        stage_seconds: mean time of each of `STAGES`, one layer and one micro-batch.
+        tpot: seconds per output token.
+        tokens_per_gpu_second: throughput, all accelerators of both kinds counted.
+        attention_bytes, ffn_bytes: memory of one accelerator: weights and cache, weights.
+        bottleneck: the stage that takes longest; "latency" if micro-batches are too few to fill
+            even that.
+    """
+
+    num_attention: int
+    num_ffn: int
+    batch: int
+    micro_batches: int
+    stage_seconds: tuple[float, float, float, float]
+    tpot: float
+    tokens_per_gpu_second: float
+    attention_bytes: float
+    ffn_bytes: float
+    bottleneck: str
+
+
+def pipeline_time(stage_seconds: Sequence[float], num_micro_batches: int, num_layers: int) -> float:
+    """Returns the time until the last micro-batch has left the last layer.
+
+    With the longest stage m and the sum of the stages s of one layer: s + (M L - 1) m where the
+    micro-batches fill the pipeline, M m >= s, else L s + (M - 1) m.
+    """
+    _check_counts(num_micro_batches=num_micro_batches, num_layers=num_layers)
+    latency, longest = sum(stage_seconds), max(stage_seconds)
+    if num_micro_batches * longest >= latency:
+        return latency + (num_micro_batches * num_layers - 1) * longest
+    return num_layers * latency + (num_micro_batches - 1) * longest
+
+
+def time_per_token(
+    stage_seconds: Sequence[float], num_micro_batches: int, num_layers: int
+) -> float:
+    """Returns the time between two tokens of a request in steady state."""
+    _check_counts(num_micro_batches=num_micro_batches, num_layers=num_layers)
+    return num_layers * max(num_micro_batches * max(stage_seconds), sum(stage_seconds))
+
+
+def min_micro_batches(stage_seconds: Sequence[float]) -> int:
+    """Returns the fewest micro-batches that keep the longest stage busy."""
+    return math.ceil(sum(stage_seconds) / max(stage_seconds) - 1e-9)
+
+
+def evaluate(
+    spec: ModelSpec,
+    attention_on: Accelerator,
+    ffn_on: Accelerator,
+    *,
+    context: int,
+    num_attention: int,
+    num_ffn: int,
+    batch: int,
+    micro_batches: int = 3,
+    efficiency: Efficiency = MEASURED,
+) -> Deployment:
+    """Returns what one deployment achieves, whether or not it fits or is fast enough.
+
+    Requests are divided over all attention accelerators; their projections are replicated, but for
+    the output projection, which a server divides. Experts are divided over the expert servers, and
+    each over the eight of a server. Every token goes to every expert server, in one byte an
+    element, and comes back in two.
+
+    Args:
+        context: tokens of cache per request.  batch: requests in flight.
+    """
+    _check_counts(
+        context=context, num_attention=num_attention, num_ffn=num_ffn, batch=batch,
+        micro_batches=micro_batches,
+    )  # fmt: skip
+    for name, share in efficiency._asdict().items():
+        if not 0.0 < share <= 1.0:
+            raise ValueError(f"efficiency of {name} must be in (0, 1], got {share}")
+    L, tokens = spec.num_layers, batch / micro_batches
+    of_token = cost.token_cost(spec, context)
+    local = tokens / (SERVER * num_attention)
+
+    weights = cost.attention_weights(spec) - cost.output_weights(spec) * (1.0 - 1.0 / SERVER)
+    core = _roofline(
+        attention_on, efficiency, local * of_token.kv_bytes, local * of_token.attention_flops
+    )
+    linear = _roofline(attention_on, efficiency, weights, local * of_token.linear_flops)
+
+    ffn_weights = cost.ffn_weights(spec) / (SERVER * num_ffn)
+    ffn_flops = tokens * of_token.ffn_flops / (SERVER * num_ffn)
+    experts = _roofline(ffn_on, efficiency, ffn_weights, ffn_flops)
+
+    # Through the narrower side: an attention server sends its share to all expert servers, an
+    # expert server hears from all attention servers.
+    sent = tokens * spec.d_model * num_ffn / num_attention / attention_on.network
+    heard = tokens * spec.d_model / ffn_on.network
+    out = max(sent, heard) / efficiency.network
+
+    stages = ((core + linear) / L, out, experts / L, 2.0 * out)
+    tpot = time_per_token(stages, micro_batches, L)
+    filled = micro_batches * max(stages) >= sum(stages)
+    return Deployment(
+        num_attention=num_attention,
+        num_ffn=num_ffn,
+        batch=batch,
+        micro_batches=micro_batches,
+        stage_seconds=stages,
+        tpot=tpot,
+        tokens_per_gpu_second=batch / (SERVER * (num_attention + num_ffn) * tpot),
+        attention_bytes=weights + batch / (SERVER * num_attention) * of_token.kv_bytes,
+        ffn_bytes=ffn_weights,
+        bottleneck=STAGES[stages.index(max(stages))] if filled else "latency",
+    )
+
+
+def plan(
+    spec: ModelSpec,
+    attention_on: Accelerator,
+    ffn_on: Accelerator,
+    *,
+    context: int,
+    max_servers: int = 8,
+    micro_batches: Sequence[int] = (1, 2, 3, 4),
+    max_tpot: float = STEP_SECONDS,
+    efficiency: Efficiency = MEASURED,
+) -> Deployment | None:
+    """Searches for the most tokens per accelerator and second; of equals, the shortest step.
+
+    Every attention accelerator has the same whole number of requests of each micro-batch. Neither
+    throughput nor step falls when that number grows, so it is found by bisection.
+
+    Args:
+        context: tokens of cache per request.
+        max_servers: most servers of either kind.
+        micro_batches: their numbers to be tried.
+        max_tpot: most seconds per output token.
+
+    Returns:
+        The best deployment that is fast enough and fits into memory, or None if none does.
+    """
+    _check_counts(context=context, max_servers=max_servers)
+
+    def fits(found: Deployment) -> bool:
+        return (
+            found.tpot <= max_tpot
+            and found.attention_bytes <= attention_on.memory
+            and found.ffn_bytes <= ffn_on.memory
+        )
+
+    best = None
+    servers = range(1, max_servers + 1)
+    for num_attention, num_ffn, parts in itertools.product(servers, servers, micro_batches):
+        at = functools.partial(
+            evaluate, spec, attention_on, ffn_on, context=context, num_attention=num_attention,
+            num_ffn=num_ffn, micro_batches=parts, efficiency=efficiency,
+        )  # fmt: skip
+        found = _fullest(at, parts * SERVER * num_attention, fits)
+        if found is not None and (
+            best is None or found.tokens_per_gpu_second > best.tokens_per_gpu_second
+        ):
+            best = found
+    return best
+
+
+def _fullest(
+    at: Callable[..., Deployment], unit: int, fits: Callable[[Deployment], bool]
+) -> Deployment | None:
+    """The deployment of a batch in multiples of `unit` with the most throughput, or None."""
+    most = _last(lambda n: fits(at(batch=n * unit)))
+    if most == 0:
+        return None
+    rate = at(batch=most * unit).tokens_per_gpu_second * (1.0 - 1e-9)
+    below = _last(lambda n: n < most and at(batch=n * unit).tokens_per_gpu_second < rate)
+    return at(batch=(below + 1) * unit)
+
+
+def _last(holds: Callable[[int], bool]) -> int:
+    """Returns the largest n for which a property holds that holds up to some n; 0 for none."""
+    if not holds(1):
+        return 0
+    low, high = 1, 2
+    while holds(high):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    return low
+
+
+def _roofline(on: Accelerator, efficiency: Efficiency, num_bytes: float, flops: float) -> float:
+    """Seconds: the longer of reading and computing."""
+    return max(
+        num_bytes / (efficiency.bandwidth * on.bandwidth), flops / (efficiency.flops * on.flops)
+    )
+
+
+def _check_counts(**counts: int) -> None:
+    for name, count in counts.items():
+        if count < 1:
+            raise ValueError(f"{name} must be at least 1, got {count}")

@@ -1,0 +1,231 @@
+"""The Step-3 language model: MFA attention, and experts in most layers.
+
+Source: Step-3, arXiv:2507.19427. Constants that the report does not state are those of the
+published model code.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxlab.kernels.mqa_decode import api as mqa_decode  # pyright: ignore[reportMissingImports]
+from jaxlab.kernels.mqa_prefill import api as mqa_prefill  # pyright: ignore[reportMissingImports]
+from jaxlab.serving import experts, factorized, paged_cache, rotary
+from jaxlab.serving.attention import dense
+from jaxlab.serving.experts import Moe, Swiglu
+from jaxlab.serving.factorized import MfaConfig, MfaParams
+from jaxlab.serving.paged_cache import PagedCache
+
+
+class Step3Config(NamedTuple):
+    """Sizes of the model; the defaults are the published ones, 316 billion parameters.
+
+    Attributes:
+        dense_layers: layers with one dense feed-forward instead of experts.
+        dense_hidden, expert_hidden: widths of the two.
+        num_experts: routed ones; one shared expert of the same width joins them.
+        theta, eps: of the rotary embedding and of every norm.
+    """
+
+    vocab: int = 128_815
+    num_layers: int = 61
+    d_model: int = 7168
+    num_heads: int = 64
+    head_dim: int = 256
+    q_rank: int = 2048
+    dense_layers: tuple[int, ...] = (0, 1, 2, 3, 60)
+    dense_hidden: int = 18_432
+    num_experts: int = 48
+    num_active: int = 3
+    expert_hidden: int = 5120
+    theta: float = 5e5
+    eps: float = 1e-5
+
+    def attention(self, layer: int) -> MfaConfig:
+        """The attention of a layer."""
+        return MfaConfig(
+            self.d_model, self.num_heads, self.head_dim, self.q_rank, self.theta, self.eps,
+            depth=layer + 1,
+        )  # fmt: skip
+
+
+TINY = Step3Config(
+    vocab=512, num_layers=4, d_model=128, num_heads=8, head_dim=32, q_rank=64, dense_layers=(0, 3),
+    dense_hidden=256, num_experts=8, num_active=2, expert_hidden=64,
+)  # fmt: skip
+"""For tests."""
+SMALL = Step3Config(
+    vocab=512, num_layers=8, d_model=512, num_heads=16, head_dim=64, q_rank=256,
+    dense_layers=(0, 7), dense_hidden=1536, num_experts=16, num_active=3, expert_hidden=384,
+)  # fmt: skip
+"""For experiments on a CPU."""
+ONE_LAYER = Step3Config(num_layers=1, dense_layers=())
+"""A layer of the published size with experts, for timings."""
+
+
+class Block(NamedTuple):
+    """One layer: norms `[D]` before attention and feed-forward, and the two."""
+
+    attention_norm: Float[Array, " D"]
+    attention: MfaParams
+    ffn_norm: Float[Array, " D"]
+    ffn: Swiglu | Moe
+
+
+class Step3Params(NamedTuple):
+    """Embedding `[V, D]`, layers, final norm `[D]` and head `[D, V]`, not tied."""
+
+    embedding: Float[Array, "V D"]
+    blocks: tuple[Block, ...]
+    norm: Float[Array, " D"]
+    head: Float[Array, "D V"]
+
+
+def init_step3(key: Array, config: Step3Config) -> Step3Params:
+    """Draws weights; see the layers for their scale.
+
+    Raises:
+        ValueError: if a dense layer is named that does not exist.
+    """
+    wrong = [layer for layer in config.dense_layers if not 0 <= layer < config.num_layers]
+    if wrong:
+        raise ValueError(f"dense_layers must be in 0 to {config.num_layers - 1}, got {wrong}")
+    key_embedding, key_head, *keys = jax.random.split(key, 2 + config.num_layers)
+    return Step3Params(
+        embedding=jax.random.normal(key_embedding, (config.vocab, config.d_model)),
+        blocks=tuple(_init_block(k, config, layer) for layer, k in enumerate(keys)),
+        norm=jnp.ones((config.d_model,)),
+        head=dense(key_head, config.d_model, config.vocab),
+    )
+
+
+def num_parameters(config: Step3Config) -> tuple[int, int]:
+    """Returns the number of parameters, and of those that one token uses."""
+    shapes = jax.eval_shape(lambda: init_step3(jax.random.key(0), config))
+    total = sum(x.size for x in jax.tree.leaves(shapes))
+    idle = sum(
+        sum(w.size for w in block.ffn.experts) * (1 - config.num_active / config.num_experts)
+        for block in shapes.blocks if isinstance(block.ffn, Moe)
+    )  # fmt: skip
+    return total, round(total - idle)
+
+
+def fold_norms(params: Step3Params) -> Step3Params:
+    """Folds the inner norms of all layers, see `factorized.fold_norm`: do it before decoding."""
+    blocks = tuple(
+        block._replace(attention=factorized.fold_norm(block.attention)) for block in params.blocks
+    )
+    return params._replace(blocks=blocks)
+
+
+def step3_forward(
+    params: Step3Params,
+    tokens: Int[Array, "B T"],
+    config: Step3Config,
+    *,
+    impl: mqa_prefill.Impl | None = None,
+) -> Float[Array, "B T V"]:
+    """Returns the logits of every next token of whole sequences, without a cache.
+
+    Differentiable; scores are never held for more than a block of keys.
+
+    Args:
+        impl: of the prefill kernel; None chooses.
+    """
+    pos = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
+    x = params.embedding[tokens]
+    for layer, block in enumerate(params.blocks):
+        attention = config.attention(layer)
+        normed = rotary.rms_norm(x, block.attention_norm, eps=config.eps)
+        q = factorized.project_q(block.attention, normed, pos, attention)
+        k, v = factorized.project_kv(block.attention, normed, pos, attention)
+        out = mqa_prefill.mqa_prefill(q, k, v, scale=attention.scale, impl=impl)
+        x = x + jnp.einsum("bthc,hcd->btd", out, block.attention.out)
+        x = x + _feed_forward(block, x, config)
+    return rotary.rms_norm(x, params.norm, eps=config.eps) @ params.head
+
+
+def step3_decode_step(
+    params: Step3Params,
+    cache: PagedCache,
+    tokens: Int[Array, "B S"],
+    config: Step3Config,
+    *,
+    active: Bool[Array, " B"] | None = None,
+    impl: mqa_decode.Impl | None = None,
+) -> tuple[Float[Array, "B S V"], PagedCache, Bool[Array, " B"]]:
+    """Appends tokens to the requests and returns the logits of what follows each.
+
+    One token a request is the usual step; several are a verification of drafted ones, or a chunk of
+    a prompt. Tokens are written to the cache before they attend.
+
+    Args:
+        tokens: `[B, S]`.
+        active: requests that take part; all by default. Others are left alone.
+        impl: implementation of the decode kernel, see its `api`; None chooses.
+
+    Returns:
+        `(logits, cache, done)`: requests for which no page was left are not done, and unchanged.
+    """
+    B, S = tokens.shape
+    active = jnp.ones((B,), bool) if active is None else active
+    old = cache.lens
+    cache, done = paged_cache.reserve(cache, jnp.where(active, S, 0).astype(jnp.int32))
+    done = done & active
+    pos = old[:, None] + jnp.arange(S, dtype=jnp.int32)[None]
+    keep = jnp.broadcast_to(done[:, None], (B, S))
+    lens = jnp.where(done, cache.lens, 0)
+    x = params.embedding[tokens]
+    for layer, block in enumerate(params.blocks):
+        attention = config.attention(layer)
+        normed = rotary.rms_norm(x, block.attention_norm, eps=config.eps)
+        q = factorized.project_q(block.attention, normed, pos, attention)
+        k, v = factorized.project_kv(block.attention, normed, pos, attention)
+        cache = paged_cache.write(cache, layer, k, v, pos, keep)
+        # Pages of all layers, of which the table names this one's: a slice would be a copy.
+        table = cache.page_table + layer * cache.k_pages.shape[1]
+        pages = {name: _flat(getattr(cache, name)) for name in ("k_pages", "v_pages")}
+        scales = {name: _flat(getattr(cache, name)) for name in ("k_scale", "v_scale")}
+        out = mqa_decode.mqa_decode(
+            q, *pages.values(), table, lens, scale=attention.scale, impl=impl, **scales
+        )
+        x = x + jnp.einsum("bthc,hcd->btd", out.astype(x.dtype), block.attention.out)
+        x = x + _feed_forward(block, x, config)
+    return rotary.rms_norm(x, params.norm, eps=config.eps) @ params.head, cache, done
+
+
+def init_step3_cache(config: Step3Config, num_pages: int, **options: Any) -> PagedCache:
+    """Makes an empty cache for the model; options as in `paged_cache.init_cache`."""
+    return paged_cache.init_cache(
+        config.num_layers, num_pages, head_dim=config.head_dim, **options
+    )  # fmt: skip
+
+
+def _init_block(key: Array, config: Step3Config, layer: int) -> Block:
+    key_attention, key_ffn = jax.random.split(key)
+    if layer in config.dense_layers:
+        ffn = experts.init_swiglu(key_ffn, config.d_model, config.dense_hidden, depth=layer + 1)
+    else:
+        ffn = experts.init_moe(
+            key_ffn, config.d_model, config.expert_hidden, config.num_experts, depth=layer + 1
+        )
+    return Block(
+        attention_norm=jnp.ones((config.d_model,)),
+        attention=factorized.init_mfa(key_attention, config.attention(layer)),
+        ffn_norm=jnp.ones((config.d_model,)),
+        ffn=ffn,
+    )
+
+
+def _feed_forward(block: Block, x: Float[Array, "B T D"], config: Step3Config) -> Array:
+    x = rotary.rms_norm(x, block.ffn_norm, eps=config.eps)
+    if isinstance(block.ffn, Moe):
+        return experts.moe(block.ffn, x, num_active=config.num_active)
+    return experts.swiglu(block.ffn, x)
+
+
+def _flat(x: Array | None) -> Array | None:
+    """Joins the axes of layers and pages."""
+    return None if x is None else x.reshape(-1, *x.shape[2:])

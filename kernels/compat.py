@@ -1,0 +1,64 @@
+"""The one place that knows how versions of JAX differ in what the kernels use (0.10.2 to 0.12)."""
+
+import contextlib
+import inspect
+from typing import Any
+
+import jax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+try:
+    from jax.experimental.pallas import triton as _triton
+except ImportError:  # JAX has announced that it will go
+    _triton = None
+
+pltriton: Any = _triton
+"""Pallas' Triton backend, None where this version of JAX has none."""
+
+
+def interpreted(interpret: bool) -> dict[str, Any]:
+    """Returns the arguments with which `plgpu.kernel` is interpreted on a CPU, or none."""
+    if not interpret:
+        return {}
+    if params := getattr(plgpu, "InterpretGPUParams", None):
+        return {"interpret": params()}
+    from jax._src.pallas.mosaic_gpu.interpret import params  # where JAX 0.10 keeps it
+
+    return {"interpret": params.InterpretGPUParams()}
+
+
+def load(ref: Any, layout: Any) -> jax.Array:
+    """Reads shared memory into registers with a layout."""
+    before_012 = "idx" in inspect.signature(plgpu.load).parameters
+    index = ((),) if before_012 else ()
+    return plgpu.load(ref, *index, layout=layout)
+
+
+def triton_dot(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Returns a b in float32 within a Triton kernel."""
+    dot = pltriton.dot if hasattr(pltriton, "dot") else pl.dot
+    return dot(a, b)
+
+
+def target(device_kind: str = "NVIDIA H100 80GB HBM3", num_cores: int = 132):
+    """Returns a context in which kernels are lowered for a GPU that this machine need not have."""
+    try:
+        from jax._src.mesh import AbstractDevice
+
+        device = AbstractDevice(device_kind=device_kind, num_cores=num_cores, platform="gpu")
+        mesh = jax.sharding.AbstractMesh((1,), ("x",), abstract_device=device)
+    except (ImportError, TypeError):
+        return contextlib.nullcontext()  # JAX 0.10 takes a Hopper GPU for granted
+    return jax.sharding.use_abstract_mesh(mesh)
+
+
+def num_processors() -> int:
+    """Returns the processors of the default device, those of an H100 where there is no GPU."""
+    device = jax.devices()[0]
+    return device.core_count if device.platform == "gpu" else 132
+
+
+def compute_capability() -> float:
+    """Returns the compute capability of the default device, 0 where it has none."""
+    return float(getattr(jax.devices()[0], "compute_capability", 0.0))

@@ -1,0 +1,278 @@
+"""Attention of new tokens over paged keys and values that all heads share: checks, and dispatch.
+
+Four implementations compute the same function: `mosaic_gpu` (Hopper: TMA, tensor cores, an equal
+share of pages for every processor), `triton` (NVIDIA GPUs from Ampere on), `mosaic_tpu`, and `xla`,
+which is the specification in `ref`.
+"""
+
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jax.experimental import checkify
+
+from .. import compat, hopper
+from . import mosaic_gpu, mosaic_tpu, plan, ref, triton
+
+Impl = Literal["mosaic_gpu", "triton", "mosaic_tpu", "xla"]
+IMPLS: tuple[Impl, ...] = get_args(Impl)
+"""Implementations, the one that is preferred where it runs first."""
+FLOATS = (jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64)
+FP8 = jnp.float8_e4m3fn
+
+
+class Call(NamedTuple):
+    """What decides which implementation can run.
+
+    Attributes:
+        S_q, H, C, page: sizes.
+        q_dtype, kv_dtype: dtypes of queries and pages.
+        v_transposed: value pages are `[N, C, page]`.
+    """
+
+    S_q: int
+    H: int
+    C: int
+    page: int
+    q_dtype: Any
+    kv_dtype: Any
+    v_transposed: bool
+
+
+def mqa_decode(
+    q: jax.Array,
+    k_pages: jax.Array,
+    v_pages: jax.Array,
+    page_table: jax.Array,
+    lens: jax.Array,
+    *,
+    scale: float | jax.Array | None = None,
+    k_scale: jax.Array | None = None,
+    v_scale: jax.Array | None = None,
+    v_transposed: bool = False,
+    impl: Impl | None = None,
+    return_lse: bool = False,
+) -> Any:
+    """Returns softmax(scale q k') v over the tokens of each request, causal among the asking ones.
+
+    Args:
+        q: `[B, S_q, H, C]` or `[B, H, C]`: the last S_q tokens of each request ask; several are a
+            verification of drafted tokens, or a chunk of a prompt.
+        k_pages, v_pages: `[N, page, C]`. Slots that hold no token may hold anything, NaN included.
+        page_table: `[B, P]` int32, the pages of each request in order.
+        lens: `[B]` int32, tokens of each request, the asking ones included; 0 allowed.
+        scale: of the scores; C^-1/2 by default.
+        k_scale, v_scale: `[N, page]` float32, one a token, of pages in float8_e4m3fn. `v_scale` is
+            one number `[]` if `v_transposed`.
+        v_transposed: value pages are `[N, C, page]`: on Hopper both products then run in eight
+            bits.
+        impl: implementation; None takes the first of `IMPLS` that can run, see `choose`.
+        return_lse: return `(out, lse2)` with the base-2 log-sum-exp of the scores.
+
+    Returns:
+        Averages of the shape and dtype of q; 0 where nothing is visible. `lse2` is float32, of that
+        shape without C, and -inf there.
+
+    Raises:
+        ValueError: if shapes or dtypes do not fit; if concrete lengths or page numbers lie outside
+            the table or the pages. Traced ones are checked under `checkify`.
+        NotImplementedError: if `impl` is given and cannot run; it says why.
+
+    Source: Step-3, arXiv:2507.19427, section 4; split-KV decoding, Dao et al. 2023.
+    """
+    squeezed = q.ndim == 3
+    q = q[:, None] if squeezed else q
+    call = _check(q, k_pages, v_pages, page_table, lens, k_scale, v_scale, v_transposed)
+    if impl is None:
+        impl = choose(call)
+    elif reason := why_not(impl, call):
+        raise NotImplementedError(f"mqa_decode with impl={impl!r} cannot run: {reason}")
+    operands = (q, k_pages, v_pages, page_table, lens)
+    options = {
+        "scale": call.C**-0.5 if scale is None else scale, "k_scale": k_scale, "v_scale": v_scale,
+    }  # fmt: skip
+    if impl == "mosaic_gpu":
+        shares = plan.decode_plan(
+            lens, page_table, page=call.page, num_parts=compat.num_processors()
+        )
+        out, lse2 = mosaic_gpu.mqa_decode(
+            q, k_pages, v_pages, lens, shares, direct=v_transposed, **options
+        )
+    elif impl == "triton":
+        out, lse2 = triton.mqa_decode(*operands, num_splits=_num_splits(call, lens.size), **options)
+    elif impl == "mosaic_tpu":
+        out, lse2 = mosaic_tpu.mqa_decode(*operands, **options)
+    else:
+        out, lse2 = ref.mqa_decode(*operands, v_transposed=v_transposed, **options)
+    out = out.astype(q.dtype)
+    out, lse2 = (out[:, 0], lse2[:, 0]) if squeezed else (out, lse2)
+    return (out, lse2) if return_lse else out
+
+
+def choose(call: Call) -> Impl:
+    """Returns the implementation that `impl=None` takes on the default backend."""
+    return next(impl for impl in IMPLS if not why_not(impl, call))
+
+
+def why_not(impl: str, call: Call) -> str:
+    """Says why an implementation cannot run here, "" if it can.
+
+    Raises:
+        ValueError: if there is no such implementation.
+    """
+    if impl not in IMPLS:
+        raise ValueError(f"impl must be one of {', '.join(IMPLS)} or None, got {impl!r}")
+    if impl == "xla":
+        return ""
+    platform, capability = jax.default_backend(), compat.compute_capability()
+    if impl == "mosaic_tpu":
+        return f"the backend is {platform}, not tpu" if platform != "tpu" else _tpu_limits(call)
+    if platform != "gpu":
+        return f"the backend is {platform}, not gpu"
+    if impl == "triton":
+        return (
+            f"compute capability {capability} < 8.0" if capability < 8.0 else _triton_limits(call)
+        )
+    return (
+        f"compute capability {capability} is not 9.0" if capability != 9.0 else _hopper_limits(call)
+    )
+
+
+def _hopper_limits(call: Call) -> str:
+    if call.C % 64 or call.C > 256:
+        return f"the head dimension must be 64, 128, 192 or 256, got {call.C}"
+    if call.page % hopper.ROWS or call.page > 256:
+        return f"a page must hold 64, 128, 192 or 256 tokens, got {call.page}"
+    if call.kv_dtype == jnp.dtype(FP8):
+        return _memory_limit(call)
+    if call.kv_dtype not in (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16)):
+        return f"pages must be in bfloat16, float16 or float8_e4m3fn, got {call.kv_dtype}"
+    return _memory_limit(call)
+
+
+def _memory_limit(call: Call) -> str:
+    need = mosaic_gpu.shared_memory(call.C, call.page, call.kv_dtype, call.v_transposed)
+    if need > hopper.SHARED_MEMORY:
+        return (
+            f"pages of {call.page} tokens need {need:,} bytes of shared memory, there are "
+            f"{hopper.SHARED_MEMORY:,}; take smaller pages"
+        )
+    return ""
+
+
+def _triton_limits(call: Call) -> str:
+    if compat.pltriton is None:
+        return "this version of JAX has no Triton backend"
+    if call.v_transposed:
+        return "it takes value pages [N, page, C] only"
+    for name, size in (("page", call.page), ("head dimension", call.C)):
+        if size < 16 or size & (size - 1):
+            return f"the {name} must be a power of two, 16 at least, got {size}"
+    if call.q_dtype == jnp.dtype(jnp.float64):
+        return "it does not compute in float64"
+    return ""
+
+
+def _tpu_limits(call: Call) -> str:
+    if call.v_transposed:
+        return "it takes value pages [N, page, C] only"
+    if call.C % 128 or call.page % 32:
+        return (
+            "the head dimension must be a multiple of 128 and the page of 32, got "
+            f"{call.C} and {call.page}"
+        )
+    if call.q_dtype == jnp.dtype(jnp.float64):
+        return "it does not compute in float64"
+    return ""
+
+
+def _num_splits(call: Call, B: int) -> int:
+    """Splits of a request so that two programs a processor are busy."""
+    return max(1, min(32, -(-2 * compat.num_processors() // max(B, 1))))
+
+
+def _check(
+    q: jax.Array, k_pages: jax.Array, v_pages: jax.Array, page_table: jax.Array, lens: jax.Array,
+    k_scale: jax.Array | None, v_scale: jax.Array | None, v_transposed: bool,
+) -> Call:  # fmt: skip
+    if q.ndim != 4 or k_pages.ndim != 3 or page_table.ndim != 2 or lens.ndim != 1:
+        raise ValueError(
+            "q must be [B, S_q, H, C] or [B, H, C], pages [N, page, C], page_table [B, P] and lens "
+            f"[B], got {q.shape}, {k_pages.shape}, {page_table.shape}, {lens.shape}"
+        )
+    (B, S_q, H, C), (N, page, _) = q.shape, k_pages.shape
+    want = (N, C, page) if v_transposed else (N, page, C)
+    if k_pages.shape != (N, page, C) or v_pages.shape != want:
+        raise ValueError(
+            f"with head dimension {C}, k_pages must be [N, page, {C}] and v_pages {want}, got "
+            f"{k_pages.shape} and {v_pages.shape}"
+        )
+    if C % 16:
+        raise ValueError(f"the head dimension must be a multiple of 16, got {C}")
+    if page_table.shape[0] != B or lens.shape[0] != B:
+        raise ValueError(
+            f"q asks for {B} requests, page_table has {page_table.shape[0]}, lens {lens.shape[0]}"
+        )
+    if min(B, S_q, H, N, page, page_table.shape[1]) < 1:
+        raise ValueError(f"no size may be zero: q {q.shape}, pages {k_pages.shape}")
+    for name, x in (("page_table", page_table), ("lens", lens)):
+        if x.dtype != jnp.int32:
+            raise ValueError(f"{name} must be int32, got {x.dtype}")
+    _check_dtypes(q, k_pages, v_pages)
+    _check_scales(k_pages, k_scale, v_scale, () if v_transposed else (N, page))
+    _check_values(page_table, lens, N, page)
+    return Call(
+        S_q, H, C, page, jnp.dtype(q.dtype), jnp.dtype(k_pages.dtype), v_transposed
+    )  # fmt: skip
+
+
+def _check_dtypes(q: jax.Array, k_pages: jax.Array, v_pages: jax.Array) -> None:
+    if q.dtype not in FLOATS:
+        names = ", ".join(jnp.dtype(d).name for d in FLOATS)
+        raise ValueError(f"q must be in {names}, got {q.dtype}")
+    if k_pages.dtype != v_pages.dtype or k_pages.dtype not in (q.dtype, FP8):
+        raise ValueError(
+            f"pages must both be in the dtype of q, {q.dtype}, or in float8_e4m3fn, got "
+            f"{k_pages.dtype} and {v_pages.dtype}"
+        )
+
+
+def _check_scales(
+    k_pages: jax.Array, k_scale: jax.Array | None, v_scale: jax.Array | None, v_shape: tuple
+) -> None:
+    eight_bits = k_pages.dtype == FP8
+    for name, scale, shape in (
+        ("k_scale", k_scale, k_pages.shape[:2]), ("v_scale", v_scale, v_shape)
+    ):  # fmt: skip
+        if eight_bits != (scale is not None):
+            need = "need" if eight_bits else "take no"
+            raise ValueError(f"pages in {k_pages.dtype} {need} {name}")
+        if scale is not None and (scale.shape != shape or scale.dtype != jnp.float32):
+            raise ValueError(f"{name} must be float32 {shape}, got {scale.dtype} {scale.shape}")
+
+
+def _check_values(page_table: jax.Array, lens: jax.Array, N: int, page: int) -> None:
+    most = page_table.shape[1] * page
+    if not isinstance(lens, Tracer):
+        wrong = np.flatnonzero((np.asarray(lens) < 0) | (np.asarray(lens) > most))
+        if wrong.size:
+            raise ValueError(
+                f"lens must be in 0 to {most}, the tokens a row of page_table can name; request "
+                f"{wrong[0]} has {int(lens[wrong[0]])}"
+            )
+    if not isinstance(page_table, Tracer):
+        table = np.asarray(page_table)
+        if table.min() < 0 or table.max() >= N:
+            raise ValueError(
+                f"page_table must hold page numbers in 0 to {N - 1}, got {table.min()} to "
+                f"{table.max()}"
+            )
+    checkify.debug_check(
+        jnp.all((lens >= 0) & (lens <= most)), "lens must be in 0 to {most}", most=jnp.int32(most)
+    )
+    checkify.debug_check(
+        jnp.all((page_table >= 0) & (page_table < N)),
+        "page_table must hold page numbers in 0 to {last}", last=jnp.int32(N - 1),
+    )  # fmt: skip

@@ -1,0 +1,105 @@
+"""The staircase: equal shares of ragged work for every processor, and the merge of what they find.
+
+Requests are cut into pages, the pages of all requests are laid end to end, and each of `num_parts`
+persistent programs takes an equal run of them. A run may end one request and begin others; each
+piece, a part's pages of one request, leaves a partial result in slot part + request. Along the
+staircase part and request never fall and one of them grows, so no slot is used twice.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+EMPTY = -jnp.inf
+"""Base-2 log-sum-exp of a piece without tokens."""
+
+
+class Plan(NamedTuple):
+    """Who reads which page; B requests of at most P pages.
+
+    Attributes:
+        flat_page: `[B P]` int32, page numbers of all requests end to end.
+        first: `[B + 1]` int32, where a request's pages begin in `flat_page`; the last is the end.
+        begin, end: `[num_parts]` int32, the run of each part in `flat_page`.
+        first_request, last_request: `[num_parts]` int32, requests [first, last) of each part.
+        slot_request: `[num_parts + B]` int32, the request of each slot, B where it is unused.
+    """
+
+    flat_page: jax.Array
+    first: jax.Array
+    begin: jax.Array
+    end: jax.Array
+    first_request: jax.Array
+    last_request: jax.Array
+    slot_request: jax.Array
+
+
+def decode_plan(lens: jax.Array, page_table: jax.Array, *, page: int, num_parts: int) -> Plan:
+    """Divides the pages of all requests evenly; all shapes depend on B, P and `num_parts` alone.
+
+    Args:
+        lens: `[B]` int32, tokens of each request, 0 allowed.
+        page_table: `[B, P]` int32.
+        page: tokens of a page.
+        num_parts: persistent programs, usually the number of processors.
+    """
+    B, P = page_table.shape
+    num_pages = (lens + page - 1) // page
+    first = jnp.concatenate([jnp.zeros((1,), jnp.int32), jnp.cumsum(num_pages, dtype=jnp.int32)])
+    total = first[-1]
+    flat = jnp.arange(B * P, dtype=jnp.int32)
+    # The request of a flat page is the last that begins at or before it and is not empty.
+    request = jnp.clip(jnp.searchsorted(first, flat, side="right").astype(jnp.int32) - 1, 0, B - 1)
+    within = jnp.clip(flat - first[request], 0, P - 1)
+    flat_page = jnp.where(flat < total, page_table[request, within], 0)
+
+    share = jnp.maximum(1, (total + num_parts - 1) // num_parts)
+    part = jnp.arange(num_parts, dtype=jnp.int32)
+    begin, end = jnp.minimum(part * share, total), jnp.minimum((part + 1) * share, total)
+    busy = begin < end
+    first_request = jnp.where(busy, request[jnp.minimum(begin, B * P - 1)], 0)
+    last_request = jnp.where(busy, request[jnp.maximum(end - 1, 0)] + 1, 0)
+
+    # Slot s belongs to request b if some part p = s - b has pages of b. The parts of b are those
+    # from first[b] // share to (first[b + 1] - 1) // share.
+    b = jnp.arange(B, dtype=jnp.int32)
+    low, high = first[:-1] // share + b, (first[1:] - 1) // share + b  # slots of b
+    slot = jnp.arange(num_parts + B, dtype=jnp.int32)
+    owner = jnp.searchsorted(high, slot, side="left").astype(jnp.int32)
+    owner = jnp.where(owner < B, owner, B)
+    inside = low[jnp.minimum(owner, B - 1)] <= slot
+    filled = num_pages[jnp.minimum(owner, B - 1)] > 0
+    slot_request = jnp.where((owner < B) & inside & filled, owner, B)
+    return Plan(
+        flat_page.astype(jnp.int32), first, begin, end, first_request, last_request, slot_request
+    )
+
+
+def merge_partials(
+    out: jax.Array, lse2: jax.Array, request: jax.Array, num_requests: int
+) -> tuple[jax.Array, jax.Array]:
+    """Merges partial softmax averages of each request, in float32.
+
+    o = sum_i w_i o_i / sum_i w_i with w_i = 2^(lse2_i - max lse2).
+
+    Args:
+        out: `[S, R, C]`, averages of S pieces with R rows.
+        lse2: `[S, R]`, base-2 log-sum-exp, -inf where a piece is empty.
+        request: `[S]` int32, `num_requests` for a slot that holds nothing.
+        num_requests: B.
+
+    Returns:
+        `([B, R, C], [B, R])`; zeros and -inf for a request without pieces.
+    """
+    unused = (request >= num_requests)[:, None]
+    lse2 = jnp.where(unused, EMPTY, lse2)
+    top = jax.ops.segment_max(lse2, request, num_requests + 1)[:num_requests]
+    safe = jnp.where(jnp.isfinite(top), top, 0.0)
+    padded = jnp.concatenate([safe, jnp.zeros_like(safe[:1])])
+    weight = jnp.exp2(lse2 - padded[request])  # exp2(-inf) = 0
+    kept = jnp.where(weight[..., None] > 0.0, out.astype(jnp.float32), 0.0)  # slots may hold NaN
+    total = jax.ops.segment_sum(weight, request, num_requests + 1)[:num_requests]
+    summed = jax.ops.segment_sum(kept * weight[..., None], request, num_requests + 1)[:num_requests]
+    merged = summed / jnp.where(total > 0.0, total, 1.0)[..., None]
+    return merged, jnp.where(total > 0.0, safe + jnp.log2(jnp.maximum(total, 1e-37)), EMPTY)

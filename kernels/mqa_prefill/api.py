@@ -1,0 +1,148 @@
+"""Attention of whole prompts with one key and value head for all heads: checks, dispatch, gradient.
+
+The derivative recomputes scores block by block; training and prefill use the same function. A
+chunk of a prompt over paged keys is `mqa_decode` with several tokens a request.
+"""
+
+import functools
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from .. import compat
+from . import mosaic_gpu, mosaic_tpu, ref
+
+Impl = Literal["mosaic_gpu", "mosaic_tpu", "xla"]
+IMPLS: tuple[Impl, ...] = get_args(Impl)
+"""Implementations, the one that is preferred where it runs first."""
+FLOATS = (jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64)
+
+
+def mqa_prefill(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    q_start: jax.Array | None = None,
+    lens: jax.Array | None = None,
+    *,
+    scale: float | None = None,
+    causal: bool = True,
+    impl: Impl | None = None,
+) -> jax.Array:
+    """Returns softmax(scale q k') v; differentiable in q, k and v.
+
+    Args:
+        q: `[B, T, H, C]`, tokens at positions q_start to q_start + T - 1.
+        k, v: `[B, S, C]`, keys and values at positions 0 to S - 1.
+        q_start: `[B]` int32, 0 by default.
+        lens: `[B]` int32, keys that exist, S by default; behind them may be anything, NaN included.
+        scale: of the scores; C^-1/2 by default.
+        causal: each token sees positions up to its own.
+        impl: implementation; None takes the first of `IMPLS` that can run, see `choose`.
+
+    Returns:
+        `[B, T, H, C]` in the dtype of q; 0 where nothing is visible.
+
+    Raises:
+        ValueError: if shapes or dtypes do not fit, or concrete numbers are out of range.
+        NotImplementedError: if `impl` is given and cannot run; it says why.
+
+    Source: Step-3, arXiv:2507.19427; FlashAttention-2, Dao 2023.
+    """
+    B = _check(q, k, v)
+    S, C = k.shape[1], q.shape[-1]
+    q_start = jnp.zeros((B,), jnp.int32) if q_start is None else q_start
+    lens = jnp.full((B,), S, jnp.int32) if lens is None else lens
+    _check_numbers("q_start", q_start, B, None)
+    _check_numbers("lens", lens, B, S)
+    if impl is None:
+        impl = choose(q)
+    elif reason := why_not(impl, q):
+        raise NotImplementedError(f"mqa_prefill with impl={impl!r} cannot run: {reason}")
+    return _attend(impl, C**-0.5 if scale is None else scale, causal, q, k, v, q_start, lens)
+
+
+def choose(q: jax.Array | jax.ShapeDtypeStruct) -> Impl:
+    """Returns the implementation that `impl=None` takes on the default backend."""
+    return next(impl for impl in IMPLS if not why_not(impl, q))
+
+
+def why_not(impl: str, q: jax.Array | jax.ShapeDtypeStruct) -> str:
+    """Says why an implementation cannot run here for these queries, "" if it can.
+
+    Raises:
+        ValueError: if there is no such implementation.
+    """
+    if impl not in IMPLS:
+        raise ValueError(f"impl must be one of {', '.join(IMPLS)} or None, got {impl!r}")
+    if impl == "xla":
+        return ""
+    platform, capability, C = jax.default_backend(), compat.compute_capability(), q.shape[-1]
+    if impl == "mosaic_tpu":
+        if platform != "tpu":
+            return f"the backend is {platform}, not tpu"
+        if C % 128 or q.dtype == jnp.float64:
+            return f"it takes head dimensions in multiples of 128, no float64; got {C}, {q.dtype}"
+        return ""
+    if platform != "gpu":
+        return f"the backend is {platform}, not gpu"
+    if capability != 9.0:
+        return f"compute capability {capability} is not 9.0"
+    if C % 64 or C > 256:
+        return f"the head dimension must be 64, 128, 192 or 256, got {C}"
+    if q.dtype not in (jnp.bfloat16, jnp.float16):
+        return f"it takes bfloat16 and float16, got {q.dtype}"
+    return ""
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _attend(impl: Impl, scale: float, causal: bool, *operands: Any) -> jax.Array:
+    return _forward(impl, scale, causal, *operands)[0]
+
+
+def _forward(impl: Impl, scale: float, causal: bool, *operands: Any) -> tuple:
+    kernels: dict[str, Any] = {"mosaic_gpu": mosaic_gpu, "mosaic_tpu": mosaic_tpu, "xla": ref}
+    q = operands[0]
+    out, lse2 = kernels[impl].forward(*operands, scale=scale, causal=causal)
+    out = out.astype(q.dtype)
+    return out, (*operands, out, lse2)
+
+
+def _backward(impl: Impl, scale: float, causal: bool, saved: tuple, grad: jax.Array) -> tuple:
+    dq, dk, dv = ref.backward(*saved, grad, scale=scale, causal=causal)
+    return dq, dk, dv, None, None
+
+
+_attend.defvjp(_forward, _backward)
+
+
+def _check(q: jax.Array, k: jax.Array, v: jax.Array) -> int:
+    if q.ndim != 4 or k.ndim != 3 or k.shape != v.shape:
+        raise ValueError(
+            f"q must be [B, T, H, C], k and v [B, S, C], got {q.shape}, {k.shape} and {v.shape}"
+        )
+    if q.shape[0] != k.shape[0] or q.shape[3] != k.shape[2]:
+        raise ValueError(f"q {q.shape} and k {k.shape} must agree in B and C")
+    if q.shape[3] % 16:
+        raise ValueError(f"the head dimension must be a multiple of 16, got {q.shape[3]}")
+    if min(*q.shape, *k.shape) < 1:
+        raise ValueError(f"no size may be zero, got q {q.shape} and k {k.shape}")
+    if q.dtype not in FLOATS or not q.dtype == k.dtype == v.dtype:
+        names = ", ".join(jnp.dtype(d).name for d in FLOATS)
+        raise ValueError(
+            f"q, k and v must share one dtype of {names}, got {q.dtype}, {k.dtype}, {v.dtype}"
+        )
+    return q.shape[0]
+
+
+def _check_numbers(name: str, x: jax.Array, B: int, most: int | None) -> None:
+    if x.shape != (B,) or x.dtype != jnp.int32:
+        raise ValueError(f"{name} must be int32 [{B}], got {x.dtype} {x.shape}")
+    if not isinstance(x, Tracer):
+        values = np.asarray(x)
+        if values.min() < 0 or (most is not None and values.max() > most):
+            limit = "at least 0" if most is None else f"in 0 to {most}"
+            raise ValueError(f"{name} must be {limit}, got {values.min()} to {values.max()}")

@@ -1,0 +1,142 @@
+"""Prefill attention with one key and value head, blockwise in plain jax.numpy, and its derivative.
+
+Token t of request b stands at position q_start[b] + t, and sees the keys at positions up to its own
+that exist, those before lens[b]. Scores are never held for more than one block of keys: memory is
+O(T block), forward and backward.
+"""
+
+import jax
+import jax.numpy as jnp
+
+MASKED = -1e30
+LOG2_E = 1.4426950408889634
+BLOCK = 512
+"""Keys at a time."""
+
+
+def forward(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    q_start: jax.Array,
+    lens: jax.Array,
+    *,
+    scale: float | jax.Array,
+    causal: bool = True,
+    block: int = BLOCK,
+) -> tuple[jax.Array, jax.Array]:
+    """Returns softmax averages and their base-2 log-sum-exp.
+
+    Args:
+        q: `[B, T, H, C]`.  k, v: `[B, S, C]`; what lies behind `lens` may be anything.
+        q_start, lens: `[B]` int32.
+        scale: of the scores.
+        causal: see only positions up to one's own.
+
+    Returns:
+        `([B, T, H, C], [B, T, H])`, float32 or wider; 0 and -inf where nothing is visible.
+    """
+    B, T, H, C = q.shape
+    wide = _wide(q.dtype)
+    blocks = _blocks(k, v, lens, block)
+
+    def one(carry: tuple, inputs: tuple) -> tuple[tuple, None]:
+        top, total, acc = carry
+        keys, values, position = inputs
+        visible = _visible(position, q_start, lens, T, causal)
+        scores = jnp.where(visible, _product("bthc,bsc->bths", q, keys) * (scale * LOG2_E), MASKED)
+        now = jnp.maximum(top, jnp.max(scores, axis=-1))
+        fade = jnp.exp2(top - now)
+        weight = jnp.where(visible, jnp.exp2(scores - now[..., None]), 0.0)
+        total = total * fade + jnp.sum(weight, axis=-1)
+        added = _product("bths,bsc->bthc", weight.astype(values.dtype), values)
+        return (now, total, acc * fade[..., None] + added), None
+
+    start = (
+        jnp.full((B, T, H), MASKED, wide), jnp.zeros((B, T, H), wide), jnp.zeros((B, T, H, C), wide)
+    )  # fmt: skip
+    (top, total, acc), _ = jax.lax.scan(one, start, blocks)
+    some = total > 0.0
+    out = acc / jnp.where(some, total, 1.0)[..., None]
+    return out, jnp.where(some, top + jnp.log2(jnp.where(some, total, 1.0)), -jnp.inf)
+
+
+def backward(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    q_start: jax.Array,
+    lens: jax.Array,
+    out: jax.Array,
+    lse2: jax.Array,
+    grad: jax.Array,
+    *,
+    scale: float | jax.Array,
+    causal: bool = True,
+    block: int = BLOCK,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns the derivatives with respect to q, k and v, from the results of `forward`.
+
+    With probabilities p_j = 2^(s_j - lse2): dv_j = p_j' grad, ds_j = p_j (grad v_j' - grad out'),
+    dq = scale sum_j ds_j k_j, dk_j = scale ds_j' q.
+
+    Source: Dao 2023 (FlashAttention-2), algorithm 2.
+    """
+    wide = _wide(q.dtype)
+    grad = grad.astype(q.dtype)
+    delta = jnp.sum(grad.astype(wide) * out.astype(wide), axis=-1)
+    safe = jnp.where(jnp.isfinite(lse2), lse2, 0.0)
+
+    def one(dq: jax.Array, inputs: tuple) -> tuple[jax.Array, tuple]:
+        keys, values, position = inputs
+        visible = _visible(position, q_start, lens, q.shape[1], causal)
+        scores = _product("bthc,bsc->bths", q, keys) * (scale * LOG2_E)
+        weight = jnp.where(
+            visible, jnp.exp2(jnp.where(visible, scores - safe[..., None], 0.0)), 0.0
+        )
+        dv = _product("bths,bthc->bsc", weight.astype(q.dtype), grad)
+        inner = _product("bthc,bsc->bths", grad, values) - delta[..., None]
+        ds = (weight * inner * scale).astype(q.dtype)
+        return dq + _product("bths,bsc->bthc", ds, keys), (_product("bths,bthc->bsc", ds, q), dv)
+
+    blocks = _blocks(k, v, lens, block)
+    dq, (dk, dv) = jax.lax.scan(one, jnp.zeros(q.shape, wide), blocks)
+    dk, dv = (
+        jnp.moveaxis(x, 0, 1).reshape(k.shape[0], -1, k.shape[2])[:, : k.shape[1]].astype(k.dtype)
+        for x in (dk, dv)
+    )
+    return dq.astype(q.dtype), dk, dv
+
+
+def _wide(dtype: jnp.dtype) -> jnp.dtype:
+    return jnp.dtype(jnp.float64 if dtype == jnp.float64 else jnp.float32)
+
+
+def _product(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:
+    return jnp.einsum(spec, a, b, preferred_element_type=_wide(a.dtype))
+
+
+def _blocks(k: jax.Array, v: jax.Array, lens: jax.Array, block: int) -> tuple:
+    """Keys and values `[blocks, B, block, C]` and positions; zero where there is no token."""
+    B, S, C = k.shape
+    block = min(block, S)
+    count = -(-S // block)
+    exists = (jnp.arange(S, dtype=jnp.int32)[None] < lens[:, None])[..., None]
+
+    def cut(x: jax.Array) -> jax.Array:
+        x = jnp.where(exists, x, jnp.zeros((), x.dtype))  # 0 * NaN is NaN
+        x = jnp.pad(x, ((0, 0), (0, count * block - S), (0, 0)))
+        return jnp.moveaxis(x.reshape(B, count, block, C), 1, 0)
+
+    return cut(k), cut(v), jnp.arange(count * block, dtype=jnp.int32).reshape(count, block)
+
+
+def _visible(
+    position: jax.Array, q_start: jax.Array, lens: jax.Array, T: int, causal: bool
+) -> jax.Array:
+    """`[B, T, 1, block]` bool."""
+    seen = jnp.broadcast_to(lens[:, None], (lens.shape[0], T))
+    if causal:
+        own = q_start[:, None] + jnp.arange(T, dtype=jnp.int32)[None]
+        seen = jnp.minimum(seen, own + 1)
+    return (position[None, None] < seen[..., None])[:, :, None]

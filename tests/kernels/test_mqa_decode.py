@@ -1,0 +1,329 @@
+"""Oracles for paged decode attention: a NumPy loop in float64, closed forms, poison, lowering."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental import checkify
+
+from jaxlab.kernels import compat
+from jaxlab.kernels.mqa_decode import api, mosaic_gpu, mosaic_tpu, plan, ref, triton
+
+FP8 = jnp.float8_e4m3fn
+
+
+def draw(rng, *, lens, S_q=1, H=8, C=32, page=16, P=3, dtype=np.float32, fp8=False, slack=0):
+    """Random operands whose unused slots and pages are NaN, and dense keys and values."""
+    lens = np.asarray(lens, np.int32)
+    B, N = len(lens), len(lens) * P + 1 + slack
+    table = (rng.permutation(N - 1)[: B * P].reshape(B, P) + 1).astype(np.int32)
+    used = np.zeros((N, page), bool)
+    for b, j in itertools.product(range(B), range(P * page)):
+        if j < lens[b]:
+            used[table[b, j // page], j % page] = True
+    k, v = (rng.normal(size=(N, page, C)) for _ in range(2))
+    scales = [np.ones((N, page), np.float32)] * 2
+    if fp8:
+        scales = [rng.uniform(0.5, 2.0, (N, page)).astype(np.float32) for _ in range(2)]
+    store = FP8 if fp8 else dtype
+    k, v = (jnp.asarray(np.where(used[..., None], x, np.nan), store) for x in (k, v))
+    q = jnp.asarray(rng.normal(size=(B, S_q, H, C)), dtype)
+    operands = (q, k, v, jnp.asarray(table), jnp.asarray(lens))
+    if not fp8:
+        return operands, {}
+    return operands, {
+        name: jnp.asarray(np.where(used, x, np.nan), jnp.float32)
+        for name, x in zip(("k_scale", "v_scale"), scales, strict=True)
+    }
+
+
+def oracle(operands, scales, scale):
+    """Average and base-2 log-sum-exp, request by request in float64."""
+    q, k, v, table, lens = (np.asarray(jnp.asarray(x, jnp.float32)) for x in operands)
+    table, lens = table.astype(int), lens.astype(int)
+    for name, x in scales.items():
+        if name == "k_scale":
+            k = k * np.asarray(x)[..., None]
+        else:
+            v = v * np.asarray(x)[..., None]
+    B, S_q, H, C = q.shape
+    out, lse2 = np.zeros(q.shape), np.full(q.shape[:3], -np.inf)
+    for b, t in itertools.product(range(B), range(S_q)):
+        seen = lens[b] - S_q + 1 + t
+        if seen > 0:
+            keys = k[table[b]].reshape(-1, C)[:seen].astype(float)
+            values = v[table[b]].reshape(-1, C)[:seen].astype(float)
+            scores = scale * q[b, t].astype(float) @ keys.T
+            top = scores.max(-1, keepdims=True)
+            weight = np.exp(scores - top)
+            out[b, t] = weight @ values / weight.sum(-1, keepdims=True)
+            lse2[b, t] = (top[:, 0] + np.log(weight.sum(-1))) / np.log(2.0)
+    return out, lse2
+
+
+def agrees(got, want, tol):
+    out, lse2 = (np.asarray(jnp.asarray(x, jnp.float32)) for x in got)
+    np.testing.assert_allclose(out, want[0], atol=tol)
+    np.testing.assert_array_equal(np.isfinite(lse2), np.isfinite(want[1]))
+    seen = np.isfinite(want[1])
+    np.testing.assert_allclose(lse2[seen], want[1][seen], atol=tol)
+
+
+CASES = {
+    "ragged": {"lens": [0, 1, 17, 48]},
+    "verify": {"lens": [2, 3, 35, 47], "S_q": 3},
+    "empty verify": {"lens": [0, 1, 2, 4], "S_q": 3},
+    "bf16": {"lens": [5, 16], "dtype": jnp.bfloat16},
+    "fp8": {"lens": [0, 33], "fp8": True},
+    "one head": {"lens": [40], "H": 1},
+}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_reference_is_attention(case):
+    operands, scales = draw(np.random.default_rng(0), **case)
+    got = jax.jit(lambda *x: api.mqa_decode(*x, scale=0.3, return_lse=True, impl="xla", **scales))(
+        *operands
+    )
+    # Probabilities are rounded to the dtype of the values, 8 bits of bfloat16.
+    tol = 2e-2 if case.get("dtype") == jnp.bfloat16 else 2e-5
+    agrees(got, oracle(operands, scales, 0.3), tol)
+
+
+def test_closed_forms():
+    """No keys: the mean; equal values: that value; a dominant key: its value; one token: it."""
+    rng = np.random.default_rng(1)
+    (q, k, v, table, lens), _ = draw(rng, lens=[37, 37, 37, 1])
+    v = jnp.nan_to_num(v)
+    k0 = jnp.zeros_like(k)
+    mean, equal, dominant = jax.jit(
+        lambda q, k, v: (
+            api.mqa_decode(q, k0, v, table, lens),
+            api.mqa_decode(q, jnp.nan_to_num(k), jnp.ones_like(v) * 3.0, table, lens),
+            api.mqa_decode(jnp.ones_like(q), k0.at[table[0, 1], 4].set(1e3), v, table, lens),
+        )
+    )(q, k, v)
+    dense = np.asarray(v)[np.asarray(table)].reshape(4, -1, 32)
+    np.testing.assert_allclose(mean[0, 0, 0], dense[0, :37].mean(0), atol=1e-6)
+    np.testing.assert_allclose(equal, 3.0, rtol=1e-6)
+    np.testing.assert_allclose(dominant[0, 0], np.tile(dense[0, 20], (8, 1)), atol=1e-6)
+    np.testing.assert_allclose(mean[3, 0], np.tile(dense[3, 0], (8, 1)), atol=1e-6)
+
+
+def test_page_numbers_do_not_matter():
+    """Pages moved together with the table: the same bits."""
+    rng = np.random.default_rng(2)
+    (q, k, v, table, lens), _ = draw(rng, lens=[3, 16, 45], slack=4)
+    order = rng.permutation(k.shape[0])
+    where = np.argsort(order).astype(np.int32)
+    decode = jax.jit(lambda k, v, t: api.mqa_decode(q, k, v, t, lens))
+    np.testing.assert_array_equal(
+        decode(k, v, table), decode(k[order], v[order], jnp.asarray(where)[table])
+    )
+
+
+def test_staircase_gives_every_page_to_one_part():
+    """Random lengths, zeros included: shares are even, slots unique, nothing is lost."""
+    rng = np.random.default_rng(3)
+    make = jax.jit(lambda lens, table: plan.decode_plan(lens, table, page=8, num_parts=7))
+    for _ in range(50):
+        lens = rng.integers(0, 40, 6) * rng.integers(0, 2, 6)
+        table = rng.permutation(30).reshape(6, 5).astype(np.int32)
+        p = jax.tree.map(np.asarray, make(jnp.asarray(lens, jnp.int32), jnp.asarray(table)))
+        pages = -(-lens // 8)
+        want = [(b, table[b, i]) for b in range(6) for i in range(pages[b])]
+        got, slots = [], {}
+        for part in range(7):
+            count = 0
+            for b in range(p.first_request[part], p.last_request[part]):
+                for i in range(max(p.begin[part], p.first[b]), min(p.end[part], p.first[b + 1])):
+                    got.append((b, p.flat_page[i]))
+                    assert slots.setdefault(part + b, (part, b)) == (part, b)
+                    count += 1
+            assert count <= -(-pages.sum() // 7) + (pages.sum() == 0)
+        assert got == want
+        for slot, request in enumerate(p.slot_request):
+            assert request == (slots[slot][1] if slot in slots else 6)
+
+
+def test_merge_is_the_whole():
+    """Pieces of random size, empty ones and slots of NaN between them, equal one softmax."""
+    rng = np.random.default_rng(4)
+    scores, values = 4.0 * rng.normal(size=(2, 3, 50)), rng.normal(size=(2, 50, 5))
+    cuts = [[0, 7, 7, 30, 50], [0, 1, 20, 49, 50]]
+    out, lse2, owner = [np.full((3, 5), np.nan)], [np.full(3, np.nan)], [3]
+    for b in range(2):
+        for lo, hi in itertools.pairwise(cuts[b]):
+            weight = np.exp2(scores[b, :, lo:hi])
+            total = weight.sum(-1)
+            with np.errstate(invalid="ignore", divide="ignore"):
+                out.append(np.nan_to_num(weight @ values[b, lo:hi] / total[:, None]))
+                lse2.append(np.log2(total))
+            owner.append(b)
+    got, got_lse = jax.jit(plan.merge_partials, static_argnums=3)(
+        jnp.asarray(np.array(out), jnp.float32), jnp.asarray(np.array(lse2), jnp.float32),
+        jnp.asarray(owner), 3,
+    )  # fmt: skip
+    weight = np.exp2(scores)
+    want = weight @ values / weight.sum(-1, keepdims=True)
+    np.testing.assert_allclose(got[:2], want, atol=2e-6)
+    np.testing.assert_allclose(got_lse[:2], np.log2(weight.sum(-1)), atol=2e-6)
+    assert np.all(got[2] == 0.0) and np.all(got_lse[2] == -np.inf)
+
+
+@pytest.mark.parametrize("kernel", [mosaic_tpu, triton], ids=["tpu", "triton"])
+@pytest.mark.parametrize("name", ["ragged", "verify", "bf16", "fp8"])
+def test_kernels_in_the_interpreter(kernel, name):
+    operands, scales = draw(np.random.default_rng(5), **CASES[name])
+    run = jax.jit(lambda *x: kernel.mqa_decode(*x, scale=0.3, interpret=True, **scales))
+    tol = 2e-2 if name == "bf16" else 2e-5
+    agrees(run(*operands), oracle(operands, scales, 0.3), tol)
+
+
+def hopper_case(name, rng):
+    shape = {
+        "lanes": {"lens": [130, 0, 70], "H": 64, "P": 3},
+        "verify": {"lens": [100, 64], "H": 64, "S_q": 2, "P": 2},
+        "few heads": {"lens": [100, 2], "H": 16, "P": 2, "fp8": True},
+        "direct": {"lens": [100, 2], "H": 16, "P": 2, "C": 64, "fp8": True},
+    }[name]
+    dtype = np.float32 if shape.get("fp8") else jnp.bfloat16
+    return draw(rng, page=64, dtype=dtype, **shape)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "lanes",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("verify", "few heads", "direct")),
+    ],
+)
+def test_hopper_kernel_in_the_interpreter(name):
+    """Barriers, copies, paging, the join of the lanes, and no NaN of an unused slot."""
+    operands, scales = hopper_case(name, np.random.default_rng(6))
+    q, k, v, table, lens = operands
+    shares = plan.decode_plan(lens, table, page=64, num_parts=2)
+    tol = 1e-2
+    if name == "direct":
+        v, scales["v_scale"] = v.swapaxes(1, 2), jnp.float32(0.7)
+        tol = 0.2  # queries and probabilities of 3 bits
+    got = mosaic_gpu.mqa_decode(
+        q, k, v, lens, shares, scale=0.3, direct=name == "direct", interpret=True, **scales
+    )
+    agrees(got, oracle(operands, scales, 0.3), tol)
+
+
+def lowered(fn, specs, platform):
+    with compat.target():
+        return jax.jit(fn).trace(*specs).lower(lowering_platforms=(platform,)).as_text()
+
+
+def specs(dtype, *, S_q=1, H=64, C=256, page=64, v_transposed=False):
+    B, P, N = 4, 8, 40
+    v_page = (N, C, page) if v_transposed else (N, page, C)
+    shapes = [
+        ((B, S_q, H, C), jnp.bfloat16), ((N, page, C), dtype), (v_page, dtype),
+        ((B, P), jnp.int32), ((B,), jnp.int32),
+    ]  # fmt: skip
+    if jnp.dtype(dtype).itemsize == 1:
+        shapes += [((N, page), jnp.float32), (() if v_transposed else (N, page), jnp.float32)]
+    return [jax.ShapeDtypeStruct(*shape) for shape in shapes]
+
+
+def call(kernel, **options):
+    def fn(q, k, v, table, lens, k_scale=None, v_scale=None):
+        shared = {"scale": 0.1, "k_scale": k_scale, "v_scale": v_scale, **options}
+        if kernel is mosaic_gpu:
+            shares = plan.decode_plan(lens, table, page=k.shape[1], num_parts=132)
+            return kernel.mqa_decode(q, k, v, lens, shares, **shared)
+        return kernel.mqa_decode(q, k, v, table, lens, **shared)
+
+    return fn
+
+
+@pytest.mark.parametrize("S_q", [1, 2, 4])
+@pytest.mark.parametrize("variant", ["plain", "upcast", "direct"])
+def test_hopper_kernel_lowers(variant, S_q):
+    dtype = jnp.bfloat16 if variant == "plain" else FP8
+    direct = variant == "direct"
+    text = lowered(
+        call(mosaic_gpu, direct=direct), specs(dtype, S_q=S_q, v_transposed=direct), "cuda"
+    )
+    assert "mosaic_gpu" in text
+
+
+def test_hopper_kernel_says_when_pages_are_too_large():
+    """The estimate that `why_not` goes by agrees with the compiler."""
+    with pytest.raises(ValueError, match="shared memory"):
+        lowered(call(mosaic_gpu), specs(jnp.bfloat16, page=128), "cuda")
+    need = mosaic_gpu.shared_memory(256, 128, jnp.dtype(jnp.bfloat16), False)
+    assert need > api.hopper.SHARED_MEMORY
+    assert mosaic_gpu.shared_memory(256, 64, jnp.dtype(jnp.bfloat16), False) < need
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, FP8], ids=["bf16", "fp8"])
+@pytest.mark.parametrize(
+    "kernel, platform, target",
+    [(triton, "cuda", "triton"), (mosaic_tpu, "tpu", "tpu_custom_call")],
+    ids=["triton", "tpu"],
+)
+@pytest.mark.filterwarnings("ignore:.*Triton:DeprecationWarning")
+def test_other_kernels_lower(kernel, platform, target, dtype):
+    assert target in lowered(call(kernel), specs(dtype, S_q=2), platform)
+
+
+def test_bad_input_is_named():
+    (q, k, v, table, lens), _ = draw(np.random.default_rng(7), lens=[3, 16])
+    for message, arguments, options in (
+        ("lens must be in 0 to 48", (q, k, v, table, lens + 40), {}),
+        ("page numbers in 0 to 6", (q, k, v, table + 3, lens), {}),
+        ("multiple of 16", (q[..., :8], k[..., :8], v[..., :8], table, lens), {}),
+        ("pages must both be", (q, k.astype(jnp.bfloat16), v, table, lens), {}),
+        ("need k_scale", (q, k.astype(FP8), v.astype(FP8), table, lens), {}),
+        ("take no v_scale", (q, k, v, table, lens), {"v_scale": jnp.ones((7, 16))}),
+        ("q asks for 1 requests", (q[:1], k, v, table, lens), {}),
+        ("must be int32", (q, k, v, table.astype(jnp.int16), lens), {}),
+        ("k_pages must be", (q, k[..., :16], v, table, lens), {}),
+        ("impl must be one of", (q, k, v, table, lens), {"impl": "cuda"}),
+    ):
+        with pytest.raises(ValueError, match=message):
+            api.mqa_decode(*arguments, **options)
+    with pytest.raises(NotImplementedError, match="backend is cpu"):
+        api.mqa_decode(q, k, v, table, lens, impl="mosaic_gpu")
+    checked = jax.jit(checkify.checkify(api.mqa_decode))
+    checked(q, k, v, table, lens)[0].throw()
+    for bad in ((table, lens + 40), (table + 3, lens)):
+        with pytest.raises(checkify.JaxRuntimeError, match="must"):
+            checked(q, k, v, *bad)[0].throw()
+
+
+def test_choice_can_be_asked(monkeypatch):
+    """What `impl=None` takes on each machine, and why not the others."""
+    like = api.Call(1, 64, 256, 64, jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.bfloat16), False)
+    assert api.choose(like) == "xla"
+    for backend, capability, change, want in (
+        ("gpu", 9.0, {}, "mosaic_gpu"),
+        ("gpu", 8.0, {}, "triton"),
+        ("gpu", 7.5, {}, "xla"),
+        ("gpu", 9.0, {"page": 16}, "triton"),
+        ("gpu", 9.0, {"page": 128}, "triton"),
+        ("gpu", 9.0, {"C": 48}, "xla"),
+        ("tpu", 0.0, {}, "mosaic_tpu"),
+        ("tpu", 0.0, {"page": 16}, "xla"),
+    ):
+        monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
+        monkeypatch.setattr(compat, "compute_capability", lambda c=capability: c)
+        assert api.choose(like._replace(**change)) == want, (backend, change)
+    assert "7.5" not in api.why_not("mosaic_tpu", like._replace(page=16))
+
+
+def test_one_compilation_for_all_values():
+    operands, _ = draw(np.random.default_rng(8), lens=[3, 16])
+    decode = jax.jit(api.mqa_decode)
+    for lens in ([3, 16], [48, 0], [1, 1]):
+        decode(*operands[:4], jnp.asarray(lens, jnp.int32))
+    assert decode._cache_size() == 1
+    ref_out = ref.mqa_decode(*operands, scale=operands[0].shape[-1] ** -0.5)[0]
+    np.testing.assert_allclose(decode(*operands), ref_out, atol=1e-6)

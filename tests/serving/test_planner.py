@@ -1,0 +1,109 @@
+"""The pipeline formula against a simulation, and deployments that are published."""
+
+import dataclasses
+import heapq
+import itertools
+
+import numpy as np
+import pytest
+
+from jaxlab.serving import catalog, planner
+
+H800, SPEC = catalog.ACCELERATORS["H800"], catalog.MODELS["Step-3"]
+
+
+def simulate(stages, num_micro_batches, num_layers):
+    """Every stage serves one micro-batch at a time, in order of arrival."""
+    free, end = [0.0] * len(stages), 0.0
+    waiting = [(0.0, m, 0) for m in range(num_micro_batches)]
+    while waiting:
+        arrival, m, k = heapq.heappop(waiting)
+        s = k % len(stages)
+        free[s] = max(arrival, free[s]) + stages[s]
+        if k + 1 < len(stages) * num_layers:
+            heapq.heappush(waiting, (free[s], m, k + 1))
+        end = max(end, free[s])
+    return end
+
+
+def test_pipeline_formula_is_exact():
+    rng = np.random.default_rng(0)
+    for _ in range(1000):
+        stages, M, L = rng.uniform(0.1, 1.0, 4), rng.integers(1, 7), rng.integers(1, 8)
+        want = simulate(stages, M, L)
+        np.testing.assert_allclose(planner.pipeline_time(stages, M, L), want, rtol=1e-12)
+
+
+def test_steady_state_and_fewest_micro_batches():
+    """Per token: long runs of the simulation; fewer micro-batches than needed leave bubbles."""
+    stages = (1.0, 0.3, 0.8, 0.4)
+    assert planner.min_micro_batches(stages) == 3
+    for M in (1, 2, 3, 5):
+        rate = (simulate(stages, M, 400) - simulate(stages, M, 200)) / 200
+        np.testing.assert_allclose(planner.time_per_token(stages, M, 1), rate, rtol=1e-9)
+    busy = {M: M * max(stages) / planner.time_per_token(stages, M, 1) for M in (2, 3)}
+    assert busy[2] < 1.0 == busy[3]
+
+
+def test_published_deployment_fits():
+    """2A2F at 4K with 6,144 requests: 49 GB of cache a GPU, under 50 ms."""
+    found = planner.evaluate(SPEC, H800, H800, context=4096, num_attention=2, num_ffn=2, batch=6144)
+    cache = 6144 / 16 * 4096 * 31_232
+    assert abs(cache / 1e9 - 49) < 1
+    assert found.attention_bytes > cache and found.attention_bytes < 80e9
+    assert found.tpot < 50e-3
+    assert found.tokens_per_gpu_second > 4039  # what the paper measures; this is a bound
+
+
+def test_the_plan_is_the_best_of_all():
+    """Against every batch, one at a time, of every number of servers and micro-batches."""
+    common = {"context": 16384, "max_tpot": 0.03}
+    best = planner.plan(SPEC, H800, H800, max_servers=2, **common)
+    fast = []
+    for nA, nF, M in itertools.product((1, 2), (1, 2), (1, 2, 3, 4)):
+        for local in range(1, 80):
+            found = planner.evaluate(
+                SPEC, H800, H800, context=16384, num_attention=nA, num_ffn=nF, micro_batches=M,
+                batch=local * 8 * nA * M,
+            )  # fmt: skip
+            if found.tpot <= 0.03 and max(found.attention_bytes, found.ffn_bytes) <= 80e9:
+                fast.append(found)
+    most = max(found.tokens_per_gpu_second for found in fast)
+    assert best.tokens_per_gpu_second >= most * (1 - 1e-8)
+    # Of those with the same servers and throughput it is the quickest.
+    equals = [
+        found for found in fast
+        if found.tokens_per_gpu_second >= most * (1 - 1e-9)
+        and (found.num_attention, found.num_ffn) == (best.num_attention, best.num_ffn)
+        and found.micro_batches == best.micro_batches
+    ]  # fmt: skip
+    assert best.tpot <= min(found.tpot for found in equals) * (1 + 1e-9)
+
+
+def test_limits_bind():
+    """Less network, memory or time never makes the best plan better."""
+    common = {"context": 8192, "max_servers": 4}
+    best = planner.plan(SPEC, H800, H800, **common)
+    slow = dataclasses.replace(H800, network=H800.network / 20)
+    worse = planner.plan(SPEC, slow, slow, **common)
+    assert worse is None or worse.tokens_per_gpu_second < best.tokens_per_gpu_second
+    quick = planner.plan(SPEC, H800, H800, max_tpot=0.02, **common)
+    assert quick.tpot <= 0.02
+    assert quick.tokens_per_gpu_second < best.tokens_per_gpu_second
+    assert best.attention_bytes <= H800.memory and best.tpot <= 0.05
+    small = dataclasses.replace(H800, memory=5e9)
+    assert planner.plan(SPEC, small, small, **common) is None
+    narrow = planner.evaluate(
+        SPEC, slow, slow, context=8192, num_attention=2, num_ffn=2, batch=4096
+    )
+    assert narrow.bottleneck.startswith("network")
+
+
+def test_bad_input_is_named():
+    with pytest.raises(ValueError, match="batch"):
+        planner.evaluate(SPEC, H800, H800, context=1, num_attention=1, num_ffn=1, batch=0)
+    with pytest.raises(ValueError, match="network"):
+        planner.evaluate(
+            SPEC, H800, H800, context=1, num_attention=1, num_ffn=1, batch=8,
+            efficiency=planner.Efficiency(network=1.5),
+        )  # fmt: skip
