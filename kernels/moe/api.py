@@ -5,6 +5,7 @@ where the package is installed), `ragged_dot` (`jax.lax.ragged_dot`, on every ba
 `blocked`, a loop over blocks of rows, several times faster on a CPU. All are differentiable.
 """
 
+import importlib
 import importlib.util
 from typing import Any, Literal, get_args
 
@@ -88,9 +89,7 @@ def why_not(impl: str, dtype: Any = jnp.float32) -> str:
 def _ragged_dot(impl: Impl) -> Any:
     if impl == "ragged_dot":
         return jax.lax.ragged_dot
-    import tokamax  # pyright: ignore[reportMissingImports]
-
-    return tokamax.ragged_dot
+    return importlib.import_module("tokamax").ragged_dot
 
 
 def _block(num_rows: int, num_groups: int) -> int:

@@ -116,7 +116,7 @@ def _backward(impl: Impl, scale: float, causal: bool, saved: tuple, grad: jax.Ar
     return dq, dk, dv, None, None
 
 
-_attend.defvjp(_forward, _backward)
+_attend.defvjp(_forward, _backward)  # pyright: ignore[reportCallIssue]
 
 
 def _check(q: jax.Array, k: jax.Array, v: jax.Array) -> int:

@@ -1,0 +1,188 @@
+"""The quality study: its tasks by hand, models of equal size, runs in one program, resuming."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.mfa_quality import PRESETS, Config, study, tasks, training, variants
+from jaxlab.core import logging
+
+TINY = Config(
+    num_seeds=2, learning_rates=(4e-3, 8e-3), tasks=("recall",), variants=("MHA", "MFA"),
+    num_layers=1, recall_length=8, pairs=(1, 3), tokens=64, num_steps=20, eval_batches=2,
+)  # fmt: skip
+
+
+@pytest.fixture
+def optax_promotes():
+    """Optax mixes integers and floats, which this suite forbids otherwise."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+def test_recall_asks_for_values_that_were_told(key):
+    batch = jax.tree.map(np.asarray, tasks.recall(key, 200, length=32, pairs=(2, 8)))
+    counts = set()
+    for tokens, targets, weight in zip(*batch, strict=True):
+        keys, values = tokens[0::2], tokens[1::2]
+        count = len(set(keys))
+        counts.add(count)
+        assert len(set(keys[:count])) == count  # told once each, then asked
+        told = dict(zip(keys[:count], values[:count], strict=True))
+        assert keys.max() < tasks.NUM_KEYS <= values.min()
+        assert [told[k] for k in keys] == values.tolist()
+        np.testing.assert_array_equal(targets[:-1], tokens[1:])
+        np.testing.assert_array_equal(weight[0::2], np.arange(16) >= count)
+        assert weight[1::2].sum() == 0
+    # A count may be lower than drawn only in a sequence too short to tell; here it never is.
+    assert counts == set(range(2, 9))
+
+
+def test_windows_are_pieces_of_the_text(key):
+    text = np.random.default_rng(0).integers(0, 256, 500).astype(np.uint8)
+    batch = tasks.windows(jnp.asarray(text), key, 20, length=30)
+    pieces = {text[i : i + 31].tobytes() for i in range(470)}
+    for tokens, targets in zip(np.asarray(batch.tokens), np.asarray(batch.targets), strict=True):
+        whole = np.concatenate([tokens, targets[-1:]]).astype(np.uint8)
+        assert whole.tobytes() in pieces
+        np.testing.assert_array_equal(tokens[1:], targets[:-1])
+
+
+def test_the_library_is_text_and_what_is_held_out_is_not_trained_on():
+    train, test = (part.tobytes() for part in tasks.standard_library())
+    assert 5 < len(train) / len(test) < 20
+    assert b"def " in train and b"def " in test
+    middle = len(test) // 2
+    assert test[middle : middle + 400] not in train
+
+
+@pytest.mark.parametrize("width", [64, 128])
+def test_models_have_equal_parameters_and_the_caches_they_say(width):
+    models = {name: variants.make_model(name, width, 2) for name in variants.TABLE}
+    sizes = np.array([model.num_parameters for model in models.values()])
+    assert np.ptp(sizes) / sizes[0] < 0.01
+    share = {"MHA": 2.0, "GQA": 1.0, "MQA": 0.5, "MLA": 0.5, "MFA": 0.5, "MFA-KR": 0.25}
+    assert {name: model.cached / width for name, model in models.items()} == share
+    for model in models.values():
+        caches = jax.eval_shape(lambda m=model: m.decoder.init_caches(1, 1))
+        assert sum(x.size for x in jax.tree.leaves(caches)) == model.decoder.cached
+        assert model.decoder.cached == 2 * model.cached
+
+
+def test_a_decoder_with_caches_is_the_decoder(key):
+    """Every attention, token by token and all at once."""
+    tokens = jax.random.randint(key, (2, 6), 0, 256)
+    for name in variants.TABLE:
+        model = variants.make_model(name, 64, 2).decoder
+
+        @jax.jit
+        def both(params, model=model):
+            whole, _ = model.apply(params, tokens)
+            caches, steps = model.init_caches(2, 8), []
+            for t in range(6):
+                pos = jnp.full((2, 1), t, jnp.int32)
+                logits, caches = model.apply(params, tokens[:, t : t + 1], pos, caches)
+                steps.append(logits)
+            return whole, jnp.concatenate(steps, axis=1)
+
+        whole, steps = both(model.init(key))
+        np.testing.assert_allclose(steps, whole, atol=2e-5, err_msg=name)
+
+
+def test_loss_is_bits_where_they_count():
+    """Logits that are all equal: 8 bits of 256 tokens; a sure right answer: none."""
+    sure = np.zeros((1, 3, 256), np.float32)
+    sure[0, 0, 7], sure[0, 1, 9] = 100.0, 100.0
+    model = variants.make_model("MHA", 64, 1)
+    fake = model._replace(
+        decoder=model.decoder._replace(apply=lambda params, tokens: (jnp.asarray(params), None))
+    )
+    tokens = jnp.zeros((1, 3), jnp.int32)
+    data = tasks.Batch(tokens, jnp.asarray([[7, 8, 3]]), jnp.asarray([[1.0, 0.0, 1.0]]))
+    loss, wrong = training.losses(fake, sure, data)
+    np.testing.assert_allclose(loss, 8.0 / 2, rtol=1e-6)  # nothing for the first, 8 for the last
+    np.testing.assert_allclose(wrong, 0.5)
+
+
+def test_runs_in_one_program_are_the_runs_alone(optax_promotes, tmp_path):
+    model = variants.make_model("MFA", 64, 1)
+    task = tasks.make_task("recall", TINY)
+    keys = jax.random.split(jax.random.key(0), 2)
+    rates = jnp.asarray([4e-3, 8e-3])
+    common = {"num_steps": 20, "eval_batches": 2, "config": {}, "log": []}
+    together = training.train(model, task, keys, rates, directory=tmp_path / "both", **common)
+    alone = training.train(model, task, keys[1:], rates[1:], directory=tmp_path / "one", **common)
+    for a, b in zip(together, alone, strict=True):
+        np.testing.assert_allclose(a[1], b[0], rtol=2e-3)
+    assert abs(together[0][0] - together[0][1]) > 1e-3  # another key, another rate
+
+
+def test_study_compares_on_paired_seeds_and_resumes(optax_promotes, tmp_path, monkeypatch):
+    first = study.run(TINY, tmp_path)
+    steps, curve = training.read_curves(tmp_path / "recall/MFA/seeds", "loss")
+    assert steps.tolist() == list(range(1, 21)) and curve.shape == (20, 2)
+    row = next(row for row in first.rows if row.metric == "Loss of MFA, recall")
+    other = training.read_curves(tmp_path / "recall/MHA/seeds", "loss")[1][-1]
+    difference = curve[-1] - other
+    half = 12.706 * difference.std(ddof=1) / np.sqrt(2)  # Student's t with one degree of freedom
+    np.testing.assert_allclose(row.value, curve[-1].mean(), rtol=1e-6)
+    np.testing.assert_allclose(row.interval[1] - row.value, half, rtol=1e-3)
+    assert row.baseline == ("MHA", pytest.approx(other.mean()))
+    assert row.verdict == ("no clear difference" if half > abs(difference.mean()) else row.verdict)
+    assert {figure.path for figure in first.figures} == {"quality.png", "curves.png"}
+
+    def fail(*args, **options):
+        raise AssertionError("a finished unit was trained again")
+
+    monkeypatch.setattr(logging, "rewind_jsonl", fail)
+    again = study.run(TINY, tmp_path, resume=True)
+    assert again.rows == first.rows
+
+
+def test_the_rate_that_is_used_is_the_best_of_those_tried(optax_promotes, tmp_path):
+    study.run(TINY, tmp_path)
+    tuning = training.read_curves(tmp_path / "recall/MHA/tuning", "loss")[1][-1]
+    table = study.run(TINY, tmp_path, resume=True).tables[0]
+    chosen = next(row for row in table.rows if row[0] == "MHA")[4]
+    assert float(chosen) == TINY.learning_rates[int(np.argmin(tuning))]
+
+
+@pytest.mark.slow
+def test_attention_learns_to_recall(optax_promotes, tmp_path):
+    """One pair in four is guessed right by chance; a trained model knows almost all.
+
+    Eight bits are a guess among all tokens, two a guess among the values that were told.
+    """
+    config = dataclasses.replace(
+        TINY, d_model=64, num_layers=2, recall_length=16, pairs=(2, 4), tokens=1024,
+        num_steps=600, num_seeds=3, learning_rates=(4e-3,), variants=("MHA",), eval_batches=8,
+    )  # fmt: skip
+    result = study.run(config, tmp_path)
+    losses = training.read_curves(tmp_path / "recall/MHA/seeds", "loss")[1][-1]
+    assert losses.mean() + 3 * losses.std(ddof=1) < 1.0, result.summary
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"pairs": (0, 4)}, "pairs must be"),
+        ({"pairs": (2, 16)}, "recall_length of 32"),
+        ({"d_model": 80}, "multiple of 64"),
+        ({"num_seeds": 1}, "num_seeds must be at least 2"),
+        ({"learning_rates": (0.0,)}, "learning_rates"),
+        ({"tokens": 10}, "tokens must be at least 64"),
+    ],
+)
+def test_settings_are_checked(change, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(PRESETS["cpu"], **change)
+
+
+def test_names_are_checked(tmp_path):
+    for change, message in (({"variants": ("LSTM",)}, "MFA-KR"), ({"tasks": ("math",)}, "recall")):
+        with pytest.raises(ValueError, match=message):
+            study.run(dataclasses.replace(TINY, **change), tmp_path)
+    assert list(tmp_path.iterdir()) == []
