@@ -188,6 +188,8 @@ def step3_decode_step(
         table = cache.page_table + layer * cache.k_pages.shape[1]
         pages = {name: _flat(getattr(cache, name)) for name in ("k_pages", "v_pages")}
         scales = {name: _flat(getattr(cache, name)) for name in ("k_scale", "v_scale")}
+        if cache.k_scale is None:
+            q = q.astype(cache.k_pages.dtype)  # the kernel multiplies what the cache holds
         out = mqa_decode.mqa_decode(
             q, *pages.values(), table, lens, scale=attention.scale, impl=impl, **scales
         )
