@@ -62,7 +62,9 @@ def mqa_prefill(
         impl = choose(q)
     elif reason := why_not(impl, q):
         raise NotImplementedError(f"mqa_prefill with impl={impl!r} cannot run: {reason}")
-    return _attend(impl, C**-0.5 if scale is None else scale, causal, q, k, v, q_start, lens)
+    if not (scale is None or isinstance(scale, (int, float))):
+        raise ValueError(f"scale must be a Python number or None, got {type(scale).__name__}")
+    return _attend(impl, C**-0.5 if scale is None else float(scale), causal, q, k, v, q_start, lens)
 
 
 def choose(q: jax.Array | jax.ShapeDtypeStruct) -> Impl:
@@ -112,11 +114,12 @@ def _forward(impl: Impl, scale: float, causal: bool, *operands: Any) -> tuple:
 
 
 def _backward(impl: Impl, scale: float, causal: bool, saved: tuple, grad: jax.Array) -> tuple:
-    dq, dk, dv = ref.backward(*saved, grad, scale=scale, causal=causal)
+    q, k, v, q_start, lens, out, lse2 = saved
+    dq, dk, dv = ref.backward(q, k, v, q_start, lens, out, lse2, grad, scale=scale, causal=causal)
     return dq, dk, dv, None, None
 
 
-_attend.defvjp(_forward, _backward)  # pyright: ignore[reportCallIssue]
+_attend.defvjp(_forward, _backward)
 
 
 def _check(q: jax.Array, k: jax.Array, v: jax.Array) -> int:
