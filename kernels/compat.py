@@ -5,6 +5,7 @@ import inspect
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
@@ -15,6 +16,12 @@ except ImportError:  # JAX has announced that it will go
 
 pltriton: Any = _triton
 """Pallas' Triton backend, None where this version of JAX has none."""
+
+
+def precision(dtype: Any) -> jax.lax.Precision:
+    """Returns the precision of a product: exact from float32 on, as it comes below."""
+    exact = jnp.dtype(dtype).itemsize >= 4
+    return jax.lax.Precision.HIGHEST if exact else jax.lax.Precision.DEFAULT
 
 
 def interpreted(interpret: bool) -> dict[str, Any]:
@@ -30,9 +37,9 @@ def interpreted(interpret: bool) -> dict[str, Any]:
 
 def load(ref: Any, layout: Any) -> jax.Array:
     """Reads shared memory into registers with a layout."""
-    before_012 = "idx" in inspect.signature(plgpu.load).parameters
-    index = ((),) if before_012 else ()
-    return plgpu.load(ref, *index, layout=layout)
+    index = inspect.signature(plgpu.load).parameters.get("idx")
+    required = index is not None and index.default is inspect.Parameter.empty  # JAX 0.10
+    return plgpu.load(ref, *([()] if required else []), layout=layout)
 
 
 def triton_dot(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -21,6 +21,8 @@ PAPER = (
 LIMITS = (
     "The papers train models of billions of parameters on a trillion tokens; these have a hundred "
     "thousand (preset cpu) or five million (preset gpu) and see some millions of tokens.",
+    "The rate is chosen by the held-out batches that the final loss is taken on too, on runs of "
+    "their own.",
     "Parameters are made equal through the width of the feed-forward layers; time per step is not.",
     "One learning rate is tuned per task and attention, on one run each; who tunes more may find "
     "better.",

@@ -147,6 +147,13 @@ def _bound_rows() -> tuple[Row, ...]:
         Row(claim, "Servers for all experts", small.num_servers, paper=6, unit="servers",
             verdict=_same(small.num_servers, 6))
     )  # fmt: skip
+    cards = sizing.SERVER * sizing.small_accelerator(catalog.MODELS["Step-3"], 300e9).num_servers
+    rows.append(
+        Row(claim, "Cards for all experts on L4 (300 GB/s), too slow for attention", cards,
+            paper=144, unit="cards", verdict=_same(cards, 144),
+            note="By the same count as for L20; the paper's figure may be the 48 of L20 scaled by "
+            "bandwidth and rounded up to servers.")
+    )  # fmt: skip
     micro = sizing.max_micro_batch(7168, 61, 3, 4, 8 * 40e9)
     rows.append(
         Row("3A4F carries a micro-batch of 3,072", "Tokens that the network carries in a stage",

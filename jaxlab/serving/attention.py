@@ -62,7 +62,8 @@ def attend(
         scale: of the scores, usually C^-0.5.
 
     Returns:
-        `[B, T, H, E]` in the dtype of q; zero where nothing is visible. What is masked may be NaN.
+        `[B, T, H, E]` in the dtype of q; zero where nothing is visible. What no query
+        sees may be NaN.
 
     Raises:
         ValueError: if the groups do not divide the heads.

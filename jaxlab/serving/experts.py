@@ -92,7 +92,8 @@ def route(router: Float[Array, "D E"], x: Float[Array, "N D"], num_active: int) 
     num_experts = router.shape[1]
     if not 1 <= num_active <= num_experts:
         raise ValueError(f"num_active must be in 1 to {num_experts}, got {num_active}")
-    logits = x.astype(jnp.float32) @ router.astype(jnp.float32)
+    exact = jax.lax.Precision.HIGHEST  # a rounded logit sends a token to another expert
+    logits = jnp.dot(x.astype(jnp.float32), router.astype(jnp.float32), precision=exact)
     prob = jax.nn.softmax(logits, axis=-1)
     weight, expert = jax.lax.top_k(prob, num_active)
     return Routing(weight, expert, prob)

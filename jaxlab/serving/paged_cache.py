@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxlab.serving import quantization
@@ -78,7 +79,11 @@ def init_cache(
     eight_bits = jnp.dtype(dtype) == jnp.dtype(quantization.FP8)
     vectors = 1 if key_reuse else 2
     pages = [jnp.zeros(shape, dtype) for _ in range(vectors)]
-    scales = [jnp.ones(shape[:3]) for _ in range(vectors)] if eight_bits else [None] * vectors
+    scales = (
+        [jnp.ones(shape[:3], jnp.float32) for _ in range(vectors)]
+        if eight_bits
+        else [None] * vectors
+    )
     return PagedCache(
         k_pages=pages[0], v_pages=None if key_reuse else pages[1],
         k_scale=scales[0], v_scale=None if key_reuse else scales[1],
@@ -99,7 +104,15 @@ def reserve(cache: PagedCache, count: Int[Array, " B"]) -> tuple[PagedCache, Boo
 
     Returns:
         `(cache, done)`: requests for which pages or table entries are missing are left unchanged.
+
+    Raises:
+        ValueError: if `count` is not one integer a request.
     """
+    count = jnp.asarray(count)
+    if count.shape != cache.lens.shape or not jnp.issubdtype(count.dtype, jnp.integer):
+        raise ValueError(
+            f"count must be integers {cache.lens.shape}, got {count.dtype} {count.shape}"
+        )
     num_entries = cache.page_table.shape[1]
     entry = jnp.arange(num_entries, dtype=jnp.int32)
     page = cache.page
@@ -107,11 +120,13 @@ def reserve(cache: PagedCache, count: Int[Array, " B"]) -> tuple[PagedCache, Boo
     def one(carry: tuple, request: tuple) -> tuple[tuple, tuple]:
         num_owners, num_free = carry
         row, length, more = request
+        fits = (more >= 0) & (more <= num_entries * page - length)
+        more = jnp.where(fits, more, 0)
         have, need = _num_pages(length, page), _num_pages(length + more, page)
         last = row[jnp.maximum(have - 1, 0)]
         copied = (more > 0) & (length % page != 0) & (num_owners[last] > 1)
         taken = need - have + copied.astype(jnp.int32)
-        done = (more >= 0) & (need <= num_entries) & (taken <= num_free)
+        done = fits & (taken <= num_free)
 
         fresh = done & (entry >= have) & (entry < need)
         order = entry - have + copied.astype(jnp.int32)
@@ -128,13 +143,13 @@ def reserve(cache: PagedCache, count: Int[Array, " B"]) -> tuple[PagedCache, Boo
 
     start = (cache.num_owners, cache.num_free)
     (num_owners, num_free), (table, lens, done, source, target) = jax.lax.scan(
-        one, start, (cache.page_table, cache.lens, jnp.asarray(count, jnp.int32))
+        one, start, (cache.page_table, cache.lens, count.astype(jnp.int32))
     )
     cache = cache._replace(
         page_table=table, lens=lens, num_owners=num_owners, num_free=num_free
     )  # fmt: skip
-    # Page 0 onto page 0 where nothing is copied.
-    copy = lambda x: x.at[:, target].set(x[:, source])  # noqa: E731
+    target = jnp.where(target > 0, target, cache.k_pages.shape[1])  # nowhere: dropped
+    copy = lambda x: x.at[:, target].set(x[:, source], mode="drop")  # noqa: E731
     return _map_pages(copy, cache), done
 
 
@@ -150,7 +165,7 @@ def truncate(cache: PagedCache, lens: Int[Array, " B"]) -> PagedCache:
     lost = jnp.zeros_like(cache.num_owners).at[cache.page_table].add(given_up.astype(jnp.int32))
     num_owners = cache.num_owners - lost
     idle = (lost > 0) & (num_owners == 0)
-    place = jnp.where(idle, cache.num_free + jnp.cumsum(idle) - 1, idle.size)
+    place = jnp.where(idle, cache.num_free + jnp.cumsum(idle, dtype=jnp.int32) - 1, idle.size)
     number = jnp.arange(idle.size, dtype=jnp.int32)
     return cache._replace(
         page_table=jnp.where(given_up, 0, cache.page_table),
@@ -164,17 +179,28 @@ def truncate(cache: PagedCache, lens: Int[Array, " B"]) -> PagedCache:
 def share(cache: PagedCache, source: int | Array, target: int | Array) -> PagedCache:
     """Lets request `target` start as a copy of `source` that shares its pages.
 
-    What `target` held is released. No page is copied before one of the two writes to it.
+    What `target` held is released. No page is copied before one of the two writes to it. Traced
+    numbers that name no request change nothing.
+
+    Raises:
+        ValueError: if concrete numbers name no request.
     """
-    same = jnp.asarray(source) == jnp.asarray(target)
-    is_target = jnp.arange(cache.lens.size) == target
+    size = cache.lens.size
+    for name, number in (("source", source), ("target", target)):
+        if not isinstance(number, Tracer) and not 0 <= int(number) < size:
+            raise ValueError(f"{name} must name a request, 0 to {size - 1}, got {int(number)}")
+    source, target = (jnp.asarray(number, jnp.int32) for number in (source, target))
+    named = (source >= 0) & (source < size) & (target >= 0) & (target < size)
+    same = (source == target) | ~named
+    source, target = (jnp.where(named, number, 0) for number in (source, target))
+    is_target = jnp.arange(size, dtype=jnp.int32) == target
     cache = truncate(cache, jnp.where(is_target & ~same, 0, cache.lens))
     row, length = cache.page_table[source], cache.lens[source]
     entry = jnp.arange(row.size, dtype=jnp.int32)
     owned = (entry < _num_pages(length, cache.page)) & ~same
     return cache._replace(
-        page_table=cache.page_table.at[target].set(row),
-        lens=cache.lens.at[target].set(length),
+        page_table=cache.page_table.at[target].set(jnp.where(same, cache.page_table[target], row)),
+        lens=cache.lens.at[target].set(jnp.where(same, cache.lens[target], length)),
         num_owners=cache.num_owners.at[row].add(owned.astype(jnp.int32)),
     )
 

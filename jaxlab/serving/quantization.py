@@ -88,7 +88,8 @@ def dequantize_blocks(
 
 
 def _quantize(parts: Array, axis: tuple[int, ...]) -> tuple[Array, Array]:
-    wide = parts.astype(jnp.float32)
-    largest = jnp.max(jnp.abs(wide), axis=axis, keepdims=True)
-    scale = jnp.where(largest > 0.0, largest / FP8_MAX, 1.0)
+    limits = jnp.finfo(jnp.float32)
+    wide = jnp.clip(parts.astype(jnp.float32), limits.min, limits.max)  # infinity saturates too
+    scale = jnp.max(jnp.abs(wide), axis=axis, keepdims=True) / FP8_MAX
+    scale = jnp.where(scale >= limits.tiny, scale, 1.0)  # smaller numbers round to zero; NaN stays
     return to_fp8(wide / scale), scale

@@ -73,6 +73,12 @@ def max_micro_batch(
     Every one of `num_attention` servers sends its share to all `num_ffn` expert servers and hears
     from all: num_ffn 3 D (B / num_attention) <= network * stage.
     """
+    for name, value in (
+        ("d_model", d_model), ("num_attention", num_attention), ("num_ffn", num_ffn),
+        ("network", network),
+    ):  # fmt: skip
+        if not value > 0:
+            raise ValueError(f"{name} must be positive, got {value}")
     per_token = WIRE_BYTES * d_model * num_ffn / num_attention
     return network * stage_seconds(num_layers) / per_token
 
@@ -119,8 +125,12 @@ def small_accelerator(
     stage_bytes = bandwidth * stage_seconds(spec.num_layers)
     out = kind.num_heads * kind.head_dim * spec.d_model
     linear_bytes = kind.num_weights(spec.d_model) - out * (1.0 - 1.0 / SERVER)
-    left = stage_bytes - linear_bytes
-    kv_tokens = max(left, 0.0) / kind.kv_bytes(1)
+    if stage_bytes <= linear_bytes:
+        raise ValueError(
+            f"a stage reads {stage_bytes / 1e6:.0f} MB at {bandwidth / 1e9:.0f} GB/s, and the "
+            f"projections alone are {linear_bytes / 1e6:.0f} MB: too slow for attention"
+        )
+    kv_tokens = (stage_bytes - linear_bytes) / kind.kv_bytes(1)
     ffn_bytes = ffn_efficiency * stage_bytes * spec.num_layers
     num_servers = math.ceil(ffn_weights(spec) / (SERVER * ffn_bytes))
     return SmallAccelerator(

@@ -65,6 +65,10 @@ ONE_LAYER = Step3Config(num_layers=1, dense_layers=())
 """A layer of the published size with experts, for timings."""
 
 
+MOST_ROWS = 256
+"""Rows S H up to which new tokens are decoded, beyond it they are a chunk of a prompt."""
+
+
 class Block(NamedTuple):
     """One layer: norms `[D]` before attention and feed-forward, and the two."""
 
@@ -190,9 +194,14 @@ def step3_decode_step(
         scales = {name: _flat(getattr(cache, name)) for name in ("k_scale", "v_scale")}
         if cache.k_scale is None:
             q = q.astype(cache.k_pages.dtype)  # the kernel multiplies what the cache holds
-        out = mqa_decode.mqa_decode(
-            q, *pages.values(), table, lens, scale=attention.scale, impl=impl, **scales
-        )
+        if S * attention.num_heads <= MOST_ROWS:
+            out = mqa_decode.mqa_decode(
+                q, *pages.values(), table, lens, scale=attention.scale, impl=impl, **scales
+            )
+        else:  # a chunk of a prompt
+            out = mqa_prefill.mqa_prefill_paged(
+                q, *pages.values(), table, lens, scale=attention.scale, **scales
+            )
         x = x + jnp.einsum("bthc,hcd->btd", out.astype(x.dtype), block.attention.out)
         x = x + _feed_forward(block, x, config)
     return rotary.rms_norm(x, params.norm, eps=config.eps) @ params.head, cache, done

@@ -13,7 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.experimental import checkify
 
+from ..compat import precision
 from . import blocked
 
 Impl = Literal["tokamax", "ragged_dot", "blocked"]
@@ -88,7 +90,7 @@ def why_not(impl: str, dtype: Any = jnp.float32) -> str:
 
 def _ragged_dot(impl: Impl) -> Any:
     if impl == "ragged_dot":
-        return jax.lax.ragged_dot
+        return lambda a, b, sizes: jax.lax.ragged_dot(a, b, sizes, precision=precision(a.dtype))
     return importlib.import_module("tokamax").ragged_dot
 
 
@@ -128,3 +130,7 @@ def _check(
                 f"sizes must be 0 or more and at most {x.shape[0]} together, the rows of x; got "
                 f"{counts.min()} at least and {counts.sum()} together"
             )
+    checkify.debug_check(
+        jnp.all(sizes >= 0) & (jnp.sum(sizes) <= x.shape[0]),
+        "sizes must be 0 or more and at most {rows} together", rows=jnp.int32(x.shape[0]),
+    )  # fmt: skip

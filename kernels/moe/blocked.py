@@ -11,6 +11,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from ..compat import precision
+
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
 def grouped_swiglu(
@@ -46,14 +48,15 @@ def _backward(block: int, saved: tuple, grad: jax.Array) -> tuple:
         _, pull = jax.vjp(_swiglu, rows, *blocks.weights(i, gate, up, down))
         of_rows, *of_weights = pull(of_out)
         sums = [
-            total.at[blocks.expert[i]].add(part)
+            total.at[blocks.expert[i]].add(part.astype(total.dtype))
             for total, part in zip(sums, of_weights, strict=True)
         ]
         return (blocks.write(dx, i, of_rows), *sums)
 
-    start = (jnp.zeros_like(padded), *(jnp.zeros_like(w) for w in (gate, up, down)))
+    wide = jnp.float64 if x.dtype == jnp.float64 else jnp.float32
+    start = (jnp.zeros_like(padded), *(jnp.zeros(w.shape, wide) for w in (gate, up, down)))
     dx, *of_weights = jax.lax.fori_loop(0, blocks.count, one, start)
-    return (dx[:M], *of_weights, None)
+    return (dx[:M], *(w.astype(x.dtype) for w in of_weights), None)
 
 
 grouped_swiglu.defvjp(_forward, _backward)
@@ -91,4 +94,5 @@ class _Blocks:
 
 
 def _swiglu(x: jax.Array, gate: jax.Array, up: jax.Array, down: jax.Array) -> jax.Array:
-    return (jax.nn.silu(x @ gate) * (x @ up)) @ down
+    dot = functools.partial(jnp.dot, precision=precision(x.dtype))
+    return dot(jax.nn.silu(dot(x, gate)) * dot(x, up), down)

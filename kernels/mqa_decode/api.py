@@ -21,6 +21,8 @@ IMPLS: tuple[Impl, ...] = get_args(Impl)
 """Implementations, the one that is preferred where it runs first."""
 FLOATS = (jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64)
 FP8 = jnp.float8_e4m3fn
+MOST_ROWS = {"mosaic_gpu": 256, "triton": 128, "mosaic_tpu": 1024}
+"""Rows S_q H that the kernels are made for; chunks of a prompt are `mqa_prefill_paged`'s."""
 
 
 class Call(NamedTuple):
@@ -59,7 +61,8 @@ def mqa_decode(
 
     Args:
         q: `[B, S_q, H, C]` or `[B, H, C]`: the last S_q tokens of each request ask; several are a
-            verification of drafted tokens, or a chunk of a prompt.
+            verification of drafted tokens. For a chunk of a prompt take
+            `mqa_prefill.mqa_prefill_paged`.
         k_pages, v_pages: `[N, page, C]`. Slots that hold no token may hold anything, NaN included.
         page_table: `[B, P]` int32, the pages of each request in order.
         lens: `[B]` int32, tokens of each request, the asking ones included; 0 allowed.
@@ -84,7 +87,7 @@ def mqa_decode(
     """
     squeezed = q.ndim == 3
     q = q[:, None] if squeezed else q
-    call = _check(q, k_pages, v_pages, page_table, lens, k_scale, v_scale, v_transposed)
+    call = _check(q, k_pages, v_pages, page_table, lens, scale, k_scale, v_scale, v_transposed)
     if impl is None:
         impl = choose(call)
     elif reason := why_not(impl, call):
@@ -126,6 +129,10 @@ def why_not(impl: str, call: Call) -> str:
         raise ValueError(f"impl must be one of {', '.join(IMPLS)} or None, got {impl!r}")
     if impl == "xla":
         return ""
+    if (rows := call.S_q * call.H) > MOST_ROWS[impl]:
+        return f"it takes {MOST_ROWS[impl]} rows S_q H at most, got {rows}"
+    if call.q_dtype == jnp.dtype(jnp.float64):
+        return "it does not compute in float64"
     platform, capability = jax.default_backend(), compat.compute_capability()
     if impl == "mosaic_tpu":
         return f"the backend is {platform}, not tpu" if platform != "tpu" else _tpu_limits(call)
@@ -143,9 +150,11 @@ def why_not(impl: str, call: Call) -> str:
 def _hopper_limits(call: Call) -> str:
     if call.C % 64 or call.C > 256:
         return f"the head dimension must be 64, 128, 192 or 256, got {call.C}"
-    if call.page % hopper.ROWS or call.page > 256:
-        return f"a page must hold 64, 128, 192 or 256 tokens, got {call.page}"
+    if call.page not in (64, 128):
+        return f"a page must hold 64 or 128 tokens, got {call.page}"
     if call.kv_dtype == jnp.dtype(FP8):
+        if call.C == 192:
+            return "with float8_e4m3fn the head dimension must be 64, 128 or 256, got 192"
         return _memory_limit(call)
     if call.kv_dtype not in (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16)):
         return f"pages must be in bfloat16, float16 or float8_e4m3fn, got {call.kv_dtype}"
@@ -170,8 +179,6 @@ def _triton_limits(call: Call) -> str:
     for name, size in (("page", call.page), ("head dimension", call.C)):
         if size < 16 or size & (size - 1):
             return f"the {name} must be a power of two, 16 at least, got {size}"
-    if call.q_dtype == jnp.dtype(jnp.float64):
-        return "it does not compute in float64"
     return ""
 
 
@@ -183,8 +190,6 @@ def _tpu_limits(call: Call) -> str:
             "the head dimension must be a multiple of 128 and the page of 32, got "
             f"{call.C} and {call.page}"
         )
-    if call.q_dtype == jnp.dtype(jnp.float64):
-        return "it does not compute in float64"
     return ""
 
 
@@ -195,7 +200,7 @@ def _num_splits(call: Call, B: int) -> int:
 
 def _check(
     q: jax.Array, k_pages: jax.Array, v_pages: jax.Array, page_table: jax.Array, lens: jax.Array,
-    k_scale: jax.Array | None, v_scale: jax.Array | None, v_transposed: bool,
+    scale: Any, k_scale: jax.Array | None, v_scale: jax.Array | None, v_transposed: bool,
 ) -> Call:  # fmt: skip
     if q.ndim != 4 or k_pages.ndim != 3 or page_table.ndim != 2 or lens.ndim != 1:
         raise ValueError(
@@ -222,6 +227,8 @@ def _check(
             raise ValueError(f"{name} must be int32, got {x.dtype}")
     _check_dtypes(q, k_pages, v_pages)
     _check_scales(k_pages, k_scale, v_scale, () if v_transposed else (N, page))
+    if scale is not None and jnp.ndim(scale) > 0:
+        raise ValueError(f"scale must be one number, got shape {jnp.shape(scale)}")
     _check_values(page_table, lens, N, page)
     return Call(
         S_q, H, C, page, jnp.dtype(q.dtype), jnp.dtype(k_pages.dtype), v_transposed

@@ -85,6 +85,8 @@ def mqa_decode(
     eight_bits = k_pages.dtype.itemsize == 1
     variant = ("direct" if direct else "upcast") if eight_bits else "plain"
     shape = Shape(page, C, H, S_q, num_tiles, stages, variant)
+    if stages % shape.num_lanes:
+        raise ValueError(f"stages must be a multiple of {shape.num_lanes}, got {stages}")
 
     scaled = (q.astype(jnp.float32) * (scale * LOG2_E)).reshape(B, rows, C)
     scaled = jnp.pad(scaled, ((0, 0), (0, num_blocks * block - rows), (0, 0)))
@@ -155,6 +157,7 @@ def mqa_decode(
     )(*inputs.values())
     if direct and v_scale is not None:
         out = out * (v_scale / WEIGHT_SCALE)
+    lse2 = jnp.where(lse2 > 0.5 * MASKED, lse2, -jnp.inf)  # rows that see nothing
     out, lse2 = merge_partials(out[:, :rows], lse2[:, :rows], plan.slot_request, B)
     return out.reshape(B, S_q, H, C), lse2.reshape(B, S_q, H)
 
@@ -242,10 +245,14 @@ def _attend(
     seen = gmem["lens"][b] - shape.num_tokens + 1 + token
     column = wg.iota(page, 1)
     lo, first = gmem["begin"][part], gmem["first"][b]
+    # Lanes take turns through the whole run of the part, not through each piece: a lane meets
+    # every filling of its own buffers, and of no others.
+    behind = jax.lax.rem(start - lo, num_lanes)
+    mine_from = start + jax.lax.rem(lane + num_lanes - behind, num_lanes)
 
     def one(j, carry):
         top, total, acc = carry
-        i = start + lane + j * num_lanes
+        i = mine_from + j * num_lanes
         slot = jax.lax.rem(i - lo, shape.stages)
         scores = _scores(smem, shape, wg, index, slot)
         if shape.variant == "direct":
@@ -260,7 +267,7 @@ def _attend(
         valid = gmem["lens"][b] - (i - first) * page
         return now, total, _add_values(smem, shape, wg, index, slot, acc, weight, valid)
 
-    count = jax.lax.div(stop - start - lane + num_lanes - 1, num_lanes)
+    count = jax.lax.div(stop - mine_from + num_lanes - 1, num_lanes)
     carry = (wg.full(None, MASKED), wg.full(None, 0.0), wg.full(C, 0.0))
     top, total, acc = jax.lax.fori_loop(0, count, one, carry)
     _write(gmem, smem, shape, wg, index, lane, part + b, mine, top, total, acc)

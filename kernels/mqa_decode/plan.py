@@ -49,8 +49,9 @@ def decode_plan(lens: jax.Array, page_table: jax.Array, *, page: int, num_parts:
     first = jnp.concatenate([jnp.zeros((1,), jnp.int32), jnp.cumsum(num_pages, dtype=jnp.int32)])
     total = first[-1]
     flat = jnp.arange(B * P, dtype=jnp.int32)
-    # The request of a flat page is the last that begins at or before it and is not empty.
-    request = jnp.clip(jnp.searchsorted(first, flat, side="right").astype(jnp.int32) - 1, 0, B - 1)
+    # The request of a flat page is the number of requests that have ended before it.
+    ended = jnp.zeros((B * P + 1,), jnp.int32).at[first[1:-1]].add(1)
+    request = jnp.cumsum(ended, dtype=jnp.int32)[:-1]
     within = jnp.clip(flat - first[request], 0, P - 1)
     flat_page = jnp.where(flat < total, page_table[request, within], 0)
 
@@ -66,8 +67,7 @@ def decode_plan(lens: jax.Array, page_table: jax.Array, *, page: int, num_parts:
     b = jnp.arange(B, dtype=jnp.int32)
     low, high = first[:-1] // share + b, (first[1:] - 1) // share + b  # slots of b
     slot = jnp.arange(num_parts + B, dtype=jnp.int32)
-    owner = jnp.searchsorted(high, slot, side="left").astype(jnp.int32)
-    owner = jnp.where(owner < B, owner, B)
+    owner = jnp.sum(high[None] < slot[:, None], axis=1, dtype=jnp.int32)
     inside = low[jnp.minimum(owner, B - 1)] <= slot
     filled = num_pages[jnp.minimum(owner, B - 1)] > 0
     slot_request = jnp.where((owner < B) & inside & filled, owner, B)

@@ -5,8 +5,12 @@ S_q tokens at once (S_q > 1 when drafted tokens are verified): token t of them s
 lens - S_q + 1 + t.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
+
+from ..compat import precision
 
 MASKED = -1e30
 LOG2_E = 1.4426950408889634
@@ -48,6 +52,9 @@ def mqa_decode(
         v_scale = jnp.broadcast_to(v_scale, k_pages.shape[:2])
     S = page_table.shape[1] * page
     wide = jnp.float64 if q.dtype == jnp.float64 else jnp.float32
+    product = functools.partial(
+        jnp.einsum, preferred_element_type=wide, precision=precision(q.dtype)
+    )  # fmt: skip
 
     # All heads of all tokens are rows that read the same keys.
     rows = q.reshape(B, S_q * H, C)
@@ -59,7 +66,7 @@ def mqa_decode(
     seen_by = lens[:, None] - S_q + 1 + token[None]  # [B, S_q H]
     visible = position[None, None] < seen_by[:, :, None]  # [B, S_q H, S]
 
-    scores = jnp.einsum("brc,bsc->brs", rows, k, preferred_element_type=wide)
+    scores = product("brc,bsc->brs", rows, k)
     scores = scores * jnp.asarray(scale * LOG2_E, wide)
     if k_scale is not None:
         scores = scores * k_scale[page_table].reshape(B, 1, S)
@@ -69,7 +76,7 @@ def mqa_decode(
     total = jnp.sum(weight, axis=-1)
     if v_scale is not None:  # after the sum: the probabilities themselves are not scaled
         weight = weight * jnp.where(present, v_scale[page_table].reshape(B, S), 0.0)[:, None]
-    out = jnp.einsum("brs,bsc->brc", weight.astype(v.dtype), v, preferred_element_type=wide)
+    out = product("brs,bsc->brc", weight.astype(v.dtype), v)
     some = total > 0.0
     out = out / jnp.where(some, total, 1.0)[..., None]
     lse2 = jnp.where(some, top[..., 0] + jnp.log2(jnp.where(some, total, 1.0)), -jnp.inf)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.experimental import checkify
 
 from .. import compat
 from . import mosaic_gpu, mosaic_tpu, ref
@@ -53,18 +54,54 @@ def mqa_prefill(
     Source: Step-3, arXiv:2507.19427; FlashAttention-2, Dao 2023.
     """
     B = _check(q, k, v)
-    S, C = k.shape[1], q.shape[-1]
+    S = k.shape[1]
     q_start = jnp.zeros((B,), jnp.int32) if q_start is None else q_start
     lens = jnp.full((B,), S, jnp.int32) if lens is None else lens
     _check_numbers("q_start", q_start, B, None)
     _check_numbers("lens", lens, B, S)
-    if impl is None:
-        impl = choose(q)
-    elif reason := why_not(impl, q):
-        raise NotImplementedError(f"mqa_prefill with impl={impl!r} cannot run: {reason}")
-    if not (scale is None or isinstance(scale, (int, float))):
-        raise ValueError(f"scale must be a Python number or None, got {type(scale).__name__}")
-    return _attend(impl, C**-0.5 if scale is None else float(scale), causal, q, k, v, q_start, lens)
+    return _dispatch(q, k, v, q_start, lens, scale, causal, impl)
+
+
+def mqa_prefill_paged(
+    q: jax.Array,
+    k_pages: jax.Array,
+    v_pages: jax.Array,
+    page_table: jax.Array,
+    lens: jax.Array,
+    *,
+    scale: float | None = None,
+    k_scale: jax.Array | None = None,
+    v_scale: jax.Array | None = None,
+    impl: Impl | None = None,
+) -> jax.Array:
+    """Returns causal attention of a chunk, the last T tokens of each request, over a paged cache.
+
+    The pages of a request are gathered once, which costs 1 / (H T) of the arithmetic.
+
+    Args:
+        q: `[B, T, H, C]`.
+        k_pages, v_pages: `[N, page, C]` in the dtype of q, or in float8_e4m3fn with scales.
+        page_table: `[B, P]` int32.  lens: `[B]` int32, the T tokens of the chunk included.
+        scale: of the scores; C^-1/2 by default.
+        k_scale, v_scale: `[N, page]` float32, one a token.
+        impl: see `mqa_prefill`.
+
+    Returns:
+        `[B, T, H, C]` in the dtype of q; 0 where nothing is visible.
+    """
+    shape = (page_table.shape[0], -1, k_pages.shape[-1])
+
+    def gathered(pages: jax.Array, scales: jax.Array | None) -> jax.Array:
+        x = pages[page_table]
+        if scales is not None:
+            x = x.astype(jnp.float32) * scales[page_table][..., None]
+        return x.astype(q.dtype).reshape(shape)
+
+    k, v = gathered(k_pages, k_scale), gathered(v_pages, v_scale)
+    B = _check(q, k, v)
+    _check_numbers("lens", lens, B, k.shape[1])
+    # A request shorter than the chunk starts before position 0: its first rows see nothing.
+    return _dispatch(q, k, v, lens - q.shape[1], lens, scale, True, impl)
 
 
 def choose(q: jax.Array | jax.ShapeDtypeStruct) -> Impl:
@@ -98,6 +135,21 @@ def why_not(impl: str, q: jax.Array | jax.ShapeDtypeStruct) -> str:
     if q.dtype not in (jnp.bfloat16, jnp.float16):
         return f"it takes bfloat16 and float16, got {q.dtype}"
     return ""
+
+
+def _dispatch(
+    q: jax.Array, k: jax.Array, v: jax.Array, q_start: jax.Array, lens: jax.Array,
+    scale: float | None, causal: bool, impl: Impl | None,
+) -> jax.Array:  # fmt: skip
+    if impl is None:
+        impl = choose(q)
+    elif reason := why_not(impl, q):
+        raise NotImplementedError(f"mqa_prefill with impl={impl!r} cannot run: {reason}")
+    if not (scale is None or isinstance(scale, (int, float))):
+        raise ValueError(f"scale must be a Python number or None, got {type(scale).__name__}")
+    return _attend(
+        impl, q.shape[-1] ** -0.5 if scale is None else float(scale), causal, q, k, v, q_start, lens
+    )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
@@ -149,3 +201,7 @@ def _check_numbers(name: str, x: jax.Array, B: int, most: int | None) -> None:
         if values.min() < 0 or (most is not None and values.max() > most):
             limit = "at least 0" if most is None else f"in 0 to {most}"
             raise ValueError(f"{name} must be {limit}, got {values.min()} to {values.max()}")
+    most = 2**31 - 1 if most is None else most
+    checkify.debug_check(
+        jnp.all((x >= 0) & (x <= most)), name + " must be in 0 to {most}", most=jnp.int32(most)
+    )

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from ..compat import precision
 from .ref import LOG2_E, MASKED
 
 LANES = 128
@@ -115,8 +116,9 @@ def _body(
     @pl.when(i * keys < seen)
     def _block():
         scores = jax.lax.dot_general(
-            q[0], k[0], (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32
-        )
+            q[0], k[0], (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32,
+            precision=precision(q.dtype),
+        )  # fmt: skip
         position = i * keys + jax.lax.broadcasted_iota(jnp.int32, (rows, keys), 1)
         visible = position < length
         if causal:
@@ -133,8 +135,9 @@ def _body(
         exists = i * keys + jax.lax.broadcasted_iota(jnp.int32, (keys, 1), 0) < length
         values = jnp.where(exists, v[0], jnp.zeros((), v.dtype))  # 0 * NaN is NaN
         acc[...] = acc[...] * fade + jnp.dot(
-            weight.astype(values.dtype), values, preferred_element_type=jnp.float32
-        )
+            weight.astype(values.dtype), values, preferred_element_type=jnp.float32,
+            precision=precision(values.dtype),
+        )  # fmt: skip
         top[...] = jnp.broadcast_to(now, top.shape)
 
     @pl.when(i == pl.num_programs(2) - 1)

@@ -8,6 +8,8 @@ O(T block), forward and backward.
 import jax
 import jax.numpy as jnp
 
+from ..compat import precision
+
 MASKED = -1e30
 LOG2_E = 1.4426950408889634
 BLOCK = 512
@@ -38,6 +40,7 @@ def forward(
     """
     B, T, H, C = q.shape
     wide = _wide(q.dtype)
+    lens = jnp.minimum(lens, k.shape[1])  # what pads the last block is no key
     blocks = _blocks(k, v, lens, block)
 
     def one(carry: tuple, inputs: tuple) -> tuple[tuple, None]:
@@ -83,6 +86,7 @@ def backward(
     Source: Dao 2023 (FlashAttention-2), algorithm 2.
     """
     wide = _wide(q.dtype)
+    lens = jnp.minimum(lens, k.shape[1])
     grad = grad.astype(q.dtype)
     delta = jnp.sum(grad.astype(wide) * out.astype(wide), axis=-1)
     safe = jnp.where(jnp.isfinite(lse2), lse2, 0.0)
@@ -113,7 +117,9 @@ def _wide(dtype: jnp.dtype) -> jnp.dtype:
 
 
 def _product(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:
-    return jnp.einsum(spec, a, b, preferred_element_type=_wide(a.dtype))
+    return jnp.einsum(
+        spec, a, b, preferred_element_type=_wide(a.dtype), precision=precision(a.dtype)
+    )
 
 
 def _blocks(k: jax.Array, v: jax.Array, lens: jax.Array, block: int) -> tuple:

@@ -54,6 +54,8 @@ def rms_up_rope(
         )
     if position.shape != low.shape[:1] or not jnp.issubdtype(position.dtype, jnp.integer):
         raise ValueError(f"position must be integers [{low.shape[0]}], got {position.shape}")
+    if not jnp.issubdtype(low.dtype, jnp.floating):
+        raise ValueError(f"low and up must be floats, got {low.dtype}")
     if low.dtype != up.dtype:
         raise ValueError(f"low and up must share a dtype, got {low.dtype} and {up.dtype}")
     if impl is None:

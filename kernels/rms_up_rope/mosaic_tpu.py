@@ -5,6 +5,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from ..compat import precision
+
 
 def rms_up_rope(
     low: jax.Array,
@@ -42,7 +44,10 @@ def rms_up_rope(
 
 
 def _body(low, up, factor, cos, sin, out):
-    x = jnp.dot(low[...], up[...], preferred_element_type=jnp.float32) * factor[...]
+    x = jnp.dot(
+        low[...], up[...], preferred_element_type=jnp.float32, precision=precision(low.dtype)
+    )
+    x = x * factor[...]
     half = x.shape[1] // 2
     first, second = x[:, :half], x[:, half:]
     out[:, :half] = (first * cos[...] - second * sin[...]).astype(out.dtype)

@@ -7,6 +7,8 @@ norm's weight belongs into the rows of the matrix.
 import jax
 import jax.numpy as jnp
 
+from ..compat import precision
+
 
 def rms_up_rope(
     low: jax.Array,
@@ -26,7 +28,9 @@ def rms_up_rope(
         `[N, H, C]`, float32 or wider.
     """
     wide = jnp.float64 if low.dtype == jnp.float64 else jnp.float32
-    x = jnp.einsum("nr,rhc->nhc", low, up, preferred_element_type=wide)
+    x = jnp.einsum(
+        "nr,rhc->nhc", low, up, preferred_element_type=wide, precision=precision(low.dtype)
+    )
     first, second = jnp.split(x * factor[:, None, None], 2, axis=-1)
     cos, sin = cos[:, None], sin[:, None]
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)

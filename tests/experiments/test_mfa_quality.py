@@ -131,7 +131,8 @@ def test_study_compares_on_paired_seeds_and_resumes(optax_promotes, tmp_path, mo
     np.testing.assert_allclose(row.value, curve[-1].mean(), rtol=1e-6)
     np.testing.assert_allclose(row.interval[1] - row.value, half, rtol=1e-3)
     assert row.baseline == ("MHA", pytest.approx(other.mean()))
-    assert row.verdict == ("no clear difference" if half > abs(difference.mean()) else row.verdict)
+    clear = "better" if difference.mean() < 0.0 else "worse"
+    assert row.verdict == ("no clear difference" if half > abs(difference.mean()) else clear)
     assert {figure.path for figure in first.figures} == {"quality.png", "curves.png"}
 
     def fail(*args, **options):

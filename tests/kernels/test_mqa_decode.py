@@ -174,7 +174,7 @@ def test_merge_is_the_whole():
 
 
 @pytest.mark.parametrize("kernel", [mosaic_tpu, triton], ids=["tpu", "triton"])
-@pytest.mark.parametrize("name", ["ragged", "verify", "bf16", "fp8"])
+@pytest.mark.parametrize("name", ["ragged", "verify", "empty verify", "bf16", "fp8"])
 def test_kernels_in_the_interpreter(kernel, name):
     operands, scales = draw(np.random.default_rng(5), **CASES[name])
     run = jax.jit(lambda *x: kernel.mqa_decode(*x, scale=0.3, interpret=True, **scales))
@@ -184,10 +184,12 @@ def test_kernels_in_the_interpreter(kernel, name):
 
 def hopper_case(name, rng):
     shape = {
-        "lanes": {"lens": [130, 0, 70], "H": 64, "P": 3},
-        "verify": {"lens": [100, 64], "H": 64, "S_q": 2, "P": 2},
-        "few heads": {"lens": [100, 2], "H": 16, "P": 2, "fp8": True},
-        "direct": {"lens": [100, 2], "H": 16, "P": 2, "C": 64, "fp8": True},
+        # Runs of more pages than buffers, in pieces that begin at odd places: b0 b0 b0 b2 | b2 b3.
+        "lanes": {"lens": [130, 0, 70, 190], "H": 64, "P": 3},
+        "empty verify": {"lens": [1, 0, 130], "H": 32, "S_q": 2, "P": 3},
+        "verify": {"lens": [100, 1, 190], "H": 64, "S_q": 2, "P": 3},
+        "few heads": {"lens": [190, 2, 100], "H": 16, "P": 3, "fp8": True},
+        "direct": {"lens": [190, 2, 100], "H": 16, "P": 3, "C": 64, "fp8": True},
     }[name]
     dtype = np.float32 if shape.get("fp8") else jnp.bfloat16
     return draw(rng, page=64, dtype=dtype, **shape)
@@ -197,7 +199,10 @@ def hopper_case(name, rng):
     "name",
     [
         "lanes",
-        *(pytest.param(n, marks=pytest.mark.slow) for n in ("verify", "few heads", "direct")),
+        *(
+            pytest.param(n, marks=pytest.mark.slow)
+            for n in ("empty verify", "verify", "few heads", "direct")
+        ),
     ],
 )
 def test_hopper_kernel_in_the_interpreter(name):
@@ -263,6 +268,32 @@ def test_hopper_kernel_says_when_pages_are_too_large():
     assert mosaic_gpu.shared_memory(256, 64, jnp.dtype(jnp.bfloat16), False) < need
 
 
+def test_buffers_are_shared_evenly_by_the_lanes():
+    operands, _ = hopper_case("lanes", np.random.default_rng(6))
+    q, k, v, table, lens = operands
+    shares = plan.decode_plan(lens, table, page=64, num_parts=2)
+    with pytest.raises(ValueError, match="stages must be a multiple of 2"):
+        mosaic_gpu.mqa_decode(q, k, v, lens, shares, scale=0.3, stages=3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["plain", "upcast", "direct"])
+@pytest.mark.parametrize("C", [64, 128, 192, 256])
+@pytest.mark.parametrize("page", [64, 128])
+def test_what_the_hopper_kernel_promises_lowers(variant, C, page, monkeypatch):
+    """Every shape that `why_not` lets through compiles."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(compat, "compute_capability", lambda: 9.0)
+    dtype = jnp.dtype(jnp.bfloat16 if variant == "plain" else FP8)
+    direct = variant == "direct"
+    asked = api.Call(1, 64, C, page, jnp.dtype(jnp.bfloat16), dtype, direct)
+    reason = api.why_not("mosaic_gpu", asked)
+    monkeypatch.undo()
+    operands = specs(dtype, C=C, page=page, v_transposed=direct)
+    if not reason:
+        assert "mosaic_gpu" in lowered(call(mosaic_gpu, direct=direct), operands, "cuda")
+
+
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, FP8], ids=["bf16", "fp8"])
 @pytest.mark.parametrize(
     "kernel, platform, target",
@@ -287,6 +318,7 @@ def test_bad_input_is_named():
         ("must be int32", (q, k, v, table.astype(jnp.int16), lens), {}),
         ("k_pages must be", (q, k[..., :16], v, table, lens), {}),
         ("impl must be one of", (q, k, v, table, lens), {"impl": "cuda"}),
+        ("scale must be one number", (q, k, v, table, lens), {"scale": jnp.ones(32)}),
     ):
         with pytest.raises(ValueError, match=message):
             api.mqa_decode(*arguments, **options)
@@ -310,6 +342,9 @@ def test_choice_can_be_asked(monkeypatch):
         ("gpu", 9.0, {"page": 16}, "triton"),
         ("gpu", 9.0, {"page": 128}, "triton"),
         ("gpu", 9.0, {"C": 48}, "xla"),
+        ("gpu", 9.0, {"S_q": 8}, "xla"),
+        ("gpu", 9.0, {"C": 192, "kv_dtype": jnp.dtype(FP8)}, "xla"),
+        ("gpu", 9.0, {"q_dtype": jnp.dtype(jnp.float64)}, "xla"),
         ("tpu", 0.0, {}, "mosaic_tpu"),
         ("tpu", 0.0, {"page": 16}, "xla"),
     ):

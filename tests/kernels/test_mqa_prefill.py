@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import checkify
 
 from jaxlab.kernels import compat
 from jaxlab.kernels.mqa_decode import api as decode
@@ -183,3 +184,35 @@ def test_bad_input_is_named():
     with pytest.raises(NotImplementedError, match="backend is cpu"):
         api.mqa_prefill(q, k, v, impl="mosaic_gpu")
     assert api.choose(q) == "xla"
+
+
+def test_a_chunk_over_pages_is_the_decode_kernel():
+    """Gathered pages against paged decoding: ragged, empty, shorter than the chunk."""
+    rng = np.random.default_rng(9)
+    lens = jnp.asarray([0, 3, 20, 31], jnp.int32)
+    table = jnp.asarray(rng.permutation(16).reshape(4, 4), jnp.int32)
+    k, v = (jnp.asarray(rng.normal(size=(16, 8, 16)), jnp.float32) for _ in range(2))
+    q = jnp.asarray(rng.normal(size=(4, 5, 3, 16)), jnp.float32)
+    got = jax.jit(api.mqa_prefill_paged)(q, k, v, table, lens)
+    want = jax.jit(decode.mqa_decode)(q, k, v, table, lens)
+    np.testing.assert_allclose(got, want, atol=2e-6)
+    assert np.all(got[0] == 0.0) and np.all(got[1, :2] == 0.0)
+    scales = {
+        name: jnp.asarray(rng.uniform(0.5, 2.0, (16, 8)), jnp.float32)
+        for name in ("k_scale", "v_scale")
+    }
+    k8, v8 = (x.astype(jnp.float8_e4m3fn) for x in (k, v))
+    got = jax.jit(lambda *x: api.mqa_prefill_paged(*x, **scales))(q, k8, v8, table, lens)
+    want = jax.jit(lambda *x: decode.mqa_decode(*x, **scales))(q, k8, v8, table, lens)
+    np.testing.assert_allclose(got, want, atol=2e-5)
+
+
+def test_keys_that_do_not_exist_are_not_counted():
+    """A traced length beyond the keys: those there are, and an error under checkify."""
+    q, k = jnp.ones((1, 2, 1, 16)), jnp.ones((1, 600, 16))
+    far = jnp.asarray([3000], jnp.int32)
+    run = jax.jit(lambda lens: api.mqa_prefill(q, k, k, lens=lens, causal=False))
+    np.testing.assert_allclose(run(far), 1.0, rtol=1e-6)
+    checked = jax.jit(checkify.checkify(lambda lens: api.mqa_prefill(q, k, k, lens=lens)))
+    with pytest.raises(checkify.JaxRuntimeError, match="lens must be in 0 to"):
+        checked(far)[0].throw()

@@ -55,7 +55,7 @@ def test_no_token_is_dropped_when_all_visit_one_expert(drawn):
 
 
 def test_order_of_tokens_does_not_matter(drawn):
-    """Bit for bit: no token's result depends on who else is in the batch."""
+    """No token's result depends on who else is in the batch, but for rounding in its block."""
     params, x = drawn
     order = np.random.default_rng(0).permutation(N)
     run = jax.jit(lambda x: experts.moe(params, x, num_active=K))

@@ -139,3 +139,43 @@ def test_sizes_are_checked(name):
         make(**{**sizes, name: 0})
     with pytest.raises(ValueError, match="page 0 is reserved"):
         paged_cache.init_cache(1, 1, **sizes)
+
+
+def test_absurd_counts_are_refused_not_wrapped():
+    values = np.zeros((L, B, T, C), np.float32)
+    cache, _ = append(poisoned(), [0] * B, [5, 0, 3, 0], values)
+    after, done = reserve(cache, jnp.asarray([2**31 - 1, 2**31 - 1, -1, 0], jnp.int32))
+    assert done.tolist() == [False, False, False, True]
+    for a, b in zip(jax.tree.leaves(after), jax.tree.leaves(cache), strict=True):
+        np.testing.assert_array_equal(a, b)
+    for count in (jnp.ones(B), jnp.ones(B - 1, jnp.int32)):
+        with pytest.raises(ValueError, match="count must be integers"):
+            paged_cache.reserve(cache, count)
+
+
+def test_sharing_with_nobody_changes_nothing():
+    """Concrete numbers are refused; traced ones leave pages and owners as they were."""
+    values = np.zeros((L, B, T, C), np.float32)
+    cache, _ = append(poisoned(), [0] * B, [5, 3, 0, 0], values)
+    for source, target in ((0, -1), (0, B), (B, 1), (-1, 0)):
+        with pytest.raises(ValueError, match="must name a request, 0 to 3"):
+            paged_cache.share(cache, source, target)
+        after = share(cache, jnp.int32(source), jnp.int32(target))
+        for a, b in zip(jax.tree.leaves(after), jax.tree.leaves(cache), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_the_same_under_64_bits(x64):
+    """Types stay what they are, and scales are those that the kernel takes."""
+    cache = paged_cache.init_cache(
+        1, 6, batch=2, max_pages=2, head_dim=8, page=4, dtype=quantization.FP8
+    )
+    before = jax.tree.map(lambda x: x.dtype, cache)
+    cache, done = paged_cache.reserve(cache, jnp.asarray([5, 2]))
+    pos = jnp.broadcast_to(jnp.arange(5, dtype=jnp.int32), (2, 5))
+    x = jnp.ones((2, 5, 8))
+    cache = paged_cache.write(cache, 0, x, x, pos, jnp.ones((2, 5), bool))
+    cache = paged_cache.truncate(paged_cache.share(cache, 0, 1), jnp.asarray([4, 5]))
+    assert done.all() and cache.lens.tolist() == [4, 5]
+    assert jax.tree.map(lambda x: x.dtype, cache) == before
+    assert cache.k_scale.dtype == jnp.float32

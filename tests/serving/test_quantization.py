@@ -51,3 +51,14 @@ def test_zeros_and_wrong_groups():
         qz.quantize_groups(jnp.zeros((2, 8)), group=3)
     with pytest.raises(ValueError, match="block"):
         qz.quantize_blocks(jnp.zeros((2, 8)), block=0)
+
+
+def test_the_smallest_and_the_largest_numbers_stay_numbers():
+    """A scale that would underflow is not divided by; infinity saturates; NaN stays NaN."""
+    x = jnp.asarray([[1e-37, 0.0, 0.0], [1e-45, -1e-40, 0.0], [jnp.inf, 1.0, -jnp.inf]])
+    got = qz.dequantize_groups(qz.quantize_groups(x))
+    assert np.isfinite(np.asarray(got)).all()
+    np.testing.assert_allclose(got[:2], 0.0, atol=1e-36)
+    np.testing.assert_allclose(got[2, [0, 2]], [3.4028e38, -3.4028e38], rtol=1e-4)
+    spoiled = qz.quantize_groups(jnp.asarray([[jnp.nan, 1.0]]))
+    assert np.isnan(np.asarray(spoiled.values.astype(jnp.float32))[0, 0])

@@ -33,8 +33,13 @@ def make_cache(dtype=jnp.float32, num_pages=20):
     return step3.init_step3_cache(TINY, num_pages, batch=3, max_pages=6, page=4, dtype=dtype)
 
 
-@pytest.mark.parametrize("chunks", [[1] * 21, [13, 1, 7]], ids=["tokens", "chunks"])
-def test_decoding_is_the_forward_pass(chunks, model, decode):
+@pytest.mark.parametrize(
+    "chunks", [[1] * 21, [13, 1, 7], [13, 8]], ids=["tokens", "chunks", "prefill"]
+)
+def test_decoding_is_the_forward_pass(chunks, model, decode, monkeypatch):
+    if len(chunks) == 2:  # more rows than are decoded: the prefill kernel, over pages
+        monkeypatch.setattr(step3, "MOST_ROWS", 8)
+        decode = jax.jit(lambda *x: step3.step3_decode_step(*x[:3], TINY))
     params, tokens, want = model
     cache, at = make_cache(), 0
     for chunk in chunks:
