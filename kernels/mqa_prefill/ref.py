@@ -12,7 +12,7 @@ from ..compat import precision
 
 MASKED = -1e30
 LOG2_E = 1.4426950408889634
-BLOCK = 512
+BLOCK = 256
 """Keys at a time."""
 
 
@@ -40,28 +40,32 @@ def forward(
     """
     B, T, H, C = q.shape
     wide = _wide(q.dtype)
+    rows = q.reshape(B, T * H, C)  # all heads of all tokens read the same keys
     lens = jnp.minimum(lens, k.shape[1])  # what pads the last block is no key
     blocks = _blocks(k, v, lens, block)
+    seen = _seen(q_start, lens, T, H, causal)
 
     def one(carry: tuple, inputs: tuple) -> tuple[tuple, None]:
         top, total, acc = carry
         keys, values, position = inputs
-        visible = _visible(position, q_start, lens, T, causal)
-        scores = jnp.where(visible, _product("bthc,bsc->bths", q, keys) * (scale * LOG2_E), MASKED)
+        visible = position[None, None] < seen[..., None]
+        scores = jnp.where(visible, _product("brc,bsc->brs", rows, keys) * (scale * LOG2_E), MASKED)
         now = jnp.maximum(top, jnp.max(scores, axis=-1))
         fade = jnp.exp2(top - now)
         weight = jnp.where(visible, jnp.exp2(scores - now[..., None]), 0.0)
         total = total * fade + jnp.sum(weight, axis=-1)
-        added = _product("bths,bsc->bthc", weight.astype(values.dtype), values)
+        added = _product("brs,bsc->brc", weight.astype(values.dtype), values)
         return (now, total, acc * fade[..., None] + added), None
 
     start = (
-        jnp.full((B, T, H), MASKED, wide), jnp.zeros((B, T, H), wide), jnp.zeros((B, T, H, C), wide)
+        jnp.full((B, T * H), MASKED, wide), jnp.zeros((B, T * H), wide),
+        jnp.zeros((B, T * H, C), wide),
     )  # fmt: skip
     (top, total, acc), _ = jax.lax.scan(one, start, blocks)
     some = total > 0.0
     out = acc / jnp.where(some, total, 1.0)[..., None]
-    return out, jnp.where(some, top + jnp.log2(jnp.where(some, total, 1.0)), -jnp.inf)
+    lse2 = jnp.where(some, top + jnp.log2(jnp.where(some, total, 1.0)), -jnp.inf)
+    return out.reshape(B, T, H, C), lse2.reshape(B, T, H)
 
 
 def backward(
@@ -85,31 +89,32 @@ def backward(
 
     Source: Dao 2023 (FlashAttention-2), algorithm 2.
     """
+    B, T, H, C = q.shape
     wide = _wide(q.dtype)
     lens = jnp.minimum(lens, k.shape[1])
-    grad = grad.astype(q.dtype)
+    rows, grad, out = (x.reshape(B, T * H, C) for x in (q, grad.astype(q.dtype), out))
     delta = jnp.sum(grad.astype(wide) * out.astype(wide), axis=-1)
-    safe = jnp.where(jnp.isfinite(lse2), lse2, 0.0)
+    safe = jnp.where(jnp.isfinite(lse2), lse2, 0.0).reshape(B, T * H)
+    seen = _seen(q_start, lens, T, H, causal)
 
     def one(dq: jax.Array, inputs: tuple) -> tuple[jax.Array, tuple]:
         keys, values, position = inputs
-        visible = _visible(position, q_start, lens, q.shape[1], causal)
-        scores = _product("bthc,bsc->bths", q, keys) * (scale * LOG2_E)
+        visible = position[None, None] < seen[..., None]
+        scores = _product("brc,bsc->brs", rows, keys) * (scale * LOG2_E)
         weight = jnp.where(
             visible, jnp.exp2(jnp.where(visible, scores - safe[..., None], 0.0)), 0.0
         )
-        dv = _product("bths,bthc->bsc", weight.astype(q.dtype), grad)
-        inner = _product("bthc,bsc->bths", grad, values) - delta[..., None]
+        dv = _product("brs,brc->bsc", weight.astype(q.dtype), grad)
+        inner = _product("brc,bsc->brs", grad, values) - delta[..., None]
         ds = (weight * inner * scale).astype(q.dtype)
-        return dq + _product("bths,bsc->bthc", ds, keys), (_product("bths,bthc->bsc", ds, q), dv)
+        return dq + _product("brs,bsc->brc", ds, keys), (_product("brs,brc->bsc", ds, rows), dv)
 
     blocks = _blocks(k, v, lens, block)
-    dq, (dk, dv) = jax.lax.scan(one, jnp.zeros(q.shape, wide), blocks)
+    dq, (dk, dv) = jax.lax.scan(one, jnp.zeros(rows.shape, wide), blocks)
     dk, dv = (
-        jnp.moveaxis(x, 0, 1).reshape(k.shape[0], -1, k.shape[2])[:, : k.shape[1]].astype(k.dtype)
-        for x in (dk, dv)
+        jnp.moveaxis(x, 0, 1).reshape(B, -1, C)[:, : k.shape[1]].astype(k.dtype) for x in (dk, dv)
     )
-    return dq.astype(q.dtype), dk, dv
+    return dq.reshape(q.shape).astype(q.dtype), dk, dv
 
 
 def _wide(dtype: jnp.dtype) -> jnp.dtype:
@@ -137,12 +142,12 @@ def _blocks(k: jax.Array, v: jax.Array, lens: jax.Array, block: int) -> tuple:
     return cut(k), cut(v), jnp.arange(count * block, dtype=jnp.int32).reshape(count, block)
 
 
-def _visible(
-    position: jax.Array, q_start: jax.Array, lens: jax.Array, T: int, causal: bool
-) -> jax.Array:
-    """`[B, T, 1, block]` bool."""
+def _seen(
+    q_start: jax.Array, lens: jax.Array, T: int, H: int, causal: bool
+) -> jax.Array:  # fmt: skip
+    """`[B, T H]` int32, how many keys a row sees: the first of them."""
     seen = jnp.broadcast_to(lens[:, None], (lens.shape[0], T))
     if causal:
         own = q_start[:, None] + jnp.arange(T, dtype=jnp.int32)[None]
         seen = jnp.minimum(seen, own + 1)
-    return (position[None, None] < seen[..., None])[:, :, None]
+    return jnp.repeat(seen, H, axis=1)
