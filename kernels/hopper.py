@@ -7,6 +7,7 @@ same kernel body runs on plain arrays: barriers, copies and paging are exercised
 """
 
 import functools
+import itertools
 from typing import Any
 
 import jax
@@ -90,13 +91,18 @@ class Warpgroup:
     def clear(self, ref, axis: int, valid) -> None:
         """Zeroes shared memory from index `valid` of an axis on: 0 * NaN is NaN."""
 
+        # A tile of the memory's layout at a time: registers also hold the averages.
+        width = min(ref.shape[1], 128 // jnp.dtype(ref.dtype).itemsize)
+
         @pl.when(valid < ref.shape[axis])
         def _tail():
-            for begin in range(0, ref.shape[0], ROWS):
-                rows = ref.at[pl.ds(begin, ROWS)]
-                index = self.iota(ref.shape[1], axis) + (begin if axis == 0 else 0)
-                kept = jnp.where(index < valid, self.load(rows, self.tile).astype(jnp.float32), 0.0)
-                rows[...] = kept.astype(ref.dtype)
+            for row, column in itertools.product(
+                range(0, ref.shape[0], ROWS), range(0, ref.shape[1], width)
+            ):
+                part = ref.at[pl.ds(row, ROWS), pl.ds(column, width)]
+                index = self.iota(width, axis) + (row if axis == 0 else column)
+                kept = jnp.where(index < valid, self.load(part, self.tile).astype(jnp.float32), 0.0)
+                part[...] = kept.astype(ref.dtype)
             plgpu.commit_smem()
 
     def limit_registers(self, count: int, *, more: bool) -> None:

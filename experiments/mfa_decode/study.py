@@ -50,6 +50,7 @@ def run(config: Config, out: pathlib.Path, *, resume: bool = False) -> Result:
         title="Decode attention beside the memory's speed",
         summary=_summary(found),
         paper=PAPER,
+        interval_label="the least and the most over cells",
         rows=(*_share_rows(found, config), *_rival_rows(cells), _error_row(cells)),
         figures=(_figure(found, out),),
         tables=(bench.as_table(cells, "Every cell"),),

@@ -34,7 +34,7 @@ CLAIMS = (
     ("MFA-KR", "MHA", "MFA-KR, with half the cache of MFA, loses little"),
     ("MFA", "MLA", "MFA is better than MLA at the same cache"),
     ("MFA", "MQA", "MFA is better than MQA at the same cache"),
-    ("MFA", "GQA", "MFA is better than GQA at the same cache"),
+    ("MFA", "GQA", "MFA is better than GQA at half the cache"),
 )
 """Attention, its rival, and what the papers say of the two."""
 
