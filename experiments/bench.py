@@ -120,6 +120,14 @@ def measure_chain(
     return dataclasses.replace(timing, median_s=timing.median_s / calls, iqr_s=timing.iqr_s / calls)
 
 
+def deviation(got: Any, want: Any) -> float:
+    """Returns the largest difference of two arrays over the largest value of the second."""
+    import jax.numpy as jnp
+
+    got, want = (x.astype(jnp.float32) for x in (got, want))
+    return float(jnp.max(jnp.abs(got - want)) / jnp.max(jnp.abs(want)))
+
+
 def as_table(measurements: Sequence[Measurement], title: str = "Timings") -> result.Table:
     """Returns measurements as a table: median and interquartile range of each side."""
 

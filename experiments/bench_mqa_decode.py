@@ -57,7 +57,7 @@ def check() -> dict[str, float]:
         for impl in api.IMPLS:
             if not api.why_not(impl, call):
                 got = _ours(work, spec, impl)(jnp.int32(0), work.q, *_rest(work))
-                error = _deviation(got, want)
+                error = bench.deviation(got, want)
                 found[f"{impl}: {spec.name}"] = error
                 _require_small(error, f"{impl} on {spec.name}", spec)
     return found
@@ -73,7 +73,7 @@ def cells(grid: Sequence[Spec], *, repeats: int = 10) -> list[bench.Measurement]
         rest = _rest(work)
         ours = bench.measure_chain(f, work.q, *rest, calls=calls, repeats=repeats)
         want = _exact(work, spec)
-        error = _deviation(f(jnp.int32(0), work.q, *rest), want)
+        error = bench.deviation(f(jnp.int32(0), work.q, *rest), want)
         _require_small(error, spec.name, spec)
         call = _call(work, spec)
         common = {
@@ -118,12 +118,6 @@ def _exact(work: Workload, spec: Spec) -> jax.Array:
         ref.mqa_decode, scale=spec.C**-0.5, v_transposed=spec.kv == "direct", **work.scales
     )
     return jax.jit(f)(work.q, work.k_pages, work.v_pages, work.tables[0], work.lens)[0]
-
-
-def _deviation(got: jax.Array, want: jax.Array) -> float:
-    """Largest difference over the largest value."""
-    wide = [x.astype(jnp.float32) for x in (got, want)]
-    return float(jnp.max(jnp.abs(wide[0] - wide[1])) / jnp.max(jnp.abs(wide[1])))
 
 
 def _require_small(error: float, what: str, spec: Spec) -> None:

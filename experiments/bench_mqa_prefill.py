@@ -42,7 +42,7 @@ def check() -> dict[str, float]:
         for impl in api.IMPLS:
             if not api.why_not(impl, q):
                 f = jax.jit(functools.partial(api.mqa_prefill, impl=impl))
-                error = _deviation(f(q, *rest), want)
+                error = bench.deviation(f(q, *rest), want)
                 found[f"{impl}: {spec.name}"] = error
                 if not error <= 2e-2:
                     raise AssertionError(f"{impl} on {spec.name} is off by {error:.3g}")
@@ -63,7 +63,7 @@ def cells(grid: Sequence[Spec]) -> list[bench.Measurement]:
             error = None
             if mode == "forward" and spec.T + spec.start <= 2048:
                 want = jax.jit(functools.partial(ref.forward, scale=spec.C**-0.5))(q, *rest)[0]
-                error = _deviation(jax.jit(_ours)(0, q, *rest), want)
+                error = bench.deviation(jax.jit(_ours)(0, q, *rest), want)
             common = {
                 "name": f"mqa_prefill, {api.choose(q)}, {mode}", "shape": spec.name, "ours": ours,
                 "work": times * spec.num_flops, "work_unit": "FLOP",
@@ -129,8 +129,3 @@ def _calls(spec: Spec) -> int:
     if jax.default_backend() == "cpu":
         return 1
     return max(1, min(50, round(0.02 * 3e14 / spec.num_flops)))
-
-
-def _deviation(got: jax.Array, want: jax.Array) -> float:
-    wide = [x.astype(jnp.float32) for x in (got, want)]
-    return float(jnp.max(jnp.abs(wide[0] - wide[1])) / jnp.max(jnp.abs(wide[1])))
