@@ -16,7 +16,7 @@ class Config:
     """Seed of every random draw."""
     num_seeds: int = 5
     """Runs a figure rests on, per task and attention, vmapped."""
-    learning_rates: tuple[float, ...] = (4e-3, 8e-3)
+    learning_rates: tuple[float, ...] = (4e-3, 8e-3, 1.6e-2)
     """Tried for each task and attention on a seed of their own; the best is used."""
     tasks: tuple[str, ...] = ("recall", "bytes")
     """Associative recall, and the sources of Python's standard library as bytes."""
@@ -34,7 +34,7 @@ class Config:
     """Fewest and most key-value pairs that such a sequence holds."""
     tokens: int = 2048
     """Tokens of a step, per seed."""
-    num_steps: int = 1000
+    num_steps: int = 2000
     """Training steps."""
     eval_batches: int = 32
     """Batches that the final loss is averaged over."""
@@ -68,7 +68,7 @@ PRESETS = {
     "cpu": Config(),
     "gpu": Config(
         d_model=128, num_layers=4, length=256, recall_length=256, pairs=(16, 64), tokens=16_384,
-        learning_rates=(2e-3, 4e-3), num_steps=2000,
+        learning_rates=(2e-3, 4e-3),
     ),
 }  # fmt: skip
 

@@ -21,11 +21,9 @@ PAPER = (
 LIMITS = (
     "The papers train models of billions of parameters on a trillion tokens; these have a hundred "
     "thousand (preset cpu) or five million (preset gpu) and see some millions of tokens.",
-    "The rate is chosen by the held-out batches that the final loss is taken on too, on runs of "
-    "their own.",
     "Parameters are made equal through the width of the feed-forward layers; time per step is not.",
-    "One learning rate is tuned per task and attention, on one run each; who tunes more may find "
-    "better.",
+    "One learning rate is tuned per task and attention, on one run each, on batches of its own; who "
+    "tunes more may find better.",
     "The byte task reads the standard library of the interpreter that runs it: its figures compare "
     "within a run, not between versions of Python.",
 )
@@ -104,7 +102,7 @@ def _unit(
     tuning = np.zeros(1)
     if rates.size > 1:
         tuning, _ = training.train(
-            model, task, same, rates, directory=folder / "tuning", **common
+            model, task, same, rates, directory=folder / "tuning", held_out="tune", **common
         )  # fmt: skip
     best = config.learning_rates[int(np.argmin(tuning))]
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(

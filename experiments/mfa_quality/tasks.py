@@ -17,7 +17,7 @@ NUM_KEYS = 128
 """Tokens below are keys of the recall task, those from here on values."""
 MOST_BYTES = 16_000_000
 HELD_OUT = 10
-"""One file in so many is held out."""
+"""One file in so many is held out for tuning, and one for testing."""
 
 
 class Batch(NamedTuple):
@@ -38,12 +38,14 @@ class Task(NamedTuple):
 
     Attributes:
         title: for figures.  batch: sequences of a step.
-        train: `train(key, batch) -> Batch`.  test: the same, of what is held out.
+        train: `train(key, batch) -> Batch`.
+        tune, test: the same, of what is held out to choose a rate and to judge it.
     """
 
     title: str
     batch: int
     train: Callable[..., Batch]
+    tune: Callable[..., Batch]
     test: Callable[..., Batch]
 
 
@@ -55,14 +57,13 @@ def make_task(name: str, config: Config) -> Task:
     """
     if name == "recall":
         draw = functools.partial(recall, length=config.recall_length, pairs=config.pairs)
-        return Task("Associative recall", config.tokens // config.recall_length, draw, draw)
+        return Task("Associative recall", config.tokens // config.recall_length, *[draw] * 3)
     if name == "bytes":
-        train, test = standard_library()
-        return Task(
-            "Bytes of Python's library", config.tokens // config.length,
-            functools.partial(windows, jnp.asarray(train), length=config.length),
-            functools.partial(windows, jnp.asarray(test), length=config.length),
-        )  # fmt: skip
+        draws = (
+            functools.partial(windows, jnp.asarray(text), length=config.length)
+            for text in standard_library()
+        )
+        return Task("Bytes of Python's library", config.tokens // config.length, *draws)
     raise ValueError(f"tasks must be recall or bytes, got {name!r}")
 
 
@@ -103,13 +104,13 @@ def windows(data: jax.Array, key: jax.Array, batch: int, *, length: int) -> Batc
 
 
 @functools.cache
-def standard_library() -> tuple[np.ndarray, np.ndarray]:
+def standard_library() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Reads the sources of the interpreter's standard library, in the order of their names.
 
-    Tests and installed packages are left out; every tenth file is held out.
+    Tests and installed packages are left out; every ninth and tenth file of ten is held out.
 
     Returns:
-        Bytes for training and for testing, `MOST_BYTES` at most together.
+        Bytes for training, for tuning and for testing, `MOST_BYTES` at most together.
 
     Raises:
         FileNotFoundError: if the interpreter comes without sources.
@@ -119,17 +120,17 @@ def standard_library() -> tuple[np.ndarray, np.ndarray]:
     files = sorted(
         path for path in root.rglob("*.py") if not skipped & set(path.relative_to(root).parts[:-1])
     )
-    parts: tuple[list[bytes], list[bytes]] = ([], [])
+    parts: tuple[list[bytes], list[bytes], list[bytes]] = ([], [], [])
     size = 0
     for index, path in enumerate(files):
         source = path.read_bytes()
         size += len(source)
         if size > MOST_BYTES:
             break
-        parts[index % HELD_OUT == HELD_OUT - 1].append(source)
-    train, test = (np.frombuffer(b"".join(part), np.uint8) for part in parts)
-    if min(train.size, test.size) < 10_000:
+        parts[max(index % HELD_OUT - HELD_OUT + 3, 0)].append(source)
+    texts = tuple(np.frombuffer(b"".join(part), np.uint8) for part in parts)
+    if min(text.size for text in texts) < 10_000:
         raise FileNotFoundError(
             f"the bytes task reads the sources of Python's standard library; {root} has none"
         )
-    return train, test
+    return texts

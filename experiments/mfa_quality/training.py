@@ -2,6 +2,7 @@
 
 import functools
 import pathlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -34,19 +35,22 @@ class State(NamedTuple):
 
 def train(
     model: Model, task: Task, keys: jax.Array, learning_rates: jax.Array, *, num_steps: int,
-    eval_batches: int, directory: pathlib.Path, config: dict, log: list,
+    eval_batches: int, directory: pathlib.Path, config: dict, log: list, held_out: str = "test",
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """Trains a run for every key, or goes on with what `directory` holds.
 
     Args:
         keys: `[runs]`, of weights and data.  learning_rates: `[runs]`, peak of each.
+        held_out: what the figures are of, "tune" or "test".
 
     Returns:
         `(loss, error)`, `[runs]`: cross-entropy in bits on what is held out, and the share of wrong
         predictions.
     """
     algorithm = make_algorithm(model, task, num_steps)
-    test = jax.jit(functools.partial(evaluate, model, task, num=eval_batches))
+    draw = functools.partial(getattr(task, held_out), batch=task.batch)
+    key = jax.random.key(2**31 - 1 if held_out == "test" else 2**31 - 2)
+    test = jax.jit(functools.partial(evaluate, model, draw, jax.random.split(key, eval_batches)))
     names = [f"run_{index}" for index in range(keys.size)]
 
     def measured(state: State) -> dict[str, Any]:
@@ -111,12 +115,13 @@ def losses(model: Model, params: Any, data: Batch) -> tuple[jax.Array, jax.Array
     return jnp.sum(cross * data.weight) / (total * LOG_2), jnp.sum(wrong * data.weight) / total
 
 
-def evaluate(model: Model, task: Task, params: Any, *, num: int) -> tuple[jax.Array, jax.Array]:
-    """Returns loss and error of every run on the same held-out batches."""
-    keys = jax.random.split(jax.random.key(2**31 - 1), num)
+def evaluate(
+    model: Model, draw: Callable[..., Batch], keys: jax.Array, params: Any
+) -> tuple[jax.Array, jax.Array]:
+    """Returns loss and error of every run on the same held-out batches, one a key."""
 
     def one(key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        data = task.test(key, task.batch)
+        data = draw(key)
         return jax.vmap(lambda p: losses(model, p, data))(params)
 
     loss, error = jax.lax.map(one, keys)

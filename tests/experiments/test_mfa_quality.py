@@ -52,11 +52,13 @@ def test_windows_are_pieces_of_the_text(key):
 
 
 def test_the_library_is_text_and_what_is_held_out_is_not_trained_on():
-    train, test = (part.tobytes() for part in tasks.standard_library())
-    assert 5 < len(train) / len(test) < 20
-    assert b"def " in train and b"def " in test
-    middle = len(test) // 2
-    assert test[middle : middle + 400] not in train
+    train, tune, test = (part.tobytes() for part in tasks.standard_library())
+    for held_out in (tune, test):
+        assert 4 < len(train) / len(held_out) < 20
+        assert b"def " in train and b"def " in held_out
+        middle = len(held_out) // 2
+        assert held_out[middle : middle + 400] not in train
+    assert test[middle : middle + 400] not in tune
 
 
 @pytest.mark.parametrize("width", [64, 128])
