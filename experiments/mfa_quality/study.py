@@ -22,8 +22,8 @@ LIMITS = (
     "The papers train models of billions of parameters on a trillion tokens; these have a hundred "
     "thousand (preset cpu) or five million (preset gpu) and see some millions of tokens.",
     "Parameters are made equal through the width of the feed-forward layers; time per step is not.",
-    "One learning rate is tuned per task and attention, on one run each, on batches of its own; who "
-    "tunes more may find better.",
+    "One learning rate is tuned per task and attention, on one run each and on data of its own; "
+    "who tunes more may find better.",
     "The byte task reads the standard library of the interpreter that runs it: its figures compare "
     "within a run, not between versions of Python.",
 )
