@@ -1,5 +1,7 @@
 """Grouped SwiGLU, the feed-forward of a mixture of experts."""
 
-from .api import choose, grouped_swiglu, why_not
+from .api import Config, autotune, candidates, choose, grouped_swiglu, heuristic, why_not
 
-__all__ = ["choose", "grouped_swiglu", "why_not"]
+__all__ = [
+    "Config", "autotune", "candidates", "choose", "grouped_swiglu", "heuristic", "why_not",
+]  # fmt: skip

@@ -7,7 +7,8 @@ where the package is installed), `ragged_dot` (`jax.lax.ragged_dot`, on every ba
 
 import importlib
 import importlib.util
-from typing import Any, Literal, get_args
+import os
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +16,24 @@ import numpy as np
 from jax.core import Tracer
 from jax.experimental import checkify
 
+from .. import tuning
 from ..compat import precision
 from . import blocked
 
 Impl = Literal["tokamax", "ragged_dot", "blocked"]
 IMPLS: tuple[Impl, ...] = get_args(Impl)
 FLOATS = (jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64)
+
+
+class Config(NamedTuple):
+    """How an implementation is launched; `autotune` finds the fastest for a shape.
+
+    Attributes:
+        impl: implementation.  block: rows that "blocked" multiplies at a time.
+    """
+
+    impl: Impl
+    block: int = 64
 
 
 def grouped_swiglu(
@@ -31,6 +44,7 @@ def grouped_swiglu(
     sizes: jax.Array,
     *,
     impl: Impl | None = None,
+    config: Config | None = None,
 ) -> jax.Array:
     """Returns (silu(x gate_e) * (x up_e)) down_e with the group e of each row.
 
@@ -39,24 +53,29 @@ def grouped_swiglu(
         gate, up: `[E, D, F]`.  down: `[E, F, D]`.
         sizes: `[E]` int32, rows of each group, M together at most; rows behind them give 0.
         impl: implementation; None takes the fastest that can run, see `choose`.
+        config: how it is launched, in place of `impl`; `heuristic` by default.
 
     Returns:
         `[M, D]` in the dtype of x.
 
     Raises:
-        ValueError: if shapes or dtypes do not fit, or concrete sizes exceed the rows.
+        ValueError: if shapes or dtypes do not fit, concrete sizes exceed the rows, or both `impl`
+            and `config` are given.
         NotImplementedError: if `impl` is given and cannot run; it says why.
 
     Source: Step-3, arXiv:2507.19427 (SwiGLU experts); Shazeer 2020 (SwiGLU).
     """
     _check(x, gate, up, down, sizes)
-    if impl is None:
-        impl = choose(x.dtype)
-    elif reason := why_not(impl, x.dtype):
-        raise NotImplementedError(f"grouped_swiglu with impl={impl!r} cannot run: {reason}")
-    if impl == "blocked":
-        return blocked.grouped_swiglu(x, gate, up, down, sizes, _block(x.shape[0], sizes.size))
-    dot = _ragged_dot(impl)
+    if config is not None and impl is not None:
+        raise ValueError(f"give impl or config, not both; got {impl!r} and {config}")
+    config = config or heuristic(x.shape[0], sizes.size, x.dtype, impl)
+    if reason := why_not(config.impl, x.dtype):
+        raise NotImplementedError(f"grouped_swiglu with impl={config.impl!r} cannot run: {reason}")
+    if config.impl == "blocked":
+        if config.block < 1:
+            raise ValueError(f"block must be at least 1 row, got {config.block}")
+        return blocked.grouped_swiglu(x, gate, up, down, sizes, config.block)
+    dot = _ragged_dot(config.impl)
     hidden = jax.nn.silu(dot(x, gate, sizes)) * dot(x, up, sizes)
     out = dot(hidden, down, sizes)
     row = jnp.arange(x.shape[0], dtype=jnp.int32)
@@ -67,6 +86,46 @@ def choose(dtype: Any = jnp.float32) -> Impl:
     """Returns the implementation that `impl=None` takes on the default backend."""
     preferred = IMPLS if jax.default_backend() in ("gpu", "tpu") else ("blocked",)
     return next(impl for impl in preferred if not why_not(impl, dtype))
+
+
+def heuristic(
+    num_rows: int, num_groups: int, dtype: Any = jnp.float32, impl: Impl | None = None
+) -> Config:
+    """Returns the launch that is taken without a `config`.
+
+    A block has about the rows of a group, a power of two from 16 to 128.
+    """
+    mean = max(1, -(-num_rows // num_groups))
+    return Config(impl or choose(dtype), min(128, max(16, 1 << (mean - 1).bit_length())))
+
+
+def candidates(num_rows: int, num_groups: int, dtype: Any = jnp.float32) -> tuple[Config, ...]:
+    """Returns the launches that `autotune` compares: `heuristic`, and all that can run here."""
+    first = heuristic(num_rows, num_groups, dtype)
+    blocks = [n for n in (8, 16, 32, 64, 128, 256) if n <= max(8, num_rows)]
+    found = [first, *(Config("blocked", n) for n in blocks)]
+    found += [first._replace(impl=impl) for impl in IMPLS if not why_not(impl, dtype)]
+    return tuple(dict.fromkeys(found))
+
+
+def autotune(
+    x: jax.Array, gate: jax.Array, up: jax.Array, down: jax.Array, sizes: jax.Array,
+    *, path: str | os.PathLike | None = None,
+) -> Config:  # fmt: skip
+    """Returns the fastest launch for operands like these, see `grouped_swiglu`.
+
+    Args:
+        path: file that keeps what was found, see `tuning.autotune`.
+    """
+    _check(x, gate, up, down, sizes)
+
+    def build(config: Config) -> Any:
+        return lambda *operands: grouped_swiglu(*operands, config=config)
+
+    return tuning.autotune(
+        "grouped_swiglu", build, candidates(x.shape[0], sizes.size, x.dtype),
+        (x, gate, up, down, sizes), reference=build(Config("ragged_dot")), path=path,
+    )  # fmt: skip
 
 
 def why_not(impl: str, dtype: Any = jnp.float32) -> str:
@@ -92,12 +151,6 @@ def _ragged_dot(impl: Impl) -> Any:
     if impl == "ragged_dot":
         return lambda a, b, sizes: jax.lax.ragged_dot(a, b, sizes, precision=precision(a.dtype))
     return importlib.import_module("tokamax").ragged_dot
-
-
-def _block(num_rows: int, num_groups: int) -> int:
-    """Rows at a time: about those of a group, a power of two from 16 to 128."""
-    mean = max(1, -(-num_rows // num_groups))
-    return min(128, max(16, 1 << (mean - 1).bit_length()))
 
 
 def _check(

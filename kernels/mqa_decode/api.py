@@ -5,6 +5,7 @@ share of pages for every processor), `triton` (NVIDIA GPUs from Ampere on), `mos
 which is the specification in `ref`.
 """
 
+import os
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
@@ -13,7 +14,7 @@ import numpy as np
 from jax.core import Tracer
 from jax.experimental import checkify
 
-from .. import compat, hopper
+from .. import compat, hopper, tuning
 from . import mosaic_gpu, mosaic_tpu, plan, ref, triton
 
 Impl = Literal["mosaic_gpu", "triton", "mosaic_tpu", "xla"]
@@ -43,6 +44,21 @@ class Call(NamedTuple):
     v_transposed: bool
 
 
+class Config(NamedTuple):
+    """How an implementation is launched; `autotune` finds the fastest for a shape.
+
+    Attributes:
+        impl: implementation.
+        stages: pages in flight, of "mosaic_gpu" (a multiple of 2 up to 64 rows S_q H).
+        num_splits, num_warps: parts of a request and warps of a program, of "triton".
+    """
+
+    impl: Impl
+    stages: int = 2
+    num_splits: int = 8
+    num_warps: int = 8
+
+
 def mqa_decode(
     q: jax.Array,
     k_pages: jax.Array,
@@ -55,6 +71,7 @@ def mqa_decode(
     v_scale: jax.Array | None = None,
     v_transposed: bool = False,
     impl: Impl | None = None,
+    config: Config | None = None,
     return_lse: bool = False,
 ) -> Any:
     """Returns softmax(scale q k') v over the tokens of each request, causal among the asking ones.
@@ -72,6 +89,7 @@ def mqa_decode(
         v_transposed: value pages are `[N, C, page]`: on Hopper both products then run in eight
             bits.
         impl: implementation; None takes the first of `IMPLS` that can run, see `choose`.
+        config: how it is launched, in place of `impl`; `heuristic` by default.
         return_lse: return `(out, lse2)` with the base-2 log-sum-exp of the scores.
 
     Returns:
@@ -80,7 +98,8 @@ def mqa_decode(
 
     Raises:
         ValueError: if shapes or dtypes do not fit; if concrete lengths or page numbers lie outside
-            the table or the pages. Traced ones are checked under `checkify`.
+            the table or the pages (traced ones are checked under `checkify`); if both `impl` and
+            `config` are given.
         NotImplementedError: if `impl` is given and cannot run; it says why.
 
     Source: Step-3, arXiv:2507.19427, section 4; split-KV decoding, Dao et al. 2023.
@@ -88,24 +107,27 @@ def mqa_decode(
     squeezed = q.ndim == 3
     q = q[:, None] if squeezed else q
     call = _check(q, k_pages, v_pages, page_table, lens, scale, k_scale, v_scale, v_transposed)
-    if impl is None:
-        impl = choose(call)
-    elif reason := why_not(impl, call):
-        raise NotImplementedError(f"mqa_decode with impl={impl!r} cannot run: {reason}")
+    if config is not None and impl is not None:
+        raise ValueError(f"give impl or config, not both; got {impl!r} and {config}")
+    config = config or heuristic(call, lens.size, impl)
+    if reason := why_not(config.impl, call):
+        raise NotImplementedError(f"mqa_decode with impl={config.impl!r} cannot run: {reason}")
     operands = (q, k_pages, v_pages, page_table, lens)
     options = {
         "scale": call.C**-0.5 if scale is None else scale, "k_scale": k_scale, "v_scale": v_scale,
     }  # fmt: skip
-    if impl == "mosaic_gpu":
+    if config.impl == "mosaic_gpu":
         shares = plan.decode_plan(
             lens, page_table, page=call.page, num_parts=compat.num_processors()
         )
         out, lse2 = mosaic_gpu.mqa_decode(
-            q, k_pages, v_pages, lens, shares, direct=v_transposed, **options
+            q, k_pages, v_pages, lens, shares, direct=v_transposed, stages=config.stages, **options
         )
-    elif impl == "triton":
-        out, lse2 = triton.mqa_decode(*operands, num_splits=_num_splits(call, lens.size), **options)
-    elif impl == "mosaic_tpu":
+    elif config.impl == "triton":
+        out, lse2 = triton.mqa_decode(
+            *operands, num_splits=config.num_splits, num_warps=config.num_warps, **options
+        )
+    elif config.impl == "mosaic_tpu":
         out, lse2 = mosaic_tpu.mqa_decode(*operands, **options)
     else:
         out, lse2 = ref.mqa_decode(*operands, v_transposed=v_transposed, **options)
@@ -117,6 +139,79 @@ def mqa_decode(
 def choose(call: Call) -> Impl:
     """Returns the implementation that `impl=None` takes on the default backend."""
     return next(impl for impl in IMPLS if not why_not(impl, call))
+
+
+def heuristic(call: Call, B: int, impl: Impl | None = None) -> Config:
+    """Returns the launch that is taken without a `config`: two Triton programs a processor."""
+    splits = max(1, min(32, -(-2 * compat.num_processors() // max(B, 1))))
+    return Config(impl or choose(call), num_splits=splits)
+
+
+def candidates(call: Call, B: int) -> tuple[Config, ...]:
+    """Returns the launches that `autotune` compares: `heuristic`, and all that can run here."""
+    first = heuristic(call, B)
+    found = [first]
+    for impl in IMPLS:
+        if why_not(impl, call):
+            continue
+        if impl == "mosaic_gpu":
+            step = 2 if call.S_q * call.H <= hopper.ROWS else 1
+            found += [
+                first._replace(impl=impl, stages=n)
+                for n in range(step, 9, step)
+                if _shared_memory(call, n) <= hopper.SHARED_MEMORY
+            ]
+        elif impl == "triton":
+            splits = sorted({max(1, first.num_splits * n // 4) for n in (1, 2, 4, 8, 16)})
+            found += [
+                first._replace(impl=impl, num_splits=n, num_warps=warps)
+                for n in splits
+                for warps in (4, 8)
+            ]
+        else:
+            found.append(first._replace(impl=impl))
+    return tuple(dict.fromkeys(found))
+
+
+def autotune(
+    q: jax.Array,
+    k_pages: jax.Array,
+    v_pages: jax.Array,
+    page_table: jax.Array,
+    lens: jax.Array,
+    *,
+    k_scale: jax.Array | None = None,
+    v_scale: jax.Array | None = None,
+    v_transposed: bool = False,
+    path: str | os.PathLike | None = None,
+) -> Config:
+    """Returns the fastest launch for operands like these, see `mqa_decode`.
+
+    Args:
+        path: file that keeps what was found, see `tuning.autotune`.
+    """
+    asked = q if q.ndim == 4 else q[:, None]
+    call = _check(
+        asked, k_pages, v_pages, page_table, lens, None, k_scale, v_scale, v_transposed
+    )  # fmt: skip
+    operands = [q, k_pages, v_pages, page_table, lens]
+    names = [name for name, x in (("k_scale", k_scale), ("v_scale", v_scale)) if x is not None]
+    operands += [x for x in (k_scale, v_scale) if x is not None]
+
+    def build(config: Config) -> Any:
+        def f(*operands: jax.Array) -> jax.Array:
+            scales = dict(zip(names, operands[5:], strict=True))
+            return mqa_decode(
+                *operands[:5], v_transposed=v_transposed, config=config, **scales
+            )  # fmt: skip
+
+        return f
+
+    return tuning.autotune(
+        "mqa_decode, direct" if v_transposed else "mqa_decode", build, candidates(call, lens.size),
+        operands, reference=build(Config("xla")), path=path,
+        tolerance=0.1 if v_transposed else 2e-2,
+    )  # fmt: skip
 
 
 def why_not(impl: str, call: Call) -> str:
@@ -162,13 +257,16 @@ def _hopper_limits(call: Call) -> str:
 
 
 def _memory_limit(call: Call) -> str:
-    need = mosaic_gpu.shared_memory(call.C, call.page, call.kv_dtype, call.v_transposed)
-    if need > hopper.SHARED_MEMORY:
+    if (need := _shared_memory(call)) > hopper.SHARED_MEMORY:
         return (
             f"pages of {call.page} tokens need {need:,} bytes of shared memory, there are "
             f"{hopper.SHARED_MEMORY:,}; take smaller pages"
         )
     return ""
+
+
+def _shared_memory(call: Call, stages: int = 2) -> int:
+    return mosaic_gpu.shared_memory(call.C, call.page, call.kv_dtype, call.v_transposed, stages)
 
 
 def _triton_limits(call: Call) -> str:
@@ -191,11 +289,6 @@ def _tpu_limits(call: Call) -> str:
             f"{call.C} and {call.page}"
         )
     return ""
-
-
-def _num_splits(call: Call, B: int) -> int:
-    """Splits of a request so that two programs a processor are busy."""
-    return max(1, min(32, -(-2 * compat.num_processors() // max(B, 1))))
 
 
 def _check(
