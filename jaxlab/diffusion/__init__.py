@@ -1,0 +1,12 @@
+"""Generative ground: rectified flow, MeanFlow, diffusion with few steps, and their exact forms."""
+
+from jaxlab.diffusion import (
+    closed_form,
+    ddpm,
+    mean_flow,
+    one_step,
+    rectified_flow,
+    reverse_sampling,
+)
+
+__all__ = ["closed_form", "ddpm", "mean_flow", "one_step", "rectified_flow", "reverse_sampling"]
