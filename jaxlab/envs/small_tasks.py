@@ -1,0 +1,146 @@
+"""Small exact tasks in plain JAX: a pendulum, bandits, goals around a point mass, linear-quadratic.
+
+They compile in a second and have known optima, so that learners can be tested against the truth.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.linalg
+from jaxtyping import Array, Float
+
+from jaxlab.envs.episodes import Task
+
+
+def pendulum(time_limit: int = 200) -> Task:
+    """Swings a pendulum up: the dynamics and reward of Gymnasium's Pendulum-v1.
+
+    Torque u in [-2, 2]; obs (cos, sin, angular velocity in rad/s); reward of the state before the
+    step, -(angle^2 + 0.1 velocity^2 + 0.001 u^2). It never terminates.
+    """
+
+    def observe(physics: Array) -> Array:
+        return jnp.stack([jnp.cos(physics[0]), jnp.sin(physics[0]), physics[1]])
+
+    def reset(key: jax.Array) -> tuple[Array, Array]:
+        limit = jnp.asarray([jnp.pi, 1.0])
+        physics = jax.random.uniform(key, (2,), minval=-limit, maxval=limit)
+        return physics, observe(physics)
+
+    def step(physics: Array, action: Array) -> tuple[Array, Array, Array, Array]:
+        angle, velocity = physics
+        u = jnp.clip(action[0], -2.0, 2.0)
+        wrapped = jnp.mod(angle + jnp.pi, 2.0 * jnp.pi) - jnp.pi
+        reward = -(wrapped**2 + 0.1 * velocity**2 + 0.001 * u**2)
+        velocity = jnp.clip(velocity + (15.0 * jnp.sin(angle) + 3.0 * u) * 0.05, -8.0, 8.0)
+        physics = jnp.stack([angle + 0.05 * velocity, velocity])
+        return physics, observe(physics), reward, jnp.zeros((), bool)
+
+    return Task("pendulum", 3, 1, (-2.0,), (2.0,), time_limit, reset, step)
+
+
+def bandit(reward: Callable[[jax.Array], jax.Array], action_size: int = 1) -> Task:
+    """One state, one step, then the end: `reward(action [A]) -> []` on [-1, 1]^A."""
+
+    def reset(key: jax.Array) -> tuple[Array, Array]:
+        return jnp.zeros((0,)), jnp.zeros((1,))
+
+    def step(physics: Array, action: Array) -> tuple[Array, Array, Array, Array]:
+        return physics, jnp.zeros((1,)), reward(action), jnp.ones((), bool)
+
+    ones = (1.0,) * action_size
+    return Task("bandit", 1, action_size, tuple(-x for x in ones), ones, 1, reset, step)
+
+
+GOALS = ((5.0, 0.0), (-5.0, 0.0), (0.0, 5.0), (0.0, -5.0))
+"""Goals of `multi_goal`, all equally good from its start."""
+
+
+def multi_goal(
+    *, time_limit: int = 20, start_std: float = 0.1, action_cost: float = 0.3
+) -> Task:  # fmt: skip
+    """A point in the plane that may go to any of four goals.
+
+    The action is a displacement in [-1, 1]^2. The reward is minus the distance to the nearest goal
+    over 5 and the cost |a|^2 times `action_cost` over 5; within 1 of a goal the episode ends with
+    10. From the middle four directions are best: the optimal policy has four modes, and their mean
+    stays where it is.
+
+    Source: after the multi-goal task of soft Q-learning, Haarnoja et al. 2017.
+    """
+    goals = jnp.asarray(GOALS)
+
+    def reset(key: jax.Array) -> tuple[Array, Array]:
+        position = start_std * jax.random.normal(key, (2,))
+        return position, position
+
+    def step(position: Array, action: Array) -> tuple[Array, Array, Array, Array]:
+        position = jnp.clip(position + action, -7.0, 7.0)
+        distance = jnp.min(jnp.linalg.norm(position[None] - goals, axis=1))
+        arrived = distance < 1.0
+        cost = (distance + action_cost * jnp.sum(action**2)) / 5.0
+        return position, position, jnp.where(arrived, 10.0, 0.0) - cost, arrived
+
+    return Task("multi_goal", 2, 2, (-1.0, -1.0), (1.0, 1.0), time_limit, reset, step)
+
+
+class LinearQuadratic(NamedTuple):
+    """x' = A x + B u with reward -(x' Q x + u' R u); matrices, n states and m inputs."""
+
+    A: np.ndarray
+    B: np.ndarray
+    Q: np.ndarray
+    R: np.ndarray
+
+
+DOUBLE_INTEGRATOR = LinearQuadratic(
+    np.array([[1.0, 0.1], [0.0, 1.0]]), np.array([[0.005], [0.1]]), np.diag([1.0, 0.1]),
+    np.array([[0.1]]),
+)  # fmt: skip
+"""Position and velocity, moved by a force, at steps of 0.1 s."""
+
+
+def linear_quadratic(
+    system: LinearQuadratic = DOUBLE_INTEGRATOR, *, bound: float = 6.0, time_limit: int = 100
+) -> Task:
+    """Steers a linear system at a quadratic cost; it starts uniform in [-1, 1]^n.
+
+    Args:
+        bound: of |u|, wide enough that the optimum lies within (see `riccati`).
+    """
+    A, B, Q, R = (jnp.asarray(x, jnp.float32) for x in system)
+    n, m = B.shape
+
+    def reset(key: jax.Array) -> tuple[Array, Array]:
+        x = jax.random.uniform(key, (n,), minval=-1.0, maxval=1.0)
+        return x, x
+
+    def step(x: Array, u: Array) -> tuple[Array, Array, Array, Array]:
+        reward = -(x @ Q @ x + u @ R @ u)
+        x = A @ x + B @ u
+        return x, x, reward, jnp.zeros((), bool)
+
+    high = (bound,) * m
+    return Task("linear_quadratic", n, m, tuple(-b for b in high), high, time_limit, reset, step)
+
+
+def riccati(
+    system: LinearQuadratic = DOUBLE_INTEGRATOR, *, gamma: float = 0.99
+) -> tuple[Float[np.ndarray, "m n"], Float[np.ndarray, "n n"]]:
+    """Returns the optimal gain K, u = -K x, and P of the optimal discounted return -x' P x.
+
+    Raises:
+        ValueError: if gamma is not in (0, 1].
+
+    Source: the discrete algebraic Riccati equation with sqrt(gamma) A, sqrt(gamma) B.
+    """
+    if not 0.0 < gamma <= 1.0:
+        raise ValueError(f"gamma must lie in (0, 1], got {gamma}")
+    A, B, Q, R = system
+    root = gamma**0.5
+    P = scipy.linalg.solve_discrete_are(root * A, root * B, Q, R)
+    K = np.linalg.solve(R + gamma * B.T @ P @ B, gamma * B.T @ P @ A)
+    return K, P
