@@ -48,7 +48,8 @@ class Entry:
 SUITE = (
     Entry("mqa_decode_check", "check", "experiments.bench_mqa_decode:check", 120.0),
     Entry("mqa_prefill_check", "check", "experiments.bench_mqa_prefill:check", 90.0),
-    Entry("mqa_decode_uniform", "benchmark", "experiments.bench_mqa_decode:uniform", 420.0),
+    Entry("mqa_decode_few", "benchmark", "experiments.bench_mqa_decode:few", 240.0),
+    Entry("mqa_decode_many", "benchmark", "experiments.bench_mqa_decode:many", 180.0),
     Entry("mqa_decode_ragged", "benchmark", "experiments.bench_mqa_decode:ragged", 240.0),
     Entry("mqa_decode_eight_bits", "benchmark", "experiments.bench_mqa_decode:eight_bits", 180.0),
     Entry("mqa_prefill_whole", "benchmark", "experiments.bench_mqa_prefill:whole", 240.0),

@@ -5,6 +5,7 @@ PyTorch and JAX each claim the memory of a GPU, so that this is a script of its 
     python experiments/rivals_torch.py --out torch.json
 
 It needs torch and a CUDA GPU, nothing of JAX; the JSON has seconds per call by name and shape.
+Calls reuse one cache: below some 50 MB it may stay in the GPU's own, where ours is always cold.
 """
 
 import argparse

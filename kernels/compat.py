@@ -43,9 +43,9 @@ def load(ref: Any, layout: Any) -> jax.Array:
 
 
 def triton_dot(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Returns a b in float32 within a Triton kernel."""
+    """Returns a b in float32 within a Triton kernel, not in TensorFloat-32 if they are float32."""
     dot = pltriton.dot if hasattr(pltriton, "dot") else pl.dot
-    return dot(a, b)
+    return dot(a, b, precision=precision(a.dtype))
 
 
 def target(device_kind: str = "NVIDIA H100 80GB HBM3", num_cores: int = 132):
@@ -67,5 +67,8 @@ def num_processors() -> int:
 
 
 def compute_capability() -> float:
-    """Returns the compute capability of the default device, 0 where it has none."""
-    return float(getattr(jax.devices()[0], "compute_capability", 0.0))
+    """Returns the compute capability of the default NVIDIA GPU, 0 on any other device."""
+    try:
+        return float(getattr(jax.devices()[0], "compute_capability", 0.0))
+    except ValueError:  # AMD's are names, such as gfx942
+        return 0.0

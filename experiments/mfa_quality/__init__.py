@@ -67,7 +67,7 @@ PRESETS = {
     ),
     "cpu": Config(),
     "gpu": Config(
-        d_model=128, num_layers=4, length=256, recall_length=256, pairs=(16, 64), tokens=16_384,
+        d_model=256, num_layers=4, length=256, recall_length=256, pairs=(16, 64), tokens=16_384,
         learning_rates=(2e-3, 4e-3),
     ),
 }  # fmt: skip

@@ -40,7 +40,7 @@ def _mqa(D: int, depth: int) -> Layer:
 
 
 def _mla(D: int, depth: int) -> Layer:
-    rope = D // 16
+    rope = D // 4  # of D/2 cached elements: the more of them rotate, the better at this size
     return latent.make_mla(
         D, 4, q_rank=D // 2, kv_rank=D // 2 - rope, head_dim=D // 4, rope_dim=rope, depth=depth
     )

@@ -79,7 +79,7 @@ def grouped_swiglu(
     hidden = jax.nn.silu(dot(x, gate, sizes)) * dot(x, up, sizes)
     out = dot(hidden, down, sizes)
     row = jnp.arange(x.shape[0], dtype=jnp.int32)
-    return jnp.where((row < jnp.sum(sizes))[:, None], out, 0).astype(x.dtype)
+    return jnp.where((row < jnp.sum(sizes, dtype=jnp.int32))[:, None], out, 0).astype(x.dtype)
 
 
 def choose(dtype: Any = jnp.float32) -> Impl:
@@ -184,6 +184,6 @@ def _check(
                 f"{counts.min()} at least and {counts.sum()} together"
             )
     checkify.debug_check(
-        jnp.all(sizes >= 0) & (jnp.sum(sizes) <= x.shape[0]),
+        jnp.all(sizes >= 0) & (jnp.sum(sizes, dtype=jnp.int32) <= x.shape[0]),
         "sizes must be 0 or more and at most {rows} together", rows=jnp.int32(x.shape[0]),
     )  # fmt: skip

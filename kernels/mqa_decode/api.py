@@ -10,17 +10,13 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.core import Tracer
-from jax.experimental import checkify
 
-from .. import compat, hopper, tuning
+from .. import compat, hopper, paged, tuning
 from . import mosaic_gpu, mosaic_tpu, plan, ref, triton
 
 Impl = Literal["mosaic_gpu", "triton", "mosaic_tpu", "xla"]
 IMPLS: tuple[Impl, ...] = get_args(Impl)
 """Implementations, the one that is preferred where it runs first."""
-FLOATS = (jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64)
 FP8 = jnp.float8_e4m3fn
 MOST_ROWS = {"mosaic_gpu": 256, "triton": 128, "mosaic_tpu": 1024}
 """Rows S_q H that the kernels are made for; chunks of a prompt are `mqa_prefill_paged`'s."""
@@ -33,6 +29,7 @@ class Call(NamedTuple):
         S_q, H, C, page: sizes.
         q_dtype, kv_dtype: dtypes of queries and pages.
         v_transposed: value pages are `[N, C, page]`.
+        num_slots: tokens that all pages can hold.
     """
 
     S_q: int
@@ -42,6 +39,7 @@ class Call(NamedTuple):
     q_dtype: Any
     kv_dtype: Any
     v_transposed: bool
+    num_slots: int = 0
 
 
 class Config(NamedTuple):
@@ -109,7 +107,8 @@ def mqa_decode(
     call = _check(q, k_pages, v_pages, page_table, lens, scale, k_scale, v_scale, v_transposed)
     if config is not None and impl is not None:
         raise ValueError(f"give impl or config, not both; got {impl!r} and {config}")
-    config = config or heuristic(call, lens.size, impl)
+    config = config or heuristic(call, *page_table.shape, impl)
+    _check_config(config, call)
     if reason := why_not(config.impl, call):
         raise NotImplementedError(f"mqa_decode with impl={config.impl!r} cannot run: {reason}")
     operands = (q, k_pages, v_pages, page_table, lens)
@@ -141,15 +140,18 @@ def choose(call: Call) -> Impl:
     return next(impl for impl in IMPLS if not why_not(impl, call))
 
 
-def heuristic(call: Call, B: int, impl: Impl | None = None) -> Config:
-    """Returns the launch that is taken without a `config`: two Triton programs a processor."""
-    splits = max(1, min(32, -(-2 * compat.num_processors() // max(B, 1))))
+def heuristic(call: Call, B: int, P: int, impl: Impl | None = None) -> Config:
+    """Returns the launch that is taken without a `config`, for B requests of P pages at most.
+
+    Triton gets two programs a processor, and each of them two pages or more.
+    """
+    splits = min(-(-2 * compat.num_processors() // max(B, 1)), max(P // 2, 1))
     return Config(impl or choose(call), num_splits=splits)
 
 
-def candidates(call: Call, B: int) -> tuple[Config, ...]:
+def candidates(call: Call, B: int, P: int) -> tuple[Config, ...]:
     """Returns the launches that `autotune` compares: `heuristic`, and all that can run here."""
-    first = heuristic(call, B)
+    first = heuristic(call, B, P)
     found = [first]
     for impl in IMPLS:
         if why_not(impl, call):
@@ -208,8 +210,8 @@ def autotune(
         return f
 
     return tuning.autotune(
-        "mqa_decode, direct" if v_transposed else "mqa_decode", build, candidates(call, lens.size),
-        operands, reference=build(Config("xla")), path=path,
+        "mqa_decode, direct" if v_transposed else "mqa_decode", build,
+        candidates(call, *page_table.shape), operands, reference=build(Config("xla")), path=path,
         tolerance=0.1 if v_transposed else 2e-2,
     )  # fmt: skip
 
@@ -272,6 +274,10 @@ def _shared_memory(call: Call, stages: int = 2) -> int:
 def _triton_limits(call: Call) -> str:
     if compat.pltriton is None:
         return "this version of JAX has no Triton backend"
+    if call.kv_dtype == jnp.dtype(FP8) and compat.compute_capability() < 8.9:
+        return "it takes float8_e4m3fn from compute capability 8.9 on"
+    if call.num_slots * call.C >= 2**31:
+        return f"it counts elements in 32 bits, and the pages have {call.num_slots * call.C:,}"
     if call.v_transposed:
         return "it takes value pages [N, page, C] only"
     for name, size in (("page", call.page), ("head dimension", call.C)):
@@ -291,88 +297,32 @@ def _tpu_limits(call: Call) -> str:
     return ""
 
 
+def _check_config(config: Config, call: Call) -> None:
+    warps = config.num_warps
+    if config.stages < 1 or config.num_splits < 1 or warps not in (1, 2, 4, 8, 16, 32):
+        raise ValueError(
+            "stages and num_splits must be at least 1 and num_warps a power of two up to 32, got "
+            f"{config}"
+        )
+    if config.impl == "mosaic_gpu" and not why_not(config.impl, call):
+        lanes = 2 if call.S_q * call.H <= hopper.ROWS else 1
+        need = _shared_memory(call, config.stages)
+        if config.stages % lanes or need > hopper.SHARED_MEMORY:
+            raise ValueError(
+                f"stages must be a multiple of {lanes} that shared memory holds, "
+                f"{hopper.SHARED_MEMORY:,} bytes; {config.stages} need {need:,}"
+            )
+
+
 def _check(
     q: jax.Array, k_pages: jax.Array, v_pages: jax.Array, page_table: jax.Array, lens: jax.Array,
     scale: Any, k_scale: jax.Array | None, v_scale: jax.Array | None, v_transposed: bool,
 ) -> Call:  # fmt: skip
-    if q.ndim != 4 or k_pages.ndim != 3 or page_table.ndim != 2 or lens.ndim != 1:
-        raise ValueError(
-            "q must be [B, S_q, H, C] or [B, H, C], pages [N, page, C], page_table [B, P] and lens "
-            f"[B], got {q.shape}, {k_pages.shape}, {page_table.shape}, {lens.shape}"
-        )
-    (B, S_q, H, C), (N, page, _) = q.shape, k_pages.shape
-    want = (N, C, page) if v_transposed else (N, page, C)
-    if k_pages.shape != (N, page, C) or v_pages.shape != want:
-        raise ValueError(
-            f"with head dimension {C}, k_pages must be [N, page, {C}] and v_pages {want}, got "
-            f"{k_pages.shape} and {v_pages.shape}"
-        )
-    if C % 16:
-        raise ValueError(f"the head dimension must be a multiple of 16, got {C}")
-    if page_table.shape[0] != B or lens.shape[0] != B:
-        raise ValueError(
-            f"q asks for {B} requests, page_table has {page_table.shape[0]}, lens {lens.shape[0]}"
-        )
-    if min(B, S_q, H, N, page, page_table.shape[1]) < 1:
-        raise ValueError(f"no size may be zero: q {q.shape}, pages {k_pages.shape}")
-    for name, x in (("page_table", page_table), ("lens", lens)):
-        if x.dtype != jnp.int32:
-            raise ValueError(f"{name} must be int32, got {x.dtype}")
-    _check_dtypes(q, k_pages, v_pages)
-    _check_scales(k_pages, k_scale, v_scale, () if v_transposed else (N, page))
-    if scale is not None and jnp.ndim(scale) > 0:
-        raise ValueError(f"scale must be one number, got shape {jnp.shape(scale)}")
-    _check_values(page_table, lens, N, page)
+    paged.check(q, k_pages, v_pages, page_table, lens, k_scale, v_scale, v_transposed=v_transposed)
+    if scale is not None and (isinstance(scale, (str, bool)) or jnp.ndim(scale) > 0):
+        raise ValueError(f"scale must be one number, got {scale!r}")
+    _, S_q, H, C = q.shape
+    N, page, _ = k_pages.shape
     return Call(
-        S_q, H, C, page, jnp.dtype(q.dtype), jnp.dtype(k_pages.dtype), v_transposed
-    )  # fmt: skip
-
-
-def _check_dtypes(q: jax.Array, k_pages: jax.Array, v_pages: jax.Array) -> None:
-    if q.dtype not in FLOATS:
-        names = ", ".join(jnp.dtype(d).name for d in FLOATS)
-        raise ValueError(f"q must be in {names}, got {q.dtype}")
-    if k_pages.dtype != v_pages.dtype or k_pages.dtype not in (q.dtype, FP8):
-        raise ValueError(
-            f"pages must both be in the dtype of q, {q.dtype}, or in float8_e4m3fn, got "
-            f"{k_pages.dtype} and {v_pages.dtype}"
-        )
-
-
-def _check_scales(
-    k_pages: jax.Array, k_scale: jax.Array | None, v_scale: jax.Array | None, v_shape: tuple
-) -> None:
-    eight_bits = k_pages.dtype == FP8
-    for name, scale, shape in (
-        ("k_scale", k_scale, k_pages.shape[:2]), ("v_scale", v_scale, v_shape)
-    ):  # fmt: skip
-        if eight_bits != (scale is not None):
-            need = "need" if eight_bits else "take no"
-            raise ValueError(f"pages in {k_pages.dtype} {need} {name}")
-        if scale is not None and (scale.shape != shape or scale.dtype != jnp.float32):
-            raise ValueError(f"{name} must be float32 {shape}, got {scale.dtype} {scale.shape}")
-
-
-def _check_values(page_table: jax.Array, lens: jax.Array, N: int, page: int) -> None:
-    most = page_table.shape[1] * page
-    if not isinstance(lens, Tracer):
-        wrong = np.flatnonzero((np.asarray(lens) < 0) | (np.asarray(lens) > most))
-        if wrong.size:
-            raise ValueError(
-                f"lens must be in 0 to {most}, the tokens a row of page_table can name; request "
-                f"{wrong[0]} has {int(lens[wrong[0]])}"
-            )
-    if not isinstance(page_table, Tracer):
-        table = np.asarray(page_table)
-        if table.min() < 0 or table.max() >= N:
-            raise ValueError(
-                f"page_table must hold page numbers in 0 to {N - 1}, got {table.min()} to "
-                f"{table.max()}"
-            )
-    checkify.debug_check(
-        jnp.all((lens >= 0) & (lens <= most)), "lens must be in 0 to {most}", most=jnp.int32(most)
-    )
-    checkify.debug_check(
-        jnp.all((page_table >= 0) & (page_table < N)),
-        "page_table must hold page numbers in 0 to {last}", last=jnp.int32(N - 1),
+        S_q, H, C, page, jnp.dtype(q.dtype), jnp.dtype(k_pages.dtype), v_transposed, N * page
     )  # fmt: skip

@@ -163,12 +163,13 @@ def mqa_decode(
 
 
 def shared_memory(C: int, page: int, dtype: jnp.dtype, direct: bool, stages: int = 2) -> int:
-    """Returns about how many bytes of shared memory a program takes, barriers aside."""
+    """Returns how many bytes of shared memory a program takes at most."""
     size = jnp.dtype(dtype).itemsize
     pages = stages * page * 2 * (C * size + (4 if size == 1 else 0))
     queries = NUM_COMPUTE * ROWS * C * (1 if direct else 2)
     staged = NUM_COMPUTE * page * (0 if size > 1 else ROWS if direct else 2 * C)
-    return pages + queries + staged + NUM_COMPUTE * ROWS * (CHUNK + 4) * 4
+    barriers = 2048  # and the padding between buffers
+    return pages + queries + staged + NUM_COMPUTE * ROWS * (CHUNK + 4) * 4 + barriers
 
 
 def _body(gmem: dict, smem: dict, shape: Shape, wg: hopper.Warpgroup) -> None:
@@ -202,7 +203,7 @@ def _feed(gmem: dict, smem: dict, shape: Shape, part) -> None:
     lo, hi, stages = gmem["begin"][part], gmem["end"][part], shape.stages
 
     def load(i, _):
-        slot = jax.lax.rem(i - lo, stages)
+        slot = jax.lax.rem(i - lo, jnp.int32(stages))
         number = gmem["flat_page"][i]
         for name in ("k", "v"):
 
@@ -217,7 +218,7 @@ def _feed(gmem: dict, smem: dict, shape: Shape, part) -> None:
         return ()
 
     def drain(i, _):
-        slot = jax.lax.rem(i - lo, stages)
+        slot = jax.lax.rem(i - lo, jnp.int32(stages))
         plgpu.barrier_wait(smem["k_used"].at[slot])
         plgpu.barrier_wait(smem["v_used"].at[slot])
         return ()
@@ -231,7 +232,8 @@ def _attend(
 ) -> None:
     """One piece: a part's pages [start, stop) of request b."""
     page, C, num_lanes = shape.page, shape.columns, shape.num_lanes
-    tile, lane = jax.lax.rem(index, shape.num_tiles), jax.lax.div(index, shape.num_tiles)
+    num_tiles, lanes = jnp.int32(shape.num_tiles), jnp.int32(num_lanes)
+    tile, lane = jax.lax.rem(index, num_tiles), jax.lax.div(index, num_tiles)
     first_row = (jax.lax.axis_index("block") * shape.num_tiles + tile) * ROWS
     mine = pl.ds(first_row, ROWS)
     full = smem["q_full"].at[index]
@@ -247,13 +249,13 @@ def _attend(
     lo, first = gmem["begin"][part], gmem["first"][b]
     # Lanes take turns through the whole run of the part, not through each piece: a lane meets
     # every filling of its own buffers, and of no others.
-    behind = jax.lax.rem(start - lo, num_lanes)
-    mine_from = start + jax.lax.rem(lane + num_lanes - behind, num_lanes)
+    behind = jax.lax.rem(start - lo, lanes)
+    mine_from = start + jax.lax.rem(lane + lanes - behind, lanes)
 
     def one(j, carry):
         top, total, acc = carry
         i = mine_from + j * num_lanes
-        slot = jax.lax.rem(i - lo, shape.stages)
+        slot = jax.lax.rem(i - lo, jnp.int32(shape.stages))
         scores = _scores(smem, shape, wg, index, slot)
         if shape.variant == "direct":
             scores = scores * wg.by_row(wg.load(smem["row_scale"].at[index], wg.rows), page)
@@ -267,7 +269,7 @@ def _attend(
         valid = gmem["lens"][b] - (i - first) * page
         return now, total, _add_values(smem, shape, wg, index, slot, acc, weight, valid)
 
-    count = jax.lax.div(stop - mine_from + num_lanes - 1, num_lanes)
+    count = jax.lax.div(stop - mine_from + lanes - 1, lanes)
     carry = (wg.full(None, MASKED), wg.full(None, 0.0), wg.full(C, 0.0))
     top, total, acc = jax.lax.fori_loop(0, count, one, carry)
     _write(gmem, smem, shape, wg, index, lane, part + b, mine, top, total, acc)

@@ -37,7 +37,7 @@ def mqa_decode(
     quantized = k_scale is not None
 
     def page_of(b: jax.Array, i: jax.Array, lens: jax.Array, table: jax.Array) -> tuple:
-        last = jax.lax.div(jnp.maximum(lens[b] - 1, 0), page)
+        last = jax.lax.div(jnp.maximum(lens[b] - 1, 0), jnp.int32(page))
         return table[b, jnp.minimum(i, last)], 0, 0
 
     def request(b: jax.Array, i: jax.Array, *_: jax.Array) -> tuple:

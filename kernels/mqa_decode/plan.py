@@ -76,6 +76,26 @@ def decode_plan(lens: jax.Array, page_table: jax.Array, *, page: int, num_parts:
     )
 
 
+def merge_splits(out: jax.Array, lse2: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Merges the softmax averages of fixed splits along axis 1, in float32 and in their order.
+
+    Args:
+        out: `[B, N, R, C]`.  lse2: `[B, N, R]`, base-2 log-sum-exp, -inf where a split is empty.
+
+    Returns:
+        `([B, R, C], [B, R])`; zeros and -inf where all are empty.
+    """
+    top = jnp.max(lse2, axis=1)
+    safe = jnp.where(jnp.isfinite(top), top, 0.0)
+    weight = jnp.exp2(lse2 - safe[:, None])  # exp2(-inf) = 0
+    total = jnp.sum(weight, axis=1)
+    kept = jnp.where(weight[..., None] > 0.0, out, 0.0)
+    merged = (
+        jnp.sum(kept * weight[..., None], axis=1) / jnp.where(total > 0.0, total, 1.0)[..., None]
+    )
+    return merged, jnp.where(total > 0.0, safe + jnp.log2(jnp.maximum(total, 1e-37)), EMPTY)
+
+
 def merge_partials(
     out: jax.Array, lse2: jax.Array, request: jax.Array, num_requests: int
 ) -> tuple[jax.Array, jax.Array]:

@@ -62,20 +62,22 @@ def mqa_decode(
     k, v = (x[page_table].reshape(B, S, C).astype(q.dtype) for x in (k_pages, v_pages))
     position = jnp.arange(S, dtype=jnp.int32)
     present = position[None] < lens[:, None]  # [B, S]
-    v = jnp.where(present[..., None], v, jnp.zeros((), v.dtype))  # 0 * NaN is NaN
+    # 0 * NaN is NaN: in values for the average, in keys for its derivative.
+    k, v = (jnp.where(present[..., None], x, jnp.zeros((), x.dtype)) for x in (k, v))
     seen_by = lens[:, None] - S_q + 1 + token[None]  # [B, S_q H]
     visible = position[None, None] < seen_by[:, :, None]  # [B, S_q H, S]
 
     scores = product("brc,bsc->brs", rows, k)
     scores = scores * jnp.asarray(scale * LOG2_E, wide)
     if k_scale is not None:
-        scores = scores * k_scale[page_table].reshape(B, 1, S)
+        scores = scores * k_scale[page_table].reshape(B, 1, S).astype(wide)
     scores = jnp.where(visible, scores, MASKED)
     top = jnp.max(scores, axis=-1, keepdims=True)
     weight = jnp.where(visible, jnp.exp2(scores - top), 0.0)
     total = jnp.sum(weight, axis=-1)
     if v_scale is not None:  # after the sum: the probabilities themselves are not scaled
-        weight = weight * jnp.where(present, v_scale[page_table].reshape(B, S), 0.0)[:, None]
+        scales = jnp.where(present, v_scale[page_table].reshape(B, S), 0.0)
+        weight = weight * scales.astype(wide)[:, None]
     out = product("brs,bsc->brc", weight.astype(v.dtype), v)
     some = total > 0.0
     out = out / jnp.where(some, total, 1.0)[..., None]

@@ -1,8 +1,8 @@
 """Paged decode attention through Pallas' Triton backend: fixed splits of every request.
 
-The grid is (request, split); a split takes every `num_splits`-th run of pages of its request, and
-`plan.merge_partials` joins the splits. It is the second choice on NVIDIA GPUs, for cards before
-Hopper and for JAX versions without a Mosaic backend.
+The grid is (request, split); the splits of a request take equal runs of its pages, and
+`plan.merge_splits` joins them in a fixed order, whatever else is in the batch. It is the second
+choice on NVIDIA GPUs, for cards before Hopper and for JAX versions without a Mosaic backend.
 """
 
 import functools
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from ..compat import pltriton, triton_dot
-from .plan import merge_partials
+from .plan import merge_splits
 from .ref import LOG2_E, MASKED
 
 
@@ -64,10 +64,7 @@ def mqa_decode(
         compiler_params=pltriton.CompilerParams(num_warps=num_warps, num_stages=num_stages),
         interpret=interpret,
     )(*operands)
-    request = jnp.repeat(jnp.arange(B, dtype=jnp.int32), num_splits)
-    out, lse2 = merge_partials(
-        out.reshape(B * num_splits, rows, C), lse2.reshape(B * num_splits, rows), request, B
-    )
+    out, lse2 = merge_splits(out, lse2)
     shape = (B, S_q, H)
     return out[:, : S_q * H].reshape(*shape, C), lse2[:, : S_q * H].reshape(shape)
 
@@ -81,8 +78,8 @@ def _body(
     q = q_ref[...]
     rows, C = q.shape
     length = pltriton.load(lens_ref.at[b])
-    num_pages = pl.cdiv(length, page)
-    share = pl.cdiv(num_pages, num_splits)
+    num_pages = jax.lax.div(length + (page - 1), jnp.int32(page))
+    share = jax.lax.div(num_pages + (num_splits - 1), jnp.int32(num_splits))
     token = jax.lax.broadcasted_iota(jnp.int32, (rows, page), 0) // num_heads
 
     def one(i, carry):

@@ -1,7 +1,7 @@
 """Attention of whole prompts with one key and value head for all heads: checks, dispatch, gradient.
 
 The derivative recomputes scores block by block; training and prefill use the same function. A
-chunk of a prompt over paged keys is `mqa_decode` with several tokens a request.
+chunk of a prompt over paged keys gathers them first.
 """
 
 import functools
@@ -13,7 +13,7 @@ import numpy as np
 from jax.core import Tracer
 from jax.experimental import checkify
 
-from .. import compat
+from .. import compat, paged
 from . import mosaic_gpu, mosaic_tpu, ref
 
 Impl = Literal["mosaic_gpu", "mosaic_tpu", "xla"]
@@ -57,7 +57,7 @@ def mqa_prefill(
     S = k.shape[1]
     q_start = jnp.zeros((B,), jnp.int32) if q_start is None else q_start
     lens = jnp.full((B,), S, jnp.int32) if lens is None else lens
-    _check_numbers("q_start", q_start, B, None)
+    _check_numbers("q_start", q_start, B, 2**31 - 1 - q.shape[1])
     _check_numbers("lens", lens, B, S)
     return _dispatch(q, k, v, q_start, lens, scale, causal, impl)
 
@@ -88,7 +88,15 @@ def mqa_prefill_paged(
 
     Returns:
         `[B, T, H, C]` in the dtype of q; 0 where nothing is visible.
+
+    Raises:
+        ValueError: if shapes or dtypes do not fit, or concrete lengths or page numbers are out of
+            range; traced ones are checked under `checkify`.
+        NotImplementedError: if `impl` is given and cannot run; it says why.
     """
+    if q.ndim != 4:
+        raise ValueError(f"q must be [B, T, H, C], got {q.shape}")
+    paged.check(q, k_pages, v_pages, page_table, lens, k_scale, v_scale)
     shape = (page_table.shape[0], -1, k_pages.shape[-1])
 
     def gathered(pages: jax.Array, scales: jax.Array | None) -> jax.Array:
@@ -98,8 +106,6 @@ def mqa_prefill_paged(
         return x.astype(q.dtype).reshape(shape)
 
     k, v = gathered(k_pages, k_scale), gathered(v_pages, v_scale)
-    B = _check(q, k, v)
-    _check_numbers("lens", lens, B, k.shape[1])
     # A request shorter than the chunk starts before position 0: its first rows see nothing.
     return _dispatch(q, k, v, lens - q.shape[1], lens, scale, True, impl)
 
@@ -145,7 +151,7 @@ def _dispatch(
         impl = choose(q)
     elif reason := why_not(impl, q):
         raise NotImplementedError(f"mqa_prefill with impl={impl!r} cannot run: {reason}")
-    if not (scale is None or isinstance(scale, (int, float))):
+    if isinstance(scale, bool) or not isinstance(scale, (int, float, np.number, type(None))):
         raise ValueError(f"scale must be a Python number or None, got {type(scale).__name__}")
     return _attend(
         impl, q.shape[-1] ** -0.5 if scale is None else float(scale), causal, q, k, v, q_start, lens
@@ -193,15 +199,13 @@ def _check(q: jax.Array, k: jax.Array, v: jax.Array) -> int:
     return q.shape[0]
 
 
-def _check_numbers(name: str, x: jax.Array, B: int, most: int | None) -> None:
+def _check_numbers(name: str, x: jax.Array, B: int, most: int) -> None:
     if x.shape != (B,) or x.dtype != jnp.int32:
         raise ValueError(f"{name} must be int32 [{B}], got {x.dtype} {x.shape}")
     if not isinstance(x, Tracer):
         values = np.asarray(x)
-        if values.min() < 0 or (most is not None and values.max() > most):
-            limit = "at least 0" if most is None else f"in 0 to {most}"
-            raise ValueError(f"{name} must be {limit}, got {values.min()} to {values.max()}")
-    most = 2**31 - 1 if most is None else most
+        if values.min() < 0 or values.max() > most:
+            raise ValueError(f"{name} must be in 0 to {most}, got {values.min()} to {values.max()}")
     checkify.debug_check(
         jnp.all((x >= 0) & (x <= most)), name + " must be in 0 to {most}", most=jnp.int32(most)
     )

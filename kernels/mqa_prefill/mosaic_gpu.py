@@ -104,7 +104,7 @@ def _feed(gmem: dict, smem: dict, b, count, stages: int) -> None:
     """Keeps the ring of blocks full, and waits until the last of them are used."""
 
     def load(i, _):
-        slot = jax.lax.rem(i, stages)
+        slot = jax.lax.rem(i, jnp.int32(stages))
         for name in ("k", "v"):
 
             @pl.when(i >= stages)
@@ -116,7 +116,7 @@ def _feed(gmem: dict, smem: dict, b, count, stages: int) -> None:
         return ()
 
     def drain(i, _):
-        slot = jax.lax.rem(i, stages)
+        slot = jax.lax.rem(i, jnp.int32(stages))
         plgpu.barrier_wait(smem["k_used"].at[slot])
         plgpu.barrier_wait(smem["v_used"].at[slot])
         return ()
@@ -143,7 +143,7 @@ def _attend(
 
     def one(masked: bool, i, carry):
         top, total, acc = carry
-        slot = jax.lax.rem(i, stages)
+        slot = jax.lax.rem(i, jnp.int32(stages))
         plgpu.barrier_wait(smem["k_full"].at[slot])
         scores = wg.scores(q, smem["k"].at[slot])
         plgpu.barrier_arrive(smem["k_used"].at[slot])

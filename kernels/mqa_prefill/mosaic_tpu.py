@@ -50,7 +50,7 @@ def forward(
         b: jax.Array, r: jax.Array, i: jax.Array, start: jax.Array, lens: jax.Array
     ) -> tuple:
         seen = _seen(r, start[b], lens[b], rows_block, **shape)
-        last = jax.lax.div(jnp.maximum(seen - 1, 0), keys_block)
+        last = jax.lax.div(jnp.maximum(seen - 1, 0), jnp.int32(keys_block))
         return b, jnp.minimum(i, last), 0
 
     out, lse2 = pl.pallas_call(
@@ -92,7 +92,7 @@ def _seen(
     """Keys that the last token of a block of rows sees."""
     if not causal:
         return length
-    last = jnp.minimum(jax.lax.div(r * block + block - 1, num_heads), num_tokens - 1)
+    last = jnp.minimum(jax.lax.div(r * block + block - 1, jnp.int32(num_heads)), num_tokens - 1)
     return jnp.minimum(length, start + last + 1)
 
 

@@ -15,6 +15,7 @@ from . import mosaic_gpu, mosaic_tpu, ref
 
 Impl = Literal["mosaic_gpu", "mosaic_tpu", "xla"]
 IMPLS: tuple[Impl, ...] = get_args(Impl)
+FLOATS = (jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64)
 """Implementations, the one that is preferred where it runs first."""
 
 
@@ -54,10 +55,15 @@ def rms_up_rope(
         )
     if position.shape != low.shape[:1] or not jnp.issubdtype(position.dtype, jnp.integer):
         raise ValueError(f"position must be integers [{low.shape[0]}], got {position.shape}")
-    if not jnp.issubdtype(low.dtype, jnp.floating):
-        raise ValueError(f"low and up must be floats, got {low.dtype}")
+    if low.dtype not in FLOATS:
+        names = ", ".join(jnp.dtype(d).name for d in FLOATS)
+        raise ValueError(f"low and up must be in {names}, got {low.dtype}")
+    if isinstance(theta, (int, float)) and not theta > 0.0 or eps is not None and not eps >= 0.0:
+        raise ValueError(f"theta must be positive and eps not negative, got {theta} and {eps}")
     if low.dtype != up.dtype:
         raise ValueError(f"low and up must share a dtype, got {low.dtype} and {up.dtype}")
+    if not low.shape[0]:
+        return jnp.zeros((0, *up.shape[1:]), low.dtype)
     if impl is None:
         impl = choose(low, up)
     elif reason := why_not(impl, low, up):

@@ -124,3 +124,45 @@ def test_it_says_what_it_takes_and_what_it_wants():
         api.grouped_swiglu(x, gate, up, down, sizes, impl="fast")
     with pytest.raises(NotImplementedError, match="not gpu or tpu"):
         api.grouped_swiglu(x, gate, up, down, sizes, impl="tokamax")
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+@pytest.mark.parametrize("wide", [False, True], ids=["x32", "x64"])
+def test_every_form_lowers_for_accelerators(platform, wide):
+    """With 64 bits switched on too, forward and backward."""
+    dtype = jnp.bfloat16
+    shapes = [(M, 128), (E, 128, 256), (E, 128, 256), (E, 256, 128)]
+    with jax.enable_x64(wide):
+        specs = [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes]
+        specs.append(jax.ShapeDtypeStruct((E,), jnp.int32))
+        for impl in ("ragged_dot", "blocked"):
+            f = functools.partial(api.grouped_swiglu, impl=impl)
+            gradient = jax.grad(lambda *x, f=f: jnp.sum(f(*x).astype(jnp.float32)), argnums=1)
+            jax.jit(gradient).trace(*specs).lower(lowering_platforms=(platform,))
+
+
+def test_the_sum_of_products_does_not_depend_on_wide_integers(x64):
+    operands = draw(np.float64)
+    sizes = SIZES["rows left over"]
+    got = api.grouped_swiglu(*operands, jnp.asarray(sizes, jnp.int32), impl="ragged_dot")
+    np.testing.assert_allclose(got, oracle(*operands, sizes), atol=1e-12)
+
+
+def test_tokamax_is_asked_for_three_products(monkeypatch):
+    """The branch for GPUs and TPUs, with a stand-in for the package."""
+    import types
+
+    calls = []
+
+    def ragged_dot(a, b, sizes):
+        calls.append(b.shape)
+        return jax.lax.ragged_dot(a, b, sizes)
+
+    monkeypatch.setattr(api, "why_not", lambda impl, dtype=None: "")
+    monkeypatch.setattr(
+        api.importlib, "import_module", lambda name: types.SimpleNamespace(ragged_dot=ragged_dot)
+    )
+    operands, sizes = draw(), SIZES["ragged, some empty"]
+    got = api.grouped_swiglu(*operands, jnp.asarray(sizes, jnp.int32), impl="tokamax")
+    np.testing.assert_allclose(got, oracle(*operands, sizes), atol=2e-5)
+    assert calls == [(E, D, F), (E, D, F), (E, F, D)]

@@ -170,7 +170,9 @@ def test_bad_input_is_named():
     q, k, v, starts, lens = draw(np.random.default_rng(9))
     for message, arguments, options in (
         ("lens must be in 0 to 21", (q, k, v, starts, lens + 1), {}),
-        ("q_start must be at least 0", (q, k, v, starts - 1, lens), {}),
+        ("q_start must be in 0 to", (q, k, v, starts - 1, lens), {}),
+        ("q_start must be in 0 to", (q, k, v, starts + (2**31 - 18), lens), {}),
+        ("scale must be a Python number", (q, k, v), {"scale": True}),
         ("must be int32", (q, k, v, starts.astype(jnp.int16), lens), {}),
         ("multiple of 16", (q[..., :8], k[..., :8], v[..., :8]), {}),
         ("agree in B and C", (q[:2], k, v), {}),
@@ -205,6 +207,30 @@ def test_a_chunk_over_pages_is_the_decode_kernel():
     got = jax.jit(lambda *x: api.mqa_prefill_paged(*x, **scales))(q, k8, v8, table, lens)
     want = jax.jit(lambda *x: decode.mqa_decode(*x, **scales))(q, k8, v8, table, lens)
     np.testing.assert_allclose(got, want, atol=2e-5)
+
+
+def test_bad_pages_are_named():
+    rng = np.random.default_rng(9)
+    lens, table = jnp.asarray([3, 20], jnp.int32), jnp.arange(8, dtype=jnp.int32).reshape(2, 4)
+    k, v = (jnp.asarray(rng.normal(size=(8, 8, 16)), jnp.float32) for _ in range(2))
+    q = jnp.asarray(rng.normal(size=(2, 5, 3, 16)), jnp.float32)
+    ones = jnp.ones((8, 8))
+    for message, arguments, options in (
+        ("page numbers in 0 to 7", (q, k, v, table + 100, lens), {}),
+        ("lens must be in 0 to 32", (q, k, v, table, lens + 30), {}),
+        ("v_pages", (q, k, v[:2], table, lens), {}),
+        ("need k_scale", (q, *(x.astype(jnp.float8_e4m3fn) for x in (k, v)), table, lens), {}),
+        ("take no k_scale", (q, k, v, table, lens), {"k_scale": ones, "v_scale": ones}),
+        ("pages must both be", (q, *(x.astype(jnp.bfloat16) for x in (k, v)), table, lens), {}),
+        ("page_table must be int32", (q, k, v, table.astype(jnp.uint8), lens), {}),
+        (r"q must be \[B, T, H, C\]", (q[0], k, v, table, lens), {}),
+    ):
+        with pytest.raises(ValueError, match=message):
+            api.mqa_prefill_paged(*arguments, **options)
+    checked = jax.jit(checkify.checkify(api.mqa_prefill_paged))
+    checked(q, k, v, table, lens)[0].throw()
+    with pytest.raises(checkify.JaxRuntimeError, match="page numbers"):
+        checked(q, k, v, table + 1, lens)[0].throw()
 
 
 def test_keys_that_do_not_exist_are_not_counted():

@@ -83,8 +83,12 @@ def test_bad_input_is_named():
         ("position must be", (low, up, position[:2]), {}),
         ("share a dtype", (low, up.astype(jnp.bfloat16), position), {}),
         ("impl must be one of", (low, up, position), {"impl": "triton"}),
+        ("must be in float16", (low.astype(jnp.float8_e4m3fn), up, position), {}),
+        ("theta must be positive", (low, up, position), {"theta": 0.0}),
+        ("eps not negative", (low, up, position), {"eps": -1e-5}),
     ):
         with pytest.raises(ValueError, match=message):
             api.rms_up_rope(*arguments, **options)
     with pytest.raises(NotImplementedError, match="backend is cpu"):
         api.rms_up_rope(low, up, position, impl="mosaic_tpu")
+    assert api.rms_up_rope(low[:0], up, position[:0]).shape == (0, *up.shape[1:])

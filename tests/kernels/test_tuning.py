@@ -78,7 +78,8 @@ def test_launches_of_the_kernels_agree(tmp_path):
     work = specs.make(specs.Spec(3, 90, "lognormal", kv="f32", H=4, C=16, page=16))
     operands = (work.q, work.k_pages, work.v_pages, work.tables[0], work.lens)
     best = mqa_decode.autotune(*operands, path=tmp_path / "tuned.json")
-    assert best in mqa_decode.candidates(api.Call(1, 4, 16, 16, *[jnp.float32] * 2, False), 3)
+    call = api.Call(1, 4, 16, 16, *[jnp.dtype(jnp.float32)] * 2, False)
+    assert best in mqa_decode.candidates(call, *work.tables.shape[1:])
     with pytest.raises(ValueError, match="not both"):
         mqa_decode.mqa_decode(*operands, impl="xla", config=best)
 
@@ -104,12 +105,12 @@ def test_launches_on_a_gpu_fit_its_memory(monkeypatch):
     bf16 = jnp.dtype(jnp.bfloat16)
 
     def stages(call):
-        return [c.stages for c in api.candidates(call, 8) if c.impl == "mosaic_gpu"]
+        return [c.stages for c in api.candidates(call, 8, 256) if c.impl == "mosaic_gpu"]
 
     assert stages(api.Call(1, 64, 256, 64, bf16, bf16, False)) == [2]  # 2 x 64 KB of 227
     assert stages(api.Call(2, 64, 128, 64, bf16, bf16, False)) == [2, 1, 3, 4, 5]  # 32 KB each
     splits = {
-        c.num_splits for c in api.candidates(api.Call(1, 8, 64, 64, bf16, bf16, False), 8)
+        c.num_splits for c in api.candidates(api.Call(1, 8, 64, 64, bf16, bf16, False), 8, 64)
         if c.impl == "triton"
     }  # fmt: skip
-    assert splits == {8, 16, 32, 64, 128}
+    assert splits == {8, 16, 32, 64, 128}  # 32 of 2 pages each, a quarter to four times as many
