@@ -32,6 +32,13 @@ def key():
 
 
 @pytest.fixture
+def optax_promotes():
+    """Optax mixes integers and floats, which this suite forbids otherwise."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+@pytest.fixture
 def x64():
     """Float64 for the duration of one test."""
     with jax.enable_x64(True):

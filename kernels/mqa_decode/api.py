@@ -107,7 +107,8 @@ def mqa_decode(
     call = _check(q, k_pages, v_pages, page_table, lens, scale, k_scale, v_scale, v_transposed)
     if config is not None and impl is not None:
         raise ValueError(f"give impl or config, not both; got {impl!r} and {config}")
-    config = config or heuristic(call, *page_table.shape, impl)
+    B, P = page_table.shape
+    config = config or heuristic(call, B, P, impl)
     _check_config(config, call)
     if reason := why_not(config.impl, call):
         raise NotImplementedError(f"mqa_decode with impl={config.impl!r} cannot run: {reason}")
@@ -211,7 +212,7 @@ def autotune(
 
     return tuning.autotune(
         "mqa_decode, direct" if v_transposed else "mqa_decode", build,
-        candidates(call, *page_table.shape), operands, reference=build(Config("xla")), path=path,
+        candidates(call, page_table.shape[0], page_table.shape[1]), operands, reference=build(Config("xla")), path=path,
         tolerance=0.1 if v_transposed else 2e-2,
     )  # fmt: skip
 

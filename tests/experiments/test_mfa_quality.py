@@ -16,13 +16,6 @@ TINY = Config(
 )  # fmt: skip
 
 
-@pytest.fixture
-def optax_promotes():
-    """Optax mixes integers and floats, which this suite forbids otherwise."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
-
-
 def test_recall_asks_for_values_that_were_told(key):
     batch = jax.tree.map(np.asarray, tasks.recall(key, 200, length=32, pairs=(2, 8)))
     counts = set()

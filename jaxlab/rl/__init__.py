@@ -1,0 +1,18 @@
+"""Reinforcement learning: one learner, and policies from flows and diffusions to Gaussians."""
+
+from jaxlab.rl.acting import MODES, act, num_evaluations
+from jaxlab.rl.critics import Critics, best_of, make_critics, td_target
+from jaxlab.rl.evaluation import evaluate
+from jaxlab.rl.generators import Generator, draw, make_diffusion, make_flow, make_mean_flow
+from jaxlab.rl.learner import TrainState, env_steps_per_step, make_learner, updates_per_step
+from jaxlab.rl.mirror_descent import dpmd, fpmd_m, fpmd_r, make_mirror_descent
+from jaxlab.rl.policy import Context, Improvement, Policy, decaying_adam
+from jaxlab.rl.weights import WEIGHTINGS, importance_weights, softmax_weights
+
+__all__ = [
+    "MODES", "WEIGHTINGS", "Context", "Critics", "Generator", "Improvement", "Policy",
+    "TrainState", "act", "best_of", "decaying_adam", "dpmd", "draw", "env_steps_per_step",
+    "evaluate", "fpmd_m", "fpmd_r", "importance_weights", "make_critics", "make_diffusion",
+    "make_flow", "make_learner", "make_mean_flow", "make_mirror_descent", "num_evaluations",
+    "softmax_weights", "td_target", "updates_per_step",
+]  # fmt: skip

@@ -1,0 +1,332 @@
+"""One off-policy learner for every actor: critics, replay, targets, temperature, exploration.
+
+A step of the algorithm acts in all environments, stores what happened, and makes gradient steps on
+the critics; every few of them the policy, the temperature and the targets move. The whole of it,
+environment included, is one pure function, so that a chunk of steps is one program on the device.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from jaxlab.core.types import Algorithm, Metrics, Transition
+from jaxlab.envs import Env, State
+from jaxlab.rl import critics as critics_lib
+from jaxlab.rl import replay as replay_lib
+from jaxlab.rl import weights
+from jaxlab.rl.critics import Critics
+from jaxlab.rl.policy import Context, Policy
+
+
+class TrainState(NamedTuple):
+    """All that evolves.
+
+    Attributes:
+        policy, policy_average: parameters of the actor, and their running average.
+        policy_opt: of its optimizer.
+        critics, critics_target: stacked parameters.  critics_opt: of Adam.
+        log_alpha: temperature.  alpha_opt: of Adam.
+        stats: running mean and std of values.
+        replay: ring of `Transition`.
+        env: of the environments.
+        updates: int32, gradient steps of the critics.
+        returns: `[E]` of the running episodes.  finished: `[E]` of the last one that ended.
+        key: of all draws.
+    """
+
+    policy: Any
+    policy_average: Any
+    policy_opt: Any
+    critics: Any
+    critics_target: Any
+    critics_opt: Any
+    log_alpha: Float[Array, ""]
+    alpha_opt: Any
+    stats: weights.Stats
+    replay: replay_lib.Replay
+    env: State
+    updates: Int[Array, ""]
+    returns: Float[Array, " E"]
+    finished: Float[Array, " E"]
+    key: Array
+
+
+def make_learner(
+    env: Env,
+    policy: Policy,
+    *,
+    critics: Critics | None = None,
+    gamma: float = 0.99,
+    tau: float = 0.005,
+    batch_size: int = 256,
+    capacity: int = 1_000_000,
+    warmup: int = 30_000,
+    num_updates: int = 1,
+    reward_scale: float = 0.2,
+    critic_learning_rate: float = 3e-4,
+    double_critic_step: bool = False,
+    store_clipped: bool = True,
+) -> Algorithm:
+    """Makes the learner; the defaults are those of the released code of arXiv:2507.23675.
+
+    A step of the algorithm holds one update of the policy and of the targets, or several: it acts
+    `policy.policy_every / num_updates` times where that is more than once. `steps_per_update` of
+    the result's docstring: see `env_steps_per_step`.
+
+    Args:
+        env: a batch of environments.
+        policy: the actor.
+        critics: three layers of 256 with Mish by default.
+        gamma: discount.  tau: share of the online parameters that targets take at each move.
+        batch_size: transitions of a gradient step.
+        capacity: transitions that the replay holds; a multiple of the environments.
+        warmup: transitions by uniform actions before the first update.
+        num_updates: gradient steps of the critics for each step of the environments. With E
+            environments the ratio is num_updates / E a transition: 1 / 5 in the paper.
+        reward_scale: factor of rewards.
+        critic_learning_rate: of Adam.
+        double_critic_step: apply each gradient of the critics twice, as the released code does
+            with flows and DPMD (its quirk, off by default).
+        store_clipped: the replay holds the action clipped to [-1, 1], which is what the environment
+            gets in any case; else the one before the clip.
+
+    Raises:
+        ValueError: if a number is out of range, the warm-up holds less than a batch or more than
+            the replay, updates and `policy.policy_every` do not divide each other, or the policy is
+            for another size of action.
+    """
+    E = env.num_envs
+    _check(env, policy, gamma, tau, batch_size, capacity, warmup, num_updates)
+    critics = (
+        critics_lib.make_critics(env.obs_size, env.action_size) if critics is None else critics
+    )
+    critic_optimizer = optax.adam(critic_learning_rate)
+    alpha_optimizer = optax.adam(policy.alpha_learning_rate)
+    acts, blocks, each = _division(policy.policy_every, num_updates)
+
+    def init(key: jax.Array) -> TrainState:
+        key, key_policy, key_critics, key_env, key_warmup = jax.random.split(key, 5)
+        params, critic_params = policy.init(key_policy), critics.init(key_critics)
+        log_alpha = jnp.log(jnp.asarray(policy.alpha_init, jnp.float32))
+        env_state = env.reset(key_env)
+        example = Transition(
+            obs=env_state.obs[0], action=jnp.zeros((env.action_size,)), reward=jnp.zeros(()),
+            terminated=jnp.zeros((), bool), truncated=jnp.zeros((), bool),
+            next_obs=env_state.obs[0], extras=_extras(jnp.zeros((1, env.action_size)), first=True),
+        )  # fmt: skip
+        state = TrainState(
+            policy=params,
+            policy_average=jax.tree.map(jnp.copy, params),
+            policy_opt=policy.optimizer.init(params),
+            critics=critic_params,
+            critics_target=jax.tree.map(jnp.copy, critic_params),
+            critics_opt=critic_optimizer.init(critic_params),
+            log_alpha=log_alpha,
+            alpha_opt=alpha_optimizer.init(log_alpha),
+            stats=weights.init_stats(),
+            replay=replay_lib.init(capacity, example, batch=E),
+            env=env_state,
+            updates=jnp.zeros((), jnp.int32),
+            returns=jnp.zeros((E,)),
+            finished=jnp.zeros((E,)),
+            key=key,
+        )
+
+        def random_step(state: TrainState, key: jax.Array) -> tuple[TrainState, None]:
+            shape = (E, env.action_size)
+            action = jax.random.uniform(key, shape, minval=-1.0, maxval=1.0)
+            return collect(state, action)[0], None
+
+        keys = jax.random.split(key_warmup, -(-warmup // E))
+        return jax.lax.scan(random_step, state, keys)[0]
+
+    def _extras(action: jax.Array, *, first: bool = False) -> Any:
+        if policy.extras is None:
+            return ()
+        stored = policy.extras(action)
+        return jax.tree.map(lambda x: x[0], stored) if first else stored
+
+    def collect(state: TrainState, action: jax.Array) -> tuple[TrainState, Metrics]:
+        """Steps all environments and stores what happened."""
+        clipped = jnp.clip(action, -1.0, 1.0)
+        after = env.step(state.env, clipped)
+        stored = clipped if store_clipped else action
+        transition = Transition(
+            obs=state.env.obs, action=stored, reward=after.reward, terminated=after.terminated,
+            truncated=after.truncated, next_obs=after.final_obs, extras=_extras(stored),
+        )  # fmt: skip
+        returns = state.returns + after.reward
+        done = after.terminated | after.truncated
+        state = state._replace(
+            replay=replay_lib.add(state.replay, transition),
+            env=after,
+            returns=jnp.where(done, 0.0, returns),
+            finished=jnp.where(done, returns, state.finished),
+        )
+        return state, {"env/failed": jnp.sum(after.failed.astype(jnp.float32))}
+
+    def act(state: TrainState, key: jax.Array) -> jax.Array:
+        params = state.policy_average if policy.act_with_average else state.policy
+        q = critics_lib.smaller(critics, state.critics)
+        return policy.act(params, key, state.env.obs, q, jnp.exp(state.log_alpha), True)
+
+    def update_critics(state: TrainState, key: jax.Array) -> tuple[TrainState, tuple]:
+        """One gradient step; returns what the policy's own step needs."""
+        key_batch, key_action = jax.random.split(key)
+        batch, index = replay_lib.sample(state.replay, key_batch, batch_size)
+        q = critics_lib.smaller(critics, state.critics)
+        next_action, bonus, metrics = policy.propose(
+            state.policy, state.policy_average, key_action, batch.next_obs, q,
+            jnp.exp(state.log_alpha),
+        )  # fmt: skip
+        next_action = jax.lax.stop_gradient(next_action)
+        next_q = critics_lib.smaller(critics, state.critics_target)(batch.next_obs, next_action)
+        target = critics_lib.td_target(
+            next_q + bonus, reward_scale * batch.reward, batch.terminated, gamma=gamma
+        )
+        (loss, mean_q), grads = jax.value_and_grad(critics_lib.loss, argnums=1, has_aux=True)(
+            critics, state.critics, batch.obs, batch.action, target
+        )
+        params, opt_state = state.critics, state.critics_opt
+        for _ in range(2 if double_critic_step else 1):
+            steps, opt_state = critic_optimizer.update(grads, opt_state, params)
+            params = optax.apply_updates(params, steps)
+        state = state._replace(critics=params, critics_opt=opt_state, updates=state.updates + 1)
+        metrics = {"critic/loss": loss, "critic/q": jnp.mean(mean_q), **metrics}
+        return state, (batch, index, next_action, metrics)
+
+    def update_policy(
+        state: TrainState, key: jax.Array, batch: Transition, index: jax.Array,
+        next_action: jax.Array,
+    ) -> tuple[TrainState, Metrics]:  # fmt: skip
+        """One gradient step of the policy, then temperature, targets and statistics."""
+        key_loss, key_refine = jax.random.split(key)
+        context = Context(
+            obs=batch.obs, action=batch.action, next_obs=batch.next_obs,
+            terminated=batch.terminated, next_action=next_action, extras=batch.extras,
+            q=critics_lib.smaller(critics, state.critics),
+            q_target=critics_lib.smaller(critics, state.critics_target),
+            alpha=jnp.exp(state.log_alpha), stats=state.stats, updates=state.updates,
+        )  # fmt: skip
+        if policy.refine is not None:
+            extras = policy.refine(state.policy, key_refine, context)
+            context = context._replace(extras=extras)
+            stored = batch._replace(extras=extras)
+            state = state._replace(replay=replay_lib.write(state.replay, index, stored))
+        (loss, found), grads = jax.value_and_grad(policy.loss, has_aux=True)(
+            state.policy, key_loss, context
+        )
+        steps, policy_opt = policy.optimizer.update(grads, state.policy_opt, state.policy)
+        params = optax.apply_updates(state.policy, steps)
+        log_alpha, alpha_opt = _cool(state, found.entropy_gap)
+        state = state._replace(
+            policy=params,
+            policy_average=optax.incremental_update(params, state.policy_average, tau),
+            policy_opt=policy_opt,
+            critics_target=optax.incremental_update(state.critics, state.critics_target, tau),
+            log_alpha=log_alpha,
+            alpha_opt=alpha_opt,
+            stats=weights.update_stats(state.stats, found.values),
+        )
+        metrics = {
+            "policy/loss": loss, "policy/q_mean": jnp.mean(found.values),
+            "policy/q_std": jnp.std(found.values), "policy/alpha": jnp.exp(log_alpha),
+            **found.metrics,
+        }  # fmt: skip
+        return state, metrics
+
+    def _cool(state: TrainState, gap: jax.Array) -> tuple[jax.Array, Any]:
+        """Moves the temperature when as many critic updates have passed as it waits for."""
+        if not policy.alpha_every:
+            return state.log_alpha, state.alpha_opt
+        before = state.updates - policy.policy_every
+        due = state.updates // policy.alpha_every > before // policy.alpha_every
+        step, alpha_opt = alpha_optimizer.update(gap, state.alpha_opt, state.log_alpha)
+        moved = (optax.apply_updates(state.log_alpha, step), alpha_opt)
+        return jax.tree.map(
+            lambda new, old: jnp.where(due, new, old), moved, (state.log_alpha, state.alpha_opt)
+        )
+
+    def block(state: TrainState, key: jax.Array) -> tuple[TrainState, Metrics]:
+        """Updates of the critics, of which the last one's batch improves the policy."""
+
+        def one(state: TrainState, key: jax.Array) -> tuple[TrainState, tuple]:
+            if acts == 1:
+                state, found = update_critics(state, key)
+                return state, (*found[:-1], found[-1], {})
+            key_act, key_updates = jax.random.split(key)
+            state, happened = collect(state, act(state, key_act))
+            state, found = jax.lax.scan(update_critics, state, jax.random.split(key_updates, each))
+            *last, metrics = jax.tree.map(lambda x: x[-1], found)
+            return state, (*last, metrics, happened)
+
+        count = acts if acts > 1 else policy.policy_every
+        key_critics, key_policy = jax.random.split(key)
+        state, found = jax.lax.scan(one, state, jax.random.split(key_critics, count))
+        batch, index, next_action = jax.tree.map(lambda x: x[-1], found[:3])
+        state, improved = update_policy(state, key_policy, batch, index, next_action)
+        return state, _mean({**found[3], **found[4]}) | improved
+
+    def step(state: TrainState) -> tuple[TrainState, Metrics]:
+        key, key_act, key_blocks = jax.random.split(state.key, 3)
+        state = state._replace(key=key)
+        happened: Metrics = {}
+        if acts == 1:
+            state, happened = collect(state, act(state, key_act))
+        state, metrics = jax.lax.scan(block, state, jax.random.split(key_blocks, blocks))
+        metrics = _mean(metrics) | happened
+        metrics["env/return"] = jnp.mean(state.finished)
+        return state, metrics
+
+    return Algorithm(init, step)
+
+
+def env_steps_per_step(env: Env, policy: Policy, *, num_updates: int = 1) -> int:
+    """Returns the transitions that one step of the learner collects."""
+    return env.num_envs * _division(policy.policy_every, num_updates)[0]
+
+
+def updates_per_step(policy: Policy, *, num_updates: int = 1) -> int:
+    """Returns the critics' gradient steps in one step of the learner."""
+    return max(policy.policy_every, num_updates)
+
+
+def _division(policy_every: int, num_updates: int) -> tuple[int, int, int]:
+    """Returns steps of the environments, blocks, and critic updates after each act of a block."""
+    if num_updates % policy_every == 0:
+        return 1, num_updates // policy_every, policy_every
+    return policy_every // num_updates, 1, num_updates
+
+
+def _mean(metrics: Metrics) -> Metrics:
+    return {name: jnp.mean(x, axis=0) for name, x in metrics.items()}
+
+
+def _check(
+    env: Env, policy: Policy, gamma: float, tau: float, batch_size: int, capacity: int,
+    warmup: int, num_updates: int,
+) -> None:  # fmt: skip
+    if policy.action_size != env.action_size:
+        raise ValueError(
+            f"the policy is for {policy.action_size} actions, {env.name} takes {env.action_size}"
+        )
+    if not (0.0 <= gamma <= 1.0 and 0.0 < tau <= 1.0):
+        raise ValueError(f"gamma must lie in [0, 1] and tau in (0, 1], got {gamma} and {tau}")
+    if min(batch_size, num_updates) < 1:
+        raise ValueError(
+            f"batch_size and num_updates must be at least 1, got {batch_size}, {num_updates}"
+        )
+    if not batch_size <= warmup <= capacity:
+        raise ValueError(
+            "the warm-up must fill a batch and fit into the replay: batch_size <= warmup <= "
+            f"capacity, got {batch_size}, {warmup}, {capacity}"
+        )
+    larger, smaller = max(policy.policy_every, num_updates), min(policy.policy_every, num_updates)
+    if larger % smaller:
+        raise ValueError(
+            f"num_updates {num_updates} and policy_every {policy.policy_every} must divide each "
+            "other: a step holds whole updates of the policy"
+        )

@@ -1,0 +1,165 @@
+"""Policy mirror descent with generative policies: FPMD-R, FPMD-M, DPMD.
+
+The target pi_old exp(Q / lambda) / Z is fitted by the generator's own loss on the policy's own
+samples, weighted by exp(Q / lambda): no gradient runs through the sampler (arXiv:2507.23675, eq. 7
+to 9; arXiv:2502.00361). One proposal at the next state serves the critics' target and the policy.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from jaxlab.diffusion import ddpm
+from jaxlab.rl import critics, generators, policy, weights
+from jaxlab.rl.generators import Generator
+from jaxlab.rl.policy import Context, Improvement, Policy
+
+
+def make_mirror_descent(
+    generator: Generator,
+    *,
+    weighting: weights.Weighting = "clip_std",
+    temperature: float | None = None,
+    num_particles: int = 32,
+    num_samples: int = 64,
+    noise_scale: float = 0.1,
+    entropy_per_dim: float = -1.5,
+    optimizer: optax.GradientTransformation | None = None,
+    gradient_weight: float | None = None,
+    alpha_every: int = 250,
+) -> Policy:
+    """Makes the policy record of mirror descent with a generator.
+
+    Args:
+        weighting: see `weights.importance_weights`; "softmax" takes `num_samples` actions a state.
+        temperature: of "raw", "scale_std" and "softmax"; 1 by default. The clipped kinds divide by
+            the learned alpha.
+        num_particles: K, of which the best by the critics is taken, in training and in acting.
+        num_samples: M, of "softmax".
+        noise_scale: std of the added noise over alpha; 0 switches exploration noise off.
+        entropy_per_dim: target of the noise's entropy, per dimension.
+        optimizer: Adam from 3e-4 to 3e-5 by default.
+        gradient_weight: None, or the factor of the generator's loss in the sum with -Q of one
+            sample, through which the gradient runs (the released variant "mf2" takes 0.1).
+        alpha_every: critic updates between two of the temperature. A run of U updates in all
+            needs about U / 800.
+
+    Raises:
+        ValueError: if a count is below 1, a scale negative, or there is no such weighting.
+    """
+    if min(num_particles, num_samples) < 1 or noise_scale < 0.0:
+        raise ValueError(
+            "num_particles and num_samples must be at least 1 and noise_scale not negative, got "
+            f"{num_particles}, {num_samples}, {noise_scale}"
+        )
+    if weighting not in weights.WEIGHTINGS:
+        raise ValueError(
+            f"weighting must be one of {', '.join(weights.WEIGHTINGS)}, got {weighting!r}"
+        )
+    clipped = weighting.startswith("clip")
+    if temperature is not None and clipped:
+        raise ValueError(f"{weighting} divides by the learned alpha; leave temperature out")
+    A = generator.action_size
+
+    def noise(key: jax.Array, alpha: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        return noise_scale * alpha * jax.random.normal(key, shape)
+
+    def best(
+        params: Any, key: jax.Array, obs: jax.Array, q: critics.Q, alpha: jax.Array, explore: bool
+    ) -> tuple[jax.Array, jax.Array]:
+        key_draw, key_noise = jax.random.split(key)
+        actions = generators.draw(generator, params, key_draw, obs, num_particles=num_particles)
+        if explore and weighting == "scale_std":  # there noise comes before the choice
+            actions = actions + noise(key_noise, alpha, actions.shape)
+            return critics.best_of(q, obs, actions)
+        chosen, values = critics.best_of(q, obs, actions)
+        return (chosen + noise(key_noise, alpha, chosen.shape) if explore else chosen), values
+
+    def act(
+        params: Any, key: jax.Array, obs: jax.Array, q: critics.Q, alpha: jax.Array, explore: bool
+    ) -> jax.Array:
+        return best(params, key, obs, q, alpha, explore)[0]
+
+    def propose(
+        params: Any, target_params: Any, key: jax.Array, obs: jax.Array, q: critics.Q,
+        alpha: jax.Array,
+    ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:  # fmt: skip
+        del target_params
+        action, values = best(params, key, obs, q, alpha, True)
+        changed = jnp.mean((jnp.argmax(values, axis=0) != 0).astype(obs.dtype))
+        spread = jnp.mean(jnp.std(values, axis=0))
+        return action, jnp.zeros(obs.shape[:1]), {
+            "policy/best_changed": changed, "policy/particle_q_std": spread,
+        }  # fmt: skip
+
+    def loss(params: Any, key: jax.Array, context: Context) -> tuple[jax.Array, Improvement]:
+        gap = policy.noise_gap(
+            context.alpha, A, entropy_per_dim=entropy_per_dim, noise_scale=noise_scale or 0.1
+        )
+        if weighting == "softmax":
+            value, values, metrics = _softmax_loss(params, key, context)
+        else:
+            action = jax.lax.stop_gradient(context.next_action)
+            values = context.q(context.next_obs, action)
+            scale = context.alpha if clipped else (temperature or 1.0)
+            weight, metrics = weights.importance_weights(values, context.stats, scale, weighting)
+            value = generator.loss(params, key, context.next_obs, action, weight)
+            metrics = {**metrics, "weight_max": jnp.max(weight)}
+        if gradient_weight is not None:
+            key_sample = jax.random.fold_in(key, 1)
+            sampled = generators.draw(generator, params, key_sample, context.obs, num_particles=1)
+            value = gradient_weight * value - jnp.mean(context.q_target(context.obs, sampled[0]))
+        metrics = {f"policy/{name}": x for name, x in metrics.items()}
+        return value, Improvement(values, gap, metrics)
+
+    def _softmax_loss(
+        params: Any, key: jax.Array, context: Context
+    ) -> tuple[jax.Array, Float[Array, "M B"], dict[str, jax.Array]]:
+        """Several noisy samples a state, self-normalized: no factor Z(s)."""
+        key_draw, key_noise, key_loss = jax.random.split(key, 3)
+        old = jax.lax.stop_gradient(params)
+        obs = context.next_obs
+        actions = generators.draw(generator, old, key_draw, obs, num_particles=num_samples)
+        actions = jnp.clip(actions + noise(key_noise, context.alpha, actions.shape), -1.0, 1.0)
+        repeated = jnp.broadcast_to(obs, (num_samples, *obs.shape))
+        values = context.q(repeated, actions)
+        weight = weights.softmax_weights(values, temperature or 1.0)
+        flat = [x.reshape(-1, *x.shape[2:]) for x in (repeated, actions, weight)]
+        share = jnp.mean(jax.vmap(weights.effective_share, 1)(jnp.log(weight + 1e-30)))
+        return generator.loss(params, key_loss, *flat), values, {"ess": share}
+
+    return Policy(
+        action_size=A,
+        init=generator.init,
+        act=act,
+        propose=propose,
+        loss=loss,
+        optimizer=policy.decaying_adam() if optimizer is None else optimizer,
+        alpha_every=alpha_every,
+    )
+
+
+def fpmd_r(obs_size: int, action_size: int, *, num_steps: int = 20, **options: Any) -> Policy:
+    """Makes FPMD-R: a rectified flow, N = 20 steps in training, one at the end if one likes."""
+    return make_mirror_descent(
+        generators.make_flow(obs_size, action_size, num_steps=num_steps), **options
+    )
+
+
+def fpmd_m(obs_size: int, action_size: int, *, num_steps: int = 1, **options: Any) -> Policy:
+    """Makes FPMD-M: a MeanFlow, one step in training and in acting."""
+    return make_mirror_descent(
+        generators.make_mean_flow(obs_size, action_size, num_steps=num_steps), **options
+    )
+
+
+def dpmd(
+    obs_size: int, action_size: int, *, schedule: ddpm.Schedule | None = None, **options: Any
+) -> Policy:
+    """Makes DPMD: a diffusion of 20 steps."""
+    return make_mirror_descent(
+        generators.make_diffusion(obs_size, action_size, schedule=schedule), **options
+    )
