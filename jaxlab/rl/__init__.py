@@ -2,17 +2,23 @@
 
 from jaxlab.rl.acting import MODES, act, num_evaluations
 from jaxlab.rl.critics import Critics, best_of, make_critics, td_target
+from jaxlab.rl.deterministic import td3
+from jaxlab.rl.diffusion_baselines import dipo, qsm, qvpo
 from jaxlab.rl.evaluation import evaluate
+from jaxlab.rl.gaussian import sac
 from jaxlab.rl.generators import Generator, draw, make_diffusion, make_flow, make_mean_flow
 from jaxlab.rl.learner import TrainState, env_steps_per_step, make_learner, updates_per_step
 from jaxlab.rl.mirror_descent import dpmd, fpmd_m, fpmd_r, make_mirror_descent
 from jaxlab.rl.policy import Context, Improvement, Policy, decaying_adam
+from jaxlab.rl.ppo import gae, make_ppo
+from jaxlab.rl.soft_diffusion import sdac
 from jaxlab.rl.weights import WEIGHTINGS, importance_weights, softmax_weights
 
 __all__ = [
     "MODES", "WEIGHTINGS", "Context", "Critics", "Generator", "Improvement", "Policy",
-    "TrainState", "act", "best_of", "decaying_adam", "dpmd", "draw", "env_steps_per_step",
-    "evaluate", "fpmd_m", "fpmd_r", "importance_weights", "make_critics", "make_diffusion",
-    "make_flow", "make_learner", "make_mean_flow", "make_mirror_descent", "num_evaluations",
-    "softmax_weights", "td_target", "updates_per_step",
+    "TrainState", "act", "best_of", "decaying_adam", "dipo", "dpmd", "draw", "env_steps_per_step",
+    "evaluate", "fpmd_m", "fpmd_r", "gae", "importance_weights", "make_critics", "make_diffusion",
+    "make_flow", "make_learner", "make_mean_flow", "make_mirror_descent", "make_ppo",
+    "num_evaluations", "qsm", "qvpo", "sac", "sdac", "softmax_weights", "td3", "td_target",
+    "updates_per_step",
 ]  # fmt: skip

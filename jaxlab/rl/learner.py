@@ -208,6 +208,7 @@ def make_learner(
             obs=batch.obs, action=batch.action, next_obs=batch.next_obs,
             terminated=batch.terminated, next_action=next_action, extras=batch.extras,
             q=critics_lib.smaller(critics, state.critics),
+            q_first=lambda obs, action: critics.apply(state.critics, obs, action)[0],
             q_target=critics_lib.smaller(critics, state.critics_target),
             alpha=jnp.exp(state.log_alpha), stats=state.stats, updates=state.updates,
         )  # fmt: skip

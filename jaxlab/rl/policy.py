@@ -23,7 +23,8 @@ class Context(NamedTuple):
         obs, action, next_obs: `[B, ...]` from the replay.  terminated: `[B]` bool.
         next_action: `[B, A]`, the one whose value was the critics' target.
         extras: what the policy stores with a transition, see `Policy.extras`.
-        q: online critics.  q_target: target critics.
+        q: online critics, the smaller of both.  q_first: the first of them.
+        q_target: target critics, the smaller of both.
         alpha: temperature.  stats: running mean and std of values.
         updates: int32, gradient steps of the critics so far.
     """
@@ -35,6 +36,7 @@ class Context(NamedTuple):
     next_action: Float[Array, "B A"]
     extras: Any
     q: critics.Q
+    q_first: critics.Q
     q_target: critics.Q
     alpha: Float[Array, ""]
     stats: Stats

@@ -1,0 +1,123 @@
+"""Soft actor-critic: a Gaussian squashed by tanh, with an entropy bonus.
+
+Haarnoja et al. 2018, arXiv:1812.05905.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from jaxlab.nn import Mlp
+from jaxlab.rl import critics, generators
+from jaxlab.rl.policy import Context, Improvement, Policy
+
+LOG_STD = (-20.0, 2.0)
+"""Bounds of the logarithm of the standard deviation."""
+
+
+def sac(
+    obs_size: int,
+    action_size: int,
+    *,
+    hidden: tuple[int, ...] = generators.HIDDEN,
+    activation: Callable[[jax.Array], jax.Array] = jax.nn.gelu,
+    target_entropy: float | None = None,
+    alpha_init: float = 1.0,
+    learning_rate: float = 3e-4,
+    alpha_learning_rate: float = 3e-4,
+    num_particles: int = 1,
+) -> Policy:
+    """Makes SAC.
+
+    Args:
+        target_entropy: -A by default.
+        alpha_init: of the learned temperature.
+        num_particles: K samples, of which the critics choose the best, as generative policies do;
+            1 is SAC itself.
+
+    Raises:
+        ValueError: if `num_particles` is below 1.
+    """
+    if num_particles < 1:
+        raise ValueError(f"num_particles must be at least 1, got {num_particles}")
+    target_entropy = -float(action_size) if target_entropy is None else target_entropy
+    network: Any = Mlp(hidden, 2 * action_size, activation)
+
+    def choose(
+        params: Any, key: jax.Array, obs: jax.Array, q: critics.Q
+    ) -> tuple[jax.Array, jax.Array]:
+        keys = jax.random.split(key, num_particles)
+        actions, logp = jax.vmap(lambda k: draw(network, params, k, obs))(keys)
+        if num_particles == 1:
+            return actions[0], logp[0]
+        values = q(jnp.broadcast_to(obs, (num_particles, *obs.shape)), actions)
+        best = jnp.argmax(values, axis=0)[None]
+        return (
+            jnp.take_along_axis(actions, best[..., None], axis=0)[0],
+            jnp.take_along_axis(logp, best, axis=0)[0],
+        )
+
+    def act(
+        params: Any, key: jax.Array, obs: jax.Array, q: critics.Q, alpha: jax.Array, explore: bool
+    ) -> jax.Array:
+        if not explore and num_particles == 1:
+            return jnp.tanh(jnp.split(network.apply(params, obs), 2, axis=-1)[0])
+        return choose(params, key, obs, q)[0]
+
+    def propose(
+        params: Any, target_params: Any, key: jax.Array, obs: jax.Array, q: critics.Q,
+        alpha: jax.Array,
+    ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:  # fmt: skip
+        action, logp = choose(params, key, obs, q)
+        return action, -alpha * logp, {}
+
+    def loss(params: Any, key: jax.Array, context: Context) -> tuple[jax.Array, Improvement]:
+        action, logp = draw(network, params, key, context.obs)
+        values = context.q(context.obs, action)
+        alpha = jax.lax.stop_gradient(context.alpha)
+        entropy = -jnp.mean(jax.lax.stop_gradient(logp))
+        gap = alpha * (entropy - target_entropy)
+        found = Improvement(values, gap, {"policy/entropy": entropy})
+        return jnp.mean(alpha * logp - values), found
+
+    return Policy(
+        action_size=action_size,
+        init=lambda key: network.init(key, jnp.zeros((obs_size,))),
+        act=act,
+        propose=propose,
+        loss=loss,
+        optimizer=optax.adam(learning_rate),
+        act_with_average=False,
+        policy_every=1,
+        alpha_init=alpha_init,
+        alpha_every=1,
+        alpha_learning_rate=alpha_learning_rate,
+    )
+
+
+def draw(
+    network: Any, params: Any, key: jax.Array, obs: Float[Array, "... O"]
+) -> tuple[Float[Array, "... A"], Float[Array, "..."]]:
+    """Returns a = tanh(mean + std n) and its log-density."""
+    mean, log_std = jnp.split(network.apply(params, obs), 2, axis=-1)
+    log_std = jnp.clip(log_std, *LOG_STD)
+    noise = jax.random.normal(key, mean.shape, mean.dtype)
+    x = mean + jnp.exp(log_std) * noise
+    return jnp.tanh(x), squashed_logp(x, noise, log_std)
+
+
+def squashed_logp(
+    x: Float[Array, "... A"], noise: Float[Array, "... A"], log_std: Float[Array, "... A"]
+) -> Float[Array, "..."]:
+    """Returns the log-density of tanh(x) with x = mean + exp(log_std) noise.
+
+    log(1 - tanh(x)^2) = 2 (log 2 - x - softplus(-2 x)), which does not cancel.
+    """
+    normal = -0.5 * noise**2 - log_std - 0.5 * math.log(2.0 * math.pi)
+    stretch = 2.0 * (math.log(2.0) - x - jax.nn.softplus(-2.0 * x))
+    return jnp.sum(normal - stretch, axis=-1)

@@ -1,0 +1,218 @@
+"""Policies' own equations: densities by quadrature, smoothing, scores, refined actions."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+from jaxlab import rl
+from jaxlab.diffusion import ddpm
+from jaxlab.nn import Mlp
+from jaxlab.rl import gaussian, generators, ppo, soft_diffusion
+from jaxlab.rl.policy import Context
+from jaxlab.rl.weights import Stats
+
+pytestmark = pytest.mark.usefixtures("optax_promotes")
+
+
+def context(q, *, batch=64, size=1, seed=0, **changes):
+    rng = np.random.default_rng(seed)
+    obs = jnp.asarray(rng.normal(size=(batch, 2)), jnp.float32)
+    action = jnp.asarray(rng.uniform(-1, 1, (batch, size)), jnp.float32)
+    defaults = {
+        "obs": obs, "action": action, "next_obs": obs, "terminated": jnp.zeros(batch, bool),
+        "next_action": action, "extras": action, "q": q, "q_first": q, "q_target": q,
+        "alpha": jnp.asarray(0.5), "stats": Stats(jnp.zeros(()), jnp.ones(())),
+        "updates": jnp.zeros((), jnp.int32),
+    }  # fmt: skip
+    return Context(**{**defaults, **changes})
+
+
+def test_squashed_density_integrates_to_one(x64):
+    """And is the change of variables, far into the tails."""
+    mean, log_std = 0.7, -0.3
+    x = jnp.linspace(-12.0, 12.0, 400_001)[:, None]
+    noise = (x - mean) / np.exp(log_std)
+    logp = np.asarray(gaussian.squashed_logp(x, noise, jnp.full_like(x, log_std)))
+    a = np.tanh(np.asarray(x)[:, 0])
+    np.testing.assert_allclose(np.trapezoid(np.exp(logp), a), 1.0, atol=1e-6)
+    want = scipy.stats.norm(mean, np.exp(log_std)).logpdf(np.asarray(x)[:, 0])
+    # log(1 - tanh^2) = -2 log cosh
+    want = want + 2 * (np.logaddexp(np.asarray(x)[:, 0], -np.asarray(x)[:, 0]) - np.log(2))
+    np.testing.assert_allclose(logp, want, atol=1e-9)
+
+
+def test_entropy_bonus_of_sac_is_that_of_its_action(key):
+    policy = rl.sac(2, 1, hidden=(8,))
+    params = policy.init(key)
+    obs = jax.random.normal(key, (5, 2))
+    action, bonus, _ = policy.propose(params, params, key, obs, None, 0.3)
+    network = Mlp((8,), 2, jax.nn.gelu)
+    out = np.asarray(network.apply(params, obs), np.float64)
+    mean, std = out[:, :1], np.exp(out[:, 1:])
+    x = np.arctanh(np.asarray(action, np.float64))
+    logp = scipy.stats.norm(mean, std).logpdf(x) - np.log(1 - np.tanh(x) ** 2)
+    np.testing.assert_allclose(bonus, -0.3 * logp[:, 0], rtol=1e-3)
+    np.testing.assert_allclose(
+        policy.act(params, key, obs, None, 0.3, False), np.tanh(mean), rtol=1e-5
+    )
+
+
+def test_temperature_of_sac_falls_where_there_is_entropy_enough(key):
+    policy = rl.sac(2, 1, hidden=(8,), target_entropy=-5.0)
+    found = policy.loss(policy.init(key), key, context(lambda o, a: a[..., 0]))[1]
+    entropy = found.metrics["policy/entropy"]
+    np.testing.assert_allclose(found.entropy_gap, 0.5 * (entropy + 5.0), rtol=1e-5)
+    assert found.entropy_gap > 0.0
+
+
+def test_smoothing_of_td3_is_bounded(key):
+    policy = rl.td3(2, 1, hidden=(8,))
+    params, other = policy.init(key), policy.init(jax.random.fold_in(key, 1))
+    obs = jnp.broadcast_to(jax.random.normal(key, (1, 2)), (20_000, 2))
+    target = np.asarray(jnp.tanh(Mlp((8,), 1).apply(other, obs[:1])))[0, 0]
+    action = np.asarray(policy.propose(params, other, key, obs, None, 1.0)[0])[:, 0]
+    noise = action - target
+    assert np.abs(noise).max() <= 0.5 + 1e-6
+    want = scipy.stats.norm(scale=0.2)  # clipped at 2.5 standard deviations
+    np.testing.assert_allclose(np.mean(noise <= 0.1), want.cdf(0.1), atol=0.02)
+    np.testing.assert_allclose(noise.std(), 0.2, atol=0.01)
+
+
+def test_refined_actions_climb(key):
+    """Concave values: thirty steps of Adam, whose gradient is cut, end nearer to the top."""
+    policy = rl.dipo(2, 1, hidden=(8,))
+    info = context(lambda o, a: -3.0 * jnp.sum((a - 0.4) ** 2, axis=-1))
+    after = np.asarray(policy.refine(policy.init(key), key, info))
+    before = np.asarray(info.extras)
+    assert np.all(np.abs(after - 0.4) <= np.abs(before - 0.4) + 0.06)
+    assert np.abs(after - 0.4).mean() < 0.25 * np.abs(before - 0.4).mean()
+    up = policy.refine(policy.init(key), key, context(lambda o, a: 9.0 * a[..., 0]))
+    assert np.abs(np.asarray(up)).max() == 1.0  # kept within the bounds
+
+
+def test_score_of_qsm_is_the_slope_of_the_critic(key):
+    policy = rl.qsm(2, 1, hidden=(8,))
+    params = policy.init(key)
+    info = context(lambda o, a: jnp.sin(2.0 * a[..., 0]) * o[..., 0])
+    loss = policy.loss(params, key, info)[0]
+    out = Mlp((8,), 1).apply(params, info.obs, info.action)[:, 0]
+    slope = 2.0 * np.cos(2.0 * info.action[:, 0]) * info.obs[:, 0]
+    np.testing.assert_allclose(loss, np.mean((out - slope) ** 2), rtol=1e-5)
+
+
+def test_langevin_steps_of_qsm(key):
+    """A constant score of 0.8: the walk against NumPy's, by its mean, spread and bounds."""
+    policy = rl.qsm(1, 1, hidden=(4,), num_steps=20)
+    params = jax.tree.map(jnp.zeros_like, policy.init(key))
+    params["params"]["Dense_1"]["bias"] = jnp.full((1,), 0.8)
+    action = policy.act(params, key, jnp.zeros((50_000, 1)), None, 1.0, True)
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=50_000)
+    for i in range(20):
+        d = 1 - i / 20
+        x = np.clip(x + d / 2 * 0.8 + np.sqrt(d) * rng.normal(size=x.size), -1, 1)
+    for statistic in (np.mean, np.std, lambda v: np.mean(v == 1.0), lambda v: np.mean(v == -1.0)):
+        np.testing.assert_allclose(statistic(np.asarray(action)), statistic(x), atol=0.02)
+
+
+def test_sdac_regresses_to_the_exact_noise(key):
+    """The target of its loss, at the temperature and the clip that it is made with."""
+    schedule = ddpm.make_schedule(np.array([0.5]))
+    captured = {}
+
+    def capture(predict, x, t, log_weight, noise):
+        captured.update(x=x, target=jnp.sum(jax.nn.softmax(log_weight, 0)[..., None] * noise, 0))
+        return jnp.zeros(())
+
+    policy = rl.sdac(
+        2, 1, schedule=schedule, num_samples=20_000, hidden=(4,), num_particles=2, truncated=False
+    )
+    original = soft_diffusion.reverse_sampling.loss
+    soft_diffusion.reverse_sampling.loss = capture
+    try:
+        k, c, alpha = 3.0, 0.4, 2.5
+        narrow = context(lambda o, a: -0.5 * k * (a[..., 0] - c) ** 2, alpha=jnp.asarray(alpha))
+        policy.loss(policy.init(key), key, narrow)
+    finally:
+        soft_diffusion.reverse_sampling.loss = original
+    # Weights are exp(5 Q / alpha) of clipped candidates: the mean noise by quadrature.
+    noise = np.linspace(-7.0, 7.0, 4001)[:, None]
+    tried = np.clip((np.asarray(captured["x"])[:, 0] - np.sqrt(0.5) * noise) / np.sqrt(0.5), -1, 1)
+    weight = np.exp(-0.5 * noise**2 + 5.0 / alpha * -0.5 * k * (tried - c) ** 2)
+    want = (weight * noise).sum(axis=0) / weight.sum(axis=0)
+    np.testing.assert_allclose(captured["target"][:, 0], want, atol=0.06)  # 20,000 draws each
+    assert np.ptp(want) > 0.5
+
+
+def test_truncated_noise_keeps_candidates_within(key):
+    schedule = ddpm.linear_schedule(20)
+    x = jax.random.normal(key, (30, 2))
+    t = jax.random.randint(key, (30,), 0, 20)
+    noise = soft_diffusion._within(schedule, key, 200, x, t)
+    tried = jax.vmap(lambda e: ddpm.predict_data(schedule, x, e, t))(noise)
+    assert np.abs(tried).max() <= 1.0 + 1e-3
+
+
+@pytest.mark.parametrize("weighting", ["advantage", "value"])
+def test_weights_of_qvpo(key, weighting):
+    policy = rl.qvpo(2, 1, hidden=(8,), weighting=weighting, num_particles=2, num_samples=16)
+    params = policy.init(key)
+    low = policy.loss(params, key, context(lambda o, a: a[..., 0] - 5.0))[1]
+    weight = low.metrics["policy/weight_mean"]
+    assert (weight > 0.0) == (weighting == "advantage")  # negative values teach the other nothing
+    late = context(lambda o, a: a[..., 0] + 5.0, updates=jnp.asarray(10**6, jnp.int32))
+    early = late._replace(updates=jnp.zeros((), jnp.int32))
+    assert policy.loss(params, key, late)[0] < policy.loss(params, key, early)[0]
+    with pytest.raises(ValueError, match="advantage or value"):
+        rl.qvpo(2, 1, weighting="relu")
+
+
+def test_weighted_loss_of_mirror_descent_is_the_generators(key):
+    flow = generators.make_flow(2, 1, hidden=(8,), num_steps=3)
+    policy = rl.make_mirror_descent(flow, num_particles=2)
+    params = policy.init(key)
+    info = context(lambda o, a: 4.0 * a[..., 0], stats=Stats(jnp.asarray(0.5), jnp.asarray(2.0)))
+    z = np.clip((4.0 * np.asarray(info.next_action)[:, 0] - 0.5) / 2.0, -3, 3)
+    weight = jnp.asarray(np.exp(z / 0.5), jnp.float32)
+    want = flow.loss(params, key, info.next_obs, info.next_action, weight)
+    np.testing.assert_allclose(policy.loss(params, key, info)[0], want, rtol=1e-5)
+
+
+def test_proposal_is_the_best_particle_and_noise(key):
+    flow = generators.make_flow(2, 1, hidden=(8,), num_steps=3)
+    policy = rl.make_mirror_descent(flow, num_particles=16)
+    params, obs = policy.init(key), jax.random.normal(key, (4000, 2))
+
+    def q(obs, a):
+        return -jnp.abs(a[..., 0])
+
+    propose = functools.partial(policy.propose, params, params, key, obs, q)
+    noise = np.asarray(propose(jnp.asarray(1.0))[0] - propose(jnp.asarray(0.0))[0])
+    np.testing.assert_allclose(noise.std(), 0.1, atol=0.005)
+    best = np.abs(np.asarray(propose(jnp.asarray(0.0))[0]))
+    assert best.mean() < 0.15  # of sixteen draws the nearest to zero
+
+
+def test_advantages_by_a_loop():
+    rng = np.random.default_rng(0)
+    T, B = 12, 5
+    reward, value, next_value = rng.normal(size=(3, T, B)).astype(np.float32)
+    terminated, truncated = rng.random((2, T, B)) < 0.15
+    got, target = ppo.gae(
+        *map(jnp.asarray, (reward, value, next_value, terminated, truncated)), gamma=0.9,
+        gae_lambda=0.8,
+    )  # fmt: skip
+    want = np.zeros((T, B))
+    for b in range(B):
+        for t in range(T):
+            for j in range(t, T):
+                delta = reward[j, b] + 0.9 * (not terminated[j, b]) * next_value[j, b] - value[j, b]
+                want[t, b] += 0.72 ** (j - t) * delta
+                if terminated[j, b] or truncated[j, b]:
+                    break
+    np.testing.assert_allclose(got, want, atol=1e-5)
+    np.testing.assert_allclose(target, want + value, atol=1e-5)
