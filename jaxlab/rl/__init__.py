@@ -1,7 +1,14 @@
 """Reinforcement learning: one learner, and policies from flows and diffusions to Gaussians."""
 
 from jaxlab.rl.acting import MODES, act, num_evaluations
-from jaxlab.rl.critics import Critics, best_of, make_critics, td_target
+from jaxlab.rl.backprop_diffusion import dacer, dime
+from jaxlab.rl.critics import (
+    Critics,
+    best_of,
+    make_critics,
+    make_gaussian_critics,
+    td_target,
+)
 from jaxlab.rl.deterministic import td3
 from jaxlab.rl.diffusion_baselines import dipo, qsm, qvpo
 from jaxlab.rl.evaluation import evaluate
@@ -16,9 +23,9 @@ from jaxlab.rl.weights import WEIGHTINGS, importance_weights, softmax_weights
 
 __all__ = [
     "MODES", "WEIGHTINGS", "Context", "Critics", "Generator", "Improvement", "Policy",
-    "TrainState", "act", "best_of", "decaying_adam", "dipo", "dpmd", "draw", "env_steps_per_step",
-    "evaluate", "fpmd_m", "fpmd_r", "gae", "importance_weights", "make_critics", "make_diffusion",
-    "make_flow", "make_learner", "make_mean_flow", "make_mirror_descent", "make_ppo",
-    "num_evaluations", "qsm", "qvpo", "sac", "sdac", "softmax_weights", "td3", "td_target",
-    "updates_per_step",
+    "TrainState", "act", "best_of", "dacer", "decaying_adam", "dime", "dipo", "dpmd", "draw",
+    "env_steps_per_step", "evaluate", "fpmd_m", "fpmd_r", "gae", "importance_weights",
+    "make_critics", "make_diffusion", "make_flow", "make_gaussian_critics", "make_learner",
+    "make_mean_flow", "make_mirror_descent", "make_ppo", "num_evaluations", "qsm", "qvpo", "sac",
+    "sdac", "softmax_weights", "td3", "td_target", "updates_per_step",
 ]  # fmt: skip

@@ -73,8 +73,8 @@ def make_learner(
     """Makes the learner; the defaults are those of the released code of arXiv:2507.23675.
 
     A step of the algorithm holds one update of the policy and of the targets, or several: it acts
-    `policy.policy_every / num_updates` times where that is more than once. `steps_per_update` of
-    the result's docstring: see `env_steps_per_step`.
+    `policy.policy_every / num_updates` times where that is more than once, see
+    `env_steps_per_step`.
 
     Args:
         env: a batch of environments.
@@ -175,7 +175,7 @@ def make_learner(
 
     def update_critics(state: TrainState, key: jax.Array) -> tuple[TrainState, tuple]:
         """One gradient step; returns what the policy's own step needs."""
-        key_batch, key_action = jax.random.split(key)
+        key_batch, key_action, key_target = jax.random.split(key, 3)
         batch, index = replay_lib.sample(state.replay, key_batch, batch_size)
         q = critics_lib.smaller(critics, state.critics)
         next_action, bonus, metrics = policy.propose(
@@ -183,19 +183,19 @@ def make_learner(
             jnp.exp(state.log_alpha),
         )  # fmt: skip
         next_action = jax.lax.stop_gradient(next_action)
-        next_q = critics_lib.smaller(critics, state.critics_target)(batch.next_obs, next_action)
-        target = critics_lib.td_target(
-            next_q + bonus, reward_scale * batch.reward, batch.terminated, gamma=gamma
-        )
-        (loss, mean_q), grads = jax.value_and_grad(critics_lib.loss, argnums=1, has_aux=True)(
-            critics, state.critics, batch.obs, batch.action, target
+        data = critics_lib.Transitions(
+            batch.obs, batch.action, reward_scale * batch.reward, batch.terminated, batch.next_obs,
+            next_action, jax.lax.stop_gradient(bonus),
+        )  # fmt: skip
+        (loss, values), grads = jax.value_and_grad(critics.loss, has_aux=True)(
+            state.critics, state.critics_target, key_target, data, gamma
         )
         params, opt_state = state.critics, state.critics_opt
         for _ in range(2 if double_critic_step else 1):
             steps, opt_state = critic_optimizer.update(grads, opt_state, params)
             params = optax.apply_updates(params, steps)
         state = state._replace(critics=params, critics_opt=opt_state, updates=state.updates + 1)
-        metrics = {"critic/loss": loss, "critic/q": jnp.mean(mean_q), **metrics}
+        metrics = {"critic/loss": loss, "critic/q": jnp.mean(values), **metrics}
         return state, (batch, index, next_action, metrics)
 
     def update_policy(

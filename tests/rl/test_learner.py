@@ -257,6 +257,10 @@ METHODS = {
     ),
     "DIPO": lambda: rl.dipo(1, 1, **FAST, num_ascents=5, optimizer=optax.adam(2e-3)),
     "QSM": lambda: rl.qsm(1, 1, **FAST, learning_rate=2e-3),
+    "DACER": lambda: rl.dacer(
+        1, 1, **FAST, optimizer=optax.adam(2e-3), alpha_every=100, num_samples=40, num_states=2
+    ),
+    "DIME": lambda: rl.dime(1, 1, **FAST, learning_rate=2e-3, alpha_learning_rate=2e-3),
 }  # fmt: skip
 
 
@@ -270,7 +274,8 @@ def test_every_method_finds_the_best_action(key, name):
     """Reward -8 (a - 0.5)^2: uniform actions earn -4.7 on average, and every method far more."""
     env = envs.make_env(envs.bandit(lambda a: -8.0 * jnp.sum((a - 0.5) ** 2)), 8)
     policy = METHODS[name]()
-    critics = rl.make_critics(1, 1, hidden=(32, 32))
+    make = rl.make_gaussian_critics if name in ("DACER", "DIME") else rl.make_critics
+    critics = make(1, 1, hidden=(32, 32))
     learner = rl.make_learner(
         env, policy, critics=critics, batch_size=64, capacity=4000, warmup=400,
         critic_learning_rate=2e-3, reward_scale=1.0,

@@ -5,13 +5,15 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import scipy.stats
 
 from jaxlab import rl
 from jaxlab.diffusion import ddpm
 from jaxlab.nn import Mlp
-from jaxlab.rl import gaussian, generators, ppo, soft_diffusion
+from jaxlab.rl import backprop_diffusion, gaussian, generators, ppo, soft_diffusion
+from jaxlab.rl import critics as critics_lib
 from jaxlab.rl.policy import Context
 from jaxlab.rl.weights import Stats
 
@@ -216,3 +218,68 @@ def test_advantages_by_a_loop():
                     break
     np.testing.assert_allclose(got, want, atol=1e-5)
     np.testing.assert_allclose(target, want + value, atol=1e-5)
+
+
+def test_bound_of_the_entropy_is_exact_for_the_reverse_of_the_noising(key):
+    """Standard normal data stay so: their score is -x, and every path is exact."""
+    schedule = ddpm.linear_schedule(8, scale=0.3)
+    start = jax.random.normal(key, (4000, 2))
+    x, integrand = backprop_diffusion.reverse_chain(
+        schedule, jax.random.fold_in(key, 1), lambda x, t: -x, start
+    )
+    logp = scipy.stats.norm.logpdf(np.asarray(x, np.float64)).sum(axis=1)
+    np.testing.assert_allclose(integrand, -logp, atol=1e-3)
+    np.testing.assert_allclose(np.std(x), 1.0, atol=0.03)
+    wide, bound = backprop_diffusion.reverse_chain(
+        schedule, jax.random.fold_in(key, 1), lambda x, t: 0.0 * x, start
+    )
+    true = 2 * (0.5 * np.log(2 * np.pi * np.e) + np.log(np.std(wide)))
+    assert bound.mean() < true - 0.05  # elsewhere it is a bound from below
+
+
+def test_entropy_of_a_mixture(key):
+    """Three narrow modes far apart: the entropy of one, and log 3; one mode: its own."""
+    rng = np.random.default_rng(0)
+    modes = np.array([[-0.8, 0.0], [0.0, 0.7], [0.8, -0.5]])
+    x = modes[rng.integers(0, 3, 3000)] + 0.05 * rng.normal(size=(3000, 2))
+    one = np.log(2 * np.pi * np.e) + 2 * np.log(0.05)
+    best = min(
+        float(backprop_diffusion.mixture_entropy(jax.random.key(i), jnp.asarray(x, jnp.float32)))
+        for i in range(5)
+    )
+    np.testing.assert_allclose(best, one + np.log(3), atol=0.1)
+    single = jnp.asarray(0.3 * rng.normal(size=(4000, 2)), jnp.float32)
+    entropy = backprop_diffusion.mixture_entropy(key, single, 1)
+    np.testing.assert_allclose(entropy, np.log(2 * np.pi * np.e) + 2 * np.log(0.3), atol=0.05)
+
+
+def test_gaussian_critics_find_mean_and_spread_of_returns():
+    """Rewards of mean 2 and standard deviation 0.5, all terminal: that is the distribution."""
+    critics = rl.make_gaussian_critics(1, 1, hidden=(16,))
+    optimizer = optax.adam(1e-2)
+
+    @jax.jit
+    def run(key):
+        params = critics.init(key)
+
+        def step(carry, key):
+            params, opt_state = carry
+            key_reward, key_loss = jax.random.split(key)
+            zeros = jnp.zeros((128, 1))
+            reward = 2.0 + 0.5 * jax.random.normal(key_reward, (128,))
+            data = critics_lib.Transitions(
+                zeros, zeros, reward, jnp.ones(128, bool), zeros, zeros, jnp.zeros(128)
+            )
+            grads = jax.grad(critics.loss, has_aux=True)(params, params, key_loss, data, 0.9)[0]
+            updates, opt_state = optimizer.update(grads, opt_state)
+            return (optax.apply_updates(params, updates), opt_state), None
+
+        start = (params, optimizer.init(params))
+        return jax.lax.scan(step, start, jax.random.split(key, 1500))[0][0]
+
+    params = run(jax.random.key(0))
+    zero = jnp.zeros((1, 1))
+    np.testing.assert_allclose(critics.apply(params, zero, zero), 2.0, atol=0.1)
+    out = jax.vmap(lambda p: Mlp((16,), 2).apply(p, zero, zero))(params)
+    std = jax.nn.softplus(out[..., 1])
+    np.testing.assert_allclose(std, 0.5, atol=0.1)
