@@ -1,5 +1,7 @@
 """The tables of arXiv:2507.19427, cell by cell, and what it measures."""
 
+from typing import NamedTuple
+
 CONTEXTS = (8 * 1024, 32 * 1024)
 ACCELERATORS = ("H800", "H20", "A800", "910B")
 
@@ -34,11 +36,47 @@ TOTALS = {"Step-3": (0.055, 0.129), "DSv3": (0.068, 0.211), "Qwen3 MoE": (0.062,
 
 MIN_SPARSITY = {"H800": 0.058, "H20": 0.007, "A800": 0.031, "910B": 0.034}
 
+
+class Served(NamedTuple):
+    """A deployment on H800, and the tokens per GPU and second that the paper gives for it.
+
+    Attributes:
+        name: attention and expert servers.  model: key of `study.SERVED`.
+        batch: requests in flight.  note: where the figure, or a missing size, comes from.
+    """
+
+    name: str
+    model: str
+    context: int
+    num_attention: int
+    num_ffn: int
+    batch: int
+    measured: float
+    note: str = "The paper measures."
+
+
 DEPLOYMENTS = (
-    ("2A2F", 4096, 2, 2, 6144, 4039.0),
-    ("4A2F", 8192, 4, 2, 6144, 2643.0),
-)
-"""Name, context, attention and FFN servers of H800, batch, tokens per GPU and second (FP8)."""
+    Served("2A2F", "Step-3", 4096, 2, 2, 6144, 4039.0),
+    Served("4A2F", "Step-3", 8192, 4, 2, 6144, 2643.0),
+    Served("3A2F", "Step-3, BF16 cache", 4096, 3, 2, 6048, 3321.0),
+    Served(
+        "16A2F", "Step-3", 32768, 16, 2, 6144, 898.0,
+        "The paper scales its 4,039 by 4/18.",
+    ),
+    Served(
+        "3A4F", "Step-3, twice the experts", 4096, 3, 4, 3 * 3072, 3291.0,
+        "The paper measures a model of more than 600B with micro-batches of 3,072; its sizes and "
+        "context are not published, here Step-3 with 96 routed experts at 4K.",
+    ),
+)  # fmt: skip
+
+RATES = (("Step-3", 4096, 13_239.0, 4039.0, 0.305), ("Step-3", 8192, 8_793.0, 2643.0, 0.301))
+"""Model, context, tokens/s of one H800 by the cost model, measured, and their ratio."""
+DSV3_SHARE = (4096, 2324.0, 0.183)
+"""Context, tokens per GPU and second of DSv3's published profile, share of the cost model's."""
+
+ROUTED_EXPERTS = 14
+"""Routed experts that a token of DSv3 would have to visit on H800."""
 
 TRAINING = {"Pangu Pro": 0.076, "Step-3": 0.213}
 """USD per million training tokens on the 910B."""

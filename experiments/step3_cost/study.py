@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from experiments.result import Result, Row, Table
-from experiments.step3_cost import Config, figures, published
+from experiments.step3_cost import Config, figures, own, published
 from jaxlab.serving import catalog, cost, planner, sizing
 from jaxlab.serving.cost import Accelerator, ModelSpec
 
@@ -18,31 +18,49 @@ LIMITS = (
     "The planner divides peaks by fixed efficiencies and knows no stragglers, no growing contexts "
     "and no imbalance of experts: its throughput is a bound, not a forecast.",
 )
+SERVED: dict[str, ModelSpec] = {
+    "Step-3": catalog.MODELS["Step-3"],
+    "Step-3, BF16 cache": catalog.MODELS["Step-3"].with_cache(2.0),
+    "Step-3, twice the experts": catalog.MODELS["Step-3"].replace(
+        ffn=(cost.Ffn(56, 5120, 3 + 1, 2 * 48 + 1), cost.Ffn(5, 18432))
+    ),
+}
+"""Models of the published deployments."""
+DRAFTED = cost.Mtp(verified=2, kept=1.8)
+"""One drafted token a step, of which 80 % are accepted."""
 HALF_A_DIGIT = 6e-4
 """Prices are printed to three decimals, from constants that were rounded before."""
 
 
 def run(config: Config, out: pathlib.Path) -> Result:
     """Computes everything; plain numbers, no accelerator needed."""
-    models = _chosen(config.models, catalog.MODELS, "models")
-    accelerators = _chosen(config.accelerators, catalog.ACCELERATORS, "accelerators")
-    (spec,) = _chosen((config.planned,), catalog.MODELS, "planned")
+    own_models, own_accelerators = own.read(config.own)
+    known = catalog.MODELS | own_models
+    models = _chosen(config.models, known, "models")
+    accelerators = _chosen(
+        config.accelerators, catalog.ACCELERATORS | own_accelerators, "accelerators"
+    )  # fmt: skip
+    (spec,) = _chosen((config.planned,), known, "planned")
     plans = [_plans(spec, pair, config) for pair in _pairs(accelerators)]
     return Result(
         experiment="step3_cost",
         title="What decoding costs: models, accelerators, deployments",
         summary=_summary(models, accelerators),
         paper=PAPER,
-        rows=(*_table_rows(), *_total_rows(), *_bound_rows(), *_deployment_rows()),
+        rows=(
+            *_table_rows(), *_total_rows(), *_bound_rows(), *_intensity_rows(), *_deployment_rows(),
+            *_rate_rows(),
+        ),
         figures=figures.draw(models, accelerators, config.contexts, plans, spec.name, out),
         tables=(
             _cost_table(models, accelerators, 8192),
             _cost_table(models, accelerators, 32768),
             _ffn_table(models, accelerators),
+            _denser_table(models, accelerators, 8192),
             _plan_table(plans, config.contexts),
         ),
         limits=LIMITS,
-    )
+    )  # fmt: skip
 
 
 def _chosen(names: Sequence[str], table: dict, what: str) -> list:
@@ -128,6 +146,13 @@ def _bound_rows() -> tuple[Row, ...]:
         Row(claim, "The same on H800 at 40 GB/s a network card", slower, paper=0.073,
             verdict=_same(round(slower, 3), 0.073), note="The bandwidth that DeepEP reaches.")
     )  # fmt: skip
+    least = sizing.min_sparsity(7168, 61, catalog.ACCELERATORS["H800"])
+    routed = sizing.min_active(256, least)
+    rows.append(
+        Row(claim, "Routed experts of 256 that a token of DSv3 would visit on H800", routed,
+            paper=published.ROUTED_EXPERTS, unit="experts",
+            verdict=_same(routed, published.ROUTED_EXPERTS), note="It visits 8.")
+    )  # fmt: skip
     mfa = cost.arithmetic_intensity(catalog.MODELS["Step-3"], 8192)
     mla = cost.arithmetic_intensity(catalog.MODELS["DSv3"], 8192)
     claim = "MFA's arithmetic intensity suits most accelerators"
@@ -142,6 +167,11 @@ def _bound_rows() -> tuple[Row, ...]:
         Row(claim, "Tokens of cache that an accelerator reads in a stage", small.kv_tokens,
             paper=328_000, unit="tokens", verdict=_near(small.kv_tokens, 328_000, 0.02),
             note="The paper rounds the stage of 273 us to 272.")
+    )  # fmt: skip
+    rows.append(
+        Row(claim, "Requests of 8K in a micro-batch of an accelerator", small.max_batch, paper=41,
+            unit="requests", verdict=_same(small.max_batch, 41),
+            note="Contexts of 8,192 tokens; with 8,000 it is 41.")
     )  # fmt: skip
     rows.append(
         Row(claim, "Servers for all experts", small.num_servers, paper=6, unit="servers",
@@ -162,23 +192,76 @@ def _bound_rows() -> tuple[Row, ...]:
     return tuple(rows)
 
 
+def _intensity_rows() -> tuple[Row, ...]:
+    """What twice the intensity does for GQA, MFA and MLA."""
+    rows, context = [], 8192
+    claim = "A four-bit cache or MTP doubles intensity: good for GQA and MFA, not for MLA"
+    for name, on in (("Qwen3 MoE", "H800"), ("Step-3", "H800"), ("DSv3", "H20")):
+        spec, accelerator = catalog.MODELS[name], catalog.ACCELERATORS[on]
+        before = float(cost.attention_usd(spec, accelerator, context))
+        for what, usd in (
+            ("4-bit cache", cost.attention_usd(spec.with_cache(0.5), accelerator, context)),
+            ("MTP, 1.8 of 2 tokens kept",
+             cost.attention_usd(spec, accelerator, context, mtp=DRAFTED)),
+        ):  # fmt: skip
+            rows.append(
+                Row(claim, f"Attention of {name} on {on} at 8K, {what}", float(usd),
+                    baseline=("8-bit cache, one token a step", before),
+                    unit="USD per million tokens", verdict=_against(float(usd), before))
+            )  # fmt: skip
+    spec, on = catalog.MODELS["Step-3"], catalog.ACCELERATORS["H800"]
+    before, usd = cost.ffn_usd(spec, on), cost.ffn_usd(spec, on, mtp=DRAFTED)
+    rows.append(
+        Row("MTP always makes more work for the experts",
+            "FFN of Step-3 on H800, MTP, 1.8 of 2 tokens kept", usd,
+            baseline=("one token a step", before), unit="USD per million tokens",
+            verdict=_against(usd, before), note="Rejected tokens pass the experts too.")
+    )  # fmt: skip
+    return tuple(rows)
+
+
 def _deployment_rows() -> tuple[Row, ...]:
     rows, on = [], catalog.ACCELERATORS["H800"]
-    for name, context, num_attention, num_ffn, batch, measured in published.DEPLOYMENTS:
+    for served in published.DEPLOYMENTS:
         found = planner.evaluate(
-            catalog.MODELS["Step-3"], on, on, context=context, num_attention=num_attention,
-            num_ffn=num_ffn, batch=batch,
+            SERVED[served.model], on, on, context=served.context,
+            num_attention=served.num_attention, num_ffn=served.num_ffn, batch=served.batch,
         )  # fmt: skip
         rows.append(
             Row(
                 "Step-3 serves 20 tokens a second to every user",
-                f"Bound of the planner, {name} at {context // 1024}K", found.tokens_per_gpu_second,
-                paper=measured, unit="tokens/GPU/s",
-                note=f"The paper measures; this is a bound at the usual efficiencies. Batch "
-                f"{batch:,}, {1e3 * found.tpot:.1f} ms a token, bottleneck: {found.bottleneck}, "
-                f"{found.attention_bytes / 1e9:.0f} GB an attention GPU.",
+                f"Bound of the planner, {served.name} at {served.context // 1024}K"
+                + served.model.removeprefix("Step-3"), found.tokens_per_gpu_second,
+                paper=served.measured, unit="tokens/GPU/s",
+                note=f"{served.note} Ours is a bound at the usual efficiencies. Batch "
+                f"{served.batch:,}, {1e3 * found.tpot:.1f} ms a token, bottleneck: "
+                f"{found.bottleneck}, {found.attention_bytes / 1e9:.0f} GB an attention GPU.",
             )
         )  # fmt: skip
+    return tuple(rows)
+
+
+def _rate_rows() -> tuple[Row, ...]:
+    """The cost model's tokens/s of an H800, and the share that the paper measures."""
+    rows, on = [], catalog.ACCELERATORS["H800"]
+    claim = "What is measured is a third of what the cost model promises"
+    for name, context, rate, measured, share in published.RATES:
+        found = cost.tokens_per_second(catalog.MODELS[name], on, context)
+        at = f"{name} at {context // 1024}K"
+        rows.append(
+            Row(claim, f"Rate of one H800 by the cost model, {at}", found, paper=rate,
+                unit="tokens/GPU/s", verdict=_same(round(found), rate))
+        )  # fmt: skip
+        rows.append(
+            Row(claim, f"Measured by the paper, share of that rate, {at}", measured / found,
+                paper=share, verdict=_same(round(measured / found, 3), share))
+        )  # fmt: skip
+    context, measured, share = published.DSV3_SHARE
+    found = measured / cost.tokens_per_second(catalog.MODELS["DSv3"], on, context)
+    rows.append(
+        Row(claim, "Measured by its makers, share of that rate, DSv3 at 4K", found, paper=share,
+            verdict=_same(round(found, 3), share))
+    )  # fmt: skip
     return tuple(rows)
 
 
@@ -240,6 +323,30 @@ def _ffn_table(models: list[ModelSpec], accelerators: list[Accelerator]) -> Tabl
     return Table("FFN, USD per million tokens", columns, rows, "At a batch that fills the experts.")
 
 
+def _denser_table(models: list[ModelSpec], accelerators: list[Accelerator], context: int) -> Table:
+    rows = []
+    for spec in models:
+        for what, changed, mtp in (
+            ("as it is", spec, cost.ONE_TOKEN),
+            ("4-bit cache", spec.with_cache(0.5), cost.ONE_TOKEN),
+            ("MTP", spec, DRAFTED),
+        ):
+            usd = [cost.attention_usd(changed, a, context, mtp=mtp) for a in accelerators]
+            rows.append(
+                (
+                    spec.name, what, round(cost.arithmetic_intensity(changed, context, mtp=mtp), 1),
+                    *(round(float(x), 3) for x in usd),
+                    round(min(cost.ffn_usd(changed, a, mtp=mtp) for a in accelerators), 3),
+                )
+            )  # fmt: skip
+    columns = ("Model", "Decoding", "FLOP/B", *(a.name for a in accelerators), "FFN")
+    return Table(
+        f"Denser attention at {context // 1024}K, USD per million tokens", columns, tuple(rows),
+        f"MTP: {DRAFTED.kept} of {DRAFTED.verified} tokens a step are kept and share a read of the "
+        "cache or state; the draft itself is not counted. FFN where it is cheapest.",
+    )  # fmt: skip
+
+
 def _plan_table(plans: list, contexts: Sequence[int]) -> Table:
     rows = []
     for name, found in plans:
@@ -283,3 +390,9 @@ def _same(value: float, printed: float) -> str:
 def _near(value: float, printed: float, tolerance: float) -> str:
     close = abs(value - printed) <= tolerance * printed
     return "reproduced" if close else "not reproduced"
+
+
+def _against(value: float, baseline: float) -> str:
+    if abs(value - baseline) <= 0.005 * baseline:
+        return "no clear difference"
+    return "better" if value < baseline else "worse"

@@ -1,14 +1,16 @@
 """What a decoded token costs: bytes of KV cache, FLOPs, and dollars on an accelerator.
 
 Costs are per decoded token at a context length: the token's attention reads the whole cache of its
-request once. Embedding, head and communication are left out, a multiply-add counts 2 FLOPs.
-Plain numbers; contexts may be NumPy arrays.
+request once, or the tokens that a step verifies share a read (`Mtp`). Embedding, head and
+communication are left out, a multiply-add counts 2 FLOPs. Plain numbers; contexts may be NumPy
+arrays.
 
 Source: Step-3, arXiv:2507.19427, sections on decoding cost (tables of costs per token and per
 accelerator). The counting rules are those that give the published digits.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -33,6 +35,9 @@ class GroupedQueryAttention:
     head_dim: int
     bytes_per_element: float = 1.0
     window: int | None = None
+
+    def __post_init__(self):
+        _check_sizes(self)
 
     def kv_bytes(self, context):
         """Returns the bytes of cache that a token of one layer reads."""
@@ -66,6 +71,9 @@ class LatentAttention:
     head_dim: int = 128
     bytes_per_element: float = 1.0
 
+    def __post_init__(self):
+        _check_sizes(self)
+
     def kv_bytes(self, context):
         """Returns the bytes of cache that a token of one layer reads."""
         return (self.kv_rank + self.rope_dim) * self.bytes_per_element * context
@@ -96,6 +104,9 @@ class FactorizedAttention:
     bytes_per_element: float = 1.0
     key_reuse: bool = False
 
+    def __post_init__(self):
+        _check_sizes(self)
+
     def kv_bytes(self, context):
         """Returns the bytes of cache that a token of one layer reads."""
         vectors = 1 if self.key_reuse else 2
@@ -125,9 +136,17 @@ class LightningAttention:
     head_dim: int
     bytes_per_element: float = 4.0
 
+    def __post_init__(self):
+        _check_sizes(self)
+
     def kv_bytes(self, context):
         """Returns the bytes of state that a token of one layer reads and writes."""
-        return 2.0 * self._state() * self.bytes_per_element + 0.0 * context
+        return 2.0 * self.state_bytes + 0.0 * context
+
+    @property
+    def state_bytes(self) -> float:
+        """Bytes of one layer's state, whatever the context."""
+        return self._state() * self.bytes_per_element
 
     def attention_flops(self, context):
         """Returns the FLOPs of one layer's state, whatever the context."""
@@ -173,6 +192,21 @@ class ModelSpec:
     attention: tuple[tuple[int, Attention], ...]
     ffn: tuple[Ffn, ...]
 
+    def __post_init__(self):
+        counts = {"d_model": self.d_model}
+        counts |= {f"attention[{i}]: layers": n for i, (n, _) in enumerate(self.attention)}
+        for i, group in enumerate(self.ffn):
+            counts |= {f"ffn[{i}]: {name}": n for name, n in group._asdict().items()}
+            if group.num_active > group.num_experts:
+                raise ValueError(
+                    f"ffn[{i}] of {self.name}: num_active must be at most num_experts, got "
+                    f"{group.num_active} of {group.num_experts}; both count shared experts"
+                )
+        if not self.attention:
+            raise ValueError(f"{self.name} must have at least one layer of attention")
+        for name, count in counts.items():
+            check_positive(**{f"{name} of {self.name}": count})
+
     @property
     def num_layers(self) -> int:
         return sum(count for count, _ in self.attention)
@@ -180,6 +214,15 @@ class ModelSpec:
     def replace(self, **changes) -> "ModelSpec":
         """Returns a copy with some fields changed, for what-if studies."""
         return dataclasses.replace(self, **changes)
+
+    def with_cache(self, bytes_per_element: float) -> "ModelSpec":
+        """Returns a copy whose caches that grow with the context take so many bytes an element."""
+        attention = tuple(
+            (count, kind) if isinstance(kind, LightningAttention)
+            else (count, dataclasses.replace(kind, bytes_per_element=bytes_per_element))
+            for count, kind in self.attention
+        )  # fmt: skip
+        return self.replace(attention=attention)
 
 
 class TokenCost(NamedTuple):
@@ -194,6 +237,26 @@ class TokenCost(NamedTuple):
     attention_flops: float
     linear_flops: float
     ffn_flops: float
+
+
+class Mtp(NamedTuple):
+    """Multi-token prediction: a step verifies drafted tokens together and keeps some of them.
+
+    Their attention shares one read of the cache; FLOPs are spent on all of them. The draft itself
+    is left out.
+
+    Attributes:
+        verified: tokens of a request in a step.  kept: how many of them stay, on average.
+
+    Source: Step-3, arXiv:2507.19427, discussion of arithmetic intensity.
+    """
+
+    verified: int = 1
+    kept: float = 1.0
+
+
+ONE_TOKEN = Mtp()
+"""A step that decodes one token of a request."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,8 +278,7 @@ class Accelerator:
 
     def __post_init__(self):
         for field in ("usd_per_hour", "flops", "bandwidth", "memory", "network"):
-            if not getattr(self, field) > 0.0:
-                raise ValueError(f"{field} must be positive, got {getattr(self, field)}")
+            check_positive(**{field: getattr(self, field)})
 
     @property
     def usd_per_flop(self) -> float:
@@ -244,21 +306,36 @@ class Cheapest(NamedTuple):
     ffn: str
 
 
-def token_cost(spec: ModelSpec, context) -> TokenCost:
+def token_cost(spec: ModelSpec, context, *, mtp: Mtp = ONE_TOKEN) -> TokenCost:
     """Returns bytes and FLOPs of one decoded token at a context of so many tokens.
+
+    Raises:
+        ValueError: if a context is negative or not finite, or fewer tokens are verified than kept.
 
     Source: arXiv:2507.19427, table of memory access and computation per token.
     """
-    if np.min(context) < 0:
+    if not np.all(np.isfinite(context) & (np.asarray(context) >= 0)):
         raise ValueError(f"context must be at least 0 tokens, got {context}")
-    layers = spec.attention
+    if not 1.0 <= mtp.kept <= mtp.verified < math.inf:
+        raise ValueError(f"mtp must satisfy 1 <= kept <= verified, got {mtp}")
+    layers, spent = spec.attention, mtp.verified / mtp.kept
+    core = sum(count * kind.attention_flops(context) for count, kind in layers)
+    ffn = sum(3 * spec.d_model * f.hidden * f.num_active * f.num_layers for f in spec.ffn)
     return TokenCost(
-        kv_bytes=sum(count * kind.kv_bytes(context) for count, kind in layers),
-        attention_flops=sum(count * kind.attention_flops(context) for count, kind in layers),
-        linear_flops=2.0 * attention_weights(spec),
-        ffn_flops=2.0
-        * sum(3 * spec.d_model * f.hidden * f.num_active * f.num_layers for f in spec.ffn),
+        kv_bytes=sum(count * kind.kv_bytes(context) for count, kind in layers) / mtp.kept,
+        attention_flops=core * spent,
+        linear_flops=2.0 * attention_weights(spec) * spent,
+        ffn_flops=2.0 * ffn * spent,
     )
+
+
+def stored_bytes(spec: ModelSpec, context):
+    """Returns the bytes of cache that a request keeps: what it reads, but for states once."""
+    return sum(
+        count * (kind.state_bytes if isinstance(kind, LightningAttention)
+                 else kind.kv_bytes(context))
+        for count, kind in spec.attention
+    )  # fmt: skip
 
 
 def attention_weights(spec: ModelSpec) -> float:
@@ -283,27 +360,33 @@ def active_weights(spec: ModelSpec) -> float:
     return (cost.linear_flops + cost.ffn_flops) / 2.0
 
 
-def arithmetic_intensity(spec: ModelSpec, context) -> float:
-    """Returns the FLOPs of attention per byte of cache; 2 H / bytes for MFA.
+def arithmetic_intensity(spec: ModelSpec, context, *, mtp: Mtp = ONE_TOKEN) -> float:
+    """Returns the FLOPs of attention per byte of cache; 2 H / bytes for MFA without `mtp`.
 
     An accelerator is used fully where this equals its `ratio`.
     """
-    cost = token_cost(spec, context)
+    cost = token_cost(spec, context, mtp=mtp)
     return cost.attention_flops / cost.kv_bytes
 
 
-def attention_usd(spec: ModelSpec, accelerator: Accelerator, context):
+def attention_usd(spec: ModelSpec, accelerator: Accelerator, context, *, mtp: Mtp = ONE_TOKEN):
     """Returns dollars per million tokens of attention: the dearer of its FLOPs and its bytes."""
-    cost = token_cost(spec, context)
+    cost = token_cost(spec, context, mtp=mtp)
     core = np.maximum(
         cost.attention_flops * accelerator.usd_per_flop, cost.kv_bytes * accelerator.usd_per_byte
     )
     return 1e6 * (core + cost.linear_flops * accelerator.usd_per_flop)
 
 
-def ffn_usd(spec: ModelSpec, accelerator: Accelerator) -> float:
+def ffn_usd(spec: ModelSpec, accelerator: Accelerator, *, mtp: Mtp = ONE_TOKEN) -> float:
     """Returns dollars per million tokens of the feed-forward layers, at a batch that fills them."""
-    return 1e6 * token_cost(spec, 0).ffn_flops * accelerator.usd_per_flop
+    return 1e6 * token_cost(spec, 0, mtp=mtp).ffn_flops * accelerator.usd_per_flop
+
+
+def tokens_per_second(spec: ModelSpec, accelerator: Accelerator, context: int) -> float:
+    """Returns the tokens/s of one accelerator that does everything at the peaks of these costs."""
+    usd = float(attention_usd(spec, accelerator, context)) + ffn_usd(spec, accelerator)
+    return accelerator.usd_per_hour / 3600.0 / usd * 1e6
 
 
 def cheapest(spec: ModelSpec, accelerators: Sequence[Accelerator], context: int) -> Cheapest:
@@ -327,3 +410,27 @@ def training_usd(spec: ModelSpec, accelerator: Accelerator, context: int = 8 * K
     cost = token_cost(spec, context)
     flops = cost.attention_flops + cost.linear_flops + cost.ffn_flops
     return 3e6 * flops * accelerator.usd_per_flop
+
+
+def check_positive(**values: float) -> None:
+    """Checks that numbers are positive and finite.
+
+    Raises:
+        ValueError: that names the first that is not.
+    """
+    for name, value in values.items():
+        if not 0.0 < value < math.inf:
+            raise ValueError(f"{name} must be positive and finite, got {value}")
+
+
+def _check_sizes(kind: Attention) -> None:
+    sizes = {field.name: getattr(kind, field.name) for field in dataclasses.fields(kind)}
+    sizes.pop("key_reuse", None)
+    if sizes.get("window", 1) is None:
+        sizes.pop("window")
+    for name, size in sizes.items():
+        check_positive(**{f"{name} of {type(kind).__name__}": size})
+    if isinstance(kind, GroupedQueryAttention) and kind.num_heads % kind.num_kv_heads:
+        raise ValueError(
+            f"num_kv_heads must divide num_heads, got {kind.num_kv_heads} and {kind.num_heads}"
+        )

@@ -40,7 +40,7 @@ class Decoder(NamedTuple):
     Attributes:
         init: `init(key) -> DecoderParams`.
         apply: `apply(params, tokens, pos=None, caches=None) -> (logits, caches)`, tokens `[B, T]`
-            int32, logits `[B, T, V]`; positions count from 0 by default.
+            int32, logits `[B, T, V]` in float32 or wider; positions count from 0 by default.
         init_caches: `init_caches(batch, length, dtype) -> caches`, one a layer.
         cached: elements that a token leaves in the caches of all layers.
     """
@@ -98,7 +98,8 @@ def make_decoder(
             x = x + y
             x = x + experts.swiglu(block.ffn, rotary.rms_norm(x, block.ffn_norm, eps=eps))
             kept.append(cache)
-        logits = rotary.rms_norm(x, params.norm, eps=eps) @ params.head
+        x = rotary.rms_norm(x, params.norm, eps=eps)
+        logits = jnp.matmul(x, params.head, preferred_element_type=rotary.wide_dtype(x.dtype))
         return logits, None if caches is None else tuple(kept)
 
     def init_caches(batch: int, length: int, dtype: Any = jnp.float32) -> tuple:

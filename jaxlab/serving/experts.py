@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxlab.kernels.moe import api as grouped  # pyright: ignore[reportMissingImports]
+from jaxlab.serving import rotary
 
 
 class Swiglu(NamedTuple):
@@ -41,7 +42,7 @@ class Routing(NamedTuple):
     """Where tokens go.
 
     Attributes:
-        weight: `[N, k]`, in float32.  expert: `[N, k]` int32, by falling probability.
+        weight: `[N, k]`, in float32 or wider.  expert: `[N, k]` int32, by falling probability.
         prob: `[N, E]`, of the softmax over all experts.
     """
 
@@ -93,7 +94,8 @@ def route(router: Float[Array, "D E"], x: Float[Array, "N D"], num_active: int) 
     if not 1 <= num_active <= num_experts:
         raise ValueError(f"num_active must be in 1 to {num_experts}, got {num_active}")
     exact = jax.lax.Precision.HIGHEST  # a rounded logit sends a token to another expert
-    logits = jnp.dot(x.astype(jnp.float32), router.astype(jnp.float32), precision=exact)
+    wide = rotary.wide_dtype(x.dtype)
+    logits = jnp.dot(x.astype(wide), router.astype(wide), precision=exact)
     prob = jax.nn.softmax(logits, axis=-1)
     weight, expert = jax.lax.top_k(prob, num_active)
     return Routing(weight, expert, prob)
@@ -117,12 +119,14 @@ def apply_experts(
     # Back into the order of the tokens; then the sum is over an axis, in a fixed order.
     place = jnp.zeros_like(order).at[order].set(jnp.arange(order.size, dtype=order.dtype))
     out = out[place].reshape(num_tokens, num_active, -1)
-    weighted = out.astype(jnp.float32) * routing.weight[..., None]
+    weighted = out.astype(routing.weight.dtype) * routing.weight[..., None]
     return jnp.sum(weighted, axis=1).astype(x.dtype)
 
 
 def moe(params: Moe, x: Float[Array, "... D"], *, num_active: int) -> Float[Array, "... D"]:
     """Returns shared(x) + the weighted experts of every token."""
+    if not x.size:
+        return x
     tokens = x.reshape(-1, x.shape[-1])
     out = apply_experts(params.experts, tokens, route(params.router, tokens, num_active))
     if params.shared is not None:
@@ -137,11 +141,12 @@ def load_balance_loss(routing: Routing) -> Float[Array, ""]:
     """
     num_experts = routing.prob.shape[-1]
     visits = jnp.bincount(routing.expert.reshape(-1), length=num_experts)
-    share = visits.astype(jnp.float32) / routing.expert.size
+    share = visits.astype(routing.prob.dtype) / routing.expert.size
     return num_experts * jnp.sum(share * jnp.mean(routing.prob, axis=0))
 
 
 def router_z_loss(router: Float[Array, "D E"], x: Float[Array, "N D"]) -> Float[Array, ""]:
     """Returns the mean squared log-partition of the router's logits. Source: Zoph et al. 2022."""
-    logits = x.astype(jnp.float32) @ router.astype(jnp.float32)
+    wide = rotary.wide_dtype(x.dtype)
+    logits = x.astype(wide) @ router.astype(wide)
     return jnp.mean(jax.nn.logsumexp(logits, axis=-1) ** 2)

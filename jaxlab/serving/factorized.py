@@ -14,7 +14,15 @@ from jaxtyping import Array, Float, Int
 
 from jaxlab.kernels.rms_up_rope import api as rms_up_rope  # pyright: ignore[reportMissingImports]
 from jaxlab.serving import rotary
-from jaxlab.serving.attention import Layer, attend, dense, remember
+from jaxlab.serving.attention import (
+    Layer,
+    attend,
+    check_builder,
+    check_tokens,
+    dense,
+    empty_cache,
+    remember,
+)
 
 
 class MfaConfig(NamedTuple):
@@ -24,7 +32,9 @@ class MfaConfig(NamedTuple):
         d_model: D.  num_heads: H.  head_dim: C.  q_rank: R, of the shared query space.
         theta: of the rotary embedding.  eps: of the inner norm.
         inner_norm: normalize in the shared query space (Step-3; not in the original MFA).
-        key_reuse: MFA-KR.  absorbed: its value map goes into the output; the same function.
+        key_reuse: MFA-KR.
+        absorbed: its value map goes behind the attention, where it maps the averages of H heads
+            instead of all cached keys; the same function.
         depth: index of the layer from 1, for the initialization.
     """
 
@@ -52,7 +62,7 @@ class MfaParams(NamedTuple):
         query_down: `[D, R]`.  query_norm: `[R]`, or None once it is folded into query_up.
         query_up: `[R, H, C]`.
         key: `[D, C]`.
-        value: `[D, C]`, or `ValueMap` with key reuse.
+        value: `[D, C]`; with key reuse `ValueMap`, or None once it is absorbed into out.
         out: `[H, C, D]`.
     """
 
@@ -75,22 +85,23 @@ class ValueMap(NamedTuple):
     mix: Float[Array, "C C"]
 
 
-def init_mfa(key: Array, config: MfaConfig) -> MfaParams:
+def init_mfa(key: Array, config: MfaConfig, *, dtype: Any = None) -> MfaParams:
     """Draws weights of variance 1 / fan-in, those of `out` shrunk by the depth.
 
+    Args:
+        dtype: that the drawn weights are rounded to; JAX's default float if None.
+
     Raises:
-        ValueError: if a size is not positive, or `head_dim` is odd.
+        ValueError: if a size, theta or depth is not positive, or `head_dim` is odd.
     """
-    sizes = (config.d_model, config.num_heads, config.head_dim, config.q_rank, config.depth)
-    if min(sizes) < 1 or config.head_dim % 2:
-        raise ValueError(f"sizes must be positive and head_dim even, got {sizes}")
-    D, H, C, R = sizes[:4]
+    _check_config(config)
+    D, H, C, R = config.d_model, config.num_heads, config.head_dim, config.q_rank
     keys = jax.random.split(key, 5)
     if config.key_reuse:
         value = ValueMap(jnp.zeros((C,)), dense(keys[3], C, C))
     else:
         value = dense(keys[3], D, C)
-    return MfaParams(
+    params = MfaParams(
         query_down=dense(keys[0], D, R),
         query_norm=jnp.ones((R,)),
         query_up=dense(keys[1], R, H * C).reshape(R, H, C),
@@ -98,6 +109,7 @@ def init_mfa(key: Array, config: MfaConfig) -> MfaParams:
         value=value,
         out=dense(keys[4], H * C, D, depth=config.depth).reshape(H, C, D),
     )
+    return params if dtype is None else jax.tree.map(lambda w: w.astype(dtype), params)
 
 
 def fold_norm(params: MfaParams) -> MfaParams:
@@ -157,43 +169,67 @@ def project_kv(
 
 
 def values(value: ValueMap, cached: Float[Array, "... C"]) -> Float[Array, "... C"]:
-    """Returns the values of cached keys, c + gate * (c mix')."""
+    """Returns the values of cached keys, or of averages of them, c + gate * (c mix')."""
     return cached + cached @ (value.gate[:, None] * value.mix).T
 
 
 def absorb(params: MfaParams) -> MfaParams:
-    """Moves the value map behind the attention: averages of values are maps of averages of keys.
+    """Multiplies the value map into the output, once before decoding with key reuse.
 
-    out'_h = (I + diag(gate) mix)' out_h, with values equal to keys.
+    Averages of values are maps of averages of keys, out'_h = (I + diag(gate) mix)' out_h. Values
+    are then equal to keys.
+
+    Raises:
+        ValueError: if values have weights of their own, that is without key reuse.
     """
+    if params.value is None:
+        return params
+    if not isinstance(params.value, ValueMap):
+        raise ValueError("absorb takes parameters with key reuse (MFA-KR); these have values")
     gate, mix = params.value
     through = jnp.eye(gate.shape[0], dtype=mix.dtype) + gate[:, None] * mix
     out = jnp.einsum("ec,hed->hcd", through, params.out)
-    return params._replace(out=out, value=ValueMap(jnp.zeros_like(gate), jnp.zeros_like(mix)))
+    return params._replace(out=out, value=None)
 
 
 def make_mfa(config: MfaConfig) -> Layer:
-    """Makes the layer; a token leaves 2C elements in the cache, C with key reuse."""
+    """Makes the layer; a token leaves 2C elements in the cache, C with key reuse.
+
+    Raises:
+        ValueError: if a size, theta or depth is not positive, or `head_dim` is odd.
+    """
+    _check_config(config)
 
     def apply(params: MfaParams, x: Array, pos: Array, cache: Any = None) -> tuple[Array, Any]:
+        check_tokens(x, pos)
         q = project_q(params, x, pos, config)
         left, k_pos, cache = remember(cache, project_kv(params, x, pos, config), pos)
         left = tuple(array.astype(x.dtype) for array in left)
         if config.key_reuse:
-            (plain,) = left
-            k = rotary.rotate(plain, k_pos, theta=config.theta)
-            if config.absorbed:
-                params, v = absorb(params), plain
-            else:
-                v = values(params.value, plain)
+            (v,) = left
+            k = rotary.rotate(v, k_pos, theta=config.theta)
+            if isinstance(params.value, ValueMap) and not config.absorbed:
+                v = values(params.value, v)
         else:
             k, v = left
         out = attend(q, k[:, :, None], v[:, :, None], pos, k_pos, scale=config.scale)
+        if isinstance(params.value, ValueMap) and config.absorbed:
+            out = values(params.value, out)
         return jnp.einsum("bthc,hcd->btd", out, params.out), cache
 
     def init_cache(batch: int, length: int, dtype: Any = jnp.float32) -> tuple[Array, ...]:
         count = 1 if config.key_reuse else 2
-        return tuple(jnp.zeros((batch, length, config.head_dim), dtype) for _ in range(count))
+        return empty_cache(*[(batch, length, config.head_dim)] * count, dtype=dtype)
 
     cached = config.head_dim * (1 if config.key_reuse else 2)
     return Layer(lambda key: init_mfa(key, config), apply, init_cache, cached)
+
+
+def _check_config(config: MfaConfig) -> None:
+    sizes = (config.d_model, config.num_heads, config.head_dim, config.q_rank)
+    if min(sizes) < 1 or config.head_dim % 2:
+        raise ValueError(
+            "d_model, num_heads, head_dim and q_rank must be positive and head_dim even, got "
+            f"{sizes}"
+        )
+    check_builder(config.theta, config.depth)

@@ -13,7 +13,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxlab.serving import rotary
-from jaxlab.serving.attention import Layer, attend, dense, remember
+from jaxlab.serving.attention import (
+    Layer,
+    attend,
+    check_builder,
+    check_tokens,
+    dense,
+    empty_cache,
+    remember,
+)
 
 
 class MlaParams(NamedTuple):
@@ -55,11 +63,12 @@ def make_mla(
         absorbed: attend to the latent instead of expanding it; the same parameters and values.
 
     Raises:
-        ValueError: if a size is not positive, or `rope_dim` is odd.
+        ValueError: if a size, theta or depth is not positive, or `rope_dim` is odd.
     """
     sizes = (d_model, num_heads, q_rank, kv_rank, head_dim, rope_dim)
     if min(sizes) < 1 or rope_dim % 2:
         raise ValueError(f"sizes must be positive and rope_dim even, got {sizes}")
+    check_builder(theta, depth)
     H, C, P = num_heads, head_dim, rope_dim
     scale = (C + P) ** -0.5
 
@@ -78,6 +87,7 @@ def make_mla(
         )
 
     def apply(params: MlaParams, x: Array, pos: Array, cache: Any = None) -> tuple[Array, Any]:
+        check_tokens(x, pos)
         low = rotary.rms_norm(x @ params.query_down, params.query_norm, eps=eps)
         q = jnp.einsum("btr,rhc->bthc", low, params.query_up)
         q_plain, q_rope = q[..., :C], rotary.rotate(q[..., C:], pos[..., None], theta=theta)
@@ -89,8 +99,8 @@ def make_mla(
         out = attention(params, q_plain, q_rope, latent, rope, pos, k_pos, scale)
         return jnp.einsum("bthc,hcd->btd", out, params.out), cache
 
-    def init_cache(batch: int, length: int, dtype: Any = jnp.float32) -> tuple[Array, Array]:
-        return jnp.zeros((batch, length, kv_rank), dtype), jnp.zeros((batch, length, P), dtype)
+    def init_cache(batch: int, length: int, dtype: Any = jnp.float32) -> tuple[Array, ...]:
+        return empty_cache((batch, length, kv_rank), (batch, length, P), dtype=dtype)
 
     return Layer(init, apply, init_cache, kv_rank + P)
 

@@ -3,19 +3,26 @@
 Requests own rows of a table; a row names the pages that hold the request's tokens, in order. Pages
 come from a stack of free ones and are counted, so that requests can share a prefix; a shared page
 is copied before it is written. Everything is a pytree of fixed shapes, and every function is pure
-and jittable. Page 0 is never given away: unused entries of tables point to it.
+and jittable. Page 0 is never given away: unused entries of tables point to it, and tokens that are
+not kept are written there.
 
 A request that would not fit is left as it was and named in the returned mask; the others go on.
+Concrete numbers that are out of range are refused; traced ones are checked under `checkify`.
 """
 
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
+from jax.experimental import checkify
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxlab.serving import quantization
+
+DTYPES = (jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64, quantization.FP8)
+"""Of pages."""
 
 
 class PagedCache(NamedTuple):
@@ -64,8 +71,12 @@ def init_cache(
         dtype: of the pages; `quantization.FP8` adds scales, one per token.
 
     Raises:
-        ValueError: if a size is not positive, or there is no page but page 0.
+        ValueError: if a size is not positive, there is no page but page 0, or pages cannot have
+            the dtype.
     """
+    if jnp.dtype(dtype) not in DTYPES:
+        names = ", ".join(jnp.dtype(d).name for d in DTYPES)
+        raise ValueError(f"dtype must be one of {names}, got {jnp.dtype(dtype).name}")
     sizes = {
         "num_layers": num_layers, "batch": batch, "max_pages": max_pages, "head_dim": head_dim,
         "page": page,
@@ -148,17 +159,35 @@ def reserve(cache: PagedCache, count: Int[Array, " B"]) -> tuple[PagedCache, Boo
     cache = cache._replace(
         page_table=table, lens=lens, num_owners=num_owners, num_free=num_free
     )  # fmt: skip
-    target = jnp.where(target > 0, target, cache.k_pages.shape[1])  # nowhere: dropped
-    copy = lambda x: x.at[:, target].set(x[:, source], mode="drop")  # noqa: E731
-    return _map_pages(copy, cache), done
+
+    def copy(pages: dict) -> dict:  # where nothing is to be copied, page 0 to itself
+        def one(x: Array) -> Array:
+            start = jnp.zeros((target.size, x.ndim), jnp.int32).at[:, 1].set(target)
+            return _write_blocks(x, start, jnp.moveaxis(x[:, source], 1, 0)[:, :, None])
+
+        return jax.tree.map(one, pages)
+
+    pages = {name: getattr(cache, name) for name in ("k_pages", "v_pages", "k_scale", "v_scale")}
+    pages = jax.lax.cond(jnp.any(target > 0), copy, lambda pages: pages, pages)
+    return cache._replace(**pages), done
 
 
 def truncate(cache: PagedCache, lens: Int[Array, " B"]) -> PagedCache:
     """Shortens requests to at most these lengths, 0 to release one, and frees unowned pages.
 
-    Drafted tokens that verification rejects go this way.
+    Drafted tokens that verification rejects go this way. A request that is shorter stays as it is.
+
+    Raises:
+        ValueError: if `lens` is not one integer a request, or a concrete one is negative.
     """
-    lens = jnp.clip(jnp.asarray(lens, jnp.int32), 0, cache.lens)
+    lens = jnp.asarray(lens)
+    if lens.shape != cache.lens.shape or not jnp.issubdtype(lens.dtype, jnp.integer):
+        raise ValueError(f"lens must be integers {cache.lens.shape}, got {lens.dtype} {lens.shape}")
+    if isinstance(lens, Tracer):
+        checkify.debug_check(jnp.all(lens >= 0), "lens must be 0 or more")
+    elif (least := np.asarray(lens).min()) < 0:
+        raise ValueError(f"lens must be 0 or more, 0 releases a request; got {least}")
+    lens = jnp.clip(lens, 0, cache.lens.astype(lens.dtype)).astype(jnp.int32)
     entry = jnp.arange(cache.page_table.shape[1], dtype=jnp.int32)[None]
     kept, had = (_num_pages(n, cache.page)[:, None] for n in (lens, cache.lens))
     given_up = (entry >= kept) & (entry < had)
@@ -179,16 +208,15 @@ def truncate(cache: PagedCache, lens: Int[Array, " B"]) -> PagedCache:
 def share(cache: PagedCache, source: int | Array, target: int | Array) -> PagedCache:
     """Lets request `target` start as a copy of `source` that shares its pages.
 
-    What `target` held is released. No page is copied before one of the two writes to it. Traced
-    numbers that name no request change nothing.
+    What `target` held is released. No page is copied before one of the two reserves room behind it.
+    Traced numbers that name no request change nothing.
 
     Raises:
-        ValueError: if concrete numbers name no request.
+        ValueError: if numbers are not integers, or concrete ones name no request.
     """
     size = cache.lens.size
-    for name, number in (("source", source), ("target", target)):
-        if not isinstance(number, Tracer) and not 0 <= int(number) < size:
-            raise ValueError(f"{name} must name a request, 0 to {size - 1}, got {int(number)}")
+    _check_index("source", "request", source, size)
+    _check_index("target", "request", target, size)
     source, target = (jnp.asarray(number, jnp.int32) for number in (source, target))
     named = (source >= 0) & (source < size) & (target >= 0) & (target < size)
     same = (source == target) | ~named
@@ -215,22 +243,33 @@ def write(
 ) -> PagedCache:
     """Writes tokens of one layer at their positions; those not kept, or beyond a request, are not.
 
+    `reserve` counts the tokens in first and copies a shared page that they go to. A position that
+    it did not just reserve may lie in a page that others share: writing there changes it for all.
+
     Args:
-        k, v: `[B, T, C]`; v is None with key reuse.
-        pos: `[B, T]`, below the reserved lengths.  keep: `[B, T]`.
+        layer: index of the layer, below L; a traced one that is not writes nothing.
+        k, v: `[B, T, C]` of any float dtype, cast to that of the pages; v is None with key reuse.
+        pos: `[B, T]` integers, below the reserved lengths.  keep: `[B, T]` bool.
+
+    Raises:
+        ValueError: if shapes or dtypes do not fit the cache, or a concrete layer does not exist.
     """
+    _check_tokens(cache, k, v, pos, keep)
+    _check_index("layer", "layer", layer, cache.k_pages.shape[0])
+    layer = jnp.asarray(layer, jnp.int32)
+    pos = pos.astype(jnp.int32)
     inside = keep & (pos >= 0) & (pos < cache.lens[:, None])
+    inside = inside & (layer >= 0) & (layer < cache.k_pages.shape[0])
     entry = jnp.clip(pos // cache.page, 0, cache.page_table.shape[1] - 1)
     number = jnp.take_along_axis(cache.page_table, entry, axis=1)
-    number = jnp.where(inside, number, cache.k_pages.shape[1])  # beyond the last page: dropped
-    offset = pos % cache.page
+    number = jnp.where(inside, number, 0)  # page 0 takes what is not kept: nobody reads it
+    slots = (jnp.broadcast_to(layer, pos.shape), number, pos % cache.page)
 
     def put(pages: Array, scale: Array | None, new: Array) -> tuple[Array, Array | None]:
         if scale is None:
-            return pages.at[layer, number, offset].set(new.astype(pages.dtype), mode="drop"), None
+            return _write_slots(pages, slots, new.astype(pages.dtype)), None
         values, scales = quantization.quantize_groups(new)
-        pages = pages.at[layer, number, offset].set(values, mode="drop")
-        return pages, scale.at[layer, number, offset].set(scales[..., 0], mode="drop")
+        return _write_slots(pages, slots, values), _write_slots(scale, slots, scales[..., 0])
 
     k_pages, k_scale = put(cache.k_pages, cache.k_scale, k)
     cache = cache._replace(k_pages=k_pages, k_scale=k_scale)
@@ -243,7 +282,12 @@ def write(
 def gather(
     cache: PagedCache, layer: int | Array, dtype: Any = jnp.float32
 ) -> tuple[Array, Array | None]:
-    """Returns keys and values of all requests, `[B, P page, C]`; garbage beyond a length."""
+    """Returns keys and values of all requests, `[B, P page, C]`; garbage beyond a length.
+
+    Raises:
+        ValueError: if a concrete layer does not exist.
+    """
+    _check_index("layer", "layer", layer, cache.k_pages.shape[0])
 
     def dense(pages: Array | None, scale: Array | None) -> Array | None:
         if pages is None:
@@ -269,6 +313,60 @@ def _num_pages(length: Array, page: int) -> Array:
     return (length + page - 1) // page
 
 
-def _map_pages(fn, cache: PagedCache) -> PagedCache:
-    pages = {name: getattr(cache, name) for name in ("k_pages", "v_pages", "k_scale", "v_scale")}
-    return cache._replace(**{name: None if x is None else fn(x) for name, x in pages.items()})
+def _write_slots(pages: Array, slots: tuple[Array, Array, Array], new: Array) -> Array:
+    """Writes `new` at layers, pages and offsets, in place if `pages` is donated.
+
+    Around a scatter of narrow floats XLA converts all pages on a CPU: there, one after another.
+    """
+
+    def at_once(pages: Array, slots: tuple, new: Array) -> Array:
+        return pages.at[slots].set(new)
+
+    def in_turn(pages: Array, slots: tuple, new: Array) -> Array:
+        start = jnp.stack([*slots, jnp.zeros_like(slots[0])], axis=-1).reshape(-1, 4)
+        return _write_blocks(pages, start, new.reshape(-1, 1, 1, 1, new.shape[-1]))
+
+    if pages.dtype.itemsize > 2:
+        return at_once(pages, slots, new)
+    return jax.lax.platform_dependent(pages, slots, new, cpu=in_turn, default=at_once)
+
+
+def _write_blocks(pages: Array, start: Int[Array, "n d"], blocks: Float[Array, "n ..."]) -> Array:
+    """Writes blocks one after another, narrow floats as integers of their width."""
+    bits = {1: jnp.uint8, 2: jnp.uint16}.get(pages.dtype.itemsize, pages.dtype)
+
+    def one(pages: Array, block: tuple[Array, Array]) -> tuple[Array, None]:
+        old, new = (jax.lax.bitcast_convert_type(x, bits) for x in (pages, block[1]))
+        old = jax.lax.dynamic_update_slice(old, new, tuple(block[0]))
+        return jax.lax.bitcast_convert_type(old, pages.dtype), None
+
+    return jax.lax.scan(one, pages, (start, blocks))[0]
+
+
+def _check_index(name: str, what: str, number: int | Array, size: int) -> None:
+    if jnp.ndim(number) or not jnp.issubdtype(jnp.result_type(number), jnp.integer):
+        raise ValueError(f"{name} must be an integer that names a {what}, got {number}")
+    if isinstance(number, Tracer):
+        named = (number >= 0) & (number < size)
+        checkify.debug_check(named, name + " must be in 0 to {last}", last=jnp.int32(size - 1))
+    elif not 0 <= int(number) < size:
+        raise ValueError(f"{name} must name a {what}, 0 to {size - 1}, got {int(number)}")
+
+
+def _check_tokens(cache: PagedCache, k: Array, v: Array | None, pos: Array, keep: Array) -> None:
+    if (v is None) != (cache.v_pages is None):
+        raise ValueError(
+            "v must be None for a cache with key reuse, and for no other: this cache has "
+            f"{'no values' if cache.v_pages is None else 'values'}"
+        )
+    want = (*pos.shape, cache.k_pages.shape[-1])
+    if pos.ndim != 2 or pos.shape[0] != cache.lens.size or pos.shape != keep.shape:
+        raise ValueError(
+            f"pos and keep must be [B, T] with B = {cache.lens.size}, got {pos.shape} and "
+            f"{keep.shape}"
+        )
+    for name, x in (("k", k), ("v", v)):
+        if x is not None and (x.shape != want or not jnp.issubdtype(x.dtype, jnp.floating)):
+            raise ValueError(f"{name} must be floats {want}, got {x.dtype} {x.shape}")
+    if not jnp.issubdtype(pos.dtype, jnp.integer) or keep.dtype != jnp.bool_:
+        raise ValueError(f"pos must be integers and keep bool, got {pos.dtype} and {keep.dtype}")

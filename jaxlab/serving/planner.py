@@ -8,7 +8,6 @@ Source: arXiv:2507.19427 (roles, traffic, 50 ms and three micro-batches); the mo
 derived here, the pipeline's is exact for stages that serve one micro-batch at a time.
 """
 
-import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -31,6 +30,8 @@ class Efficiency(NamedTuple):
 
 MEASURED = Efficiency()
 """Usual shares."""
+TOLERANCE = 1e-9
+"""Of rates and times that count as equal."""
 
 
 class Deployment(NamedTuple):
@@ -65,6 +66,7 @@ def pipeline_time(stage_seconds: Sequence[float], num_micro_batches: int, num_la
     With the longest stage m and the sum of the stages s of one layer: s + (M L - 1) m where the
     micro-batches fill the pipeline, M m >= s, else L s + (M - 1) m.
     """
+    _check_stages(stage_seconds)
     _check_counts(num_micro_batches=num_micro_batches, num_layers=num_layers)
     latency, longest = sum(stage_seconds), max(stage_seconds)
     if num_micro_batches * longest >= latency:
@@ -76,12 +78,14 @@ def time_per_token(
     stage_seconds: Sequence[float], num_micro_batches: int, num_layers: int
 ) -> float:
     """Returns the time between two tokens of a request in steady state."""
+    _check_stages(stage_seconds)
     _check_counts(num_micro_batches=num_micro_batches, num_layers=num_layers)
     return num_layers * max(num_micro_batches * max(stage_seconds), sum(stage_seconds))
 
 
 def min_micro_batches(stage_seconds: Sequence[float]) -> int:
     """Returns the fewest micro-batches that keep the longest stage busy."""
+    _check_stages(stage_seconds)
     return math.ceil(sum(stage_seconds) / max(stage_seconds) - 1e-9)
 
 
@@ -145,7 +149,8 @@ def evaluate(
         stage_seconds=stages,
         tpot=tpot,
         tokens_per_gpu_second=batch / (SERVER * (num_attention + num_ffn) * tpot),
-        attention_bytes=weights + batch / (SERVER * num_attention) * of_token.kv_bytes,
+        attention_bytes=weights
+        + batch / (SERVER * num_attention) * cost.stored_bytes(spec, context),
         ffn_bytes=ffn_weights,
         bottleneck=STAGES[stages.index(max(stages))] if filled else "latency",
     )
@@ -162,10 +167,12 @@ def plan(
     max_tpot: float = STEP_SECONDS,
     efficiency: Efficiency = MEASURED,
 ) -> Deployment | None:
-    """Searches for the most tokens per accelerator and second; of equals, the shortest step.
+    """Searches for the most tokens per accelerator and second.
 
-    Every attention accelerator has the same whole number of requests of each micro-batch. Neither
-    throughput nor step falls when that number grows, so it is found by bisection.
+    Of deployments whose throughput is equal to one part in 10^9 it takes the shortest time per
+    token, and of those the fewest servers. Every attention accelerator has the same whole number of
+    requests of each micro-batch. Neither throughput nor step falls when that number grows, so it is
+    found by bisection.
 
     Args:
         context: tokens of cache per request.
@@ -177,6 +184,10 @@ def plan(
         The best deployment that is fast enough and fits into memory, or None if none does.
     """
     _check_counts(context=context, max_servers=max_servers)
+    if not max_tpot > 0.0:
+        raise ValueError(f"max_tpot must be positive, in seconds, got {max_tpot}")
+    if not micro_batches:
+        raise ValueError("micro_batches must name at least one number to try, got none")
 
     def fits(found: Deployment) -> bool:
         return (
@@ -185,31 +196,30 @@ def plan(
             and found.ffn_bytes <= ffn_on.memory
         )
 
-    best = None
-    servers = range(1, max_servers + 1)
-    for num_attention, num_ffn, parts in itertools.product(servers, servers, micro_batches):
-        at = functools.partial(
-            evaluate, spec, attention_on, ffn_on, context=context, num_attention=num_attention,
-            num_ffn=num_ffn, micro_batches=parts, efficiency=efficiency,
+    def sized(num_attention: int, num_ffn: int, parts: int) -> Callable[[int], Deployment]:
+        """Deployments by the requests of an attention accelerator in a micro-batch."""
+        return lambda local: evaluate(
+            spec, attention_on, ffn_on, context=context, num_attention=num_attention,
+            num_ffn=num_ffn, batch=local * parts * SERVER * num_attention, micro_batches=parts,
+            efficiency=efficiency,
         )  # fmt: skip
-        found = _fullest(at, parts * SERVER * num_attention, fits)
-        if found is not None and (
-            best is None or found.tokens_per_gpu_second > best.tokens_per_gpu_second
-        ):
-            best = found
-    return best
 
-
-def _fullest(
-    at: Callable[..., Deployment], unit: int, fits: Callable[[Deployment], bool]
-) -> Deployment | None:
-    """The deployment of a batch in multiples of `unit` with the most throughput, or None."""
-    most = _last(lambda n: fits(at(batch=n * unit)))
-    if most == 0:
+    servers = range(1, max_servers + 1)
+    kinds = [sized(*sizes) for sizes in itertools.product(servers, servers, micro_batches)]
+    most = [(at, _last(lambda n, at=at: fits(at(n)))) for at in kinds]
+    fullest = [(at, at(n).tokens_per_gpu_second) for at, n in most if n > 0]
+    if not fullest:
         return None
-    rate = at(batch=most * unit).tokens_per_gpu_second * (1.0 - 1e-9)
-    below = _last(lambda n: n < most and at(batch=n * unit).tokens_per_gpu_second < rate)
-    return at(batch=(below + 1) * unit)
+    enough = max(rate for _, rate in fullest) * (1.0 - TOLERANCE)
+    quickest = [
+        at(1 + _last(lambda n, at=at: at(n).tokens_per_gpu_second < enough))
+        for at, rate in fullest if rate >= enough
+    ]  # fmt: skip
+    tpot = min(found.tpot for found in quickest) * (1.0 + TOLERANCE)
+    return min(
+        (found for found in quickest if found.tpot <= tpot),
+        key=lambda found: found.num_attention + found.num_ffn,
+    )
 
 
 def _last(holds: Callable[[int], bool]) -> int:
@@ -234,5 +244,13 @@ def _roofline(on: Accelerator, efficiency: Efficiency, num_bytes: float, flops: 
 
 def _check_counts(**counts: int) -> None:
     for name, count in counts.items():
-        if count < 1:
-            raise ValueError(f"{name} must be at least 1, got {count}")
+        if not 1 <= count < math.inf or count != int(count):
+            raise ValueError(f"{name} must be a whole number of at least 1, got {count}")
+
+
+def _check_stages(stage_seconds: Sequence[float]) -> None:
+    if not all(0.0 <= t < math.inf for t in stage_seconds) or not sum(stage_seconds) > 0.0:
+        raise ValueError(
+            "stage_seconds must not be negative, and one of them positive, got "
+            f"{tuple(stage_seconds)}"
+        )

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 
@@ -39,9 +40,15 @@ def angles(
     theta: float | Array = 5e5,
     dtype: jnp.dtype | type = jnp.float32,
 ) -> tuple[Float[Array, "... half"], Float[Array, "... half"]]:
-    """Returns cosine and sine of the angles of every position, `[..., size / 2]`."""
+    """Returns cosine and sine of the angles of every position, `[..., size / 2]`.
+
+    Angles in float32 are as fine as its digits: at position 65,536 to 0.004 radians.
+    """
     half = size // 2
-    frequency = jnp.asarray(theta, dtype) ** (-jnp.arange(half, dtype=dtype) / half)
+    if isinstance(theta, (int, float)):
+        frequency = jnp.asarray(float(theta) ** (-np.arange(half) / half), dtype)
+    else:
+        frequency = jnp.asarray(theta, dtype) ** (-jnp.arange(half, dtype=dtype) / half)
     angle = position[..., None].astype(dtype) * frequency.reshape((1,) * position.ndim + (half,))
     return jnp.cos(angle), jnp.sin(angle)
 

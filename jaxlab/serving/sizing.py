@@ -9,7 +9,13 @@ Source: Step-3, arXiv:2507.19427, sections on sparsity and on non-flagship accel
 import math
 from typing import NamedTuple
 
-from jaxlab.serving.cost import Accelerator, FactorizedAttention, ModelSpec, ffn_weights
+from jaxlab.serving.cost import (
+    Accelerator,
+    FactorizedAttention,
+    ModelSpec,
+    check_positive,
+    ffn_weights,
+)
 
 STEP_SECONDS = 0.05
 """Time per output token that serves 20 tokens a second to every user."""
@@ -22,19 +28,32 @@ WIRE_BYTES = 3
 
 def stage_seconds(num_layers: int) -> float:
     """Returns the time of one stage of one layer: 273 us for 61 layers."""
-    if num_layers < 1:
+    if not 1 <= num_layers < math.inf:
         raise ValueError(f"num_layers must be at least 1, got {num_layers}")
     return STEP_SECONDS / NUM_STAGES / num_layers
 
 
 def sparsity(num_routed: int, num_active: int, num_shared: int = 1) -> float:
     """Returns the share of experts that a token visits, shared ones on both sides."""
-    if not 1 <= num_active <= num_routed or num_shared < 0:
+    if not (1 <= num_active <= num_routed < math.inf and 0 <= num_shared < math.inf):
         raise ValueError(
             f"experts must satisfy 1 <= active <= routed and shared >= 0, got {num_active}, "
             f"{num_routed}, {num_shared}"
         )
     return (num_active + num_shared) / (num_routed + num_shared)
+
+
+def min_active(num_routed: int, least: float, num_shared: int = 1) -> int:
+    """Returns the fewest routed experts of a token at a sparsity of at least `least`.
+
+    DSv3 would need 14 of its 256 on H800, and visits 8.
+    """
+    _check_share("least", least)
+    if not (1 <= num_routed < math.inf and 0 <= num_shared < math.inf):
+        raise ValueError(
+            f"experts must be routed >= 1, shared >= 0, got {num_routed}, {num_shared}"
+        )
+    return max(1, math.ceil((num_routed + num_shared) * least - num_shared - 1e-9))
 
 
 def min_batch(accelerator: Accelerator, sparsity: float = 1.0) -> float:
@@ -59,8 +78,7 @@ def min_sparsity(
         network: bytes/s of a server; that of the accelerator by default.
     """
     network = accelerator.network if network is None else network
-    if not network > 0.0:
-        raise ValueError(f"network must be positive, in bytes/s, got {network}")
+    check_positive(d_model=d_model, network=network)
     volume_at_full_sparsity = WIRE_BYTES * d_model * min_batch(accelerator)
     return volume_at_full_sparsity / (network * stage_seconds(num_layers))
 
@@ -73,12 +91,9 @@ def max_micro_batch(
     Every one of `num_attention` servers sends its share to all `num_ffn` expert servers and hears
     from all: num_ffn 3 D (B / num_attention) <= network * stage.
     """
-    for name, value in (
-        ("d_model", d_model), ("num_attention", num_attention), ("num_ffn", num_ffn),
-        ("network", network),
-    ):  # fmt: skip
-        if not value > 0:
-            raise ValueError(f"{name} must be positive, got {value}")
+    check_positive(
+        d_model=d_model, num_attention=num_attention, num_ffn=num_ffn, network=network
+    )  # fmt: skip
     per_token = WIRE_BYTES * d_model * num_ffn / num_attention
     return network * stage_seconds(num_layers) / per_token
 
@@ -115,9 +130,10 @@ def small_accelerator(
     are replicated; experts reach `ffn_efficiency` of the bandwidth.
 
     Raises:
-        ValueError: if the model has other attention than MFA, or one stage does not even read the
-            projections.
+        ValueError: if a number is not positive, the model has other attention than MFA, or one
+            stage does not even read the projections.
     """
+    check_positive(bandwidth=bandwidth, context=context)
     _check_share("ffn_efficiency", ffn_efficiency)
     if len(spec.attention) != 1 or not isinstance(spec.attention[0][1], FactorizedAttention):
         raise ValueError(f"this study is of a model with MFA alone, got {spec.name}")

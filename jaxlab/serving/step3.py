@@ -8,6 +8,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jax.experimental import checkify
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxlab.kernels.mqa_decode import api as mqa_decode  # pyright: ignore[reportMissingImports]
@@ -15,7 +18,7 @@ from jaxlab.kernels.mqa_prefill import api as mqa_prefill  # pyright: ignore[rep
 from jaxlab.serving import experts, factorized, paged_cache, rotary
 from jaxlab.serving.attention import dense
 from jaxlab.serving.experts import Moe, Swiglu
-from jaxlab.serving.factorized import MfaConfig, MfaParams
+from jaxlab.serving.factorized import MfaConfig, MfaParams, ValueMap
 from jaxlab.serving.paged_cache import PagedCache
 
 
@@ -87,21 +90,27 @@ class Step3Params(NamedTuple):
     head: Float[Array, "D V"]
 
 
-def init_step3(key: Array, config: Step3Config) -> Step3Params:
+def init_step3(key: Array, config: Step3Config, *, dtype: Any = None) -> Step3Params:
     """Draws weights; see the layers for their scale.
 
+    Args:
+        dtype: that the drawn weights are rounded to; JAX's default float if None.
+
     Raises:
-        ValueError: if a dense layer is named that does not exist.
+        ValueError: if a size is not positive, more experts are active than there are, or a dense
+            layer is named that does not exist.
     """
-    wrong = [layer for layer in config.dense_layers if not 0 <= layer < config.num_layers]
-    if wrong:
-        raise ValueError(f"dense_layers must be in 0 to {config.num_layers - 1}, got {wrong}")
+    _check_config(config)
     key_embedding, key_head, *keys = jax.random.split(key, 2 + config.num_layers)
+
+    def cast(drawn: Any) -> Any:
+        return drawn if dtype is None else jax.tree.map(lambda w: w.astype(dtype), drawn)
+
     return Step3Params(
-        embedding=jax.random.normal(key_embedding, (config.vocab, config.d_model)),
-        blocks=tuple(_init_block(k, config, layer) for layer, k in enumerate(keys)),
-        norm=jnp.ones((config.d_model,)),
-        head=dense(key_head, config.d_model, config.vocab),
+        embedding=cast(jax.random.normal(key_embedding, (config.vocab, config.d_model))),
+        blocks=tuple(cast(_init_block(k, config, layer)) for layer, k in enumerate(keys)),
+        norm=cast(jnp.ones((config.d_model,))),
+        head=cast(dense(key_head, config.d_model, config.vocab)),
     )
 
 
@@ -133,11 +142,20 @@ def step3_forward(
 ) -> Float[Array, "B T V"]:
     """Returns the logits of every next token of whole sequences, without a cache.
 
-    Differentiable; scores are never held for more than a block of keys.
+    Differentiable; scores are never held for more than a block of keys. Logits are in float32 or
+    wider. A token whose keys or values are not finite can make NaN of earlier ones of its sequence
+    too: 0 * NaN is NaN in the kernels.
 
     Args:
         impl: of the prefill kernel; None chooses.
+
+    Raises:
+        ValueError: if the parameters are not of this configuration, or concrete tokens not of its
+            vocabulary; traced ones are checked under `checkify`.
+        NotImplementedError: if `impl` is given and cannot run; it says why.
     """
+    _check_params(params, config)
+    _check_tokens(tokens, config.vocab)
     pos = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
     x = params.embedding[tokens]
     for layer, block in enumerate(params.blocks):
@@ -148,7 +166,7 @@ def step3_forward(
         out = mqa_prefill.mqa_prefill(q, k, v, scale=attention.scale, impl=impl)
         x = x + jnp.einsum("bthc,hcd->btd", out, block.attention.out)
         x = x + _feed_forward(block, x, config)
-    return rotary.rms_norm(x, params.norm, eps=config.eps) @ params.head
+    return _logits(params, x, config)
 
 
 def step3_decode_step(
@@ -158,23 +176,44 @@ def step3_decode_step(
     config: Step3Config,
     *,
     active: Bool[Array, " B"] | None = None,
-    impl: mqa_decode.Impl | None = None,
+    impl: mqa_decode.Impl | mqa_prefill.Impl | None = None,
 ) -> tuple[Float[Array, "B S V"], PagedCache, Bool[Array, " B"]]:
     """Appends tokens to the requests and returns the logits of what follows each.
 
     One token a request is the usual step; several are a verification of drafted ones, or a chunk of
-    a prompt. Tokens are written to the cache before they attend.
+    a prompt. Tokens are written to the cache before they attend. Prompts of unequal lengths are
+    padded with any token to one S, and `paged_cache.truncate` cuts the padding off again: no token
+    sees what follows it. As in `step3_forward`, NaN can reach earlier tokens of the same step.
 
     Args:
         tokens: `[B, S]`.
-        active: requests that take part; all by default. Others are left alone.
-        impl: implementation of the decode kernel, see its `api`; None chooses.
+        active: `[B]`, requests that take part; all by default. Others are left alone.
+        impl: of the attention kernel; None chooses. Up to `MOST_ROWS` rows S H that is
+            `mqa_decode`, beyond `mqa_prefill_paged`, which "triton" does not have.
 
     Returns:
-        `(logits, cache, done)`: requests for which no page was left are not done, and unchanged.
+        `(logits, cache, done)`: logits in float32 or wider; requests for which no page was left are
+        not done, and unchanged.
+
+    Raises:
+        ValueError: if parameters or cache are not of this configuration, or concrete tokens not of
+            its vocabulary; traced ones are checked under `checkify`.
+        NotImplementedError: if `impl` is given and cannot run; it says why.
     """
+    _check_params(params, config)
+    _check_tokens(tokens, config.vocab)
+    _check_cache(cache, tokens, config)
     B, S = tokens.shape
+    rows = S * config.num_heads
+    if rows > MOST_ROWS and impl in mqa_decode.IMPLS and impl not in mqa_prefill.IMPLS:
+        raise NotImplementedError(
+            f"{S} tokens of {config.num_heads} heads are {rows} rows, a chunk of a prompt, for "
+            f"which there is no impl={impl!r}: take {', '.join(mqa_prefill.IMPLS)} or None, or "
+            f"{MOST_ROWS // config.num_heads} tokens at most"
+        )
     active = jnp.ones((B,), bool) if active is None else active
+    if active.shape != (B,) or active.dtype != jnp.bool_:
+        raise ValueError(f"active must be bool [{B}], got {active.dtype} {active.shape}")
     old = cache.lens
     cache, done = paged_cache.reserve(cache, jnp.where(active, S, 0).astype(jnp.int32))
     done = done & active
@@ -194,21 +233,21 @@ def step3_decode_step(
         scales = {name: _flat(getattr(cache, name)) for name in ("k_scale", "v_scale")}
         if cache.k_scale is None:
             q = q.astype(cache.k_pages.dtype)  # the kernel multiplies what the cache holds
-        if S * attention.num_heads <= MOST_ROWS:
-            out = mqa_decode.mqa_decode(
-                q, *pages.values(), table, lens, scale=attention.scale, impl=impl, **scales
-            )
-        else:  # a chunk of a prompt
-            out = mqa_prefill.mqa_prefill_paged(
-                q, *pages.values(), table, lens, scale=attention.scale, **scales
-            )
+        attend: Any = mqa_decode.mqa_decode if rows <= MOST_ROWS else mqa_prefill.mqa_prefill_paged
+        out = attend(q, *pages.values(), table, lens, scale=attention.scale, impl=impl, **scales)
         x = x + jnp.einsum("bthc,hcd->btd", out.astype(x.dtype), block.attention.out)
         x = x + _feed_forward(block, x, config)
-    return rotary.rms_norm(x, params.norm, eps=config.eps) @ params.head, cache, done
+    return _logits(params, x, config), cache, done
 
 
 def init_step3_cache(config: Step3Config, num_pages: int, **options: Any) -> PagedCache:
-    """Makes an empty cache for the model; options as in `paged_cache.init_cache`."""
+    """Makes an empty cache for the model; options as in `paged_cache.init_cache`.
+
+    Raises:
+        ValueError: for `key_reuse`, which Step-3 has not, and as in `paged_cache.init_cache`.
+    """
+    if options.get("key_reuse"):
+        raise ValueError("Step-3 caches keys and values: key_reuse must be False")
     return paged_cache.init_cache(
         config.num_layers, num_pages, head_dim=config.head_dim, **options
     )  # fmt: skip
@@ -237,6 +276,88 @@ def _feed_forward(block: Block, x: Float[Array, "B T D"], config: Step3Config) -
     return experts.swiglu(block.ffn, x)
 
 
+def _logits(params: Step3Params, x: Float[Array, "B T D"], config: Step3Config) -> Array:
+    x = rotary.rms_norm(x, params.norm, eps=config.eps)
+    return jnp.matmul(x, params.head, preferred_element_type=rotary.wide_dtype(x.dtype))
+
+
 def _flat(x: Array | None) -> Array | None:
     """Joins the axes of layers and pages."""
     return None if x is None else x.reshape(-1, *x.shape[2:])
+
+
+def _check_config(config: Step3Config) -> None:
+    names = (
+        "vocab", "num_layers", "d_model", "num_heads", "head_dim", "q_rank", "dense_hidden",
+        "num_experts", "num_active", "expert_hidden",
+    )  # fmt: skip
+    for name in names:
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
+    if config.num_active > config.num_experts:
+        raise ValueError(
+            f"num_active must be at most num_experts, got {config.num_active} of "
+            f"{config.num_experts}"
+        )
+    wrong = [layer for layer in config.dense_layers if not 0 <= layer < config.num_layers]
+    if wrong:
+        raise ValueError(f"dense_layers must be in 0 to {config.num_layers - 1}, got {wrong}")
+
+
+def _check_params(params: Step3Params, config: Step3Config) -> None:
+    """Refuses parameters of another model; shapes alone, so that it costs nothing in a trace."""
+    if len(params.blocks) != config.num_layers:
+        raise ValueError(
+            f"params have {len(params.blocks)} layers, the configuration {config.num_layers}"
+        )
+    D, H, C, R = config.d_model, config.num_heads, config.head_dim, config.q_rank
+    want: dict[str, tuple] = {"embedding": (config.vocab, D), "head": (D, config.vocab)}
+    shapes = {name: getattr(params, name).shape for name in want}
+    for layer, block in enumerate(params.blocks):
+        attention, where = block.attention, f"blocks[{layer}]"
+        if isinstance(block.ffn, Moe) == (layer in config.dense_layers):
+            kind = "one feed-forward" if layer in config.dense_layers else "experts"
+            raise ValueError(f"{where} must have {kind}: dense_layers are {config.dense_layers}")
+        if attention.value is None or isinstance(attention.value, ValueMap):
+            raise ValueError(f"{where} has key reuse (MFA-KR), which Step-3 has not")
+        for name, shape in (
+            ("query_down", (D, R)), ("query_up", (R, H, C)), ("key", (D, C)), ("value", (D, C)),
+            ("out", (H, C, D)),
+        ):  # fmt: skip
+            want[f"{where}.attention.{name}"] = shape
+            shapes[f"{where}.attention.{name}"] = getattr(attention, name).shape
+        if isinstance(block.ffn, Moe):
+            want[f"{where}.ffn.router"] = (D, config.num_experts)
+            shapes[f"{where}.ffn.router"] = block.ffn.router.shape
+    for name, shape in want.items():
+        if shapes[name] != shape:
+            raise ValueError(f"params.{name} must be {shape} for {config}, got {shapes[name]}")
+
+
+def _check_cache(cache: PagedCache, tokens: Array, config: Step3Config) -> None:
+    L, _, _, C = cache.k_pages.shape
+    if (L, C) != (config.num_layers, config.head_dim) or cache.v_pages is None:
+        values = "no values" if cache.v_pages is None else "values"
+        raise ValueError(
+            f"the cache must hold keys and values of {config.num_layers} layers of "
+            f"{config.head_dim} dimensions, got {L} of {C} with {values}: make it with "
+            "init_step3_cache"
+        )
+    if cache.lens.shape != tokens.shape[:1]:
+        raise ValueError(
+            f"tokens are of {tokens.shape[0]} requests, the cache of {cache.lens.shape[0]}"
+        )
+
+
+def _check_tokens(tokens: Array, vocab: int) -> None:
+    if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
+        raise ValueError(f"tokens must be integers [B, T], got {tokens.dtype} {tokens.shape}")
+    if isinstance(tokens, Tracer):
+        inside = jnp.all((tokens >= 0) & (tokens < vocab))
+        checkify.debug_check(inside, "tokens must be in 0 to {last}", last=jnp.int32(vocab - 1))
+    elif tokens.size:
+        first, last = np.asarray(tokens).min(), np.asarray(tokens).max()
+        if first < 0 or last >= vocab:
+            raise ValueError(
+                f"tokens must be in 0 to {vocab - 1}, the vocabulary; got {first} to {last}"
+            )

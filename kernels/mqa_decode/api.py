@@ -211,10 +211,14 @@ def autotune(
         return f
 
     return tuning.autotune(
-        "mqa_decode, direct" if v_transposed else "mqa_decode", build,
-        candidates(call, page_table.shape[0], page_table.shape[1]), operands, reference=build(Config("xla")), path=path,
+        "mqa_decode, direct" if v_transposed else "mqa_decode",
+        build,
+        candidates(call, page_table.shape[0], page_table.shape[1]),
+        operands,
+        reference=build(Config("xla")),
+        path=path,
         tolerance=0.1 if v_transposed else 2e-2,
-    )  # fmt: skip
+    )
 
 
 def why_not(impl: str, call: Call) -> str:

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import checkify
 
 from jaxlab.serving import attention, factorized, latent, rotary
 
@@ -149,6 +150,90 @@ def test_rank_of_a_head_is_that_of_its_space(tokens, key):
         assert np.linalg.matrix_rank(np.asarray(W)) == MFA.head_dim < D
 
 
+@pytest.mark.parametrize("spoiled", ["k", "v"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_not_finite_spoils_later_tokens_alone(spoiled, value, key):
+    """Token 9 of 12, one group of two: rows before it are what they were, gradients too."""
+    drawn = jax.random.normal(key, (3, 1, 12, 2, 4))
+    pos = jnp.arange(12, dtype=jnp.int32)[None]
+
+    def attend(q, k, v):
+        return attention.attend(q, k, v, pos, pos, scale=0.5)
+
+    bad = list(drawn)
+    index = "qkv".index(spoiled)
+    bad[index] = bad[index].at[0, 9, 1, 2].set(value)
+    want, got = np.asarray(attend(*drawn)), np.asarray(attend(*bad))
+    np.testing.assert_array_equal(got[:, :9], want[:, :9])
+    np.testing.assert_array_equal(got[:, :, 0], want[:, :, 0])
+    assert np.isnan(got[:, 9:, 1]).all()
+    grads = [
+        jax.grad(lambda *x: jnp.sum(attend(*x)[:, :9] ** 2), argnums=(0, 1, 2))(*x)
+        for x in (drawn, bad)
+    ]
+    for a, b in zip(*grads, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["GQA", "MLA", "MFA", "MFA-KR"])
+def test_positions_are_checked(name, key):
+    """Concrete ones are refused; traced ones outside leave nothing, and are seen by checkify."""
+    layer = LAYERS[name]()
+    params, x = layer.init(key), jax.random.normal(key, (1, 3, D))
+    pos = jnp.asarray([[0, 1, 2]], jnp.int32)
+    for wrong in (pos[:, :1], pos.astype(jnp.float32), jnp.zeros((2, 3), jnp.int32)):
+        with pytest.raises(ValueError, match="pos integers"):
+            layer.apply(params, x, wrong)
+    cache = layer.init_cache(1, 3)
+    for wrong in (pos - 1, pos + 1):
+        with pytest.raises(ValueError, match="pos must be in 0 to 2"):
+            layer.apply(params, x, wrong, cache)
+    with pytest.raises(ValueError, match="init_cache"):
+        layer.apply(params, x, pos, layer.init_cache(2, 3))
+    with pytest.raises(ValueError, match="float8_e4m3fn"):
+        layer.init_cache(1, 3, jnp.float8_e4m3fn)
+    apply = checkify.checkify(layer.apply, errors=checkify.user_checks)
+    error, (_, left) = jax.jit(apply)(params, x, jnp.asarray([[-1, 1, 5]], jnp.int32), cache)
+    assert "pos must be in 0 to 2" in error.get()
+    for array in left:
+        assert np.any(array[0, 1]) and not np.any(array[0, 2]) and not np.any(array[0, 0])
+
+
+def test_key_reuse_maps_averages_not_the_output_matrix(key):
+    """2 H C^2 FLOPs a token; folding the map into the output costs 2 C^2 H D every time."""
+    config = factorized.MfaConfig(256, 2, 64, 16, key_reuse=True)
+    layer, plain = (
+        factorized.make_mfa(config),
+        factorized.make_mfa(config._replace(key_reuse=False)),
+    )
+    x, pos = jnp.ones((1, 1, 256)), jnp.zeros((1, 1), jnp.int32)
+
+    def flops(layer):
+        compiled = jax.jit(layer.apply).lower(layer.init(key), x, pos).compile()
+        return compiled.cost_analysis()["flops"]
+
+    fold = 2 * 64**2 * 2 * 256
+    assert flops(layer) < flops(plain) + fold / 4
+    params = draw(layer, key)
+    absorbed = factorized.absorb(params)
+    assert absorbed.value is None and factorized.absorb(absorbed) is absorbed
+    x = jax.random.normal(key, (2, 5, 256))
+    pos = jnp.broadcast_to(jnp.arange(5, dtype=jnp.int32), (2, 5))
+    want = layer.apply(params, x, pos)[0]
+    np.testing.assert_allclose(layer.apply(absorbed, x, pos)[0], want, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="key reuse"):
+        factorized.absorb(plain.init(key))
+
+
+def test_frequencies_are_those_of_double_precision():
+    """To half a digit of float32, at any base."""
+    for theta in (1e4, 500_000):
+        cos, sin = rotary.angles(jnp.ones(1, jnp.int32), 256, theta=theta)
+        angle = np.float32(float(theta) ** (-np.arange(128) / 128)).astype(np.float64)
+        np.testing.assert_allclose(cos[0], np.cos(angle), atol=1e-7)
+        np.testing.assert_allclose(sin[0] / angle, np.sin(angle) / angle, rtol=2e-7)
+
+
 def test_what_is_masked_may_be_anything(key):
     """NaN behind the own position has no effect; a query that sees nothing gets zero."""
     q, k, v = (jax.random.normal(k, (1, 3, 2, 4)) for k in jax.random.split(key, 3))
@@ -168,6 +253,13 @@ def test_sizes_are_checked():
         lambda: attention.make_gqa(24, 4, head_dim=7),
         lambda: latent.make_mla(24, 4, rope_dim=3),
         lambda: factorized.init_mfa(jax.random.key(0), MFA._replace(head_dim=7)),
+        lambda: factorized.make_mfa(MFA._replace(head_dim=7)),
+        lambda: factorized.make_mfa(MFA._replace(depth=0)),
+        lambda: factorized.make_mfa(MFA._replace(theta=0.0)),
+        lambda: attention.make_gqa(24, 4, theta=-1.0),
+        lambda: attention.make_gqa(24, 4, depth=0),
+        lambda: latent.make_mla(24, 4, theta=0.0),
+        lambda: latent.make_mla(24, 4, depth=0),
     ):
         with pytest.raises(ValueError):
             make()

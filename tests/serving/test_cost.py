@@ -1,6 +1,7 @@
 """Every cell of the published cost tables: 54 costs of a token, 108 prices, totals and bounds."""
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -70,3 +71,72 @@ def test_intensity_of_attention():
     ):
         spec = cost.ModelSpec("one layer", 7168, ((1, kind),), (cost.Ffn(1, 1024),))
         np.testing.assert_allclose(cost.arithmetic_intensity(spec, CONTEXTS), want)
+
+
+def test_a_state_is_stored_once_and_moved_twice():
+    """MiniMax M1 at 8K: 922.7 MB are read and written, 629.1 MB are kept; other models keep all."""
+    spec = catalog.MODELS["MM M1"]
+    assert round(cost.token_cost(spec, 8192).kv_bytes / 1e6, 1) == 922.7
+    assert round(cost.stored_bytes(spec, 8192) / 1e6, 1) == 629.1
+    for name in ("Step-3", "DSv3", "Llama 4 M"):
+        spec = catalog.MODELS[name]
+        assert cost.stored_bytes(spec, 20_000) == cost.token_cost(spec, 20_000).kv_bytes
+
+
+def test_rate_of_the_cost_model():
+    """13,239 and 8,793 tokens/s on H800 at 4K and 8K, of which the paper measures 30 %."""
+    on = catalog.ACCELERATORS["H800"]
+    found = [cost.tokens_per_second(catalog.MODELS["Step-3"], on, c) for c in (4096, 8192)]
+    assert [round(x) for x in found] == [13_239, 8_793]
+
+
+def test_four_bits_and_verified_tokens_double_the_intensity():
+    """Bytes halve; bound by memory the price halves, bound by compute it does not fall."""
+    qwen, mla = catalog.MODELS["Qwen3 MoE"], catalog.MODELS["DSv3"]
+    two = cost.Mtp(verified=2, kept=2.0)
+    for spec in (qwen, mla):
+        once = cost.token_cost(spec, 8192)
+        for other in (
+            cost.token_cost(spec.with_cache(0.5), 8192), cost.token_cost(spec, 8192, mtp=two)
+        ):  # fmt: skip
+            assert other == once._replace(kv_bytes=once.kv_bytes / 2)
+        np.testing.assert_allclose(
+            cost.arithmetic_intensity(spec, 8192, mtp=two),
+            2.0 * cost.arithmetic_intensity(spec, 8192),
+        )
+    h20 = catalog.ACCELERATORS["H20"]
+    assert cost.attention_usd(mla, h20, 8192, mtp=two) == cost.attention_usd(mla, h20, 8192)
+    assert cost.attention_usd(qwen, h20, 8192, mtp=two) < 0.7 * cost.attention_usd(qwen, h20, 8192)
+    # A quarter of the drafted tokens is thrown away: 2 / 1.5 of the experts' work.
+    wasteful = cost.Mtp(verified=2, kept=1.5)
+    np.testing.assert_allclose(
+        cost.ffn_usd(qwen, h20, mtp=wasteful), cost.ffn_usd(qwen, h20) * 2 / 1.5
+    )
+    for wrong in (cost.Mtp(2, 2.1), cost.Mtp(2, 0.9), cost.Mtp(1, math.nan)):
+        with pytest.raises(ValueError, match="1 <= kept <= verified"):
+            cost.token_cost(qwen, 8192, mtp=wrong)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: cost.GroupedQueryAttention(0, 1, 64),
+        lambda: cost.GroupedQueryAttention(6, 4, 64),
+        lambda: cost.GroupedQueryAttention(4, 4, 64, window=0),
+        lambda: cost.LatentAttention(64, bytes_per_element=math.nan),
+        lambda: cost.FactorizedAttention(64, -256, 2048),
+        lambda: cost.LightningAttention(64, math.inf),
+        lambda: cost.ModelSpec("m", 8, ((-1, cost.LatentAttention(2)),), (cost.Ffn(1, 8),)),
+        lambda: cost.ModelSpec("m", 8, (), (cost.Ffn(1, 8),)),
+        lambda: cost.ModelSpec("m", 8, ((1, cost.LatentAttention(2)),), (cost.Ffn(1, 8, 3, 2),)),
+        lambda: cost.ModelSpec("m", 8, ((1, cost.LatentAttention(2)),), (cost.Ffn(0, 8),)),
+        lambda: cost.Accelerator("a", 1.0, math.inf, 1e12),
+        lambda: cost.Accelerator("a", 1.0, 1e15, 1e12, memory=math.inf),
+        lambda: cost.Accelerator("a", math.nan, 1e15, 1e12),
+        lambda: cost.token_cost(catalog.MODELS["Step-3"], math.nan),
+        lambda: cost.token_cost(catalog.MODELS["Step-3"], np.array([1.0, math.inf])),
+    ],
+)
+def test_impossible_sizes_are_refused(make):
+    with pytest.raises(ValueError):
+        make()

@@ -46,12 +46,36 @@ def test_equals_every_expert_under_a_mask(drawn):
 
 
 def test_no_token_is_dropped_when_all_visit_one_expert(drawn):
+    """Expert 2 first for every token: no capacity cuts the queue before it."""
     params, x = drawn
-    params = params._replace(router=params.router.at[:, 2].set(50.0) * jnp.sign(x.sum()))
     x = jnp.abs(x)
+    params = params._replace(router=params.router.at[:, 2].set(50.0))
+    assert np.all(np.asarray(experts.route(params.router, x, K).expert)[:, 0] == 2)
     np.testing.assert_allclose(
         experts.moe(params, x, num_active=K), dense(params, x)[0], rtol=1e-4, atol=1e-5
     )
+
+
+def test_double_precision_is_kept(x64, key):
+    """Routing, experts and losses in float64, against NumPy's."""
+    key_params, key_x = jax.random.split(key)
+    params = experts.init_moe(key_params, D, F, E)
+    x = jax.random.normal(key_x, (N, D))
+    assert x.dtype == params.router.dtype == jnp.float64
+    want, p, _ = dense(params, x)
+    routing = experts.route(params.router, x, K)
+    np.testing.assert_allclose(experts.moe(params, x, num_active=K), want, atol=1e-12)
+    np.testing.assert_allclose(routing.prob, p, atol=1e-14)
+    visits = np.bincount(np.asarray(routing.expert).reshape(-1), minlength=E) / (N * K)
+    balance = E * np.sum(visits * p.mean(0))
+    np.testing.assert_allclose(experts.load_balance_loss(routing), balance, rtol=1e-14)
+    logits = np.asarray(x) @ np.asarray(params.router)
+    z = (logsumexp(logits, axis=-1) ** 2).mean()
+    np.testing.assert_allclose(experts.router_z_loss(params.router, x), z, rtol=1e-13)
+
+
+def test_no_tokens_are_no_work(drawn):
+    assert experts.moe(drawn[0], jnp.zeros((2, 0, D)), num_active=K).shape == (2, 0, D)
 
 
 def test_order_of_tokens_does_not_matter(drawn):
@@ -83,7 +107,7 @@ def test_gradients_equal_those_of_the_dense_form(x64, key):
     ours = lambda p, x: experts.moe(p, x, num_active=K)  # noqa: E731
     got, want = (jax.jit(jax.grad(loss(f), argnums=(0, 1)))(params, x) for f in (ours, masked))
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
-        np.testing.assert_allclose(a, b, atol=2e-6)  # routing is in float32
+        np.testing.assert_allclose(a, b, atol=1e-12)
 
 
 def test_losses(drawn):

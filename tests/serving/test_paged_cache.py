@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import checkify
 
 from jaxlab.serving import paged_cache, quantization
 
@@ -17,13 +18,13 @@ share, write = jax.jit(paged_cache.share), jax.jit(paged_cache.write, static_arg
 gather = jax.jit(paged_cache.gather, static_argnums=1)
 
 
-def poisoned(**options):
+def poisoned(dtype=jnp.float32, **options):
     cache = paged_cache.init_cache(
-        L, N, batch=B, max_pages=MOST, head_dim=C, page=PAGE, dtype=jnp.float32, **options
+        L, N, batch=B, max_pages=MOST, head_dim=C, page=PAGE, dtype=dtype, **options
     )
-    pages = {"k_pages": cache.k_pages * jnp.nan}
+    pages = {"k_pages": jnp.full_like(cache.k_pages, jnp.nan)}
     if cache.v_pages is not None:
-        pages["v_pages"] = cache.v_pages * jnp.nan
+        pages["v_pages"] = jnp.full_like(cache.v_pages, jnp.nan)
     return cache._replace(**pages)
 
 
@@ -72,13 +73,16 @@ operations = st.lists(
 
 
 @hypothesis.settings(max_examples=60, deadline=None, derandomize=True, database=None)
-@hypothesis.given(operations)
-def test_random_operations(steps):
+@hypothesis.given(operations, st.sampled_from([jnp.float32, jnp.bfloat16, quantization.FP8]))
+def test_random_operations(steps, dtype):
+    """Values that eight bits hold exactly: what is stored is bitwise what was written."""
     rng = np.random.default_rng(0)
-    cache, model = poisoned(), [[] for _ in range(B)]
+    cache, model = poisoned(dtype), [[] for _ in range(B)]
     for name, argument in steps:
         if name == "append":
-            values = rng.normal(size=(L, B, T, C)).astype(np.float32)
+            values = rng.integers(-7, 8, size=(L, B, T, C)).astype(np.float32)
+            values[..., 0] = 7.0 * 2.0 ** rng.integers(-3, 4, size=(L, B, T))
+            values[..., 1:] *= values[..., :1] / 7.0
             cache, done = append(cache, [len(m) for m in model], argument, values)
             for b in np.flatnonzero(done):
                 model[b] = model[b] + [values[:, b, t] for t in range(argument[b])]
@@ -179,3 +183,129 @@ def test_the_same_under_64_bits(x64):
     assert done.all() and cache.lens.tolist() == [4, 5]
     assert jax.tree.map(lambda x: x.dtype, cache) == before
     assert cache.k_scale.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, quantization.FP8], ids=["bfloat16", "float8"])
+def test_narrow_pages_are_written_in_place(dtype):
+    """By what XLA compiles for a CPU, not by a clock: all pages are not converted, not copied."""
+    cache = paged_cache.init_cache(
+        1, 64, batch=2, max_pages=4, head_dim=16, page=8, dtype=dtype
+    )  # fmt: skip
+
+    def step(cache):
+        x, pos = jnp.ones((2, 1, 16)), jnp.ones((2, 1), jnp.int32)
+        return paged_cache.write(cache, 0, x, x, pos, jnp.ones((2, 1), bool))
+
+    hlo = jax.jit(step, donate_argnums=0).lower(cache).compile().as_text()
+    for line in hlo.splitlines():
+        if "[1,64,8,16]" in line:
+            assert " convert(" not in line and " copy(" not in line, line
+
+
+def test_pages_are_copied_only_where_they_are_shared():
+    """Nothing reads or writes pages outside the branch for shared ones."""
+    cache = jax.eval_shape(poisoned)
+    jaxpr = jax.make_jaxpr(paged_cache.reserve)(cache, jnp.ones(B, jnp.int32))
+    touching = [
+        eqn.primitive.name for eqn in jaxpr.eqns
+        if any(getattr(x.aval, "shape", ()) == cache.k_pages.shape for x in eqn.outvars)
+    ]  # fmt: skip
+    assert touching == ["cond"]
+
+
+def test_a_vmapped_cache_is_a_loop_over_caches():
+    caches = jax.tree.map(lambda *x: jnp.stack(x), *[poisoned(jnp.bfloat16)] * 2)
+    values = np.random.default_rng(0).normal(size=(2, B, T, C)).astype(np.float32)
+    count = jnp.asarray([[1, 2, 0, 3], [5, 0, 7, 1]], jnp.int32)
+
+    def step(cache, count, x):
+        cache, _ = paged_cache.reserve(cache, count)
+        pos = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32), (B, T))
+        cache = paged_cache.write(cache, 1, x, -x, pos, pos < count[:, None])
+        cache = paged_cache.share(cache, 0, 1)
+        return paged_cache.reserve(cache, jnp.ones(B, jnp.int32))[0]
+
+    step = jax.jit(step)
+    many = jax.jit(jax.vmap(step))(caches, count, values)
+    for i in range(2):
+        one = step(jax.tree.map(lambda x, i=i: x[i], caches), count[i], values[i])
+        for got, want in zip(many, one, strict=True):
+            if got is not None:  # page 0 takes what is not kept, in any order
+                keep = ... if got[i].ndim < 3 else (slice(None), slice(1, None))
+                got, want = (np.asarray(x[keep], np.float32) for x in (got[i], want))
+                np.testing.assert_array_equal(got, want)
+
+
+def test_writing_without_reserving_writes_into_the_shared_page():
+    """As documented: only `reserve` copies."""
+    values = np.ones((L, B, T, C), np.float32)
+    cache, _ = append(poisoned(), [0] * B, [3, 0, 0, 0], values)
+    cache = share(cache, 0, 1)
+    x = jnp.full((B, T, C), 5.0)
+    keep = jnp.zeros((B, T), bool).at[1, 0].set(True)
+    cache = write(cache, 0, x, x, jnp.ones((B, T), jnp.int32), keep)
+    assert gather(cache, 0)[0][0, 1, 0] == 5.0
+    cache, _ = reserve(cache, jnp.asarray([0, 1, 0, 0], jnp.int32))
+    cache = write(cache, 0, -x, x, jnp.full((B, T), 3, jnp.int32), keep)
+    assert gather(cache, 0)[0][0, 1, 0] == 5.0 and gather(cache, 0)[0][1, 3, 0] == -5.0
+    assert np.isnan(gather(cache, 0)[0][0, 3, 0])
+
+
+GOOD = {
+    "layer": 0, "k": jnp.zeros((B, 1, C)), "v": jnp.zeros((B, 1, C)),
+    "pos": jnp.zeros((B, 1), jnp.int32), "keep": jnp.ones((B, 1), bool),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"v": None}, "v must be None for a cache with key reuse"),
+        ({"layer": L}, "layer must name a layer, 0 to 1, got 2"),
+        ({"layer": -1}, "layer must name a layer"),
+        ({"layer": 0.0}, "layer must be an integer"),
+        ({"k": jnp.zeros((1, 1, C))}, "k must be floats"),
+        ({"v": jnp.zeros((B, 1, 1))}, "v must be floats"),
+        ({"k": jnp.zeros((B, 1, C), jnp.int32)}, "k must be floats"),
+        ({"pos": jnp.zeros((1, 1), jnp.int32)}, "pos and keep must be"),
+        ({"pos": jnp.zeros((B, 1))}, "pos must be integers"),
+        ({"keep": jnp.ones((B, 1), jnp.int32)}, "keep bool"),
+    ],
+)
+def test_writes_that_do_not_fit_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        paged_cache.write(poisoned(), **{**GOOD, **change})
+    with pytest.raises(ValueError, match="no values"):
+        paged_cache.write(poisoned(key_reuse=True), **GOOD)
+
+
+def test_other_numbers_that_do_not_fit_are_refused():
+    cache = poisoned()
+    for layer in (L, -1):
+        with pytest.raises(ValueError, match="layer must name"):
+            paged_cache.gather(cache, layer)
+    for lens, message in (
+        (jnp.full(B, -1, jnp.int32), "0 or more"), (jnp.ones(B), "lens must be integers"),
+        (jnp.ones(B - 1, jnp.int32), "lens must be integers"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            paged_cache.truncate(cache, lens)
+    with pytest.raises(ValueError, match="source must be an integer"):
+        paged_cache.share(cache, 0.5, 1)
+    for dtype in (jnp.int8, jnp.float8_e5m2):
+        with pytest.raises(ValueError, match="dtype must be one of float16"):
+            poisoned(dtype)
+
+
+def test_traced_numbers_are_checked_under_checkify():
+    cache = poisoned()
+    checks = checkify.user_checks
+    for run, argument, message in (
+        (paged_cache.truncate, jnp.full(B, -1, jnp.int32), "lens must be 0 or more"),
+        (lambda c, i: paged_cache.share(c, i, 0), jnp.int32(B), "source must be in 0 to 3"),
+        (lambda c, i: paged_cache.write(c, **{**GOOD, "layer": i}), jnp.int32(-1), "layer must be"),
+    ):
+        error, _ = jax.jit(checkify.checkify(run, errors=checks))(cache, argument)
+        assert message in error.get()
+    after = jax.jit(lambda c, i: paged_cache.write(c, **{**GOOD, "layer": i}))(cache, -1)
+    np.testing.assert_array_equal(after.k_pages[:, 1:], cache.k_pages[:, 1:])

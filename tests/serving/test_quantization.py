@@ -62,3 +62,30 @@ def test_the_smallest_and_the_largest_numbers_stay_numbers():
     np.testing.assert_allclose(got[2, [0, 2]], [3.4028e38, -3.4028e38], rtol=1e-4)
     spoiled = qz.quantize_groups(jnp.asarray([[jnp.nan, 1.0]]))
     assert np.isnan(np.asarray(spoiled.values.astype(jnp.float32))[0, 0])
+
+
+def test_blocks_need_their_own_size(key):
+    q = qz.quantize_blocks(jax.random.normal(key, (12, 8)), block=4)
+    for block in (3, 8):
+        with pytest.raises(ValueError, match="blocks of"):
+            qz.dequantize_blocks(q, block=block)
+    with pytest.raises(ValueError, match="at least 1"):
+        qz.dequantize_blocks(q, block=0)
+
+
+def test_rounding_is_a_share_of_an_element_or_of_the_scale():
+    """1/16 of normal elements, 2^-10 of the scale below them."""
+    x = jnp.concatenate([jnp.geomspace(1e-6, 448.0, 4001), jnp.asarray([448.0])])
+    error = np.abs(np.asarray(qz.to_fp8(x), np.float64) - np.asarray(x, np.float64))
+    assert np.all(error <= np.maximum(np.asarray(x) / 16, 2.0**-10))
+    assert (error / np.asarray(x)).max() > 0.9  # a share of the element alone is no bound
+
+
+def test_calibrated_scales_fill_the_range(key):
+    """One number for a tensor, one a token, one a page; those a token are `quantize_groups`'."""
+    x = jax.random.normal(key, (3, 5, 8)) * jnp.exp2(jnp.arange(3.0))[:, None, None]
+    for axis, shape in ((None, ()), (-1, (3, 5)), ((-2, -1), (3,))):
+        scale = qz.calibrate(x, axis=axis)
+        assert scale.shape == shape and scale.dtype == jnp.float32
+        np.testing.assert_allclose(scale, np.abs(np.asarray(x)).max(axis) / 448.0, rtol=1e-6)
+    np.testing.assert_array_equal(qz.calibrate(x, axis=-1), qz.quantize_groups(x).scale[..., 0])

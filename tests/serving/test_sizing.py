@@ -1,5 +1,7 @@
 """Published bounds on sparsity, batch and small accelerators."""
 
+import math
+
 import pytest
 
 from jaxlab.serving import catalog, sizing
@@ -14,10 +16,10 @@ def test_least_sparsity_to_three_decimals(name, least):
 
 
 def test_least_sparsity_at_the_bandwidth_that_was_measured():
-    """40 GB/s a network card instead of 50: 0.073, and DSv3's 257 experts would be 14 active."""
+    """40 GB/s a network card instead of 50: 0.073, and 14 of DSv3's 256 experts would be active."""
     on = catalog.ACCELERATORS["H800"]
     assert round(sizing.min_sparsity(7168, 61, on, network=8 * 40e9), 3) == 0.073
-    assert round((256 + 1) * 0.058 - 1) == 14
+    assert sizing.min_active(256, sizing.min_sparsity(7168, 61, on)) == 14
     assert round(sizing.sparsity(48, 3), 4) == 0.0816
 
 
@@ -43,3 +45,28 @@ def test_small_accelerators():
         sizing.small_accelerator(spec, 100e9)
     with pytest.raises(ValueError, match="num_ffn must be positive"):
         sizing.max_micro_batch(7168, 61, 3, 0, 1e9)
+
+
+@pytest.mark.parametrize("routed, active, shared", [(48, 3, 1), (256, 8, 1), (64, 8, 4), (8, 2, 0)])
+def test_fewest_active_experts_are_the_first_that_reach_the_bound(routed, active, shared):
+    least = sizing.sparsity(routed, active, shared)
+    assert sizing.min_active(routed, least, shared) == active
+    assert sizing.min_active(routed, least * 1.001, shared) == active + 1
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda on: sizing.min_sparsity(-1, 61, on),
+        lambda on: sizing.min_sparsity(7168, 61, on, network=math.inf),
+        lambda on: sizing.min_sparsity(7168, math.nan, on),
+        lambda on: sizing.max_micro_batch(7168, 61, 3, 4, math.nan),
+        lambda on: sizing.small_accelerator(catalog.MODELS["Step-3"], 864e9, context=0),
+        lambda on: sizing.small_accelerator(catalog.MODELS["Step-3"], math.nan),
+        lambda on: sizing.sparsity(math.inf, 3),
+        lambda on: sizing.min_active(0, 0.5),
+    ],
+)
+def test_impossible_numbers_are_refused(call):
+    with pytest.raises(ValueError):
+        call(catalog.ACCELERATORS["H800"])
