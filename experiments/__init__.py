@@ -21,6 +21,7 @@ EXPERIMENTS = {
     "step3_cost": "experiments.step3_cost",
     "mfa_quality": "experiments.mfa_quality",
     "mfa_decode": "experiments.mfa_decode",
+    "fpmd": "experiments.fpmd",
 }
 
 BENCHES = {

@@ -1,0 +1,113 @@
+"""Pictures: learning curves, return against evaluations, the theory of one step."""
+
+import pathlib
+
+import matplotlib.pyplot as plt
+
+from experiments import drawing
+from experiments.fpmd import methods, theory
+from experiments.fpmd.training import Outcome
+from experiments.result import Figure
+
+COLORS = {
+    "FPMD-R": drawing.BLUE, "FPMD-M": drawing.RED, "DPMD": drawing.GREEN, "SDAC": drawing.VIOLET,
+    "SAC": drawing.ORANGE, "TD3": drawing.SKY,
+}  # fmt: skip
+
+
+def draw(
+    found: dict[tuple[str, str], Outcome], course: theory.Course | None, out: pathlib.Path
+) -> tuple[Figure, ...]:
+    """Draws what there is."""
+    figures = []
+    if found:
+        figures += [_curves(found, out), *_evaluations(found, out)]
+    if course is not None:
+        figures.append(_theory(course, out))
+    return tuple(figures)
+
+
+def _curves(found: dict[tuple[str, str], Outcome], out: pathlib.Path) -> Figure:
+    tasks = list(dict.fromkeys(task for task, _ in found))
+    with plt.rc_context(drawing.STYLE):
+        figure, axes = plt.subplots(1, len(tasks), figsize=(4.6 * len(tasks), 3.5), squeeze=False)
+        for axis, task in zip(axes[0], tasks, strict=True):
+            for (which, name), one in found.items():
+                if which != task or "," in name:
+                    continue
+                steps, returns = one.curve
+                color = COLORS.get(name, drawing.MUTED)
+                known = name in COLORS
+                axis.plot(
+                    steps / 1000, returns.mean(axis=1), color=color, lw=1.8 if known else 0.9,
+                    label=name if known else None, zorder=3 if known else 2,
+                )  # fmt: skip
+                if name in methods.OURS:
+                    low, high = returns.min(axis=1), returns.max(axis=1)
+                    axis.fill_between(steps / 1000, low, high, color=color, alpha=0.12, lw=0)
+            axis.set_title(task.replace("_", " "))
+            axis.set_xlabel("Transitions (thousands)")
+            axis.set_ylabel("Return")
+        axes[0, -1].legend()
+        drawing.save(figure, out / "curves.png")
+    return Figure(
+        "curves.png",
+        "Returns during training; lines are means over seeds, bands the range of ours. Gray: the "
+        "other baselines.",
+        "Learning curves of flow, diffusion and Gaussian policies",
+    )
+
+
+def _evaluations(found: dict[tuple[str, str], Outcome], out: pathlib.Path) -> tuple[Figure, ...]:
+    curves = {k: v for k, v in found.items() if k[1] in methods.OURS and v.by_steps}
+    if not curves:
+        return ()
+    tasks = list(dict.fromkeys(task for task, _ in curves))
+    with plt.rc_context(drawing.STYLE):
+        figure, axes = plt.subplots(1, len(tasks), figsize=(4.6 * len(tasks), 3.2), squeeze=False)
+        for axis, task in zip(axes[0], tasks, strict=True):
+            for (which, name), one in curves.items():
+                if which == task:
+                    steps = list(one.by_steps)
+                    means = [x.mean() for x in one.by_steps.values()]
+                    axis.plot(steps, means, "o-", color=COLORS[name], label=name)
+            axis.set_xscale("log", base=2)
+            axis.set_xticks(steps, [str(n) for n in steps])
+            axis.minorticks_off()
+            axis.set_title(task.replace("_", " "))
+            axis.set_xlabel("Network evaluations of an action")
+            axis.set_ylabel("Return")
+        axes[0, -1].legend()
+        drawing.save(figure, out / "evaluations.png")
+    return (
+        Figure(
+            "evaluations.png",
+            "Return of one sample against the steps it takes, after training.",
+            "Return against network evaluations for FPMD-R and FPMD-M",
+        ),
+    )
+
+
+def _theory(course: theory.Course, out: pathlib.Path) -> Figure:
+    with plt.rc_context(drawing.STYLE):
+        figure, (left, right) = plt.subplots(1, 2, figsize=(9.2, 3.4))
+        left.plot(course.step, course.bound.mean(axis=1), color=drawing.INK, label="bound")
+        left.plot(course.step, course.distance.mean(axis=1), color=drawing.BLUE, label="measured")
+        left.set_title("One Euler step from t = 1/2")
+        left.set_ylabel("2-Wasserstein distance")
+        colors = (drawing.BLUE, drawing.SKY, drawing.RED)
+        for (name, distance), color in zip(course.wasserstein.items(), colors, strict=True):
+            right.plot(course.step, distance.mean(axis=1), color=color, label=name)
+        right.set_title("Samples of a bandit with two modes")
+        for axis in (left, right):
+            axis.set_xscale("log")
+            axis.set_ylim(0.0)
+            axis.set_xlabel("Gradient steps")
+            axis.legend()
+        drawing.save(figure, out / "theory.png")
+    return Figure(
+        "theory.png",
+        "Left: the bound of one step's error by the flow matching loss, and the error. Right: one "
+        "step of a flow ends between the modes, one of MeanFlow does not.",
+        "Bound against measured distance, and distance of one-step samples over training",
+    )

@@ -1,0 +1,127 @@
+"""Why one step works: the bound of one Euler step, averaged modes, and MeanFlow's way out.
+
+A bandit with two good actions is fitted by both flows; along the way the distance of their one-step
+samples from the target is held against the bound, and modes are counted.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments.fpmd import Config
+from jaxlab import rl
+from jaxlab.diffusion import closed_form, one_step, rectified_flow
+from jaxlab.rl import generators
+
+TARGET = closed_form.Mixture(
+    np.array([0.5, 0.5]), np.array([-0.7, 0.7]), np.array([0.1, 0.1])
+)  # fmt: skip
+START = 0.5
+"""Where the bounded Euler step begins; it ends at 1."""
+SAMPLES = 4000
+POINTS = 12
+RADIUS = 0.3
+
+
+class Course(NamedTuple):
+    """What happened along the training of both flows.
+
+    Attributes:
+        step: `[points]` gradient steps.
+        bound, distance: `[points, seeds]`: of one Euler step of the learned flow from the exact
+            x_t at t = 1/2, by its flow matching loss, and as measured.
+        wasserstein: by name, `[points, seeds]`: W2 of samples to the target.
+        modes: by name, `[seeds]`: share of samples near either mode at the end.
+    """
+
+    step: np.ndarray
+    bound: np.ndarray
+    distance: np.ndarray
+    wasserstein: dict[str, np.ndarray]
+    modes: dict[str, np.ndarray]
+
+
+def run(config: Config) -> Course:
+    """Trains all seeds and measures on the way."""
+    flow = generators.make_flow(1, 1, hidden=(128, 128))
+    mean = generators.make_mean_flow(1, 1, hidden=(128, 128))
+    optimizer = optax.adam(1e-3)
+    keys = jax.random.split(jax.random.key(config.seed), config.num_seeds)
+    obs = jnp.zeros((512, 1))
+
+    def train(params: Any, opt: Any, key: jax.Array, length: int, generator: rl.Generator):
+        def step(carry: tuple, key: jax.Array) -> tuple[tuple, None]:
+            params, opt = carry
+            key_data, key_loss = jax.random.split(key)
+            data = draw(key_data, 512)
+            grads = jax.grad(generator.loss)(params, key_loss, obs, data, jnp.ones(512))
+            updates, opt = optimizer.update(grads, opt)
+            return (optax.apply_updates(params, updates), opt), None
+
+        return jax.lax.scan(step, (params, opt), jax.random.split(key, length))[0]
+
+    def measure(flow_params: Any, mean_params: Any, key: jax.Array) -> dict[str, jax.Array]:
+        key_data, key_other, key_noise, key_draw = jax.random.split(key, 4)
+        data, other = draw(key_data, SAMPLES), draw(key_other, SAMPLES)
+        noise = jax.random.normal(key_noise, data.shape)
+        zeros = jnp.zeros((SAMPLES, 1))
+
+        def velocity(x: jax.Array, t: jax.Array) -> jax.Array:
+            return generators.TimedNetwork((128, 128), 1).apply(flow_params, zeros, x, t)  # type: ignore[return-value]
+
+        t = jnp.full((SAMPLES,), START)
+        x = rectified_flow.interpolate(data, noise, t)
+        stepped = x + (1.0 - START) * velocity(x, t)
+        found = {
+            "bound": one_step.step_bound(velocity, data, noise, START, 1.0 - START),
+            "distance": one_step.wasserstein(stepped[:, 0], other[:, 0]),
+        }
+        for name, generator, params, num_steps in (
+            ("FPMD-R, 1 step", flow, flow_params, 1), ("FPMD-R, 50 steps", flow, flow_params, 50),
+            ("FPMD-M, 1 step", mean, mean_params, 1),
+        ):  # fmt: skip
+            drawn = generators.draw(
+                generator, params, key_draw, zeros[:1], num_particles=SAMPLES, num_steps=num_steps
+            )[:, 0]
+            found[f"w2/{name}"] = one_step.wasserstein(drawn[:, 0], other[:, 0])
+            modes = jnp.asarray(TARGET.mean, jnp.float32)[:, None]
+            found[f"modes/{name}"] = jnp.sum(one_step.mode_shares(drawn, modes, radius=RADIUS))
+        return found
+
+    def start(key: jax.Array, generator: rl.Generator) -> tuple[Any, Any]:
+        params = generator.init(key)
+        return params, optimizer.init(params)
+
+    pieces = np.unique(np.geomspace(10, config.theory_steps, POINTS).astype(int))
+    states = [jax.vmap(lambda k, g=g: start(k, g))(keys) for g in (flow, mean)]
+    measured, done = [], 0
+    for index, end in enumerate(pieces):
+        piece = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, index)
+        states = [
+            jax.jit(
+                jax.vmap(lambda s, k, n=int(end - done), g=g: train(*s, k, n, g))
+            )(state, piece)
+            for state, g in zip(states, (flow, mean), strict=True)
+        ]  # fmt: skip
+        done = end
+        measured.append(jax.jit(jax.vmap(measure))(states[0][0], states[1][0], piece))
+    stacked = {k: np.stack([np.asarray(m[k]) for m in measured]) for k in measured[0]}
+    names = [k.removeprefix("w2/") for k in stacked if k.startswith("w2/")]
+    return Course(
+        step=pieces,
+        bound=stacked["bound"],
+        distance=stacked["distance"],
+        wasserstein={name: stacked[f"w2/{name}"] for name in names},
+        modes={name: stacked[f"modes/{name}"][-1] for name in names},
+    )
+
+
+def draw(key: jax.Array, num: int) -> jax.Array:
+    """Draws `[num, 1]` of the target."""
+    key_which, key_noise = jax.random.split(key)
+    which = jax.random.bernoulli(key_which, float(TARGET.weight[1]), (num, 1))
+    mean = jnp.where(which, float(TARGET.mean[1]), float(TARGET.mean[0]))
+    return mean + float(TARGET.std[0]) * jax.random.normal(key_noise, (num, 1))
