@@ -5,12 +5,13 @@ scanned, checkpointed and called twice.
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import importlib
 import pathlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -47,6 +48,17 @@ def optional(name: str) -> Any:
         ) from error
 
 
+@contextlib.contextmanager
+def _without_log(mujoco: Any) -> Iterator[None]:
+    """Keeps the engine from writing its warnings to a file; what matters of them is returned."""
+    before = mujoco.get_mju_user_warning()
+    mujoco.set_mju_user_warning(lambda message: None)
+    try:
+        yield
+    finally:
+        mujoco.set_mju_user_warning(before)
+
+
 def load_model(xml: str) -> Any:
     """Loads a model from Gymnasium's assets, or from a path.
 
@@ -59,7 +71,8 @@ def load_model(xml: str) -> Any:
     path = assets / xml if (assets / xml).exists() else pathlib.Path(xml)
     if not path.exists():
         raise FileNotFoundError(f"{xml} is neither a model of Gymnasium nor a file")
-    return mujoco.MjModel.from_xml_path(str(path))
+    with _without_log(mujoco):
+        return mujoco.MjModel.from_xml_path(str(path))
 
 
 def mjx_physics(
@@ -181,7 +194,7 @@ def c_physics(
                     for field, array in zip(fields, out, strict=True):
                         array[i] = getattr(data, field)
 
-        with lock:
+        with lock, _without_log(mujoco):
             if pool is None or count == 1:
                 for thread in range(num_threads):
                     work(thread)

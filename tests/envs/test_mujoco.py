@@ -165,7 +165,8 @@ def test_batches_are_their_members(backend):
         np.testing.assert_allclose(alone(keys[i], action[i]), obs[i], atol=1e-5)
 
 
-def test_a_state_that_falls_apart_is_started_anew_and_counted():
+def test_a_state_that_falls_apart_is_started_anew_and_counted(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where the engine would write its log
     env = envs.make_env(envs.make_task("inverted_pendulum", "c"), 3)
     state = env.reset(jax.random.key(0))
     broken = state._replace(
@@ -178,6 +179,7 @@ def test_a_state_that_falls_apart_is_started_anew_and_counted():
     np.testing.assert_array_equal(after.final_obs[1], state.obs[1])
     assert np.all(np.isfinite(after.obs)) and np.abs(after.obs[1]).max() < 0.011
     assert after.time.tolist() == [1, 0, 1]
+    assert not list(tmp_path.iterdir())
 
 
 def test_every_episode_may_have_its_own_model():
