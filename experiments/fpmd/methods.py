@@ -20,7 +20,6 @@ class Method(NamedTuple):
     Attributes:
         policy: see `rl.Policy`.  critics: see `rl.Critics`.
         generator: of the policy, where it is a flow or a diffusion; None otherwise.
-        num_updates: gradient steps for each step of the environments.
     """
 
     policy: rl.Policy

@@ -4,6 +4,7 @@ A bandit with two good actions is fitted by both flows; along the way the distan
 samples from the target is held against the bound, and modes are counted.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -48,20 +49,23 @@ def run(config: Config) -> Course:
     """Trains all seeds and measures on the way."""
     flow = generators.make_flow(1, 1, hidden=(128, 128))
     mean = generators.make_mean_flow(1, 1, hidden=(128, 128))
+    network: Any = generators.TimedNetwork((128, 128), 1)
     optimizer = optax.adam(1e-3)
     keys = jax.random.split(jax.random.key(config.seed), config.num_seeds)
     obs = jnp.zeros((512, 1))
 
-    def train(params: Any, opt: Any, key: jax.Array, length: int, generator: rl.Generator):
-        def step(carry: tuple, key: jax.Array) -> tuple[tuple, None]:
-            params, opt = carry
-            key_data, key_loss = jax.random.split(key)
+    def train(state: tuple, key: jax.Array, begin: Any, end: Any, generator: rl.Generator) -> tuple:
+        """Takes the steps from `begin` to `end`, traced numbers: one program for all pieces."""
+
+        def step(i: jax.Array, state: tuple) -> tuple:
+            params, opt = state
+            key_data, key_loss = jax.random.split(jax.random.fold_in(key, i))
             data = draw(key_data, 512)
             grads = jax.grad(generator.loss)(params, key_loss, obs, data, jnp.ones(512))
             updates, opt = optimizer.update(grads, opt)
-            return (optax.apply_updates(params, updates), opt), None
+            return optax.apply_updates(params, updates), opt
 
-        return jax.lax.scan(step, (params, opt), jax.random.split(key, length))[0]
+        return jax.lax.fori_loop(begin, end, step, state)
 
     def measure(flow_params: Any, mean_params: Any, key: jax.Array) -> dict[str, jax.Array]:
         key_data, key_other, key_noise, key_draw = jax.random.split(key, 4)
@@ -70,7 +74,7 @@ def run(config: Config) -> Course:
         zeros = jnp.zeros((SAMPLES, 1))
 
         def velocity(x: jax.Array, t: jax.Array) -> jax.Array:
-            return generators.TimedNetwork((128, 128), 1).apply(flow_params, zeros, x, t)  # type: ignore[return-value]
+            return network.apply(flow_params, zeros, x, t)
 
         t = jnp.full((SAMPLES,), START)
         x = rectified_flow.interpolate(data, noise, t)
@@ -95,19 +99,20 @@ def run(config: Config) -> Course:
         params = generator.init(key)
         return params, optimizer.init(params)
 
-    pieces = np.unique(np.geomspace(10, config.theory_steps, POINTS).astype(int))
-    states = [jax.vmap(lambda k, g=g: start(k, g))(keys) for g in (flow, mean)]
-    measured, done = [], 0
-    for index, end in enumerate(pieces):
-        piece = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, index)
-        states = [
-            jax.jit(
-                jax.vmap(lambda s, k, n=int(end - done), g=g: train(*s, k, n, g))
-            )(state, piece)
-            for state, g in zip(states, (flow, mean), strict=True)
-        ]  # fmt: skip
-        done = end
-        measured.append(jax.jit(jax.vmap(measure))(states[0][0], states[1][0], piece))
+    pieces = np.unique(np.geomspace(10, config.theory_steps, POINTS).astype(np.int32))
+    both = (flow, mean)
+    states = [jax.vmap(lambda k, g=g: start(k, g))(keys) for g in both]
+    over_seeds = (0, 0, None, None)
+    trains = [
+        jax.jit(jax.vmap(functools.partial(train, generator=g), in_axes=over_seeds)) for g in both
+    ]
+    measures = jax.jit(jax.vmap(measure))
+    measured, begin = [], np.int32(0)
+    for end in pieces:
+        states = [f(s, keys, begin, end) for f, s in zip(trains, states, strict=True)]
+        fresh = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, 2**31 - 1 - end)
+        measured.append(measures(states[0][0], states[1][0], fresh))
+        begin = end
     stacked = {k: np.stack([np.asarray(m[k]) for m in measured]) for k in measured[0]}
     names = [k.removeprefix("w2/") for k in stacked if k.startswith("w2/")]
     return Course(

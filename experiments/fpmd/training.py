@@ -2,7 +2,6 @@
 
 import functools
 import pathlib
-import time
 from typing import Any, NamedTuple
 
 import jax
@@ -46,7 +45,6 @@ def train(task: envs.Task, method: Method, config: Config, folder: pathlib.Path)
     """Trains all seeds, or goes on with what `folder` holds."""
     env = envs.make_env(task, config.num_envs)
     policy = method.policy
-    # Learners whose policy moves every second update still take one update a step.
     learner = rl.make_learner(
         env, policy, critics=method.critics, batch_size=config.batch_size,
         capacity=config.capacity, warmup=config.warmup, critic_learning_rate=config.learning_rate,
@@ -62,13 +60,11 @@ def train(task: envs.Task, method: Method, config: Config, folder: pathlib.Path)
         returns = jnp.mean(judge(state), axis=1)
         return {f"eval/return_{i}": x for i, x in enumerate(returns)}
 
-    began = time.perf_counter()
     ended = loop.run(
         Algorithm(lambda _: jax.vmap(learner.init)(keys), _mean(learner)), keys[0],
         num_steps=num_steps, chunk_size=chunk, directory=folder, evaluate=evaluate, save_every=5,
         config={"seeds": config.num_seeds, "updates": config.updates},
     )  # fmt: skip
-    del began
     records = logging.read_jsonl(folder / "metrics.jsonl")
     names = [f"eval/return_{i}" for i in range(config.num_seeds)]
     returns = np.array([[record[name] for name in names] for record in records])
@@ -99,7 +95,7 @@ def _judge(
         if mode == "bon":  # the method's own way
             return policy.act(params, key, obs, q, alpha, False)
         assert method.generator is not None
-        return rl.act(method.generator, params, key, obs, q, mode=mode, num_steps=num_steps)  # type: ignore[arg-type]
+        return rl.act(method.generator, params, key, obs, q, mode=mode, num_steps=num_steps)
 
     env = envs.make_env(task, config.eval_episodes)
     return rl.evaluate(act, env, jax.random.key(2**31 - 1))
