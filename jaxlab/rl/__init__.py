@@ -7,6 +7,7 @@ from jaxlab.rl.critics import (
     best_of,
     make_critics,
     make_gaussian_critics,
+    make_pixel_critics,
     td_target,
 )
 from jaxlab.rl.deterministic import td3
@@ -26,6 +27,6 @@ __all__ = [
     "TrainState", "act", "best_of", "dacer", "decaying_adam", "dime", "dipo", "dpmd", "draw",
     "env_steps_per_step", "evaluate", "fpmd_m", "fpmd_r", "gae", "importance_weights",
     "make_critics", "make_diffusion", "make_flow", "make_gaussian_critics", "make_learner",
-    "make_mean_flow", "make_mirror_descent", "make_ppo", "num_evaluations", "qsm", "qvpo", "sac",
-    "sdac", "softmax_weights", "td3", "td_target", "updates_per_step",
+    "make_mean_flow", "make_mirror_descent", "make_pixel_critics", "make_ppo", "num_evaluations",
+    "qsm", "qvpo", "sac", "sdac", "softmax_weights", "td3", "td_target", "updates_per_step",
 ]  # fmt: skip

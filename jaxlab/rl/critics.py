@@ -1,13 +1,15 @@
 """Twin critics, stacked: two networks as one with a leading axis."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxlab.nn import Mlp, mish
+from jaxlab.nn import Mlp, PixelEncoder, Trunk, mish
 
 Q = Callable[[jax.Array, jax.Array], jax.Array]
 """`q(obs [..., O], action [..., A]) -> [...]`, the smaller of two critics."""
@@ -17,7 +19,8 @@ class Transitions(NamedTuple):
     """What critics learn from.
 
     Attributes:
-        obs, next_obs: `[B, O]`.  action, next_action: `[B, A]`.
+        obs: `[B, O]`.  next_obs: `[B, F]`, encoded, without gradient.
+        action, next_action: `[B, A]`.
         reward: `[B]`, scaled.  terminated: `[B]` bool.
         bonus: `[B]`, added to the next value: an entropy, or zero.
     """
@@ -26,7 +29,7 @@ class Transitions(NamedTuple):
     action: Float[Array, "B A"]
     reward: Float[Array, " B"]
     terminated: Bool[Array, " B"]
-    next_obs: Float[Array, "B O"]
+    next_obs: Float[Array, "B F"]
     next_action: Float[Array, "B A"]
     bonus: Float[Array, " B"]
 
@@ -35,14 +38,17 @@ class Critics(NamedTuple):
     """Two critics.
 
     Attributes:
-        init: `init(key) -> params`, every leaf with a leading axis of two.
-        apply: `apply(params, obs [..., O], action [..., A]) -> [2, ...]`, values.
+        init: `init(key) -> params`.
+        apply: `apply(params, features [..., F], action [..., A]) -> [2, ...]`, values.
         loss: `loss(params, target_params, key, transitions, gamma) -> (loss, values [2, B])`.
+        encode: `encode(params, obs) -> features`, what critics and policy look at; states as they
+            are by default. It learns from the critics' loss alone.
     """
 
     init: Callable[[jax.Array], Any]
     apply: Callable[[Any, jax.Array, jax.Array], jax.Array]
     loss: Callable[..., tuple[jax.Array, jax.Array]]
+    encode: Callable[[Any, jax.Array], jax.Array] = lambda params, obs: obs
 
 
 def make_critics(
@@ -126,6 +132,62 @@ def make_gaussian_critics(
         return jnp.sum(jnp.mean(of_mean + of_std, axis=1)), mean
 
     return Critics(_init_two(network, obs_size, action_size), apply, loss)
+
+
+class _PixelHead(nn.Module):
+    hidden: tuple[int, ...]
+    trunk: int
+
+    @nn.compact
+    def __call__(self, features: jax.Array, action: jax.Array) -> jax.Array:
+        return Mlp(self.hidden, 1)(Trunk(self.trunk)(features), action)
+
+
+def make_pixel_critics(
+    shape: tuple[int, int, int],
+    action_size: int,
+    *,
+    hidden: tuple[int, ...] = (256, 256, 256),
+    trunk: int = 50,
+) -> Critics:
+    """Makes critics of flat images: one encoder for both and for the policy, a head each.
+
+    The encoder learns from the loss at the observation; features of the next one carry no gradient,
+    and the target critics have heads of their own, but no encoder.
+
+    Args:
+        shape: (H, W, C) of the images.
+        trunk: size that a head brings the features to.
+
+    Source: arXiv:2507.23675, version 2, its visual tasks.
+    """
+    encoder: Any = PixelEncoder(shape)
+    head: Any = _PixelHead(hidden, trunk)
+
+    def init(key: jax.Array) -> Any:
+        key_encoder, key_heads = jax.random.split(key)
+        obs = jnp.zeros((math.prod(shape),))
+        params = encoder.init(key_encoder, obs)
+        features, action = encoder.apply(params, obs), jnp.zeros((action_size,))
+        heads = jax.vmap(lambda k: head.init(k, features, action))(jax.random.split(key_heads))
+        return {"encoder": params, "heads": heads}
+
+    def apply(params: Any, features: jax.Array, action: jax.Array) -> jax.Array:
+        return jax.vmap(lambda p: head.apply(p, features, action)[..., 0])(params["heads"])
+
+    def encode(params: Any, obs: jax.Array) -> jax.Array:
+        return encoder.apply(params["encoder"], obs)
+
+    def loss(
+        params: Any, target_params: Any, key: jax.Array, data: Transitions, gamma: float
+    ) -> tuple[jax.Array, jax.Array]:
+        del key
+        next_q = jnp.min(apply(target_params, data.next_obs, data.next_action), axis=0)
+        target = td_target(next_q + data.bonus, data.reward, data.terminated, gamma=gamma)
+        q = apply(params, encode(params, data.obs), data.action)
+        return jnp.sum(jnp.mean((q - target[None]) ** 2, axis=1)), q
+
+    return Critics(init, apply, loss, encode)
 
 
 def _init_two(network: Any, obs_size: int, action_size: int) -> Callable[[jax.Array], Any]:

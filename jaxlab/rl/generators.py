@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxlab.diffusion import ddpm, mean_flow, rectified_flow
-from jaxlab.nn import Mlp, TimeEmbedding
+from jaxlab.nn import Mlp, TimeEmbedding, Trunk
 
 HIDDEN = (256, 256, 256)
 """Widths of the released networks, with Mish."""
@@ -46,17 +46,21 @@ class TimedNetwork(nn.Module):
 
     Attributes:
         hidden: widths.  action_size: A.  time_size, time_scale: of each time's own embedding.
+        trunk: size that features of images are brought to first; 0 for states.
     """
 
     hidden: tuple[int, ...]
     action_size: int
     time_size: int = 16
     time_scale: float = 1.0
+    trunk: int = 0
 
     @nn.compact
     def __call__(
         self, obs: Float[Array, "... O"], x: Float[Array, "... A"], *times: Float[Array, "..."]
     ) -> Float[Array, "... A"]:
+        if self.trunk:
+            obs = Trunk(self.trunk)(obs)
         embedded = [TimeEmbedding(self.time_size, self.time_scale)(t) for t in times]
         return Mlp(self.hidden, self.action_size)(obs, x, *embedded)
 
@@ -70,17 +74,19 @@ def make_flow(
     hidden: tuple[int, ...] = HIDDEN,
     time_size: int = 16,
     time_scale: float = 1.0,
+    trunk: int = 0,
 ) -> Generator:
     """Makes a rectified flow, the policy of FPMD-R.
 
     Args:
         init_noise: 1 is what the loss assumes, and more reliable; the released code takes 0.5,
             which halves the spread of every sample.
+        trunk: see `TimedNetwork`.
 
     Source: arXiv:2507.23675, eq. 9.
     """
     _check(obs_size, action_size, num_steps, init_noise)
-    network: Any = TimedNetwork(hidden, action_size, time_size, time_scale)
+    network: Any = TimedNetwork(hidden, action_size, time_size, time_scale, trunk)
 
     def velocity(params: Any, obs: jax.Array) -> rectified_flow.Velocity:
         return lambda x, t: network.apply(params, obs, x, t)
@@ -115,17 +121,18 @@ def make_mean_flow(
     equal: float = 0.0,
     distribution: Literal["uniform", "logit_normal"] = "uniform",
     adaptive_power: float = 0.0,
+    trunk: int = 0,
 ) -> Generator:
     """Makes a MeanFlow, the policy of FPMD-M: one step in training too.
 
     Args:
         equal, distribution: of the pairs of times, see `mean_flow.sample_times`.
-        adaptive_power: see `mean_flow.loss`.
+        adaptive_power: see `mean_flow.loss`.  trunk: see `TimedNetwork`.
 
     Source: arXiv:2507.23675; Geng et al. 2025.
     """
     _check(obs_size, action_size, num_steps, init_noise)
-    network: Any = TimedNetwork(hidden, action_size, time_size, time_scale)
+    network: Any = TimedNetwork(hidden, action_size, time_size, time_scale, trunk)
 
     def average(params: Any, obs: jax.Array) -> mean_flow.AverageVelocity:
         return lambda z, r, t: network.apply(params, obs, z, r, t)

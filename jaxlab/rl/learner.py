@@ -5,6 +5,7 @@ the critics; every few of them the policy, the temperature and the targets move.
 environment included, is one pure function, so that a chunk of steps is one program on the device.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -67,6 +68,7 @@ def make_learner(
     num_updates: int = 1,
     reward_scale: float = 0.2,
     critic_learning_rate: float = 3e-4,
+    augment: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
     double_critic_step: bool = False,
     store_clipped: bool = True,
 ) -> Algorithm:
@@ -88,6 +90,8 @@ def make_learner(
             environments the ratio is num_updates / E a transition: 1 / 5 in the paper.
         reward_scale: factor of rewards.
         critic_learning_rate: of Adam.
+        augment: `augment(key, obs [B, O]) -> [B, O]` of the observations of a batch, such as
+            `nn.random_shift` for images.
         double_critic_step: apply each gradient of the critics twice, as the released code does
             with flows and DPMD (its quirk, off by default).
         store_clipped: the replay holds the action clipped to [-1, 1], which is what the environment
@@ -171,20 +175,27 @@ def make_learner(
     def act(state: TrainState, key: jax.Array) -> jax.Array:
         params = state.policy_average if policy.act_with_average else state.policy
         q = critics_lib.smaller(critics, state.critics)
-        return policy.act(params, key, state.env.obs, q, jnp.exp(state.log_alpha), True)
+        features = critics.encode(state.critics, state.env.obs)
+        return policy.act(params, key, features, q, jnp.exp(state.log_alpha), True)
 
     def update_critics(state: TrainState, key: jax.Array) -> tuple[TrainState, tuple]:
         """One gradient step; returns what the policy's own step needs."""
-        key_batch, key_action, key_target = jax.random.split(key, 3)
+        key_batch, key_augment, key_action, key_target = jax.random.split(key, 4)
         batch, index = replay_lib.sample(state.replay, key_batch, batch_size)
+        if augment is not None:
+            keys = jax.random.split(key_augment)
+            batch = batch._replace(
+                obs=augment(keys[0], batch.obs), next_obs=augment(keys[1], batch.next_obs)
+            )
+        next_features = jax.lax.stop_gradient(critics.encode(state.critics, batch.next_obs))
         q = critics_lib.smaller(critics, state.critics)
         next_action, bonus, metrics = policy.propose(
-            state.policy, state.policy_average, key_action, batch.next_obs, q,
+            state.policy, state.policy_average, key_action, next_features, q,
             jnp.exp(state.log_alpha),
         )  # fmt: skip
         next_action = jax.lax.stop_gradient(next_action)
         data = critics_lib.Transitions(
-            batch.obs, batch.action, reward_scale * batch.reward, batch.terminated, batch.next_obs,
+            batch.obs, batch.action, reward_scale * batch.reward, batch.terminated, next_features,
             next_action, jax.lax.stop_gradient(bonus),
         )  # fmt: skip
         (loss, values), grads = jax.value_and_grad(critics.loss, has_aux=True)(
@@ -204,8 +215,12 @@ def make_learner(
     ) -> tuple[TrainState, Metrics]:  # fmt: skip
         """One gradient step of the policy, then temperature, targets and statistics."""
         key_loss, key_refine = jax.random.split(key)
+        obs, next_obs = (
+            jax.lax.stop_gradient(critics.encode(state.critics, x))
+            for x in (batch.obs, batch.next_obs)
+        )
         context = Context(
-            obs=batch.obs, action=batch.action, next_obs=batch.next_obs,
+            obs=obs, action=batch.action, next_obs=next_obs,
             terminated=batch.terminated, next_action=next_action, extras=batch.extras,
             q=critics_lib.smaller(critics, state.critics),
             q_first=lambda obs, action: critics.apply(state.critics, obs, action)[0],

@@ -20,7 +20,8 @@ class Context(NamedTuple):
     """What a policy may learn from, after the critics have moved.
 
     Attributes:
-        obs, action, next_obs: `[B, ...]` from the replay.  terminated: `[B]` bool.
+        obs, action, next_obs: `[B, ...]` from the replay, observations encoded.
+        terminated: `[B]` bool.
         next_action: `[B, A]`, the one whose value was the critics' target.
         extras: what the policy stores with a transition, see `Policy.extras`.
         q: online critics, the smaller of both.  q_first: the first of them.
