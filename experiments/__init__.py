@@ -30,4 +30,5 @@ BENCHES = {
     "mqa_decode": "experiments.bench_mqa_decode",
     "mqa_prefill": "experiments.bench_mqa_prefill",
     "projections": "experiments.bench_projections",
+    "rl": "experiments.bench_rl",
 }

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 from jaxlab.diffusion.rectified_flow import weighted_mean
 
 PredictNoise = Callable[[jax.Array, jax.Array], jax.Array]
-"""`predict_noise(x [..., D], t [...] int32) -> [..., D]`."""
+"""`predict_noise(x [..., D], t [...] int32) -> [..., D]`; an axis of t may be 1."""
 
 
 class Schedule(NamedTuple):
@@ -141,7 +141,7 @@ def sample(
     """
 
     def reverse(x: jax.Array, t: jax.Array) -> tuple[jax.Array, None]:
-        steps = jnp.broadcast_to(t, x.shape[:-1])
+        steps = t.reshape((1,) * (x.ndim - 1))
         data = predict_data(schedule, x, predict_noise(x, steps), steps)
         if clip is not None:
             data = jnp.clip(data, -clip, clip)

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from jaxlab.diffusion import rectified_flow
 
 AverageVelocity = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
-"""`average_velocity(z [..., D], r [...], t [...]) -> [..., D]`, r <= t."""
+"""`average_velocity(z [..., D], r [...], t [...]) -> [..., D]`, r <= t; their axes may be 1."""
 
 
 def interpolate(
@@ -124,7 +124,7 @@ def sample(
 
     def jump(z: jax.Array, i: jax.Array) -> tuple[jax.Array, None]:
         t = 1.0 - i.astype(z.dtype) * step
-        r, t = (jnp.broadcast_to(time, z.shape[:-1]) for time in (t - step, t))
+        r, t = (time.reshape((1,) * (z.ndim - 1)) for time in (t - step, t))
         return z - step * average_velocity(z, r, t), None
 
     return jax.lax.scan(jump, start, jnp.arange(num_steps, dtype=jnp.int32))[0]

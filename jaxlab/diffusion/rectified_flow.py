@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 Velocity = Callable[[jax.Array, jax.Array], jax.Array]
-"""`velocity(x [..., D], t [...]) -> [..., D]`."""
+"""`velocity(x [..., D], t [...]) -> [..., D]`; an axis of t is 1 where all share a time."""
 
 
 def interpolate(
@@ -61,7 +61,7 @@ def sample(
     step = 1.0 / num_steps
 
     def euler(x: jax.Array, i: jax.Array) -> tuple[jax.Array, None]:
-        t = jnp.broadcast_to(i.astype(x.dtype) * step, x.shape[:-1])
+        t = (i.astype(x.dtype) * step).reshape((1,) * (x.ndim - 1))  # one time for all
         return x + step * velocity(x, t), None
 
     return jax.lax.scan(euler, start, jnp.arange(num_steps, dtype=jnp.int32))[0]

@@ -1,5 +1,7 @@
 """Multi-layer perceptrons."""
 
+import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,8 +12,15 @@ from jaxtyping import Array, Float
 
 
 def mish(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Returns x tanh(softplus(x)). Source: Misra 2019, arXiv:1908.08681."""
-    return x * jnp.tanh(jax.nn.softplus(x))
+    """Returns x tanh(softplus(x)), with one exponential.
+
+    tanh(log(1 + n)) = m / (m + 2) with n = e^x and m = n (n + 2); beyond 20 it is 1 in floats.
+
+    Source: Misra 2019, arXiv:1908.08681.
+    """
+    n = jnp.exp(jnp.minimum(x, 20.0))
+    m = n * (n + 2.0)
+    return x * (m / (m + 2.0))
 
 
 def fan_in_normal(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
@@ -22,8 +31,33 @@ def fan_in_normal(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32
     return jax.random.truncated_normal(key, -2.0, 2.0, tuple(shape), dtype) * fan_in**-0.5
 
 
+class JoinedDense(nn.Module):
+    """A linear layer of several inputs as if they were joined along their last axis.
+
+    Each meets its own rows of the kernel before the sum. An input whose leading axis is 1 where
+    others have K is multiplied once, and nothing is repeated.
+
+    Attributes:
+        features: width of the result.
+    """
+
+    features: int
+
+    @nn.compact
+    def __call__(self, *inputs: Float[Array, "... _"]) -> Float[Array, "... features"]:
+        ends = list(itertools.accumulate(x.shape[-1] for x in inputs))
+        kernel = self.param("kernel", fan_in_normal, (ends[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
+        parts = jnp.split(kernel, ends[:-1])
+        products = [x @ rows for x, rows in zip(inputs, parts, strict=True)]
+        joined = functools.reduce(jnp.add, products)
+        return joined + bias.reshape((1,) * (joined.ndim - 1) + (-1,))
+
+
 class Mlp(nn.Module):
-    """Hidden layers with an activation, then a linear one; inputs are joined along the last axis.
+    """Hidden layers with an activation, then a linear one.
+
+    Inputs have equal ranks; their leading axes broadcast, see `JoinedDense`.
 
     Attributes:
         hidden: widths of the hidden layers.  out: width of the result.
@@ -36,7 +70,6 @@ class Mlp(nn.Module):
 
     @nn.compact
     def __call__(self, *inputs: Float[Array, "... _"]) -> Float[Array, "... out"]:
-        x = jnp.concatenate(inputs, axis=-1)
-        for width in self.hidden:
-            x = self.activation(nn.Dense(width, kernel_init=fan_in_normal)(x))
-        return nn.Dense(self.out, kernel_init=fan_in_normal)(x)
+        for i, width in enumerate(self.hidden):
+            inputs = (self.activation(JoinedDense(width, name=f"layer_{i}")(*inputs)),)
+        return JoinedDense(self.out, name=f"layer_{len(self.hidden)}")(*inputs)

@@ -233,7 +233,7 @@ def reverse_chain(
     def back(carry: tuple, t: jax.Array) -> tuple[tuple, None]:
         x, total = carry
         beta = schedule.beta.astype(x.dtype)[t]
-        steps = jnp.broadcast_to(t, x.shape[:-1])
+        steps = t.reshape((1,) * (x.ndim - 1))
         mean = (x + beta * score(x, steps)) / jnp.sqrt(1.0 - beta)
         noise = jax.random.normal(jax.random.fold_in(key, t), x.shape, x.dtype)
         before = mean + jnp.sqrt(beta) * noise

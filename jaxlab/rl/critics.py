@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float
 from jaxlab.nn import Mlp, PixelEncoder, Trunk, mish
 
 Q = Callable[[jax.Array, jax.Array], jax.Array]
-"""`q(obs [..., O], action [..., A]) -> [...]`, the smaller of two critics."""
+"""`q(obs [..., O], action [..., A]) -> [...]`, the smaller of two critics; leading axes broadcast."""
 
 
 class Transitions(NamedTuple):
@@ -225,7 +225,7 @@ def best_of(
     Returns:
         `(action [B, A], values [K, B])`.
     """
-    values = q(jnp.broadcast_to(obs, (actions.shape[0], *obs.shape)), actions)
+    values = q(obs[None], actions)
     best = jnp.argmax(values, axis=0)
     chosen = jnp.take_along_axis(actions, best[None, :, None], axis=0)[0]
     return jnp.clip(chosen, -1.0, 1.0), values

@@ -12,7 +12,7 @@ import optax
 from jaxlab.diffusion import ddpm
 from jaxlab.nn import Mlp
 from jaxlab.rl import critics, generators, mirror_descent
-from jaxlab.rl.policy import Context, Improvement, Policy, decaying_adam
+from jaxlab.rl.policy import Context, Improvement, Policy, decaying_adam, noise_gap
 
 
 def qvpo(
@@ -73,7 +73,7 @@ def qvpo(
             [weight[None], jnp.broadcast_to(coef * weight, (num_uniform, *weight.shape))]
         )
         flat = [x.reshape(-1, *x.shape[2:]) for x in (repeated, actions, weights)]
-        gap = base.loss(old, key, context)[1].entropy_gap
+        gap = noise_gap(context.alpha, action_size)
         value = generator.loss(params, key_loss, *flat)
         return value, Improvement(top, gap, {"policy/weight_mean": jnp.mean(weight)})
 

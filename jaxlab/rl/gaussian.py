@@ -55,7 +55,7 @@ def sac(
         actions, logp = jax.vmap(lambda k: draw(network, params, k, obs))(keys)
         if num_particles == 1:
             return actions[0], logp[0]
-        values = q(jnp.broadcast_to(obs, (num_particles, *obs.shape)), actions)
+        values = q(obs[None], actions)
         best = jnp.argmax(values, axis=0)[None]
         return (
             jnp.take_along_axis(actions, best[..., None], axis=0)[0],

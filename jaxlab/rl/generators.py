@@ -236,8 +236,7 @@ def draw(
     key_start, key_chain = jax.random.split(key)
     shape = (num_particles, *obs.shape[:-1], generator.action_size)
     start = generator.init_noise * jax.random.normal(key_start, shape, obs.dtype)
-    repeated = jnp.broadcast_to(obs, (num_particles, *obs.shape))
-    return generator.sample(params, key_chain, repeated, start, num_steps)
+    return generator.sample(params, key_chain, obs[None], start, num_steps)
 
 
 def _init(network: TimedNetwork, obs_size: int, action_size: int, num_times: int) -> Callable:

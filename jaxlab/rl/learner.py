@@ -245,7 +245,7 @@ def make_learner(
             critics_target=optax.incremental_update(state.critics, state.critics_target, tau),
             log_alpha=log_alpha,
             alpha_opt=alpha_opt,
-            stats=weights.update_stats(state.stats, found.values),
+            stats=weights.update_stats(state.stats, found.values, count=policy.policy_every),
         )
         metrics = {
             "policy/loss": loss, "policy/q_mean": jnp.mean(found.values),

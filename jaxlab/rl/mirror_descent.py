@@ -125,7 +125,7 @@ def make_mirror_descent(
         actions = generators.draw(generator, old, key_draw, obs, num_particles=num_samples)
         actions = jnp.clip(actions + noise(key_noise, context.alpha, actions.shape), -1.0, 1.0)
         repeated = jnp.broadcast_to(obs, (num_samples, *obs.shape))
-        values = context.q(repeated, actions)
+        values = context.q(obs[None], actions)
         weight = weights.softmax_weights(values, temperature or 1.0)
         flat = [x.reshape(-1, *x.shape[2:]) for x in (repeated, actions, weight)]
         share = jnp.mean(jax.vmap(weights.effective_share, 1)(jnp.log(weight + 1e-30)))

@@ -71,7 +71,7 @@ def sdac(
         else:
             noise = reverse_sampling.draw_noise(key_reverse, num_samples, x)
         tried = reverse_sampling.candidates(schedule, x, noise, t)
-        values = context.q(jnp.broadcast_to(obs, (num_samples, *obs.shape)), tried)
+        values = context.q(obs[None], tried)
         scale = context.alpha / value_scale if temperature is None else temperature
         log_weight = jax.lax.stop_gradient(values / scale)
         value = reverse_sampling.loss(predict(params, obs), x, t, log_weight, noise)

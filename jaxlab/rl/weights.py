@@ -29,10 +29,18 @@ def init_stats() -> Stats:
     return Stats(jnp.zeros(()), jnp.ones(()))
 
 
-def update_stats(stats: Stats, q: Float[Array, "..."], *, rate: float = 1e-3) -> Stats:
-    """Moves both towards those of a batch. Source: released code of arXiv:2507.23675."""
+def update_stats(
+    stats: Stats, q: Float[Array, "..."], *, rate: float = 1e-3, count: int = 1
+) -> Stats:
+    """Moves both towards those of a batch, as far as `count` moves at `rate` would.
+
+    The released code of arXiv:2507.23675 moves them at every gradient step of the critics; values
+    are at hand at those of the policy alone, so that one move stands for several.
+    """
+    moved = 1.0 - (1.0 - rate) ** count
     return Stats(
-        stats.mean + rate * (jnp.mean(q) - stats.mean), stats.std + rate * (jnp.std(q) - stats.std)
+        stats.mean + moved * (jnp.mean(q) - stats.mean),
+        stats.std + moved * (jnp.std(q) - stats.std),
     )
 
 

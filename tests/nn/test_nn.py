@@ -14,8 +14,8 @@ def test_mlp_is_its_layers(key):
     params = network.init(key, x, y)["params"]
     h = np.concatenate([x, y], axis=1)
     for i in range(3):
-        h = h @ np.asarray(params[f"Dense_{i}"]["kernel"]) + np.asarray(
-            params[f"Dense_{i}"]["bias"]
+        h = h @ np.asarray(params[f"layer_{i}"]["kernel"]) + np.asarray(
+            params[f"layer_{i}"]["bias"]
         )
         if i < 2:
             h = h * np.tanh(np.log1p(np.exp(h)))

@@ -110,7 +110,7 @@ def test_langevin_steps_of_qsm(key):
     """A constant score of 0.8: the walk against NumPy's, by its mean, spread and bounds."""
     policy = rl.qsm(1, 1, hidden=(4,), num_steps=20)
     params = jax.tree.map(jnp.zeros_like, policy.init(key))
-    params["params"]["Dense_1"]["bias"] = jnp.full((1,), 0.8)
+    params["params"]["layer_1"]["bias"] = jnp.full((1,), 0.8)
     action = policy.act(params, key, jnp.zeros((50_000, 1)), None, 1.0, True)
     rng = np.random.default_rng(0)
     x = rng.normal(size=50_000)
