@@ -14,7 +14,7 @@ from experiments import bench
 from jaxlab import envs, rl
 from jaxlab.core.types import Algorithm
 from jaxlab.rl import critics as critics_lib
-from jaxlab.rl import generators, replay, weights
+from jaxlab.rl import replay, weights
 
 SUMMARY = (
     "Reinforcement learning: the jitted loop against Python's and Brax's, one step against twenty"
@@ -74,9 +74,7 @@ def brax_mjx() -> list[bench.Measurement]:
     return [_brax(env, task, "halfcheetah by MJX", 256, 8)]
 
 
-def _brax(
-    env: Any, task: envs.Task, label: str, num_envs: int, updates: int
-) -> bench.Measurement:
+def _brax(env: Any, task: envs.Task, label: str, num_envs: int, updates: int) -> bench.Measurement:
     from experiments import rivals_rl
 
     hidden, steps, epochs = (256, 256), num_envs * 50, 5
@@ -143,12 +141,14 @@ def acting() -> list[bench.Measurement]:
     one = timed("one_step", calls=400)
     shape = f"batch 1, {OBS} observations, {ACTION} actions, three layers of 256"
     note = "Time in the program, without the host's call, which is the same for all."
+    rivals = {
+        "20 steps": timed("vanilla", calls=100),
+        "best of 32, 20 steps": timed("bon", calls=20),
+    }
     return [
         bench.Measurement("an action in one step", shape, one, name, rival, work=1.0,
                           work_unit="actions", note=note)
-        for name, rival in (
-            ("20 steps", timed("vanilla", calls=100)), ("best of 32, 20 steps", timed("bon", calls=20))
-        )
+        for name, rival in rivals.items()
     ]  # fmt: skip
 
 

@@ -25,12 +25,12 @@ class Config:
     """Physics: "jax" has the small tasks, "mjx" and "c" the nine of MuJoCo."""
     methods: tuple[str, ...] = ()
     """Methods to compare; all when empty."""
-    parts: tuple[Literal["returns", "theory"], ...] = ("returns", "theory")
-    """Returns of the methods; the theory of one step on a bandit with two modes."""
+    parts: tuple[Literal["returns", "latency", "theory"], ...] = ("returns", "latency", "theory")
+    """Returns of the methods; time of an action; the theory of one step on a bandit."""
     updates: int = 15_000
-    """Gradient steps of the critics."""
+    """Steps of the environments, and gradient steps of the critics; a third for multi_goal."""
     num_envs: int = 5
-    """Environments side by side; one gradient step for each of their steps."""
+    """Environments side by side."""
     batch_size: int = 128
     """Transitions of a gradient step."""
     warmup: int = 1000
@@ -41,6 +41,10 @@ class Config:
     """Of the three hidden layers of every network."""
     learning_rate: float = 9e-4
     """Of critics and policies; that of flow and diffusion policies falls to a tenth."""
+    tuning_rates: tuple[float, ...] = (3e-4, 9e-4, 2.7e-3)
+    """Learning rates that SAC, TD3 and PPO choose from; one: all keep `learning_rate`."""
+    tuning_seeds: int = 2
+    """Seeds of that choice, others than those of the comparison."""
     num_particles: int = 8
     """K, of which the best is taken."""
     flow_steps: int = 5
@@ -56,7 +60,7 @@ class Config:
         least = {
             "num_seeds": 2, "updates": 20, "num_envs": 1, "batch_size": 1, "warmup": 1, "width": 1,
             "num_particles": 1, "flow_steps": 1, "diffusion_steps": 1, "eval_episodes": 1,
-            "theory_steps": 10,
+            "tuning_seeds": 2, "theory_steps": 10,
         }  # fmt: skip
         for name, bound in least.items():
             if getattr(self, name) < bound:
@@ -74,13 +78,14 @@ MUJOCO = (
 PRESETS = {
     "smoke": Config(
         num_seeds=2, tasks=("multi_goal",), methods=("FPMD-M", "SAC"), updates=600, width=32,
-        batch_size=64, eval_episodes=10, theory_steps=300,
+        batch_size=64, eval_episodes=10, theory_steps=300, tuning_rates=(9e-4,),
+        parts=("returns", "theory"),
     ),
     "cpu": Config(),
     "gpu": Config(
         tasks=MUJOCO, backend="mjx", updates=200_000, batch_size=256, warmup=30_000,
         capacity=1_000_000, width=256, learning_rate=3e-4, num_particles=32, flow_steps=20,
-        diffusion_steps=20, eval_episodes=20, parts=("returns",),
+        diffusion_steps=20, eval_episodes=20, parts=("returns", "latency"), tuning_rates=(3e-4,),
     ),
 }  # fmt: skip
 

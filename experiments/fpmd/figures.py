@@ -22,6 +22,7 @@ def draw(
     figures = []
     if found:
         figures += [_curves(found, out), *_evaluations(found, out)]
+        figures += [*_mechanism(found, out), *_weights(found, out)]
     if course is not None:
         figures.append(_theory(course, out))
     return tuple(figures)
@@ -84,6 +85,65 @@ def _evaluations(found: dict[tuple[str, str], Outcome], out: pathlib.Path) -> tu
             "evaluations.png",
             "Return of one sample against the steps it takes, after training.",
             "Return against network evaluations for FPMD-R and FPMD-M",
+        ),
+    )
+
+
+def _mechanism(found: dict[tuple[str, str], Outcome], out: pathlib.Path) -> tuple[Figure, ...]:
+    ones = {
+        task: one for (task, name), one in found.items()
+        if name == "FPMD-R" and "eval/gap" in one.course
+    }  # fmt: skip
+    if not ones:
+        return ()
+    with plt.rc_context(drawing.STYLE):
+        figure, axes = plt.subplots(1, len(ones), figsize=(4.6 * len(ones), 3.2), squeeze=False)
+        for axis, (task, one) in zip(axes[0], ones.items(), strict=True):
+            steps = one.curve[0] / 1000
+            axis.plot(steps, one.course["eval/spread"], color=drawing.BLUE, label="spread")
+            axis.plot(steps, one.course["eval/gap"], color=drawing.RED, label="gap of one step")
+            axis.set_ylim(0.0)
+            axis.set_title(task.replace("_", " "))
+            axis.set_xlabel("Transitions (thousands)")
+            axis.set_ylabel("Action")
+        axes[0, -1].legend()
+        drawing.save(figure, out / "mechanism.png")
+    return (
+        Figure(
+            "mechanism.png",
+            "FPMD-R in training: root mean variance of its samples in a state, and the distance of "
+            "one step from all steps out of the same noise.",
+            "Spread of a flow policy's samples and the gap of one step over training",
+        ),
+    )
+
+
+def _weights(found: dict[tuple[str, str], Outcome], out: pathlib.Path) -> tuple[Figure, ...]:
+    ones = {key: one for key, one in found.items() if one.weights is not None}
+    if not ones:
+        return ()
+    tasks = list(dict.fromkeys(task for task, _ in ones))
+    with plt.rc_context(drawing.STYLE):
+        size = (8.6, 2.9 * len(tasks))
+        figure, axes = plt.subplots(len(tasks), 2, figsize=size, squeeze=False)
+        for (left, right), task in zip(axes, tasks, strict=True):
+            of_task = {name: one for (which, name), one in ones.items() if which == task}
+            for color, (name, one) in zip(drawing.COLORS, of_task.items(), strict=False):
+                steps = one.curve[0] / 1000
+                left.plot(steps, one.course["policy/ess"], color=color, label=name)
+                right.hist(one.weights.ravel(), 40, color=color, histtype="step", density=True)
+            left.set_title(f"{task.replace('_', ' ')}: effective share of samples")
+            left.set_ylim(0.0, 1.0)
+            left.set_xlabel("Transitions (thousands)")
+            right.set_title("Logarithm of the weights at the end")
+            right.set_ylabel("Density")
+        axes[0, 0].legend()
+        drawing.save(figure, out / "weights.png")
+    return (
+        Figure(
+            "weights.png",
+            "Left: (sum w)^2 / (B sum w^2) in training. Right: weights of proposals at the end.",
+            "Effective sample size over training and histograms of the weights",
         ),
     )
 

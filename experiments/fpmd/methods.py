@@ -1,21 +1,32 @@
 """The methods that are compared, with networks of one size and the same critics."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import optax
 
 from experiments.fpmd import Config
 from jaxlab import rl
+from jaxlab.core.types import Algorithm
 from jaxlab.diffusion import ddpm
 from jaxlab.envs import Env
-from jaxlab.rl import generators
+from jaxlab.rl import critics as critics_lib
+from jaxlab.rl import generators, ppo
 
 OURS = ("FPMD-R", "FPMD-M")
+TUNED = ("SAC", "SAC, best of K", "TD3", "TD3, best of K", "PPO")
+"""Baselines whose learning rate is chosen, on seeds of their own."""
+WEIGHTINGS: dict[str, rl.Weighting] = {
+    "FPMD-R": "clip_std", "FPMD-M": "clip_std", "DPMD": "clip_std",
+    "FPMD-R, released weights": "clip_release",
+}  # fmt: skip
+"""Of the methods whose weights are looked at."""
 
 
-class Method(NamedTuple):
-    """An actor and its critics.
+class Actor(NamedTuple):
+    """An actor of the common learner.
 
     Attributes:
         policy: see `rl.Policy`.  critics: see `rl.Critics`.
@@ -27,16 +38,69 @@ class Method(NamedTuple):
     generator: rl.Generator | None = None
 
 
-def make_method(name: str, env: Env, config: Config) -> Method:
-    """Makes a method by its name.
+class Method(NamedTuple):
+    """A way of learning, seeds side by side.
 
-    Raises:
-        ValueError: if there is no such method.
+    Attributes:
+        learner: of all seeds.
+        axes: of the seeds in its state, for `jax.vmap`.
+        act: `act(state, key, obs, explore) -> action`, of one seed.
+        steps: of the environments in a step of the learner.
+        actor: None for PPO.
     """
-    if name not in TABLE:
-        raise ValueError(f"methods must be among {', '.join(TABLE)}, got {name!r}")
-    sizes = _Sizes(env.obs_size, env.action_size, (config.width,) * 3, config)
-    return TABLE[name](sizes)
+
+    learner: Algorithm
+    axes: Any
+    act: Callable[[Any, jax.Array, jax.Array, bool], jax.Array]
+    steps: int
+    actor: Actor | None
+
+
+def make_method(name: str, env: Env, config: Config) -> Method:
+    """Makes a method by its name."""
+    if name == "PPO":
+        return _ppo(env, config)
+    actor = make_actor(name, env, config)
+    policy, critics, _ = actor
+    learner = rl.make_learner(
+        env, policy, critics=critics, batch_size=config.batch_size, capacity=config.capacity,
+        warmup=config.warmup, critic_learning_rate=config.learning_rate,
+    )  # fmt: skip
+
+    def act(state: rl.TrainState, key: jax.Array, obs: jax.Array, explore: bool) -> jax.Array:
+        params = state.policy_average if policy.act_with_average else state.policy
+        q = critics_lib.smaller(critics, state.critics)
+        return policy.act(params, key, obs, q, jnp.exp(state.log_alpha), explore)
+
+    seeds = rl.over_seeds(learner, config.num_seeds)
+    steps = rl.env_steps_per_step(env, policy) // env.num_envs
+    return Method(seeds, rl.SEED_AXES, act, steps, actor)
+
+
+def _ppo(env: Env, config: Config) -> Method:
+    hidden, length = (config.width,) * 3, min(400, max(config.updates // 5, 1))
+    total = length * env.num_envs
+    minibatches = max(n for n in range(1, 33) if total % n == 0)
+    learner = ppo.make_ppo(
+        env, hidden=hidden, num_steps=length, num_minibatches=minibatches,
+        learning_rate=config.learning_rate,
+    )  # fmt: skip
+
+    def init(key: jax.Array) -> ppo.PpoState:
+        seeds = jnp.arange(config.num_seeds)
+        return jax.vmap(lambda i: learner.init(jax.random.fold_in(key, i)))(seeds)
+
+    def act(state: ppo.PpoState, key: jax.Array, obs: jax.Array, explore: bool) -> jax.Array:
+        mean = ppo.act(env, state.params, obs, hidden=hidden)
+        noise = jnp.exp(state.params["log_std"]) * jax.random.normal(key, mean.shape)
+        return mean + noise if explore else mean
+
+    return Method(Algorithm(init, jax.vmap(learner.step)), 0, act, length, None)
+
+
+def make_actor(name: str, env: Env, config: Config) -> Actor:
+    """Makes an actor of the common learner by its name."""
+    return TABLE[name](_Sizes(env.obs_size, env.action_size, (config.width,) * 3, config))
 
 
 class _Sizes(NamedTuple):
@@ -61,20 +125,22 @@ class _Sizes(NamedTuple):
         return ddpm.linear_schedule(self.config.diffusion_steps)
 
 
-def _mirror(make: Callable[[_Sizes], rl.Generator], **options) -> Callable[[_Sizes], Method]:
-    def method(s: _Sizes) -> Method:
+def _mirror(make: Callable[[_Sizes], rl.Generator], **options) -> Callable[[_Sizes], Actor]:
+    def method(s: _Sizes) -> Actor:
         generator = make(s)
         policy = rl.make_mirror_descent(
             generator, optimizer=s.optimizer(), alpha_every=s.alpha_every(),
             **{"num_particles": s.config.num_particles, **options},
         )  # fmt: skip
-        return Method(policy, s.critics(), generator)
+        return Actor(policy, s.critics(), generator)
 
     return method
 
 
-def _flow(s: _Sizes) -> rl.Generator:
-    return generators.make_flow(s.obs, s.action, num_steps=s.config.flow_steps, hidden=s.hidden)
+def _flow(s: _Sizes, **options: float) -> rl.Generator:
+    return generators.make_flow(
+        s.obs, s.action, num_steps=s.config.flow_steps, hidden=s.hidden, **options
+    )  # fmt: skip
 
 
 def _mean_flow(s: _Sizes) -> rl.Generator:
@@ -92,67 +158,71 @@ def _common(s: _Sizes) -> dict:
     }  # fmt: skip
 
 
-def _sdac(s: _Sizes) -> Method:
-    return Method(rl.sdac(s.obs, s.action, **_common(s)), s.critics(), _diffusion(s))
+def _sdac(s: _Sizes) -> Actor:
+    policy = rl.sdac(s.obs, s.action, num_samples=2 * s.config.num_particles, **_common(s))
+    return Actor(policy, s.critics(), _diffusion(s))
 
 
-def _qvpo(s: _Sizes) -> Method:
-    policy = rl.qvpo(s.obs, s.action, entropy_steps=s.config.updates, **_common(s))
-    return Method(policy, s.critics(), _diffusion(s))
+def _qvpo(s: _Sizes) -> Actor:
+    policy = rl.qvpo(
+        s.obs, s.action, entropy_steps=s.config.updates, num_samples=2 * s.config.num_particles,
+        **_common(s),
+    )  # fmt: skip
+    return Actor(policy, s.critics(), _diffusion(s))
 
 
-def _dipo(s: _Sizes) -> Method:
+def _dipo(s: _Sizes) -> Actor:
     policy = rl.dipo(
         s.obs, s.action, hidden=s.hidden, schedule=s.schedule(), optimizer=s.optimizer()
     )
-    return Method(policy, s.critics(), _diffusion(s))
+    return Actor(policy, s.critics(), _diffusion(s))
 
 
-def _dacer(s: _Sizes) -> Method:
+def _dacer(s: _Sizes) -> Actor:
     policy = rl.dacer(
         s.obs, s.action, hidden=s.hidden, schedule=s.schedule(), optimizer=s.optimizer(),
         alpha_every=max(s.config.updates // 20, 2),
     )  # fmt: skip
-    return Method(policy, s.critics(gaussian=True), _diffusion(s))
+    return Actor(policy, s.critics(gaussian=True), _diffusion(s))
 
 
-def _dime(s: _Sizes) -> Method:
+def _dime(s: _Sizes) -> Actor:
     rate = s.config.learning_rate
     policy = rl.dime(
         s.obs, s.action, hidden=s.hidden, learning_rate=rate, alpha_learning_rate=rate
     )  # fmt: skip
-    return Method(policy, s.critics(gaussian=True))
+    return Actor(policy, s.critics(gaussian=True))
 
 
-def _qsm(s: _Sizes) -> Method:
+def _qsm(s: _Sizes) -> Actor:
     policy = rl.qsm(s.obs, s.action, hidden=s.hidden, learning_rate=s.config.learning_rate)
-    return Method(policy, s.critics())
+    return Actor(policy, s.critics())
 
 
-def _sac(num_particles: bool) -> Callable[[_Sizes], Method]:
-    def method(s: _Sizes) -> Method:
+def _sac(num_particles: bool) -> Callable[[_Sizes], Actor]:
+    def method(s: _Sizes) -> Actor:
         rate = s.config.learning_rate
         policy = rl.sac(
             s.obs, s.action, hidden=s.hidden, learning_rate=rate, alpha_learning_rate=rate,
             num_particles=s.config.num_particles if num_particles else 1,
         )  # fmt: skip
-        return Method(policy, s.critics())
+        return Actor(policy, s.critics())
 
     return method
 
 
-def _td3(num_particles: bool) -> Callable[[_Sizes], Method]:
-    def method(s: _Sizes) -> Method:
+def _td3(num_particles: bool) -> Callable[[_Sizes], Actor]:
+    def method(s: _Sizes) -> Actor:
         policy = rl.td3(
             s.obs, s.action, hidden=s.hidden, learning_rate=s.config.learning_rate,
             num_particles=s.config.num_particles if num_particles else 1,
         )  # fmt: skip
-        return Method(policy, s.critics())
+        return Actor(policy, s.critics())
 
     return method
 
 
-TABLE: dict[str, Callable[[_Sizes], Method]] = {
+TABLE: dict[str, Callable[[_Sizes], Actor]] = {
     "FPMD-R": _mirror(_flow),
     "FPMD-M": _mirror(_mean_flow),
     "DPMD": _mirror(_diffusion),
@@ -168,7 +238,9 @@ TABLE: dict[str, Callable[[_Sizes], Method]] = {
     "TD3, best of K": _td3(True),
     "FPMD-R, uniform": _mirror(_flow, weighting="uniform"),
     "FPMD-R, released weights": _mirror(_flow, weighting="clip_release"),
+    "FPMD-R, noise 0.5": _mirror(lambda s: _flow(s, init_noise=0.5)),
     "FPMD-R, K = 1": _mirror(_flow, num_particles=1),
-    "FPMD-R, no noise": _mirror(_flow, noise_scale=0.0),
+    "FPMD-R, no exploration": _mirror(_flow, noise_scale=0.0),
 }
-"""By name: the paper's methods, its baselines, and its ablations."""
+"""Actors by name: the paper's, its baselines, and ablations of FPMD-R."""
+NAMES = (*TABLE, "PPO")

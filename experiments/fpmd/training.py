@@ -1,7 +1,8 @@
-"""Training of one method on one task, seeds in one program, and its four ways of acting."""
+"""Training of one method on one task, seeds in one program, and what is looked at on the way."""
 
 import functools
 import pathlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -9,15 +10,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.fpmd import Config
-from experiments.fpmd.methods import Method
+from experiments.fpmd.methods import WEIGHTINGS, Method
 from jaxlab import envs, rl
 from jaxlab.core import logging, loop
 from jaxlab.core.types import Algorithm, Metrics
+from jaxlab.envs import small_tasks
 from jaxlab.rl import critics as critics_lib
+from jaxlab.rl import generators, replay
 
 CHUNKS = 20
 NFES = (1, 2, 5, 10, 20)
 """Steps of one sample, of the curve of return against network evaluations."""
+STATES, PARTICLES = 256, 16
+"""Of the replay, and samples in each, for spread and gap."""
+EVALUATION_KEY = 2**31 - 1
+"""Seed of evaluations, apart from those of training."""
 
 
 class Outcome(NamedTuple):
@@ -28,8 +35,12 @@ class Outcome(NamedTuple):
         curve: transitions `[chunks]` and returns `[chunks, seeds]`.
         modes: mean returns `[seeds]` by way of acting.
         by_steps: mean returns `[seeds]` by steps of one sample, of flows.
-        metrics: of the last chunk.
-        seconds_per_update: of all seeds together, environment included.
+        course: by name `[chunks]`, means over seeds: what was logged of weights and values, and of
+            a flow "spread" and "gap": root of the mean variance of its samples in a state, and
+            distance of one step from all steps out of the same noise.
+        weights: `[seeds, STATES]` logarithms at the end, of mirror descent.
+        goals: `[seeds]` effective number of goals reached, of the multi-goal task.
+        seconds_per_step: of the environments and what is learned for it, all seeds together.
     """
 
     final: np.ndarray
@@ -37,100 +48,195 @@ class Outcome(NamedTuple):
     curve: tuple[np.ndarray, np.ndarray]
     modes: dict[str, np.ndarray]
     by_steps: dict[int, np.ndarray]
-    metrics: dict[str, float]
-    seconds_per_update: float
+    course: dict[str, np.ndarray]
+    weights: np.ndarray | None
+    goals: np.ndarray | None
+    seconds_per_step: float
 
 
-def train(task: envs.Task, method: Method, config: Config, folder: pathlib.Path) -> Outcome:
+def train(
+    task: envs.Task, name: str, method: Method, config: Config, folder: pathlib.Path
+) -> Outcome:
     """Trains all seeds, or goes on with what `folder` holds."""
-    env = envs.make_env(task, config.num_envs)
-    policy = method.policy
-    learner = rl.make_learner(
-        env, policy, critics=method.critics, batch_size=config.batch_size,
-        capacity=config.capacity, warmup=config.warmup, critic_learning_rate=config.learning_rate,
-    )  # fmt: skip
-    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(
-        jax.random.key(config.seed), jnp.arange(config.num_seeds)
-    )
-    num_steps = config.updates // rl.updates_per_step(policy)
-    chunk = max(num_steps // CHUNKS, 1)
-    judge = jax.jit(jax.vmap(functools.partial(_judge, task, method, config, "bon")))
+    num_steps = config.updates // method.steps
+    over_seeds = functools.partial(_over_seeds, method.axes)
+    judge = over_seeds(_mean_return(task, method, config))
+    looks = {k: over_seeds(f) for k, f in _looks(task, method, config).items()}
 
-    def evaluate(state: rl.TrainState) -> dict[str, Any]:
-        returns = jnp.mean(judge(state), axis=1)
-        return {f"eval/return_{i}": x for i, x in enumerate(returns)}
+    def evaluate(state: Any) -> dict[str, Any]:
+        found = {f"eval/return_{i}": x for i, x in enumerate(judge(state))}
+        return found | {f"eval/{k}": jnp.mean(look(state)) for k, look in looks.items()}
 
     ended = loop.run(
-        Algorithm(lambda _: jax.vmap(learner.init)(keys), _mean(learner)), keys[0],
-        num_steps=num_steps, chunk_size=chunk, directory=folder, evaluate=evaluate, save_every=5,
-        config={"seeds": config.num_seeds, "updates": config.updates},
+        _mean(method.learner), jax.random.key(config.seed), num_steps=num_steps,
+        chunk_size=max(num_steps // CHUNKS, 1), directory=folder, evaluate=evaluate, save_every=5,
+        config={"seeds": config.num_seeds, "updates": config.updates, "of": name},
     )  # fmt: skip
     records = logging.read_jsonl(folder / "metrics.jsonl")
     names = [f"eval/return_{i}" for i in range(config.num_seeds)]
-    returns = np.array([[record[name] for name in names] for record in records])
-    per_step = rl.env_steps_per_step(env, policy)
+    returns = np.array([[record[key] for key in names] for record in records])
+    warmup = 0 if method.actor is None else config.warmup
+    transitions = method.steps * config.num_envs
     speeds = [r["perf/steps_per_second"] for r in records if "perf/steps_per_second" in r]
+    logged = [k for k in records[-1] if k.startswith(("policy/", "eval/")) and k not in names]
     return Outcome(
         final=returns[-1],
         best=returns.max(axis=0),
-        curve=(np.array([r["step"] * per_step + config.warmup for r in records]), returns),
+        curve=(np.array([r["step"] * transitions + warmup for r in records]), returns),
         modes=_modes(task, method, config, ended.state),
         by_steps=_by_steps(task, method, config, ended.state),
-        metrics=dict(ended.metrics),
-        seconds_per_update=1.0 / (float(np.median(speeds)) * rl.updates_per_step(policy)),
+        course={k: np.array([r[k] for r in records]) for k in logged},
+        weights=_weights(name, method, ended.state),
+        goals=_goals(method, ended.state) if task.name == "multi_goal" else None,
+        seconds_per_step=1.0 / (float(np.median(speeds)) * method.steps),
     )
 
 
-def _judge(
-    task: envs.Task, method: Method, config: Config, mode: str, state: rl.TrainState,
-    num_steps: int | None = None,
-) -> jax.Array:  # fmt: skip
-    """Returns of whole episodes, `[episodes]`, the same starts for every method and seed."""
-    policy = method.policy
-    params = state.policy_average if policy.act_with_average else state.policy
-    q = critics_lib.smaller(method.critics, state.critics)
-    alpha = jnp.exp(state.log_alpha)
+def _over_seeds(axes: Any, of_one: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return jax.jit(jax.vmap(of_one, in_axes=(axes,)))
 
-    def act(key: jax.Array, obs: jax.Array) -> jax.Array:
-        if mode == "bon":  # the method's own way
-            return policy.act(params, key, obs, q, alpha, False)
-        assert method.generator is not None
-        return rl.act(method.generator, params, key, obs, q, mode=mode, num_steps=num_steps)
 
+def _mean_return(
+    task: envs.Task, method: Method, config: Config, mode: str = "bon", num_steps: int | None = None
+) -> Callable[[Any], jax.Array]:
+    """Mean return of whole episodes, from the same starts for every method and seed."""
     env = envs.make_env(task, config.eval_episodes)
-    return rl.evaluate(act, env, jax.random.key(2**31 - 1))
+
+    def of_one(state: Any) -> jax.Array:
+        def act(key: jax.Array, obs: jax.Array) -> jax.Array:
+            if mode == "bon":  # the method's own way
+                return method.act(state, key, obs, False)
+            generator, params = _generator(method), state.policy_average
+            return rl.act(generator, params, key, obs, mode=mode, num_steps=num_steps)
+
+        return jnp.mean(rl.evaluate(act, env, jax.random.key(EVALUATION_KEY)))
+
+    return of_one
 
 
-def _modes(
-    task: envs.Task, method: Method, config: Config, state: rl.TrainState
-) -> dict[str, np.ndarray]:
-    if method.generator is None:
+def _looks(
+    task: envs.Task, method: Method, config: Config
+) -> dict[str, Callable[[Any], jax.Array]]:
+    """What is looked at during the training of a flow that takes several steps."""
+    if not _is_flow(method) or _generator(method).num_steps == 1:
         return {}
-    flows = method.generator.kind != "diffusion"
-    names = rl.MODES if flows else ("bon", "vanilla")
+    generator = _generator(method)
+
+    def draw(state: rl.TrainState, num_steps: int) -> jax.Array:
+        obs = _states(state)
+        return generators.draw(
+            generator, state.policy_average, jax.random.key(0), obs, num_particles=PARTICLES,
+            num_steps=num_steps,
+        )  # fmt: skip
+
+    def spread(state: rl.TrainState) -> jax.Array:
+        variance = jnp.var(draw(state, generator.num_steps), axis=0)
+        return jnp.sqrt(jnp.mean(jnp.sum(variance, axis=-1)))
+
+    def gap(state: rl.TrainState) -> jax.Array:
+        away = draw(state, generator.num_steps) - draw(state, 1)  # out of the same noise
+        return jnp.sqrt(jnp.mean(jnp.sum(away**2, axis=-1)))
+
     return {
-        mode: np.asarray(
-            jax.jit(jax.vmap(functools.partial(_judge, task, method, config, mode)))(state)
-        ).mean(axis=1)
-        for mode in names
+        "spread": spread,
+        "gap": gap,
+        "one_step": _mean_return(task, method, config, "one_step"),
     }
 
 
-def _by_steps(
-    task: envs.Task, method: Method, config: Config, state: rl.TrainState
-) -> dict[int, np.ndarray]:
-    if method.generator is None or method.generator.kind == "diffusion":
+def _modes(
+    task: envs.Task, method: Method, config: Config, state: Any
+) -> dict[str, np.ndarray]:  # fmt: skip
+    if method.actor is None or method.actor.generator is None:
         return {}
-    judge = functools.partial(_judge, task, method, config, "vanilla")
+    names = rl.MODES if _is_flow(method) else ("bon", "vanilla")
     return {
-        n: np.asarray(jax.jit(jax.vmap(functools.partial(judge, num_steps=n)))(state)).mean(axis=1)
+        mode: np.asarray(
+            _over_seeds(method.axes, _mean_return(task, method, config, mode))(state)
+        )
+        for mode in names
+    }  # fmt: skip
+
+
+def _by_steps(
+    task: envs.Task, method: Method, config: Config, state: Any
+) -> dict[int, np.ndarray]:  # fmt: skip
+    if not _is_flow(method):
+        return {}
+    return {
+        n: np.asarray(
+            _over_seeds(method.axes, _mean_return(task, method, config, "vanilla", n))(state)
+        )
         for n in NFES
     }
 
 
-def _mean(learner: Algorithm):
+def _weights(name: str, method: Method, state: Any) -> np.ndarray | None:
+    """Logarithms of the weights that the policy's own proposals have."""
+    if name not in WEIGHTINGS or method.actor is None:
+        return None
+    policy, critics, _ = method.actor
+
+    def of_one(state: rl.TrainState) -> jax.Array:
+        obs, q = _states(state), critics_lib.smaller(critics, state.critics)
+        alpha = jnp.exp(state.log_alpha)
+        key = jax.random.key(0)
+        action = policy.propose(state.policy, state.policy_average, key, obs, q, alpha)[0]
+        kind = WEIGHTINGS[name]
+        return jnp.log(rl.importance_weights(q(obs, action), state.stats, alpha, kind)[0])
+
+    return np.asarray(_over_seeds(method.axes, of_one)(state))
+
+
+def _goals(method: Method, state: Any) -> np.ndarray:
+    """Exponential of the entropy of the goals that exploring episodes come to, 1 to 4."""
+    env = envs.make_env(envs.multi_goal(start_std=0.0), STATES)
+    goals = jnp.asarray(small_tasks.GOALS)
+
+    def of_one(state: Any) -> jax.Array:
+        def one(carry: tuple, key: jax.Array) -> tuple[tuple, None]:
+            at, reached = carry
+            action = jnp.clip(method.act(state, key, at.obs, True), -1.0, 1.0)
+            at = env.step(at, action)
+            away = jnp.linalg.norm(at.final_obs[:, None] - goals[None], axis=-1)
+            first = (reached < 0) & at.terminated
+            return (at, jnp.where(first, jnp.argmin(away, axis=1), reached)), None
+
+        key_reset, key_steps = jax.random.split(jax.random.key(EVALUATION_KEY))
+        start = (env.reset(key_reset), jnp.full((STATES,), -1))
+        keys = jax.random.split(key_steps, env.time_limit)
+        reached = jax.lax.scan(one, start, keys)[0][1]
+        counts = jnp.sum(reached[:, None] == jnp.arange(len(goals))[None], axis=0)
+        share = counts / jnp.maximum(jnp.sum(counts), 1)
+        return jnp.exp(-jnp.sum(share * jnp.log(jnp.maximum(share, 1e-12))))
+
+    return np.asarray(_over_seeds(method.axes, of_one)(state))
+
+
+def _states(state: rl.TrainState) -> jax.Array:
+    """Observations of the replay, the same rows for all."""
+    return replay.sample(state.replay, jax.random.key(EVALUATION_KEY), STATES)[0].next_obs
+
+
+def _generator(method: Method) -> rl.Generator:
+    assert method.actor is not None and method.actor.generator is not None
+    return method.actor.generator
+
+
+def _is_flow(method: Method) -> bool:
+    actor = method.actor
+    return (
+        actor is not None
+        and actor.generator is not None
+        and actor.generator.kind in ("flow", "mean_flow")
+    )
+
+
+def _mean(learner: Algorithm) -> Algorithm:
+    """The learner with metrics averaged over seeds."""
+
     def step(state: Any) -> tuple[Any, Metrics]:
-        state, metrics = jax.vmap(learner.step)(state)
+        state, metrics = learner.step(state)
         return state, jax.tree.map(jnp.mean, metrics)
 
-    return step
+    return Algorithm(learner.init, step)

@@ -1,6 +1,6 @@
 """Reinforcement learning: one learner, and policies from flows and diffusions to Gaussians."""
 
-from jaxlab.rl.acting import MODES, act, num_evaluations
+from jaxlab.rl.acting import MODES, Mode, act, num_evaluations
 from jaxlab.rl.backprop_diffusion import dacer, dime
 from jaxlab.rl.critics import (
     Critics,
@@ -15,18 +15,26 @@ from jaxlab.rl.diffusion_baselines import dipo, qsm, qvpo
 from jaxlab.rl.evaluation import evaluate
 from jaxlab.rl.gaussian import sac
 from jaxlab.rl.generators import Generator, draw, make_diffusion, make_flow, make_mean_flow
-from jaxlab.rl.learner import TrainState, env_steps_per_step, make_learner, updates_per_step
+from jaxlab.rl.learner import (
+    SEED_AXES,
+    TrainState,
+    env_steps_per_step,
+    make_learner,
+    over_seeds,
+    updates_per_step,
+)
 from jaxlab.rl.mirror_descent import dpmd, fpmd_m, fpmd_r, make_mirror_descent
 from jaxlab.rl.policy import Context, Improvement, Policy, decaying_adam
 from jaxlab.rl.ppo import gae, make_ppo
 from jaxlab.rl.soft_diffusion import sdac
-from jaxlab.rl.weights import WEIGHTINGS, importance_weights, softmax_weights
+from jaxlab.rl.weights import WEIGHTINGS, Weighting, importance_weights, softmax_weights
 
 __all__ = [
-    "MODES", "WEIGHTINGS", "Context", "Critics", "Generator", "Improvement", "Policy",
-    "TrainState", "act", "best_of", "dacer", "decaying_adam", "dime", "dipo", "dpmd", "draw",
-    "env_steps_per_step", "evaluate", "fpmd_m", "fpmd_r", "gae", "importance_weights",
-    "make_critics", "make_diffusion", "make_flow", "make_gaussian_critics", "make_learner",
-    "make_mean_flow", "make_mirror_descent", "make_pixel_critics", "make_ppo", "num_evaluations",
-    "qsm", "qvpo", "sac", "sdac", "softmax_weights", "td3", "td_target", "updates_per_step",
+    "MODES", "SEED_AXES", "WEIGHTINGS", "Context", "Critics", "Generator", "Improvement",
+    "Mode", "Policy", "TrainState", "Weighting", "act", "best_of", "dacer", "decaying_adam",
+    "dime", "dipo", "dpmd", "draw", "env_steps_per_step", "evaluate", "fpmd_m", "fpmd_r", "gae",
+    "importance_weights", "make_critics", "make_diffusion", "make_flow",
+    "make_gaussian_critics", "make_learner", "make_mean_flow", "make_mirror_descent",
+    "make_pixel_critics", "make_ppo", "num_evaluations", "over_seeds", "qsm", "qvpo", "sac",
+    "sdac", "softmax_weights", "td3", "td_target", "updates_per_step",
 ]  # fmt: skip

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float
 from jaxlab.nn import Mlp, PixelEncoder, Trunk, mish
 
 Q = Callable[[jax.Array, jax.Array], jax.Array]
-"""`q(obs [..., O], action [..., A]) -> [...]`, the smaller of two critics; leading axes broadcast."""
+"""`q(obs [..., O], action [..., A]) -> [...]`, the smaller of two; leading axes broadcast."""
 
 
 class Transitions(NamedTuple):

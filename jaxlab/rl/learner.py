@@ -300,6 +300,35 @@ def make_learner(
     return Algorithm(init, step)
 
 
+SEED_AXES = TrainState(*(0,) * len(TrainState._fields))._replace(
+    replay=replay_lib.Replay(0, None, None), updates=None
+)
+"""Axes of seeds in the state of `over_seeds`, as `jax.vmap` takes them."""
+
+
+def over_seeds(learner: Algorithm, num_seeds: int) -> Algorithm:
+    """Trains several seeds side by side, as one algorithm whose metrics are `[num_seeds]`.
+
+    What all seeds share, the count of updates and where the replay is written, remains one number:
+    a branch that is rarely taken is skipped, and the replay is written in place.
+
+    Raises:
+        ValueError: if there is no seed.
+    """
+    if num_seeds < 1:
+        raise ValueError(f"num_seeds must be at least 1, got {num_seeds}")
+
+    def init(key: jax.Array) -> TrainState:
+        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(num_seeds))
+        return jax.vmap(learner.init, out_axes=SEED_AXES)(keys)
+
+    def step(state: TrainState) -> tuple[TrainState, Metrics]:
+        mapped = jax.vmap(learner.step, in_axes=(SEED_AXES,), out_axes=(SEED_AXES, 0))
+        return mapped(state)
+
+    return Algorithm(init, step)
+
+
 def env_steps_per_step(env: Env, policy: Policy, *, num_updates: int = 1) -> int:
     """Returns the transitions that one step of the learner collects."""
     return env.num_envs * _division(policy.policy_every, num_updates)[0]

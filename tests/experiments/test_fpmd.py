@@ -13,9 +13,9 @@ from jaxlab.core import logging, loop
 
 pytestmark = pytest.mark.usefixtures("optax_promotes")
 TINY = Config(
-    num_seeds=2, tasks=("multi_goal",), methods=("FPMD-M", "TD3"), parts=("returns",), updates=40,
+    num_seeds=2, tasks=("multi_goal",), methods=("FPMD-M", "TD3"), parts=("returns",), updates=120,
     num_envs=2, batch_size=8, warmup=16, capacity=400, width=8, num_particles=2, flow_steps=2,
-    diffusion_steps=2, eval_episodes=3,
+    diffusion_steps=2, eval_episodes=3, tuning_rates=(9e-4,),
 )  # fmt: skip
 
 
@@ -37,7 +37,9 @@ def test_rows_are_what_was_logged_and_a_second_run_trains_nothing(tmp_path, monk
     assert [cells[1] for cells in ways.rows] == ["bon", "vanilla", "one_step", "zero_noise"]
     np.testing.assert_allclose(ways.rows[0][4], final["FPMD-M"].mean(), rtol=1e-5)
     assert ways.rows[1][4] == pytest.approx(ways.rows[2][4], rel=1e-6)  # N = 1: the same samples
-    assert {figure.path for figure in first.figures} == {"curves.png", "evaluations.png"}
+    assert {figure.path for figure in first.figures} == {
+        "curves.png", "evaluations.png", "weights.png",
+    }  # fmt: skip
 
     def fail(*args, **options):
         raise AssertionError("a finished unit was trained again")
@@ -49,11 +51,42 @@ def test_rows_are_what_was_logged_and_a_second_run_trains_nothing(tmp_path, monk
     ]
 
 
+def test_the_learning_rate_is_tuned_on_other_seeds(tmp_path):
+    config = dataclasses.replace(TINY, methods=("TD3",), tuning_rates=(1e-4, 1e-2))
+    found = study.run(config, tmp_path)
+    returns = {}
+    for rate in config.tuning_rates:
+        folder = tmp_path / "multi_goal" / "TD3-tuning" / f"{rate:g}"
+        last = logging.read_jsonl(folder / "metrics.jsonl")[-1]
+        returns[rate] = last["eval/return_0"] + last["eval/return_1"]
+    table = next(table for table in found.tables if table.title.startswith("Returns"))
+    assert table.rows[0][5] == max(returns, key=lambda rate: returns[rate])
+
+
+def test_goals_that_are_reached():
+    """A policy that goes right comes to one goal; one that draws a direction, to all four."""
+    method = methods.make_method("TD3", envs.make_env(envs.multi_goal(), 2), TINY)
+    state = jax.jit(method.learner.init)(jax.random.key(0))
+    directions = jnp.asarray([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
+
+    def right(state, key, obs, explore):
+        return jnp.broadcast_to(directions[:1], obs.shape)
+
+    def anywhere(state, key, obs, explore):
+        first = directions[jax.random.randint(key, obs.shape[:1], 0, 4)]
+        far = jnp.max(jnp.abs(obs), axis=1, keepdims=True) > 0.5
+        return jnp.where(far, jnp.clip(jnp.round(obs), -1.0, 1.0), first)
+
+    one, four = (training._goals(method._replace(act=act), state) for act in (right, anywhere))
+    np.testing.assert_allclose(one, 1.0, atol=1e-6)
+    assert np.all(four > 3.9)
+
+
 @pytest.mark.parametrize("name", methods.TABLE)
 def test_every_method_fits_the_task(name):
     """Losses and proposals of the right shapes, without a run."""
     env = envs.make_env(envs.multi_goal(), 1)
-    method = methods.make_method(name, env, TINY)
+    method = methods.make_actor(name, env, TINY)
     params = jax.eval_shape(method.policy.init, jax.random.key(0))
     critics = jax.eval_shape(method.critics.init, jax.random.key(0))
 
