@@ -78,13 +78,14 @@ def train(
     warmup = 0 if method.actor is None else config.warmup
     transitions = method.steps * config.num_envs
     speeds = [r["perf/steps_per_second"] for r in records if "perf/steps_per_second" in r]
+    modes, by_steps = _acting(task, method, config, ended.state, returns[-1])
     logged = [k for k in records[-1] if k.startswith(("policy/", "eval/")) and k not in names]
     return Outcome(
         final=returns[-1],
         best=returns.max(axis=0),
         curve=(np.array([r["step"] * transitions + warmup for r in records]), returns),
-        modes=_modes(task, method, config, ended.state),
-        by_steps=_by_steps(task, method, config, ended.state),
+        modes=modes,
+        by_steps=by_steps,
         course={k: np.array([r[k] for r in records]) for k in logged},
         weights=_weights(name, method, ended.state),
         goals=_goals(method, ended.state) if task.name == "multi_goal" else None,
@@ -144,31 +145,23 @@ def _looks(
     }
 
 
-def _modes(
-    task: envs.Task, method: Method, config: Config, state: Any
-) -> dict[str, np.ndarray]:  # fmt: skip
+def _acting(
+    task: envs.Task, method: Method, config: Config, state: Any, whole: np.ndarray
+) -> tuple[dict[str, np.ndarray], dict[int, np.ndarray]]:
+    """Returns by way of acting, of which `whole` is known, and by steps of one sample."""
     if method.actor is None or method.actor.generator is None:
-        return {}
-    names = rl.MODES if _is_flow(method) else ("bon", "vanilla")
-    return {
-        mode: np.asarray(
-            _over_seeds(method.axes, _mean_return(task, method, config, mode))(state)
-        )
-        for mode in names
-    }  # fmt: skip
+        return {}, {}
 
+    def returns(mode: str, num_steps: int | None = None) -> np.ndarray:
+        judge = _mean_return(task, method, config, mode, num_steps)
+        return np.asarray(_over_seeds(method.axes, judge)(state))
 
-def _by_steps(
-    task: envs.Task, method: Method, config: Config, state: Any
-) -> dict[int, np.ndarray]:  # fmt: skip
     if not _is_flow(method):
-        return {}
-    return {
-        n: np.asarray(
-            _over_seeds(method.axes, _mean_return(task, method, config, "vanilla", n))(state)
-        )
-        for n in NFES
-    }
+        return {"bon": whole, "vanilla": returns("vanilla")}, {}
+    usual = _generator(method).num_steps
+    by_steps = {n: returns("vanilla", n) for n in sorted({*NFES, usual})}
+    modes = {"bon": whole, "vanilla": by_steps[usual], "one_step": by_steps[1]}
+    return modes | {"zero_noise": returns("zero_noise")}, by_steps
 
 
 def _weights(name: str, method: Method, state: Any) -> np.ndarray | None:
