@@ -24,6 +24,7 @@ from jaxlab.rl.learner import (
     updates_per_step,
 )
 from jaxlab.rl.mirror_descent import dpmd, fpmd_m, fpmd_r, make_mirror_descent
+from jaxlab.rl.normalization import normalize_obs
 from jaxlab.rl.policy import Context, Improvement, Policy, decaying_adam
 from jaxlab.rl.ppo import gae, make_ppo
 from jaxlab.rl.soft_diffusion import sdac
@@ -35,6 +36,6 @@ __all__ = [
     "dime", "dipo", "dpmd", "draw", "env_steps_per_step", "evaluate", "fpmd_m", "fpmd_r", "gae",
     "importance_weights", "make_critics", "make_diffusion", "make_flow",
     "make_gaussian_critics", "make_learner", "make_mean_flow", "make_mirror_descent",
-    "make_pixel_critics", "make_ppo", "num_evaluations", "over_seeds", "qsm", "qvpo", "sac",
-    "sdac", "softmax_weights", "td3", "td_target", "updates_per_step",
+    "make_pixel_critics", "make_ppo", "normalize_obs", "num_evaluations", "over_seeds", "qsm",
+    "qvpo", "sac", "sdac", "softmax_weights", "td3", "td_target", "updates_per_step",
 ]  # fmt: skip

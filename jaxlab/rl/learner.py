@@ -16,8 +16,8 @@ from jaxtyping import Array, Float, Int
 from jaxlab.core.types import Algorithm, Metrics, Transition
 from jaxlab.envs import Env, State
 from jaxlab.rl import critics as critics_lib
+from jaxlab.rl import normalization, weights
 from jaxlab.rl import replay as replay_lib
-from jaxlab.rl import weights
 from jaxlab.rl.critics import Critics
 from jaxlab.rl.policy import Context, Policy
 
@@ -31,6 +31,7 @@ class TrainState(NamedTuple):
         critics, critics_target: stacked parameters.  critics_opt: of Adam.
         log_alpha: temperature.  alpha_opt: of Adam.
         stats: running mean and std of values.
+        obs_stats: of the observations, see `normalization`; empty where they are taken as they are.
         replay: ring of `Transition`.
         env: of the environments.
         updates: int32, gradient steps of the critics.
@@ -47,6 +48,7 @@ class TrainState(NamedTuple):
     log_alpha: Float[Array, ""]
     alpha_opt: Any
     stats: weights.Stats
+    obs_stats: normalization.ObsStats | tuple[()]
     replay: replay_lib.Replay
     env: State
     updates: Int[Array, ""]
@@ -71,6 +73,7 @@ def make_learner(
     augment: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
     double_critic_step: bool = False,
     store_clipped: bool = True,
+    normalize_obs: bool = False,
 ) -> Algorithm:
     """Makes the learner; the defaults are those of the released code of arXiv:2507.23675.
 
@@ -96,6 +99,9 @@ def make_learner(
             with flows and DPMD (its quirk, off by default).
         store_clipped: the replay holds the action clipped to [-1, 1], which is what the environment
             gets in any case; else the one before the clip.
+        normalize_obs: critics and policy see observations less their running mean, over their
+            running standard deviation; so must what acts with the result, by
+            `rl.normalize_obs(state.obs_stats, obs)`.
 
     Raises:
         ValueError: if a number is out of range, the warm-up holds less than a batch or more than
@@ -131,6 +137,7 @@ def make_learner(
             log_alpha=log_alpha,
             alpha_opt=alpha_optimizer.init(log_alpha),
             stats=weights.init_stats(),
+            obs_stats=normalization.init_obs_stats(env.obs_size) if normalize_obs else (),
             replay=replay_lib.init(capacity, example, batch=E),
             env=env_state,
             updates=jnp.zeros((), jnp.int32),
@@ -162,6 +169,9 @@ def make_learner(
             obs=state.env.obs, action=stored, reward=after.reward, terminated=after.terminated,
             truncated=after.truncated, next_obs=after.final_obs, extras=_extras(stored),
         )  # fmt: skip
+        if normalize_obs:
+            seen = normalization.update_obs_stats(state.obs_stats, after.final_obs)
+            state = state._replace(obs_stats=seen)
         returns = state.returns + after.reward
         done = after.terminated | after.truncated
         state = state._replace(
@@ -175,7 +185,8 @@ def make_learner(
     def act(state: TrainState, key: jax.Array) -> jax.Array:
         params = state.policy_average if policy.act_with_average else state.policy
         q = critics_lib.smaller(critics, state.critics)
-        features = critics.encode(state.critics, state.env.obs)
+        obs = normalization.normalize_obs(state.obs_stats, state.env.obs)
+        features = critics.encode(state.critics, obs)
         return policy.act(params, key, features, q, jnp.exp(state.log_alpha), True)
 
     def update_critics(state: TrainState, key: jax.Array) -> tuple[TrainState, tuple]:
@@ -187,6 +198,10 @@ def make_learner(
             batch = batch._replace(
                 obs=augment(keys[0], batch.obs), next_obs=augment(keys[1], batch.next_obs)
             )
+        batch = batch._replace(
+            obs=normalization.normalize_obs(state.obs_stats, batch.obs),
+            next_obs=normalization.normalize_obs(state.obs_stats, batch.next_obs),
+        )
         next_features = jax.lax.stop_gradient(critics.encode(state.critics, batch.next_obs))
         q = critics_lib.smaller(critics, state.critics)
         next_action, bonus, metrics = policy.propose(
@@ -230,8 +245,10 @@ def make_learner(
         if policy.refine is not None:
             extras = policy.refine(state.policy, key_refine, context)
             context = context._replace(extras=extras)
-            stored = batch._replace(extras=extras)
-            state = state._replace(replay=replay_lib.write(state.replay, index, stored))
+            data = state.replay.data
+            of_extras = replay_lib.write(state.replay._replace(data=data.extras), index, extras)
+            data = data._replace(extras=of_extras.data)
+            state = state._replace(replay=state.replay._replace(data=data))
         (loss, found), grads = jax.value_and_grad(policy.loss, has_aux=True)(
             state.policy, key_loss, context
         )

@@ -1,6 +1,11 @@
 """The learner: what it stores, when it moves what, one trace, seeds, exact resume, learning."""
 
 import functools
+import pathlib
+import signal
+import subprocess
+import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -126,19 +131,106 @@ def test_one_trace_and_seeds_in_one_program(key):
         traces.append(1)
         return learner.step(state)
 
-    keys = jax.random.split(key, 2)
-    states = jax.jit(jax.vmap(learner.init))(keys)
-    many = jax.jit(jax.vmap(step))
-    out = states
+    seeds = rl.over_seeds(learner._replace(step=step), 2)
+    out = jax.jit(seeds.init)(key)
+    many = jax.jit(seeds.step)
     for _ in range(3):
         out, metrics = many(out)
     assert len(traces) == 1
-    alone = learner.init(keys[1])
+    assert out.updates.shape == out.replay.position.shape == ()
+    alone = learner.init(jax.random.fold_in(key, 1))
     single = jax.jit(learner.step)
     for _ in range(3):
         alone, found = single(alone)
     np.testing.assert_allclose(metrics["critic/loss"][1], found["critic/loss"], rtol=1e-3)
     np.testing.assert_allclose(out.env.obs[1], alone.env.obs, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(
+        out.replay.data.reward[1], alone.replay.data.reward, rtol=1e-3, atol=1e-4
+    )
+    assert out.updates == alone.updates and out.replay.position == alone.replay.position
+    with pytest.raises(ValueError, match="num_seeds must be at least 1"):
+        rl.over_seeds(learner, 0)
+
+
+def test_observations_less_their_mean_over_their_spread(key):
+    """Statistics are the moments of what was seen, and the policy learns from scaled inputs."""
+    policy = tiny_policy()
+
+    def loss(params, key, context):
+        value, found = policy.loss(params, key, context)
+        return value, found._replace(metrics={"largest": jnp.max(jnp.abs(context.obs[:, 2]))})
+
+    results = {}
+    for flag in (False, True):
+        learner = tiny(policy._replace(loss=loss), capacity=400, warmup=60, normalize_obs=flag)
+        state, metrics = jax.jit(learner.step)(jax.jit(learner.init)(key))
+        results[flag] = float(metrics["largest"])
+        seen = np.asarray(state.replay.data.next_obs)[: int(state.replay.size)]
+        if flag:
+            np.testing.assert_allclose(state.obs_stats.count, len(seen))
+            np.testing.assert_allclose(state.obs_stats.mean, seen.mean(axis=0), atol=1e-5)
+            np.testing.assert_allclose(state.obs_stats.square, seen.var(axis=0), rtol=1e-4)
+            scaled = np.asarray(rl.normalize_obs(state.obs_stats, jnp.asarray(seen)))
+            np.testing.assert_allclose(scaled.std(axis=0), 1.0, atol=1e-3)
+        else:
+            assert state.obs_stats == ()
+            assert rl.normalize_obs(state.obs_stats, seen) is seen
+    spread = seen[:, 2].std()
+    np.testing.assert_allclose(results[True] * spread, results[False], rtol=0.5)
+    assert spread > 1.5 and results[True] < results[False]
+
+
+def test_refined_actions_are_all_that_is_written_back(key):
+    """DIPO moves its stored actions; observations that a batch saw scaled stay as they were."""
+    policy = rl.dipo(3, 1, hidden=SMALL, num_ascents=2)
+    learner = tiny(policy, normalize_obs=True)
+    before = jax.jit(learner.init)(key)
+    after, _ = jax.jit(learner.step)(before)
+    rows = np.arange(16)
+    for name in ("obs", "next_obs", "action", "reward"):
+        old, new = (np.asarray(getattr(s.replay.data, name))[rows] for s in (before, after))
+        np.testing.assert_array_equal(new, old)
+    assert np.any(np.asarray(after.replay.data.extras) != np.asarray(before.replay.data.extras))
+
+
+KILLED = """
+import pathlib, sys
+import jax, numpy as np
+jax.config.update("jax_numpy_dtype_promotion", "standard")
+sys.path.insert(0, sys.argv[2])
+from test_learner import tiny
+from jaxlab.core import loop
+ended = loop.run(tiny(), jax.random.key(3), num_steps=40, chunk_size=2, directory=sys.argv[1])
+leaves = [
+    np.asarray(jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x)
+    for x in jax.tree.leaves(ended.state)
+]
+np.savez(pathlib.Path(sys.argv[1]) / "end.npz", *leaves)
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_process_loses_nothing(tmp_path):
+    """SIGKILL in the middle; the resumed run ends in the same bits, replay and all."""
+
+    def start(folder):
+        command = [sys.executable, "-c", KILLED, str(folder), str(pathlib.Path(__file__).parent)]
+        return subprocess.Popen(command)
+
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+    assert start(tmp_path / "whole").wait() == 0
+    process = start(tmp_path / "killed")
+    saved = tmp_path / "killed" / "checkpoints"
+    while process.poll() is None and not any(saved.glob("[0-9]*/commit_success.txt")):
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert start(tmp_path / "killed").wait() == 0
+    whole, again = (np.load(tmp_path / name / "end.npz") for name in ("whole", "killed"))
+    assert set(whole) == set(again) and len(whole) > 40
+    for name in whole:
+        np.testing.assert_array_equal(whole[name], again[name])
 
 
 def test_resumed_is_uninterrupted_to_the_bit(key, tmp_path):

@@ -77,6 +77,15 @@ def test_running_statistics():
     np.testing.assert_allclose(stats.mean, 2.0, rtol=0.02)
 
 
+def test_one_move_of_the_statistics_stands_for_several():
+    q, stats = jnp.asarray([1.0, 3.0, 8.0]), weights.Stats(jnp.asarray(-2.0), jnp.asarray(0.5))
+    several = stats
+    for _ in range(5):
+        several = weights.update_stats(several, q, rate=0.1)
+    at_once = weights.update_stats(stats, q, rate=0.1, count=5)
+    np.testing.assert_allclose(at_once, several, rtol=1e-6)
+
+
 def test_dual_finds_the_temperature_of_a_divergence(optax_promotes):
     """Gradient descent ends where KL(softmax | uniform) is the target."""
     q = jnp.asarray(np.random.default_rng(1).normal(size=(64, 32)), jnp.float32)
