@@ -122,6 +122,30 @@ def _brax_pendulum() -> Any:
     return Pendulum()
 
 
+def scaling() -> list[bench.Measurement]:
+    """FPMD-M with more environments and as many gradient steps a transition; for accelerators."""
+    task, measured = envs.pendulum(), []
+    policy = rl.fpmd_m(task.obs_size, task.action_size)
+    for num_envs in (5, 10, 80, 640, 2560):
+        updates = max(num_envs // 5, 1)
+        learner = rl.make_learner(
+            envs.make_env(task, num_envs), policy, capacity=128_000, warmup=12_800,
+            num_updates=updates,
+        )  # fmt: skip
+        length = 512 // max(updates, policy.policy_every)
+        transitions = length * rl.env_steps_per_step(
+            envs.make_env(task, num_envs), policy, num_updates=updates
+        )
+        measured.append(
+            bench.Measurement(
+                "FPMD-M, more environments", f"pendulum, {num_envs:,} environments, 512 updates",
+                bench.measure(*_chunk(learner, length), repeats=5), work=transitions,
+                work_unit="transitions",
+            )
+        )  # fmt: skip
+    return measured
+
+
 def acting() -> list[bench.Measurement]:
     """One action of a flow policy at batch 1, in one step and in twenty."""
     generator = rl.make_flow(OBS, ACTION)
