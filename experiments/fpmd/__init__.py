@@ -51,6 +51,10 @@ class Config:
     """N of FPMD-R in training."""
     diffusion_steps: int = 10
     """Steps of the diffusion policies."""
+    evaluations: int = 20
+    """During a run, evenly spaced; the last one gives the final return."""
+    save_every: int = 1
+    """Evaluations from one checkpoint to the next."""
     eval_episodes: int = 50
     """Episodes of an evaluation, per seed."""
     theory_steps: int = 4000
@@ -60,7 +64,7 @@ class Config:
         least = {
             "num_seeds": 2, "updates": 20, "num_envs": 1, "batch_size": 1, "warmup": 1, "width": 1,
             "num_particles": 1, "flow_steps": 1, "diffusion_steps": 1, "eval_episodes": 1,
-            "tuning_seeds": 2, "theory_steps": 10,
+            "tuning_seeds": 2, "evaluations": 1, "save_every": 1, "theory_steps": 10,
         }  # fmt: skip
         for name, bound in least.items():
             if getattr(self, name) < bound:
@@ -79,13 +83,14 @@ PRESETS = {
     "smoke": Config(
         num_seeds=2, tasks=("multi_goal",), methods=("FPMD-M", "SAC"), updates=600, width=32,
         batch_size=64, eval_episodes=10, theory_steps=300, tuning_rates=(9e-4,),
-        parts=("returns", "theory"),
+        parts=("returns", "theory"), evaluations=10,
     ),
     "cpu": Config(),
     "gpu": Config(
         tasks=MUJOCO, backend="mjx", updates=200_000, batch_size=256, warmup=30_000,
         capacity=1_000_000, width=256, learning_rate=3e-4, num_particles=32, flow_steps=20,
-        diffusion_steps=20, eval_episodes=20, parts=("returns", "latency"), tuning_rates=(3e-4,),
+        diffusion_steps=20, evaluations=40, eval_episodes=20, save_every=5, tuning_rates=(3e-4,),
+        parts=("returns", "latency"),
     ),
 }  # fmt: skip
 

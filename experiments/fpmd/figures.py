@@ -119,7 +119,7 @@ def _mechanism(found: dict[tuple[str, str], Outcome], out: pathlib.Path) -> tupl
 
 
 def _weights(found: dict[tuple[str, str], Outcome], out: pathlib.Path) -> tuple[Figure, ...]:
-    ones = {key: one for key, one in found.items() if one.weights is not None}
+    ones = {key: one for key, one in found.items() if one.weights.size}
     if not ones:
         return ()
     tasks = list(dict.fromkeys(task for task, _ in ones))

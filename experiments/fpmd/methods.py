@@ -137,9 +137,10 @@ def _mirror(make: Callable[[_Sizes], rl.Generator], **options) -> Callable[[_Siz
     return method
 
 
-def _flow(s: _Sizes, **options: float) -> rl.Generator:
+def _flow(s: _Sizes, num_steps: int = 0, init_noise: float = 1.0) -> rl.Generator:
     return generators.make_flow(
-        s.obs, s.action, num_steps=s.config.flow_steps, hidden=s.hidden, **options
+        s.obs, s.action, num_steps=num_steps or s.config.flow_steps, init_noise=init_noise,
+        hidden=s.hidden,
     )  # fmt: skip
 
 
@@ -239,6 +240,7 @@ TABLE: dict[str, Callable[[_Sizes], Actor]] = {
     "FPMD-R, uniform": _mirror(_flow, weighting="uniform"),
     "FPMD-R, released weights": _mirror(_flow, weighting="clip_release"),
     "FPMD-R, noise 0.5": _mirror(lambda s: _flow(s, init_noise=0.5)),
+    "FPMD-R, N = 1": _mirror(lambda s: _flow(s, num_steps=1)),
     "FPMD-R, K = 1": _mirror(_flow, num_particles=1),
     "FPMD-R, no exploration": _mirror(_flow, noise_scale=0.0),
 }

@@ -1,10 +1,12 @@
 """Why one step works: the bound of one Euler step, averaged modes, and MeanFlow's way out.
 
-A bandit with two good actions is fitted by both flows; along the way the distance of their one-step
-samples from the target is held against the bound, and modes are counted.
+Both flows improve a broad policy of a bandit with two good actions, by weights exp(Q / lambda). On
+the way the distance of their one-step samples from the target is held against the bound, and modes
+are counted.
 """
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +24,8 @@ TARGET = closed_form.Mixture(
 )  # fmt: skip
 START = 0.5
 """Where the bounded Euler step begins; it ends at 1."""
+OLD_STD = 0.7
+"""Of the policy that is improved, normal about 0; exp(Q / lambda) is the target over it."""
 SAMPLES = 4000
 POINTS = 12
 RADIUS = 0.3
@@ -54,14 +58,17 @@ def run(config: Config) -> Course:
     keys = jax.random.split(jax.random.key(config.seed), config.num_seeds)
     obs = jnp.zeros((512, 1))
 
+    old = closed_form.Mixture(np.ones(1), np.zeros(1), np.full(1, OLD_STD))
+
     def train(state: tuple, key: jax.Array, begin: Any, end: Any, generator: rl.Generator) -> tuple:
         """Takes the steps from `begin` to `end`, traced numbers: one program for all pieces."""
 
         def step(i: jax.Array, state: tuple) -> tuple:
             params, opt = state
             key_data, key_loss = jax.random.split(jax.random.fold_in(key, i))
-            data = draw(key_data, 512)
-            grads = jax.grad(generator.loss)(params, key_loss, obs, data, jnp.ones(512))
+            actions = OLD_STD * jax.random.normal(key_data, (512, 1))
+            weight = jnp.exp(log_density(TARGET, actions) - log_density(old, actions))[:, 0]
+            grads = jax.grad(generator.loss)(params, key_loss, obs, actions, weight)
             updates, opt = optimizer.update(grads, opt)
             return optax.apply_updates(params, updates), opt
 
@@ -122,6 +129,13 @@ def run(config: Config) -> Course:
         wasserstein={name: stacked[f"w2/{name}"] for name in names},
         modes={name: stacked[f"modes/{name}"][-1] for name in names},
     )
+
+
+def log_density(mixture: closed_form.Mixture, x: jax.Array) -> jax.Array:
+    """Returns the logarithm of a mixture's density at each element."""
+    z = (x[..., None] - jnp.asarray(mixture.mean, x.dtype)) / jnp.asarray(mixture.std, x.dtype)
+    log_part = jnp.log(jnp.asarray(mixture.weight / mixture.std, x.dtype)) - 0.5 * z**2
+    return jax.nn.logsumexp(log_part, axis=-1) - 0.5 * math.log(2.0 * math.pi)
 
 
 def draw(key: jax.Array, num: int) -> jax.Array:

@@ -1,7 +1,10 @@
 """Training of one method on one task, seeds in one program, and what is looked at on the way."""
 
+import dataclasses
 import functools
+import json
 import pathlib
+import shutil
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -18,7 +21,6 @@ from jaxlab.envs import small_tasks
 from jaxlab.rl import critics as critics_lib
 from jaxlab.rl import generators, replay
 
-CHUNKS = 20
 NFES = (1, 2, 5, 10, 20)
 """Steps of one sample, of the curve of return against network evaluations."""
 STATES, PARTICLES = 256, 16
@@ -38,8 +40,9 @@ class Outcome(NamedTuple):
         course: by name `[chunks]`, means over seeds: what was logged of weights and values, and of
             a flow "spread" and "gap": root of the mean variance of its samples in a state, and
             distance of one step from all steps out of the same noise.
-        weights: `[seeds, STATES]` logarithms at the end, of mirror descent.
-        goals: `[seeds]` effective number of goals reached, of the multi-goal task.
+        weights: `[seeds, STATES]` logarithms at the end, of mirror descent; else empty.
+        goals: `[seeds]` effective number of goals that episodes come to, 0 if none, and the share
+            of episodes that do; of the multi-goal task.
         seconds_per_step: of the environments and what is learned for it, all seeds together.
     """
 
@@ -49,15 +52,24 @@ class Outcome(NamedTuple):
     modes: dict[str, np.ndarray]
     by_steps: dict[int, np.ndarray]
     course: dict[str, np.ndarray]
-    weights: np.ndarray | None
-    goals: np.ndarray | None
+    weights: np.ndarray
+    goals: tuple[np.ndarray, np.ndarray]
     seconds_per_step: float
 
 
 def train(
     task: envs.Task, name: str, method: Method, config: Config, folder: pathlib.Path
 ) -> Outcome:
-    """Trains all seeds, or goes on with what `folder` holds."""
+    """Trains all seeds, or goes on with what `folder` holds; an ended run is only read."""
+    done = folder / "outcome.json"
+    settings = {"of": name, **dataclasses.asdict(config)}
+    for other in ("methods", "tasks", "parts", "theory_steps", "tuning_rates", "tuning_seeds"):
+        del settings[other]
+    if done.exists():
+        stored = json.loads(done.read_text())
+        if stored["settings"] != json.loads(json.dumps(settings)):
+            raise ValueError(f"{done} is of other settings: take another folder")
+        return _decode(stored["outcome"])
     num_steps = config.updates // method.steps
     over_seeds = functools.partial(_over_seeds, method.axes)
     judge = over_seeds(_mean_return(task, method, config))
@@ -69,8 +81,8 @@ def train(
 
     ended = loop.run(
         _mean(method.learner), jax.random.key(config.seed), num_steps=num_steps,
-        chunk_size=max(num_steps // CHUNKS, 1), directory=folder, evaluate=evaluate, save_every=5,
-        config={"seeds": config.num_seeds, "updates": config.updates, "of": name},
+        chunk_size=max(num_steps // config.evaluations, 1), directory=folder, evaluate=evaluate,
+        save_every=config.save_every, max_to_keep=1, config=settings,
     )  # fmt: skip
     records = logging.read_jsonl(folder / "metrics.jsonl")
     names = [f"eval/return_{i}" for i in range(config.num_seeds)]
@@ -80,7 +92,7 @@ def train(
     speeds = [r["perf/steps_per_second"] for r in records if "perf/steps_per_second" in r]
     modes, by_steps = _acting(task, method, config, ended.state, returns[-1])
     logged = [k for k in records[-1] if k.startswith(("policy/", "eval/")) and k not in names]
-    return Outcome(
+    outcome = Outcome(
         final=returns[-1],
         best=returns.max(axis=0),
         curve=(np.array([r["step"] * transitions + warmup for r in records]), returns),
@@ -88,9 +100,34 @@ def train(
         by_steps=by_steps,
         course={k: np.array([r[k] for r in records]) for k in logged},
         weights=_weights(name, method, ended.state),
-        goals=_goals(method, ended.state) if task.name == "multi_goal" else None,
+        goals=_goals(method, ended.state) if task.name == "multi_goal" else (np.zeros(0),) * 2,
         seconds_per_step=1.0 / (float(np.median(speeds)) * method.steps),
     )
+    done.write_text(json.dumps({"settings": settings, "outcome": _encode(outcome)}))
+    shutil.rmtree(folder / "checkpoints")  # with the replay of all seeds
+    return outcome
+
+
+def _encode(x: Any) -> Any:
+    if isinstance(x, np.ndarray):
+        return {"array": x.tolist(), "dtype": str(x.dtype)}
+    if isinstance(x, dict):
+        return {"items": [[key, _encode(value)] for key, value in x.items()]}
+    if isinstance(x, Outcome):
+        return {"outcome": [_encode(value) for value in x]}
+    return {"tuple": [_encode(value) for value in x]} if isinstance(x, tuple) else x
+
+
+def _decode(x: Any) -> Any:
+    if not isinstance(x, dict):
+        return x
+    ((kind, value),) = ((k, v) for k, v in x.items() if k != "dtype")
+    if kind == "array":
+        return np.array(value, x["dtype"])
+    if kind == "items":
+        return {key: _decode(one) for key, one in value}
+    decoded = tuple(_decode(one) for one in value)
+    return Outcome(*decoded) if kind == "outcome" else decoded
 
 
 def _over_seeds(axes: Any, of_one: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -164,10 +201,10 @@ def _acting(
     return modes | {"zero_noise": returns("zero_noise")}, by_steps
 
 
-def _weights(name: str, method: Method, state: Any) -> np.ndarray | None:
+def _weights(name: str, method: Method, state: Any) -> np.ndarray:
     """Logarithms of the weights that the policy's own proposals have."""
     if name not in WEIGHTINGS or method.actor is None:
-        return None
+        return np.zeros(0)
     policy, critics, _ = method.actor
 
     def of_one(state: rl.TrainState) -> jax.Array:
@@ -181,12 +218,12 @@ def _weights(name: str, method: Method, state: Any) -> np.ndarray | None:
     return np.asarray(_over_seeds(method.axes, of_one)(state))
 
 
-def _goals(method: Method, state: Any) -> np.ndarray:
-    """Exponential of the entropy of the goals that exploring episodes come to, 1 to 4."""
+def _goals(method: Method, state: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Exponential of the entropy of the goals that exploring episodes come to, and their share."""
     env = envs.make_env(envs.multi_goal(start_std=0.0), STATES)
     goals = jnp.asarray(small_tasks.GOALS)
 
-    def of_one(state: Any) -> jax.Array:
+    def of_one(state: Any) -> tuple[jax.Array, jax.Array]:
         def one(carry: tuple, key: jax.Array) -> tuple[tuple, None]:
             at, reached = carry
             action = jnp.clip(method.act(state, key, at.obs, True), -1.0, 1.0)
@@ -200,10 +237,13 @@ def _goals(method: Method, state: Any) -> np.ndarray:
         keys = jax.random.split(key_steps, env.time_limit)
         reached = jax.lax.scan(one, start, keys)[0][1]
         counts = jnp.sum(reached[:, None] == jnp.arange(len(goals))[None], axis=0)
-        share = counts / jnp.maximum(jnp.sum(counts), 1)
-        return jnp.exp(-jnp.sum(share * jnp.log(jnp.maximum(share, 1e-12))))
+        arrived = jnp.sum(counts)
+        share = counts / jnp.maximum(arrived, 1)
+        number = jnp.exp(-jnp.sum(share * jnp.log(jnp.maximum(share, 1e-12))))
+        return jnp.where(arrived > 0, number, 0.0), arrived / STATES
 
-    return np.asarray(_over_seeds(method.axes, of_one)(state))
+    number, arrived = _over_seeds(method.axes, of_one)(state)
+    return np.asarray(number), np.asarray(arrived)
 
 
 def _states(state: rl.TrainState) -> jax.Array:

@@ -128,6 +128,7 @@ def make_env(task: Task, num_envs: int) -> Env:
         if action.shape != (num_envs, task.action_size):
             raise ValueError(f"action must be {(num_envs, task.action_size)}, got {action.shape}")
         physics, obs, reward, terminated = _strong(jax.vmap(scaled_step)(state.physics, action))
+        reward = reward.astype(obs.dtype)
         failed = ~_finite((physics, obs, reward))
         final_obs = _select(failed, state.obs, obs)
         reward = jnp.where(failed, jnp.zeros_like(reward), reward)
@@ -172,7 +173,12 @@ def _check_trees(task: Task) -> None:
     """Compares what `reset` and `step` return without running them."""
     physics, obs = jax.eval_shape(task.reset, jax.random.key(0))
     action = jax.ShapeDtypeStruct((task.action_size,), jnp.float32)
-    after, next_obs, reward, terminated = jax.eval_shape(task.step, physics, action)
+    stepped = jax.eval_shape(task.step, physics, action)
+    if not isinstance(stepped, tuple) or len(stepped) != 4:
+        raise ValueError(
+            f"{task.name}: step must return (physics, obs, reward, terminated), got {stepped}"
+        )
+    after, next_obs, reward, terminated = stepped
     for name, x in (("reset", obs), ("step", next_obs)):
         if x.shape != (task.obs_size,) or not jnp.issubdtype(x.dtype, jnp.floating):
             raise ValueError(
@@ -184,6 +190,8 @@ def _check_trees(task: Task) -> None:
             f"{task.name}: reward and terminated must be scalars, got {reward.shape} and "
             f"{terminated.shape}"
         )
+    if not jnp.issubdtype(reward.dtype, jnp.number):
+        raise ValueError(f"{task.name}: reward must be a number, got {reward.dtype}")
     before, now = (
         {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
         for tree in ((physics, obs), (after, next_obs))
@@ -195,6 +203,11 @@ def _check_trees(task: Task) -> None:
                 f"{task.name}: reset and step must give the same tree; {name} is {first} after "
                 f"reset and {then} after step"
             )
+    if jax.tree.structure(physics) != jax.tree.structure(after):
+        raise ValueError(
+            f"{task.name}: reset and step must give the same tree, got "
+            f"{jax.tree.structure(physics)} after reset and {jax.tree.structure(after)} after step"
+        )
 
 
 def _strong(tree: PyTree) -> PyTree:

@@ -13,6 +13,9 @@ from jaxlab.diffusion import ddpm
 from jaxlab.rl import critics, generators
 from jaxlab.rl.policy import Context, Improvement, Policy
 
+POLICY_EVERY = 2
+"""Critic updates for one of DACER's policy."""
+
 
 def dacer(
     obs_size: int,
@@ -41,8 +44,16 @@ def dacer(
         num_components: of the mixture.
         alpha_every: critic updates between two moves of alpha.
 
+    Raises:
+        ValueError: if a mixture has fewer samples than components, or a count is below 1.
+
     Source: Wang et al. 2024, arXiv:2405.15177.
     """
+    if not 1 <= num_components <= num_samples or min(num_states, alpha_every) < 1:
+        raise ValueError(
+            "1 <= num_components <= num_samples, num_states and alpha_every at least 1, got "
+            f"{num_components}, {num_samples}, {num_states}, {alpha_every}"
+        )
     generator = generators.make_diffusion(
         obs_size, action_size, schedule=schedule, hidden=hidden, init_noise=init_noise
     )
@@ -66,7 +77,8 @@ def dacer(
         key_draw, key_entropy = jax.random.split(key)
         action = generators.draw(generator, params, key_draw, context.obs, num_particles=1)[0]
         values = context.q(context.obs, jnp.clip(action, -1.0, 1.0))
-        due = context.updates // alpha_every > (context.updates - 2) // alpha_every
+        before = context.updates - POLICY_EVERY
+        due = context.updates // alpha_every > before // alpha_every
         entropy = jax.lax.cond(
             due,
             lambda: policy_entropy(params, key_entropy, context.obs[:num_states], context.alpha),
@@ -95,7 +107,8 @@ def dacer(
         loss=loss,
         optimizer=optax.adam(1e-4) if optimizer is None else optimizer,
         act_with_average=False,
-        alpha_init=math.exp(0.0),
+        policy_every=POLICY_EVERY,
+        alpha_init=1.0,
         alpha_every=alpha_every,
         alpha_learning_rate=alpha_learning_rate,
     )

@@ -227,5 +227,5 @@ def best_of(
     """
     values = q(obs[None], actions)
     best = jnp.argmax(values, axis=0)
-    chosen = jnp.take_along_axis(actions, best[None, :, None], axis=0)[0]
+    chosen = jnp.take_along_axis(actions, best[None, ..., None], axis=0)[0]
     return jnp.clip(chosen, -1.0, 1.0), values

@@ -43,12 +43,17 @@ def qvpo(
         num_particles, optimizer, alpha_every: see `mirror_descent.make_mirror_descent`.
 
     Raises:
-        ValueError: if there is no such weighting.
+        ValueError: if there is no such weighting, or a count is out of range.
 
     Source: Ding et al. 2024, arXiv:2405.16173.
     """
     if weighting not in ("advantage", "value"):
         raise ValueError(f"weighting must be advantage or value, got {weighting!r}")
+    if num_samples < 1 or num_uniform < 0:
+        raise ValueError(
+            "num_samples must be at least 1 and num_uniform not negative, got "
+            f"{num_samples}, {num_uniform}"
+        )
     generator = generators.make_diffusion(
         obs_size, action_size, schedule=schedule, hidden=hidden, init_noise=init_noise
     )
@@ -99,8 +104,13 @@ def dipo(
         action_learning_rate: of that Adam.  max_grad_norm: of its gradients, an action each.
         schedule: 100 steps by default, cosine.
 
+    Raises:
+        ValueError: if there is no ascent.
+
     Source: Yang et al. 2023, arXiv:2305.13122.
     """
+    if num_ascents < 1:
+        raise ValueError(f"num_ascents must be at least 1, got {num_ascents}")
     schedule = ddpm.cosine_schedule(100) if schedule is None else schedule
     generator = generators.make_diffusion(
         obs_size, action_size, schedule=schedule, hidden=hidden, init_noise=init_noise

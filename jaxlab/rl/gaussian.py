@@ -57,10 +57,8 @@ def sac(
             return actions[0], logp[0]
         values = q(obs[None], actions)
         best = jnp.argmax(values, axis=0)[None]
-        return (
-            jnp.take_along_axis(actions, best[..., None], axis=0)[0],
-            jnp.take_along_axis(logp, best, axis=0)[0],
-        )
+        # The best has another density; that of any one sample is unbiased for the entropy.
+        return jnp.take_along_axis(actions, best[..., None], axis=0)[0], logp[0]
 
     def act(
         params: Any, key: jax.Array, obs: jax.Array, q: critics.Q, alpha: jax.Array, explore: bool

@@ -35,6 +35,7 @@ class TrainState(NamedTuple):
         replay: ring of `Transition`.
         env: of the environments.
         updates: int32, gradient steps of the critics.
+        failures: int32, steps of environments that were not finite.
         returns: `[E]` of the running episodes.  finished: `[E]` of the last one that ended.
         key: of all draws.
     """
@@ -52,6 +53,7 @@ class TrainState(NamedTuple):
     replay: replay_lib.Replay
     env: State
     updates: Int[Array, ""]
+    failures: Int[Array, ""]
     returns: Float[Array, " E"]
     finished: Float[Array, " E"]
     key: Array
@@ -74,6 +76,7 @@ def make_learner(
     double_critic_step: bool = False,
     store_clipped: bool = True,
     normalize_obs: bool = False,
+    obs_dtype: Any = None,
 ) -> Algorithm:
     """Makes the learner; the defaults are those of the released code of arXiv:2507.23675.
 
@@ -102,6 +105,8 @@ def make_learner(
         normalize_obs: critics and policy see observations less their running mean, over their
             running standard deviation; so must what acts with the result, by
             `rl.normalize_obs(state.obs_stats, obs)`.
+        obs_dtype: that the replay holds observations in, such as uint8 for images; theirs by
+            default.
 
     Raises:
         ValueError: if a number is out of range, the warm-up holds less than a batch or more than
@@ -122,10 +127,11 @@ def make_learner(
         params, critic_params = policy.init(key_policy), critics.init(key_critics)
         log_alpha = jnp.log(jnp.asarray(policy.alpha_init, jnp.float32))
         env_state = env.reset(key_env)
+        seen = env_state.obs[0].astype(obs_dtype or env_state.obs.dtype)
         example = Transition(
-            obs=env_state.obs[0], action=jnp.zeros((env.action_size,)), reward=jnp.zeros(()),
+            obs=seen, action=jnp.zeros((env.action_size,)), reward=jnp.zeros(()),
             terminated=jnp.zeros((), bool), truncated=jnp.zeros((), bool),
-            next_obs=env_state.obs[0], extras=_extras(jnp.zeros((1, env.action_size)), first=True),
+            next_obs=seen, extras=_extras(jnp.zeros((1, env.action_size)), first=True),
         )  # fmt: skip
         state = TrainState(
             policy=params,
@@ -141,6 +147,7 @@ def make_learner(
             replay=replay_lib.init(capacity, example, batch=E),
             env=env_state,
             updates=jnp.zeros((), jnp.int32),
+            failures=jnp.zeros((), jnp.int32),
             returns=jnp.zeros((E,)),
             finished=jnp.zeros((E,)),
             key=key,
@@ -149,7 +156,7 @@ def make_learner(
         def random_step(state: TrainState, key: jax.Array) -> tuple[TrainState, None]:
             shape = (E, env.action_size)
             action = jax.random.uniform(key, shape, minval=-1.0, maxval=1.0)
-            return collect(state, action)[0], None
+            return collect(state, action), None
 
         keys = jax.random.split(key_warmup, -(-warmup // E))
         return jax.lax.scan(random_step, state, keys)[0]
@@ -160,7 +167,7 @@ def make_learner(
         stored = policy.extras(action)
         return jax.tree.map(lambda x: x[0], stored) if first else stored
 
-    def collect(state: TrainState, action: jax.Array) -> tuple[TrainState, Metrics]:
+    def collect(state: TrainState, action: jax.Array) -> TrainState:
         """Steps all environments and stores what happened."""
         clipped = jnp.clip(action, -1.0, 1.0)
         after = env.step(state.env, clipped)
@@ -172,6 +179,8 @@ def make_learner(
         if normalize_obs:
             seen = normalization.update_obs_stats(state.obs_stats, after.final_obs)
             state = state._replace(obs_stats=seen)
+        state = state._replace(failures=state.failures + jnp.sum(after.failed, dtype=jnp.int32))
+        transition = _without_failed(transition, after.failed)
         returns = state.returns + after.reward
         done = after.terminated | after.truncated
         state = state._replace(
@@ -180,7 +189,7 @@ def make_learner(
             returns=jnp.where(done, 0.0, returns),
             finished=jnp.where(done, returns, state.finished),
         )
-        return state, {"env/failed": jnp.sum(after.failed.astype(jnp.float32))}
+        return state
 
     def act(state: TrainState, key: jax.Array) -> jax.Array:
         params = state.policy_average if policy.act_with_average else state.policy
@@ -193,6 +202,8 @@ def make_learner(
         """One gradient step; returns what the policy's own step needs."""
         key_batch, key_augment, key_action, key_target = jax.random.split(key, 4)
         batch, index = replay_lib.sample(state.replay, key_batch, batch_size)
+        dtype = state.env.obs.dtype
+        batch = batch._replace(obs=batch.obs.astype(dtype), next_obs=batch.next_obs.astype(dtype))
         if augment is not None:
             keys = jax.random.split(key_augment)
             batch = batch._replace(
@@ -289,28 +300,27 @@ def make_learner(
         def one(state: TrainState, key: jax.Array) -> tuple[TrainState, tuple]:
             if acts == 1:
                 state, found = update_critics(state, key)
-                return state, (*found[:-1], found[-1], {})
+                return state, found
             key_act, key_updates = jax.random.split(key)
-            state, happened = collect(state, act(state, key_act))
+            state = collect(state, act(state, key_act))
             state, found = jax.lax.scan(update_critics, state, jax.random.split(key_updates, each))
-            *last, metrics = jax.tree.map(lambda x: x[-1], found)
-            return state, (*last, metrics, happened)
+            return state, jax.tree.map(lambda x: x[-1], found)
 
         count = acts if acts > 1 else policy.policy_every
         key_critics, key_policy = jax.random.split(key)
         state, found = jax.lax.scan(one, state, jax.random.split(key_critics, count))
         batch, index, next_action = jax.tree.map(lambda x: x[-1], found[:3])
         state, improved = update_policy(state, key_policy, batch, index, next_action)
-        return state, _mean({**found[3], **found[4]}) | improved
+        return state, _mean(found[3]) | improved
 
     def step(state: TrainState) -> tuple[TrainState, Metrics]:
         key, key_act, key_blocks = jax.random.split(state.key, 3)
         state = state._replace(key=key)
-        happened: Metrics = {}
         if acts == 1:
-            state, happened = collect(state, act(state, key_act))
+            state = collect(state, act(state, key_act))
         state, metrics = jax.lax.scan(block, state, jax.random.split(key_blocks, blocks))
-        metrics = _mean(metrics) | happened
+        metrics = _mean(metrics)
+        metrics["env/failed"] = state.failures.astype(jnp.float32)
         metrics["env/return"] = jnp.mean(state.finished)
         return state, metrics
 
@@ -361,6 +371,13 @@ def _division(policy_every: int, num_updates: int) -> tuple[int, int, int]:
     if num_updates % policy_every == 0:
         return 1, num_updates // policy_every, policy_every
     return policy_every // num_updates, 1, num_updates
+
+
+def _without_failed(transition: Transition, failed: jax.Array) -> Transition:
+    """Puts another environment's transition where a step failed; where all did, an end."""
+    rows = jnp.where(failed, jnp.argmin(failed), jnp.arange(failed.size))
+    kept = jax.tree.map(lambda x: x[rows], transition)
+    return kept._replace(terminated=kept.terminated | jnp.all(failed))
 
 
 def _mean(metrics: Metrics) -> Metrics:

@@ -5,6 +5,8 @@ samples, weighted by exp(Q / lambda): no gradient runs through the sampler (arXi
 to 9; arXiv:2502.00361). One proposal at the next state serves the critics' target and the policy.
 """
 
+import functools
+import math
 from typing import Any
 
 import jax
@@ -23,6 +25,7 @@ def make_mirror_descent(
     *,
     weighting: weights.Weighting = "clip_std",
     temperature: float | None = None,
+    target_kl: float | None = None,
     num_particles: int = 32,
     num_samples: int = 64,
     noise_scale: float = 0.1,
@@ -37,6 +40,9 @@ def make_mirror_descent(
         weighting: see `weights.importance_weights`; "softmax" takes `num_samples` actions a state.
         temperature: of "raw", "scale_std" and "softmax"; 1 by default. The clipped kinds divide by
             the learned alpha.
+        target_kl: of "softmax": alpha divides values, and is learned so that the weights keep this
+            divergence from uniform ones, nats (2 in the authors' later library, with 64 samples);
+            exploration noise is of std `noise_scale` then.
         num_particles: K, of which the best by the critics is taken, in training and in acting.
         num_samples: M, of "softmax".
         noise_scale: std of the added noise over alpha; 0 switches exploration noise off.
@@ -48,7 +54,8 @@ def make_mirror_descent(
             needs about U / 800.
 
     Raises:
-        ValueError: if a count is below 1, a scale negative, or there is no such weighting.
+        ValueError: if a count is below 1, a scale negative, a temperature not positive, there is no
+            such weighting, or a setting is not of it.
     """
     if min(num_particles, num_samples) < 1 or noise_scale < 0.0:
         raise ValueError(
@@ -62,10 +69,19 @@ def make_mirror_descent(
     clipped = weighting.startswith("clip")
     if temperature is not None and clipped:
         raise ValueError(f"{weighting} divides by the learned alpha; leave temperature out")
+    if temperature is not None and temperature <= 0.0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+    temperature = 1.0 if temperature is None else temperature
+    dual = target_kl is not None
+    if dual and (weighting != "softmax" or not 0.0 < target_kl < math.log(num_samples)):
+        raise ValueError(
+            "target_kl goes with the weighting softmax, and must lie between 0 and the logarithm "
+            f"of num_samples, {math.log(num_samples):.3g}; got {target_kl} with {weighting}"
+        )
     A = generator.action_size
 
     def noise(key: jax.Array, alpha: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        return noise_scale * alpha * jax.random.normal(key, shape)
+        return noise_scale * (1.0 if dual else alpha) * jax.random.normal(key, shape)
 
     def best(
         params: Any, key: jax.Array, obs: jax.Array, q: critics.Q, alpha: jax.Array, explore: bool
@@ -96,20 +112,25 @@ def make_mirror_descent(
         }  # fmt: skip
 
     def loss(params: Any, key: jax.Array, context: Context) -> tuple[jax.Array, Improvement]:
+        key_sample = key
+        if gradient_weight is not None:
+            key, key_sample = jax.random.split(key)
         gap = policy.noise_gap(
             context.alpha, A, entropy_per_dim=entropy_per_dim, noise_scale=noise_scale or 0.1
         )
         if weighting == "softmax":
             value, values, metrics = _softmax_loss(params, key, context)
+            if dual:
+                dual_loss = functools.partial(weights.kl_dual_loss, q=values, target_kl=target_kl)
+                gap = jax.grad(dual_loss)(jnp.log(context.alpha))
         else:
             action = jax.lax.stop_gradient(context.next_action)
             values = context.q(context.next_obs, action)
-            scale = context.alpha if clipped else (temperature or 1.0)
+            scale = context.alpha if clipped else temperature
             weight, metrics = weights.importance_weights(values, context.stats, scale, weighting)
             value = generator.loss(params, key, context.next_obs, action, weight)
             metrics = {**metrics, "weight_max": jnp.max(weight)}
         if gradient_weight is not None:
-            key_sample = jax.random.fold_in(key, 1)
             sampled = generators.draw(generator, params, key_sample, context.obs, num_particles=1)
             value = gradient_weight * value - jnp.mean(context.q_target(context.obs, sampled[0]))
         metrics = {f"policy/{name}": x for name, x in metrics.items()}
@@ -126,7 +147,7 @@ def make_mirror_descent(
         actions = jnp.clip(actions + noise(key_noise, context.alpha, actions.shape), -1.0, 1.0)
         repeated = jnp.broadcast_to(obs, (num_samples, *obs.shape))
         values = context.q(obs[None], actions)
-        weight = weights.softmax_weights(values, temperature or 1.0)
+        weight = weights.softmax_weights(values, context.alpha if dual else temperature)
         flat = [x.reshape(-1, *x.shape[2:]) for x in (repeated, actions, weight)]
         share = jnp.mean(jax.vmap(weights.effective_share, 1)(jnp.log(weight + 1e-30)))
         return generator.loss(params, key_loss, *flat), values, {"ess": share}
@@ -138,28 +159,70 @@ def make_mirror_descent(
         propose=propose,
         loss=loss,
         optimizer=policy.decaying_adam() if optimizer is None else optimizer,
-        alpha_every=alpha_every,
+        alpha_init=1.0 if dual else 5.0,
+        alpha_every=2 if dual else alpha_every,
+        alpha_learning_rate=3e-4 if dual else 7e-3,
     )
 
 
-def fpmd_r(obs_size: int, action_size: int, *, num_steps: int = 20, **options: Any) -> Policy:
-    """Makes FPMD-R: a rectified flow, N = 20 steps in training, one at the end if one likes."""
-    return make_mirror_descent(
-        generators.make_flow(obs_size, action_size, num_steps=num_steps), **options
+def fpmd_r(
+    obs_size: int,
+    action_size: int,
+    *,
+    num_steps: int = 20,
+    init_noise: float = 1.0,
+    hidden: tuple[int, ...] = generators.HIDDEN,
+    **options: Any,
+) -> Policy:
+    """Makes FPMD-R: a rectified flow, N = 20 steps in training, one at the end if one likes.
+
+    Args:
+        num_steps, init_noise, hidden: see `generators.make_flow`.
+        options: see `make_mirror_descent`.
+    """
+    flow = generators.make_flow(
+        obs_size, action_size, num_steps=num_steps, init_noise=init_noise, hidden=hidden
     )
+    return make_mirror_descent(flow, **options)
 
 
-def fpmd_m(obs_size: int, action_size: int, *, num_steps: int = 1, **options: Any) -> Policy:
-    """Makes FPMD-M: a MeanFlow, one step in training and in acting."""
-    return make_mirror_descent(
-        generators.make_mean_flow(obs_size, action_size, num_steps=num_steps), **options
+def fpmd_m(
+    obs_size: int,
+    action_size: int,
+    *,
+    num_steps: int = 1,
+    init_noise: float = 1.0,
+    hidden: tuple[int, ...] = generators.HIDDEN,
+    **options: Any,
+) -> Policy:
+    """Makes FPMD-M: a MeanFlow, one step in training and in acting.
+
+    Args:
+        num_steps, init_noise, hidden: see `generators.make_mean_flow`.
+        options: see `make_mirror_descent`.
+    """
+    mean_flow = generators.make_mean_flow(
+        obs_size, action_size, num_steps=num_steps, init_noise=init_noise, hidden=hidden
     )
+    return make_mirror_descent(mean_flow, **options)
 
 
 def dpmd(
-    obs_size: int, action_size: int, *, schedule: ddpm.Schedule | None = None, **options: Any
+    obs_size: int,
+    action_size: int,
+    *,
+    schedule: ddpm.Schedule | None = None,
+    init_noise: float = 1.0,
+    hidden: tuple[int, ...] = generators.HIDDEN,
+    **options: Any,
 ) -> Policy:
-    """Makes DPMD: a diffusion of 20 steps."""
-    return make_mirror_descent(
-        generators.make_diffusion(obs_size, action_size, schedule=schedule), **options
+    """Makes DPMD: a diffusion of 20 steps.
+
+    Args:
+        schedule, init_noise, hidden: see `generators.make_diffusion`.
+        options: see `make_mirror_descent`.
+    """
+    diffusion = generators.make_diffusion(
+        obs_size, action_size, schedule=schedule, init_noise=init_noise, hidden=hidden
     )
+    return make_mirror_descent(diffusion, **options)

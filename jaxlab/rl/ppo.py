@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxlab.core.types import Algorithm, Metrics, Transition
 from jaxlab.envs import Env, State
@@ -22,13 +22,14 @@ class PpoState(NamedTuple):
 
     Attributes:
         params: of `{"policy", "log_std", "value"}`.  opt_state: of Adam.
-        env: of the environments.  returns, finished: see `learner.TrainState`.
+        env: of the environments.  failures, returns, finished: see `learner.TrainState`.
         key: of all draws.
     """
 
     params: Any
     opt_state: Any
     env: State
+    failures: Int[Array, ""]
     returns: Float[Array, " E"]
     finished: Float[Array, " E"]
     key: Array
@@ -122,7 +123,8 @@ def make_ppo(
             "value": critic.init(key_critic, obs),
         }
         zeros = jnp.zeros((E,))
-        return PpoState(params, optimizer.init(params), env.reset(key_env), zeros, zeros, key)
+        return PpoState(params, optimizer.init(params), env.reset(key_env),
+                        jnp.zeros((), jnp.int32), zeros, zeros, key)  # fmt: skip
 
     def rollout(state: PpoState, key: jax.Array) -> tuple[PpoState, Transition]:
         def one(state: PpoState, key: jax.Array) -> tuple[PpoState, Transition]:
@@ -137,7 +139,9 @@ def make_ppo(
             returns = state.returns + after.reward
             done = after.terminated | after.truncated
             state = state._replace(
-                env=after, returns=jnp.where(done, 0.0, returns),
+                env=after,
+                failures=state.failures + jnp.sum(after.failed, dtype=jnp.int32),
+                returns=jnp.where(done, 0.0, returns),
                 finished=jnp.where(done, returns, state.finished),
             )  # fmt: skip
             return state, transition
@@ -187,6 +191,7 @@ def make_ppo(
         keys = jax.random.split(key_epochs, num_epochs)
         (params, opt_state), metrics = jax.lax.scan(epoch, carry, keys)
         metrics = {name: jnp.mean(x) for name, x in metrics.items()}
+        metrics["env/failed"] = state.failures.astype(jnp.float32)
         metrics["env/return"] = jnp.mean(state.finished)
         return state._replace(params=params, opt_state=opt_state), metrics
 

@@ -53,8 +53,15 @@ def add(replay: Replay, transitions: PyTree) -> Replay:
 
     Args:
         transitions: leaves `[batch, ...]`, as many as `init` was told.
+
+    Raises:
+        ValueError: if the capacity is no multiple of them, so that a write would wrap.
     """
     count = jax.tree.leaves(transitions)[0].shape[0]
+    if replay.capacity % count:
+        raise ValueError(
+            f"capacity {replay.capacity} must be a multiple of the {count} transitions added"
+        )
     data = jax.tree.map(
         lambda ring, x: jax.lax.dynamic_update_slice_in_dim(
             ring, x.astype(ring.dtype), replay.position, 0

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.scipy.special import ndtr, ndtri
 
 from jaxlab.diffusion import ddpm, reverse_sampling
 from jaxlab.rl import generators, mirror_descent, policy
@@ -45,7 +46,15 @@ def sdac(
             library does, instead of clipping the candidates.
         num_particles, noise_scale, entropy_per_dim, optimizer, alpha_every: see
             `mirror_descent.make_mirror_descent`.
+
+    Raises:
+        ValueError: if there is no sample, or the temperature is not positive.
     """
+    if num_samples < 1 or (temperature is not None and temperature <= 0.0):
+        raise ValueError(
+            "num_samples must be at least 1 and temperature positive, got "
+            f"{num_samples}, {temperature}"
+        )
     schedule = ddpm.linear_schedule() if schedule is None else schedule
     generator = generators.make_diffusion(
         obs_size, action_size, schedule=schedule, init_noise=init_noise, hidden=hidden
@@ -92,5 +101,12 @@ def _within(
     """Normal noise `[num, B, A]`, truncated to where candidates for x_t lie in [-1, 1]."""
     alpha_bar = schedule.alpha_bar.astype(x.dtype)[t][:, None]
     center, reach = x / jnp.sqrt(1.0 - alpha_bar), jnp.sqrt(alpha_bar / (1.0 - alpha_bar))
-    low, high = center - reach, center + reach
-    return jax.random.truncated_normal(key, low[None], high[None], (num, *x.shape), x.dtype)
+    # Drawn on the negative side, where tails keep their digits, and turned round.
+    side = jnp.where(center > 0.0, -1.0, 1.0)
+    low, high = side * center - reach, side * center + reach
+    u = jax.random.uniform(key, (num, *x.shape), x.dtype, minval=jnp.finfo(x.dtype).tiny)
+    below, above = ndtr(low)[None], ndtr(high)[None]
+    inner = ndtri(below + u * (above - below))
+    outer = high[None] + jnp.log(u) / jnp.maximum(-high, 1.0)[None]  # exponential beyond 8
+    drawn = jnp.where((high < -8.0)[None], outer, inner)
+    return side[None] * jnp.clip(drawn, low[None], high[None])

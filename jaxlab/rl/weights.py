@@ -15,6 +15,8 @@ Weighting = Literal["clip_std", "clip_release", "raw", "scale_std", "uniform", "
 WEIGHTINGS: tuple[Weighting, ...] = get_args(Weighting)
 CLIP = 3.0
 """Of normalized values."""
+LARGEST = 40.0
+"""Logarithm of a weight whose squared gradient is still a float."""
 
 
 class Stats(NamedTuple):
@@ -60,8 +62,9 @@ def importance_weights(
         kind: "clip_std": exp(clip((q - mean) / std, -3, 3) / alpha), what the code meant.
             "clip_release": exp(clip(q - mean / std, -3, 3) / alpha), what it does: where values are
             large all weights saturate alike, and only the choice among particles improves.
-            "raw": exp(q / lambda), the theory. "scale_std": exp(q / std / lambda).
-            "uniform": 1.
+            "raw": exp(q / lambda), the theory. "scale_std": exp(q / std / lambda). "uniform": 1.
+            Where an exponent passes 40, all weights of the batch are divided by the same number,
+            which Adam does not see; an overflow would end the run.
 
     Returns:
         Weights, and `ess` (sum w)^2 / (B sum w^2) with the share `saturated` by the clip.
@@ -89,6 +92,7 @@ def importance_weights(
         z = jnp.clip(z, -CLIP, CLIP)
     log_weight = z / jax.lax.stop_gradient(temperature)
     ess = effective_share(log_weight)
+    log_weight = log_weight - jnp.maximum(jnp.max(log_weight) - LARGEST, 0.0)
     return jnp.exp(log_weight), {"ess": ess, "saturated": saturated}
 
 

@@ -25,7 +25,7 @@ def test_rows_are_what_was_logged_and_a_second_run_trains_nothing(tmp_path, monk
         name: logging.read_jsonl(tmp_path / "multi_goal" / name / "metrics.jsonl")
         for name in TINY.methods
     }
-    assert len(logged["FPMD-M"]) == training.CHUNKS
+    assert len(logged["FPMD-M"]) == TINY.evaluations
     final = {
         name: np.array([records[-1][f"eval/return_{i}"] for i in range(2)])
         for name, records in logged.items()
@@ -46,6 +46,8 @@ def test_rows_are_what_was_logged_and_a_second_run_trains_nothing(tmp_path, monk
 
     monkeypatch.setattr(loop, "_compile_chunk", fail)
     again = study.run(TINY, tmp_path)
+    with pytest.raises(ValueError, match="of other settings"):
+        study.run(dataclasses.replace(TINY, width=4), tmp_path)
     assert [(row.metric, row.value) for row in again.rows] == [
         (row.metric, row.value) for row in first.rows
     ]
@@ -60,7 +62,8 @@ def test_the_learning_rate_is_tuned_on_other_seeds(tmp_path):
         last = logging.read_jsonl(folder / "metrics.jsonl")[-1]
         returns[rate] = last["eval/return_0"] + last["eval/return_1"]
     table = next(table for table in found.tables if table.title.startswith("Returns"))
-    assert table.rows[0][5] == max(returns, key=lambda rate: returns[rate])
+    rate = table.rows[0][table.columns.index("Learning rate")]
+    assert rate == max(returns, key=lambda rate: returns[rate])
 
 
 def test_goals_that_are_reached():
@@ -77,9 +80,15 @@ def test_goals_that_are_reached():
         far = jnp.max(jnp.abs(obs), axis=1, keepdims=True) > 0.5
         return jnp.where(far, jnp.clip(jnp.round(obs), -1.0, 1.0), first)
 
-    one, four = (training._goals(method._replace(act=act), state) for act in (right, anywhere))
+    def nowhere(state, key, obs, explore):
+        return jnp.zeros_like(obs)
+
+    none, one, four = (
+        training._goals(method._replace(act=act), state) for act in (nowhere, right, anywhere)
+    )
+    np.testing.assert_allclose(none, 0.0)
     np.testing.assert_allclose(one, 1.0, atol=1e-6)
-    assert np.all(four > 3.9)
+    assert np.all(four[0] > 3.9) and np.all(four[1] == 1.0)
 
 
 @pytest.mark.parametrize("name", methods.TABLE)
