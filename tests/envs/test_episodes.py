@@ -116,6 +116,9 @@ def test_step_compiles_once_and_runs_in_a_scan(key):
         ({"reset": lambda key: (dict.fromkeys(("now", "start", "more"), X), X)}, "the same tree"),
         ({"step": lambda p, a: (p, jnp.zeros(2, int), a[0], a[0] > 0)}, "cast integers"),
         ({"step": lambda p, a: (p, p["now"], a, a[0] > 0)}, "must be scalars"),
+        ({"step": lambda p, a: (p, p["now"], a[0])}, "must return"),
+        ({"step": lambda p, a: (p, p["now"], a[0] > 0, a[0] > 0)}, "reward must be a number"),
+        ({"reset": lambda key: ({"start": X, "now": X, "more": None}, X)}, "the same tree"),
     ],
 )
 def test_bad_tasks(changes, message):
@@ -137,6 +140,16 @@ def test_weak_types_are_made_strong(key):
     state = envs.make_env(task, 2).reset(key)
     assert not any(x.weak_type for x in jax.tree.leaves(state.physics))
     assert isinstance(state, episodes.State)
+
+
+def test_a_reward_of_integers_is_carried_as_the_observations_are(key):
+    task = counter(step=lambda p, a: (p, p["now"], jnp.where(a[0] > 0, 2, 1), a[0] > 20))
+    env = envs.make_env(task, 2)
+    ends, rewards = jax.lax.scan(
+        lambda s, a: ((after := env.step(s, a)), after.reward), env.reset(key), jnp.ones((3, 2, 1))
+    )
+    np.testing.assert_array_equal(rewards, np.full((3, 2), 2.0))
+    assert ends.reward.dtype == ends.obs.dtype == jnp.float32
 
 
 def test_pendulum_is_gymnasium_s(key):
