@@ -154,15 +154,20 @@ def acting() -> list[bench.Measurement]:
     obs = jnp.ones((1, OBS))
 
     def timed(mode: str, *, calls: int) -> bench.Timing:
-        def act(i: jax.Array, obs: jax.Array, params: Any, critic_params: Any) -> jax.Array:
+        def act(
+            i: jax.Array, obs: jax.Array, params: Any, critic_params: Any, keys: jax.Array
+        ) -> jax.Array:  # fmt: skip
             q = critics_lib.smaller(critics, critic_params)
-            key = jax.random.fold_in(jax.random.key(0), i)
-            action = rl.act(generator, params, key, obs, q, mode=mode)
+            action = rl.act(generator, params, keys[i], obs, q, mode=mode)
             return obs.at[:, :ACTION].set(action)
 
-        return bench.measure_chain(act, obs, params, critic_params, calls=calls)
+        keys = jax.random.split(jax.random.key(2), calls)
+        return bench.measure_chain(act, obs, params, critic_params, keys, calls=calls)
 
-    one = timed("one_step", calls=400)
+    ones = {
+        "one step": timed("one_step", calls=400),
+        "one step from zero": timed("zero_noise", calls=400),
+    }
     shape = f"batch 1, {OBS} observations, {ACTION} actions, three layers of 256"
     note = "Time in the program, without the host's call, which is the same for all."
     rivals = {
@@ -170,9 +175,9 @@ def acting() -> list[bench.Measurement]:
         "best of 32, 20 steps": timed("bon", calls=20),
     }
     return [
-        bench.Measurement("an action in one step", shape, one, name, rival, work=1.0,
+        bench.Measurement(f"an action in {way}", shape, one, name, rival, work=1.0,
                           work_unit="actions", note=note)
-        for name, rival in rivals.items()
+        for way, one in ones.items() for name, rival in rivals.items()
     ]  # fmt: skip
 
 

@@ -34,8 +34,8 @@ def fan_in_normal(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32
 class JoinedDense(nn.Module):
     """A linear layer of several inputs as if they were joined along their last axis.
 
-    Each meets its own rows of the kernel before the sum. An input whose leading axis is 1 where
-    others have K is multiplied once, and nothing is repeated.
+    Where leading axes differ, each meets its own rows of the kernel before the sum: an input whose
+    axis is 1 where others have K is multiplied once, and nothing is repeated.
 
     Attributes:
         features: width of the result.
@@ -48,9 +48,12 @@ class JoinedDense(nn.Module):
         ends = list(itertools.accumulate(x.shape[-1] for x in inputs))
         kernel = self.param("kernel", fan_in_normal, (ends[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
-        parts = jnp.split(kernel, ends[:-1])
-        products = [x @ rows for x, rows in zip(inputs, parts, strict=True)]
-        joined = functools.reduce(jnp.add, products)
+        if len({x.shape[:-1] for x in inputs}) == 1:
+            joined = jnp.concatenate(inputs, axis=-1) @ kernel
+        else:
+            parts = jnp.split(kernel, ends[:-1])
+            products = [x @ rows for x, rows in zip(inputs, parts, strict=True)]
+            joined = functools.reduce(jnp.add, products)
         return joined + bias.reshape((1,) * (joined.ndim - 1) + (-1,))
 
 

@@ -75,12 +75,13 @@ def add(replay: Replay, transitions: PyTree) -> Replay:
 
 
 def sample(replay: Replay, key: jax.Array, batch_size: int) -> tuple[PyTree, Int[Array, " B"]]:
-    """Draws transitions uniformly with replacement.
+    """Draws transitions with replacement, uniformly up to a share of size / 2^32.
 
     Returns:
         `(transitions [B, ...], index [B])`; of an empty buffer the zeros it was made of.
     """
-    index = jax.random.randint(key, (batch_size,), 0, jnp.maximum(replay.size, 1))
+    bits = jax.random.bits(key, (batch_size,), jnp.uint32)
+    index = (bits % jnp.maximum(replay.size, 1).astype(jnp.uint32)).astype(jnp.int32)
     return jax.tree.map(lambda ring: ring[index], replay.data), index
 
 
