@@ -5,6 +5,7 @@ the critics; every few of them the policy, the temperature and the targets move.
 environment included, is one pure function, so that a chunk of steps is one program on the device.
 """
 
+import typing
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -176,7 +177,7 @@ def make_learner(
             obs=state.env.obs, action=stored, reward=after.reward, terminated=after.terminated,
             truncated=after.truncated, next_obs=after.final_obs, extras=_extras(stored),
         )  # fmt: skip
-        if normalize_obs:
+        if isinstance(state.obs_stats, normalization.ObsStats):
             seen = normalization.update_obs_stats(state.obs_stats, after.final_obs)
             state = state._replace(obs_stats=seen)
         state = state._replace(failures=state.failures + jnp.sum(after.failed, dtype=jnp.int32))
@@ -327,9 +328,13 @@ def make_learner(
     return Algorithm(init, step)
 
 
-SEED_AXES = TrainState(*(0,) * len(TrainState._fields))._replace(
-    replay=replay_lib.Replay(0, None, None), updates=None
-)
+def _seed_axes() -> Any:
+    state, ring = (typing.cast(Any, record) for record in (TrainState, replay_lib.Replay))
+    axes = state(*(0,) * len(TrainState._fields))
+    return axes._replace(replay=ring(0, None, None), updates=None)
+
+
+SEED_AXES = _seed_axes()
 """Axes of seeds in the state of `over_seeds`, as `jax.vmap` takes them."""
 
 

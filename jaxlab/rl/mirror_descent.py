@@ -120,7 +120,7 @@ def make_mirror_descent(
         )
         if weighting == "softmax":
             value, values, metrics = _softmax_loss(params, key, context)
-            if dual:
+            if target_kl is not None:
                 dual_loss = functools.partial(weights.kl_dual_loss, q=values, target_kl=target_kl)
                 gap = jax.grad(dual_loss)(jnp.log(context.alpha))
         else:
