@@ -104,7 +104,8 @@ def _within(
     # Drawn on the negative side, where tails keep their digits, and turned round.
     side = jnp.where(center > 0.0, -1.0, 1.0)
     low, high = side * center - reach, side * center + reach
-    u = jax.random.uniform(key, (num, *x.shape), x.dtype, minval=jnp.finfo(x.dtype).tiny)
+    u = jax.random.uniform(key, (num, *x.shape), x.dtype)
+    u = jnp.maximum(u, 2.0**-25)  # 0 has no finite quantile
     below, above = ndtr(low)[None], ndtr(high)[None]
     inner = ndtri(below + u * (above - below))
     outer = high[None] + jnp.log(u) / jnp.maximum(-high, 1.0)[None]  # exponential beyond 8
