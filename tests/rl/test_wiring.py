@@ -1,0 +1,244 @@
+"""Who is given what: which parameters act, which critics judge, which observation a loss sees.
+
+Stubs leak what they were given through metrics; fields that a method must not look at are NaN.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxlab import envs, rl
+from jaxlab.rl import critics as critics_lib
+from jaxlab.rl import ppo, weights
+
+pytestmark = pytest.mark.usefixtures("optax_promotes")
+SMALL = (8,)
+RATE = 0.25
+
+
+def walk():
+    """x goes up by one each step from 0, five times; every step pays 7."""
+
+    def reset(key):
+        return jnp.zeros(()), jnp.zeros(1)
+
+    def step(x, action):
+        return x + 1.0, (x + 1.0)[None], jnp.asarray(7.0), jnp.zeros((), bool)
+
+    return envs.Task("walk", 1, 1, (-1.0,), (1.0,), 5, reset, step)
+
+
+def leaking_critics():
+    """Values are c + x, the first critic's five more; the loss is the targets' c."""
+
+    def apply(params, obs, action):
+        value = params["c"] + obs[..., 0]
+        return jnp.stack([value + 5.0, value])
+
+    def loss(params, target_params, key, data, gamma):
+        value = params["c"] - jax.lax.stop_gradient(params["c"]) + target_params["c"]
+        return value, jnp.stack([data.reward, data.reward])
+
+    return rl.Critics(lambda key: {"c": jnp.zeros(())}, apply, loss)
+
+
+def leaking_policy(**options):
+    """Its parameter falls by one at each step, and is what it acts with, a hundredth of it."""
+
+    def act(params, key, obs, q, alpha, explore):
+        return jnp.broadcast_to(params["w"] / 100.0, (*obs.shape[:-1], 1))
+
+    def propose(params, target_params, key, obs, q, alpha):
+        action = jnp.full((*obs.shape[:-1], 1), 0.125)
+        judged = jnp.mean(q(obs, action) - obs[:, 0])
+        found = {"proposed_at": jnp.mean(obs), "judged_by": judged, "average": target_params["w"]}
+        return action, jnp.zeros(obs.shape[:1]), found
+
+    def loss(params, key, context):
+        zero = jnp.zeros((1, 1))
+        found = {
+            "obs": jnp.mean(context.obs), "next_obs": jnp.mean(context.next_obs),
+            "action": jnp.mean(context.next_action), "q": context.q(zero, zero)[0],
+            "q_first": context.q_first(zero, zero)[0], "q_target": context.q_target(zero, zero)[0],
+        }  # fmt: skip
+        return params["w"], rl.Improvement(jnp.zeros(3), jnp.zeros(()), found)
+
+    return rl.Policy(
+        1, lambda key: {"w": jnp.zeros(())}, act, propose, loss, optax.sgd(1.0), policy_every=1,
+        **options,
+    )  # fmt: skip
+
+
+def make(**options):
+    env = envs.make_env(walk(), 2)
+    return rl.make_learner(
+        env, leaking_policy(**options), critics=leaking_critics(), batch_size=16, capacity=40,
+        warmup=20, critic_learning_rate=RATE, tau=0.5,
+    )  # fmt: skip
+
+
+def test_everyone_is_given_his_own(key):
+    algorithm = make()
+    state = jax.jit(algorithm.init)(key)
+    state = state._replace(critics={"c": jnp.asarray(3.0)}, critics_target={"c": jnp.asarray(-2.0)})
+    after, found = jax.jit(algorithm.step)(state)
+    assert found["critic/loss"] == -2.0  # the targets bootstrap
+    np.testing.assert_allclose(found["critic/q"], 0.2 * 7.0, rtol=1e-6)  # the reward's scale
+    assert found["judged_by"] == 3.0  # online critics choose, before their step
+    np.testing.assert_allclose(found["q"], 3.0 - RATE, rtol=1e-5)  # Adam's first step
+    np.testing.assert_allclose(found["q_first"], 8.0 - RATE, rtol=1e-5)
+    assert found["q_target"] == -2.0 and found["action"] == 0.125
+    assert found["next_obs"] == found["obs"] + 1.0 == found["proposed_at"]
+    np.testing.assert_allclose(after.critics_target["c"], 0.5 * (-2.0 + 3.0 - RATE), rtol=1e-5)
+    assert after.policy["w"] == -1.0 and after.policy_average["w"] == -0.5
+
+
+@pytest.mark.parametrize("average", [True, False])
+def test_who_acts(key, average):
+    algorithm = make(act_with_average=average)
+    state = jax.jit(algorithm.init)(key)
+    step = jax.jit(algorithm.step)
+    state, _ = step(state)
+    state, found = step(state)  # acts after one update: policy -1, average -0.5
+    acted = np.asarray(state.replay.data.action)[22:24, 0]
+    np.testing.assert_allclose(acted, -0.005 if average else -0.01, rtol=1e-6)
+    assert found["average"] == -0.5
+
+
+def test_bootstrap_is_the_smaller_target_critic_at_the_next_state(key):
+    critics = rl.make_critics(2, 1, hidden=SMALL)
+    keys = jax.random.split(key, 6)
+    online, target = critics.init(keys[0]), critics.init(keys[1])
+    obs, next_obs = (jax.random.normal(k, (5, 2)) for k in keys[2:4])
+    action, next_action = (jax.random.normal(k, (5, 1)) for k in keys[4:])
+    ended = jnp.asarray([False, True, False, False, True])
+    reward, bonus = jnp.arange(5.0), 0.1 * jnp.arange(5.0)
+    data = critics_lib.Transitions(obs, action, reward, ended, next_obs, next_action, bonus)
+    loss, values = critics.loss(online, target, key, data, 0.9)
+    q, q_next = (
+        np.asarray(critics.apply(p, o, a), np.float64)
+        for p, o, a in ((online, obs, action), (target, next_obs, next_action))
+    )
+    want = np.arange(5.0) + 0.9 * ~np.asarray(ended) * (q_next.min(axis=0) + 0.1 * np.arange(5.0))
+    np.testing.assert_allclose(loss, np.sum(np.mean((q - want) ** 2, axis=1)), rtol=1e-5)
+    np.testing.assert_allclose(values, q, rtol=1e-5)
+
+
+def finite_at(value, slope=1.0):
+    """A critic that knows observations of this value alone."""
+    return lambda obs, action: jnp.where(
+        jnp.abs(obs[..., 0] - value) < 1e-6, slope * action[..., 0], jnp.nan
+    )
+
+
+def no_critic(obs, action):
+    return jnp.full(jnp.broadcast_shapes(obs.shape[:-1], action.shape[:-1]), jnp.nan)
+
+
+def flow(**options):
+    return rl.make_mirror_descent(
+        rl.make_flow(1, 1, num_steps=2, hidden=SMALL), num_particles=2, num_samples=2, **options
+    )
+
+
+DDPM = {"hidden": SMALL, "num_particles": 2}
+LOSSES = {
+    "mirror descent": (lambda: flow(), {"next_obs", "q"}),
+    "softmax": (lambda: flow(weighting="softmax"), {"next_obs", "q"}),
+    "through one step": (lambda: flow(gradient_weight=0.1), {"obs", "next_obs", "q", "q_target"}),
+    "SDAC": (lambda: rl.sdac(1, 1, num_samples=2, **DDPM), {"obs", "q"}),
+    "QVPO": (lambda: rl.qvpo(1, 1, num_samples=2, num_uniform=1, **DDPM), {"obs", "q"}),
+    "SAC": (lambda: rl.sac(1, 1, hidden=SMALL), {"obs", "q"}),
+    "TD3": (lambda: rl.td3(1, 1, hidden=SMALL), {"obs", "q_first"}),
+    "QSM": (lambda: rl.qsm(1, 1, hidden=SMALL), {"obs", "q"}),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_loss_looks_at_its_own_state_and_critics(key, name):
+    """All that a loss must not see is NaN: observations, critics, and critics elsewhere."""
+    make_policy, allowed = LOSSES[name]
+    policy = make_policy()
+    fields = {
+        "obs": jnp.full((3, 1), 2.0 if "obs" in allowed else jnp.nan),
+        "next_obs": jnp.full((3, 1), 3.0 if "next_obs" in allowed else jnp.nan),
+        "q": finite_at(3.0 if "next_obs" in allowed else 2.0) if "q" in allowed else no_critic,
+        "q_first": finite_at(2.0) if "q_first" in allowed else no_critic,
+        "q_target": finite_at(2.0) if "q_target" in allowed else no_critic,
+    }
+    context = rl.Context(
+        action=jnp.full((3, 1), 0.25), terminated=jnp.zeros(3, bool),
+        next_action=jnp.full((3, 1), 0.5), extras=(), alpha=jnp.asarray(0.5),
+        stats=weights.init_stats(), updates=jnp.zeros((), jnp.int32), **fields,
+    )  # fmt: skip
+    params = policy.init(key)
+    (value, found), grads = jax.jit(
+        lambda params: jax.value_and_grad(policy.loss, has_aux=True)(params, key, context)
+    )(params)
+    assert np.isfinite(value) and np.all(np.isfinite(found.values))
+    assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(grads))
+    assert any(np.any(np.asarray(x) != 0.0) for x in jax.tree.leaves(grads))
+
+
+def test_a_step_through_the_sampler_climbs_the_target_critics(key):
+    """mf2: with no weight on the flow its gradient is that of minus q_target of a sample."""
+    policy = rl.make_mirror_descent(
+        rl.make_mean_flow(1, 1, hidden=(16,)), num_particles=1, gradient_weight=0.0,
+    )  # fmt: skip
+    obs, params = jnp.full((64, 1), 2.0), policy.init(key)
+
+    def q_target(obs, action):
+        return -((action[..., 0] - 0.75) ** 2)
+
+    zeros = jnp.zeros((64, 1))
+    context = rl.Context(
+        obs, zeros, zeros, jnp.zeros(64, bool), zeros, (), lambda o, a: 0.0 * a[..., 0],
+        lambda o, a: 0.0 * a[..., 0], q_target, jnp.asarray(0.5), weights.init_stats(),
+        jnp.zeros((), jnp.int32),
+    )  # fmt: skip
+
+    adam = optax.adam(1e-2)
+
+    @jax.jit
+    def train(params):
+        def one(carry, key):
+            params, state = carry
+            grads = jax.grad(lambda p: policy.loss(p, key, context)[0])(params)
+            steps, state = adam.update(grads, state)
+            return (optax.apply_updates(params, steps), state), None
+
+        start = (params, adam.init(params))
+        return jax.lax.scan(one, start, jax.random.split(key, 500))[0][0]
+
+    action = policy.act(train(params), key, obs, lambda o, a: 0.0 * a[..., 0], jnp.ones(()), False)
+    np.testing.assert_allclose(np.mean(action), 0.75, atol=0.05)
+
+
+@pytest.mark.parametrize("target, sign", [(-6.0, 1.0), (4.0, -1.0)])
+def test_temperature_of_dacer_goes_against_its_entropy(key, target, sign):
+    """The gap is entropy less target, so that alpha falls where there is more than enough."""
+    policy = rl.dacer(
+        1, 1, hidden=SMALL, entropy_per_dim=target, num_samples=30, num_states=2, alpha_every=10
+    )
+    zeros = jnp.zeros((3, 1))
+    context = rl.Context(
+        zeros, zeros, zeros, jnp.zeros(3, bool), zeros, (), *(lambda o, a: a[..., 0],) * 3,
+        jnp.ones(()), weights.init_stats(), jnp.asarray(10, jnp.int32),
+    )  # fmt: skip
+    _, found = jax.jit(lambda p: policy.loss(p, key, context))(policy.init(key))
+    assert sign * float(found.entropy_gap) > 1.0
+
+
+def test_ppo_finds_the_best_action(key):
+    env = envs.make_env(envs.bandit(lambda action: -((action[0] - 0.5) ** 2)), 16)
+    algorithm = rl.make_ppo(
+        env, hidden=SMALL, num_steps=16, num_epochs=4, num_minibatches=4, learning_rate=3e-3
+    )
+    state, metrics = jax.jit(
+        lambda key: jax.lax.scan(lambda s, _: algorithm.step(s), algorithm.init(key), length=80)
+    )(key)
+    found = ppo.act(env, state.params, jnp.zeros((1, 1)), hidden=SMALL)
+    np.testing.assert_allclose(found, 0.5, atol=0.1)
+    assert metrics["env/return"][-10:].mean() > metrics["env/return"][:10].mean()
