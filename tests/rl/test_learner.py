@@ -311,7 +311,7 @@ def test_bad_policies():
             )
 
 
-# ----- Learning: a bandit whose best action is 0.5, and a linear-quadratic task -------------------
+# ----- Learning: a bandit whose best action is 0.5 ------------------------------------------------
 
 FAST = {"hidden": (32, 32)}
 METHODS = {
