@@ -160,26 +160,20 @@ def test_observations_less_their_mean_over_their_spread(key):
         value, found = policy.loss(params, key, context)
         return value, found._replace(metrics={"largest": jnp.max(jnp.abs(context.obs[:, 2]))})
 
-    results = {}
-    for flag in (False, True):
-        learner = tiny(policy._replace(loss=loss), capacity=400, warmup=60, normalize_obs=flag)
-        state, metrics = jax.jit(learner.step)(jax.jit(learner.init)(key))
-        results[flag] = float(metrics["largest"])
-        seen = np.asarray(state.replay.data.next_obs)[: int(state.replay.size)]
-        if flag:
-            np.testing.assert_allclose(state.obs_stats.count, len(seen))
-            np.testing.assert_allclose(state.obs_stats.mean, seen.mean(axis=0), atol=1e-5)
-            np.testing.assert_allclose(state.obs_stats.square, seen.var(axis=0), rtol=1e-4)
-            scaled = np.asarray(rl.normalize_obs(state.obs_stats, jnp.asarray(seen)))
-            np.testing.assert_allclose(scaled.std(axis=0), 1.0, atol=1e-3)
-        else:
-            assert state.obs_stats == ()
-            assert rl.normalize_obs(state.obs_stats, seen) is seen
-    spread = seen[:, 2].std()
-    np.testing.assert_allclose(results[True] * spread, results[False], rtol=0.5)
-    assert spread > 1.5 and results[True] < results[False]
+    learner = tiny(policy._replace(loss=loss), capacity=400, warmup=60, normalize_obs=True)
+    state, metrics = jax.jit(learner.step)(jax.jit(learner.init)(key))
+    seen = np.asarray(state.replay.data.next_obs)[: int(state.replay.size)]
+    np.testing.assert_allclose(state.obs_stats.count, len(seen))
+    np.testing.assert_allclose(state.obs_stats.mean, seen.mean(axis=0), atol=1e-5)
+    np.testing.assert_allclose(state.obs_stats.square, seen.var(axis=0), rtol=1e-4)
+    scaled = np.asarray(rl.normalize_obs(state.obs_stats, jnp.asarray(seen)))
+    np.testing.assert_allclose(scaled.std(axis=0), 1.0, atol=1e-3)
+    largest = np.abs(scaled[:, 2]).max()
+    assert seen[:, 2].std() > 1.5 and 0.3 * largest < metrics["largest"] < 1.2 * largest
+    assert rl.normalize_obs((), seen) is seen
 
 
+@pytest.mark.slow
 def test_refined_actions_are_all_that_is_written_back(key):
     """DIPO moves its stored actions; observations that a batch saw scaled stay as they were."""
     policy = rl.dipo(3, 1, hidden=SMALL, num_ascents=2)
@@ -356,7 +350,7 @@ METHODS = {
 }  # fmt: skip
 
 
-QUICK = ("FPMD-R", "FPMD-M", "SAC", "TD3", "QSM")
+QUICK = ("FPMD-M", "SAC")
 
 
 @pytest.mark.parametrize(

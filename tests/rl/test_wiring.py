@@ -65,10 +65,10 @@ def leaking_policy(**options):
         }  # fmt: skip
         return params["w"], rl.Improvement(jnp.zeros(3), jnp.zeros(()), found)
 
-    return rl.Policy(
-        1, lambda key: {"w": jnp.zeros(())}, act, propose, loss, optax.sgd(1.0), policy_every=1,
-        **options,
-    )  # fmt: skip
+    policy = rl.Policy(
+        1, lambda key: {"w": jnp.zeros(())}, act, propose, loss, optax.sgd(1.0), policy_every=1
+    )
+    return policy._replace(**options)
 
 
 def make(**options):
@@ -105,6 +105,64 @@ def test_who_acts(key, average):
     acted = np.asarray(state.replay.data.action)[22:24, 0]
     np.testing.assert_allclose(acted, -0.005 if average else -0.01, rtol=1e-6)
     assert found["average"] == -0.5
+
+
+def test_online_critics_judge_what_is_tried_in_acting(key):
+    def act(params, key, obs, q, alpha, explore):
+        value = (q(obs, jnp.zeros((2, 1))) + alpha) / 100.0
+        return value[:, None] if explore else jnp.full((2, 1), jnp.nan)
+
+    algorithm = make(act=act)
+    state = jax.jit(algorithm.init)(key)
+    state = state._replace(critics={"c": jnp.asarray(3.0)}, critics_target={"c": jnp.asarray(-2.0)})
+    after, _ = jax.jit(algorithm.step)(state)
+    row = slice(20, 22)  # ten steps of the two environments before it: x is 0 again
+    assert not np.any(after.replay.data.obs[row]) and not np.any(state.env.obs)
+    np.testing.assert_allclose(after.replay.data.action[row, 0], (3.0 + 5.0) / 100.0, rtol=1e-6)
+
+
+def test_loss_of_the_critics_by_hand(key):
+    """From the batch that was sampled and the rule of the task: reward, end, bonus, discount."""
+
+    def reset(key):
+        x = jax.random.uniform(key, (2,))
+        return x, x
+
+    def step(x, action):
+        after = 0.5 * x + 0.25 * action
+        return after, after, x[0] + 2.0 * action[0], after[1] > 0.3
+
+    def propose(params, target_params, key, obs, q, alpha):
+        return jnp.tanh(obs[:, :1]), obs[:, 0] - obs[:, 1], {}
+
+    def loss(params, key, context):
+        names = ("obs", "action", "next_obs", "next_action", "terminated")
+        seen = {name: getattr(context, name).astype(jnp.float32) for name in names}
+        return params["w"], rl.Improvement(jnp.zeros(3), jnp.zeros(()), seen)
+
+    env = envs.make_env(envs.Task("rule", 2, 1, (-1.0,), (1.0,), 3, reset, step), 2)
+    critics = rl.make_critics(2, 1, hidden=SMALL)
+    algorithm = rl.make_learner(
+        env, leaking_policy(propose=propose, loss=loss), critics=critics, batch_size=64,
+        capacity=200, warmup=100, gamma=0.8, reward_scale=0.5,
+    )  # fmt: skip
+    state = jax.jit(algorithm.init)(key)
+    state = state._replace(critics_target=critics.init(jax.random.fold_in(key, 1)))
+    _, found = jax.jit(algorithm.step)(state)
+    obs, action, next_obs, next_action, ended = (
+        np.asarray(found[k]) for k in ("obs", "action", "next_obs", "next_action", "terminated")
+    )
+    np.testing.assert_allclose(next_obs, 0.5 * obs + 0.25 * action, atol=1e-6)
+    np.testing.assert_array_equal(ended, next_obs[:, 1] > 0.3)
+    assert 0.1 < ended.mean() < 0.9
+    np.testing.assert_allclose(next_action, np.tanh(next_obs[:, :1]), rtol=1e-5)
+    q = np.asarray(critics.apply(state.critics, obs, action))
+    after = np.asarray(critics.apply(state.critics_target, next_obs, next_action)).min(axis=0)
+    after = (1.0 - ended) * (after + next_obs[:, 0] - next_obs[:, 1])
+    target = 0.5 * (obs[:, 0] + 2.0 * action[:, 0]) + 0.8 * after
+    want = np.mean((q - target) ** 2, axis=1).sum()
+    np.testing.assert_allclose(found["critic/loss"], want, rtol=1e-4)
+    np.testing.assert_allclose(found["critic/q"], q.mean(), rtol=1e-4, atol=1e-6)
 
 
 def test_bootstrap_is_the_smaller_target_critic_at_the_next_state(key):
@@ -144,34 +202,41 @@ def flow(**options):
 
 
 DDPM = {"hidden": SMALL, "num_particles": 2}
+PROPOSED = {"next_obs", "next_action", "q"}
 LOSSES = {
-    "mirror descent": (lambda: flow(), {"next_obs", "q"}),
+    "mirror descent": (lambda: flow(), PROPOSED),
     "softmax": (lambda: flow(weighting="softmax"), {"next_obs", "q"}),
-    "through one step": (lambda: flow(gradient_weight=0.1), {"obs", "next_obs", "q", "q_target"}),
+    "through one step": (lambda: flow(gradient_weight=0.1), PROPOSED | {"obs", "q_target"}),
     "SDAC": (lambda: rl.sdac(1, 1, num_samples=2, **DDPM), {"obs", "q"}),
     "QVPO": (lambda: rl.qvpo(1, 1, num_samples=2, num_uniform=1, **DDPM), {"obs", "q"}),
     "SAC": (lambda: rl.sac(1, 1, hidden=SMALL), {"obs", "q"}),
     "TD3": (lambda: rl.td3(1, 1, hidden=SMALL), {"obs", "q_first"}),
-    "QSM": (lambda: rl.qsm(1, 1, hidden=SMALL), {"obs", "q"}),
+    "QSM": (lambda: rl.qsm(1, 1, hidden=SMALL), {"obs", "action", "q"}),
+    "DIPO": (lambda: rl.dipo(1, 1, hidden=SMALL), {"obs", "extras", "q"}),
+    "DACER": (lambda: rl.dacer(1, 1, hidden=SMALL, init_noise=0.1), {"obs", "q"}),
+    "DIME": (lambda: rl.dime(1, 1, hidden=SMALL), {"obs", "q"}),
 }
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_loss_looks_at_its_own_state_and_critics(key, name):
-    """All that a loss must not see is NaN: observations, critics, and critics elsewhere."""
+    """All that a loss must not see is NaN: observations, actions, and critics elsewhere."""
     make_policy, allowed = LOSSES[name]
     policy = make_policy()
     fields = {
         "obs": jnp.full((3, 1), 2.0 if "obs" in allowed else jnp.nan),
         "next_obs": jnp.full((3, 1), 3.0 if "next_obs" in allowed else jnp.nan),
+        **{
+            k: jnp.full((3, 1), x if k in allowed else jnp.nan)
+            for k, x in (("action", 0.25), ("next_action", 0.5), ("extras", 0.75))
+        },
         "q": finite_at(3.0 if "next_obs" in allowed else 2.0) if "q" in allowed else no_critic,
         "q_first": finite_at(2.0) if "q_first" in allowed else no_critic,
         "q_target": finite_at(2.0) if "q_target" in allowed else no_critic,
     }
     context = rl.Context(
-        action=jnp.full((3, 1), 0.25), terminated=jnp.zeros(3, bool),
-        next_action=jnp.full((3, 1), 0.5), extras=(), alpha=jnp.asarray(0.5),
-        stats=weights.init_stats(), updates=jnp.zeros((), jnp.int32), **fields,
+        terminated=jnp.zeros(3, bool), alpha=jnp.asarray(0.5), stats=weights.init_stats(),
+        updates=jnp.zeros((), jnp.int32), **fields,
     )  # fmt: skip
     params = policy.init(key)
     (value, found), grads = jax.jit(
