@@ -71,10 +71,8 @@ def make_critics(
         params: Any, target_params: Any, key: jax.Array, data: Transitions, gamma: float
     ) -> tuple[jax.Array, jax.Array]:
         del key
-        next_q = jnp.min(apply(target_params, data.next_obs, data.next_action), axis=0)
-        target = td_target(next_q + data.bonus, data.reward, data.terminated, gamma=gamma)
         q = apply(params, data.obs, data.action)
-        return jnp.sum(jnp.mean((q - target[None]) ** 2, axis=1)), q
+        return _squared_error(q, apply, target_params, data, gamma), q
 
     return Critics(_init_two(network, obs_size, action_size), apply, loss)
 
@@ -182,12 +180,19 @@ def make_pixel_critics(
         params: Any, target_params: Any, key: jax.Array, data: Transitions, gamma: float
     ) -> tuple[jax.Array, jax.Array]:
         del key
-        next_q = jnp.min(apply(target_params, data.next_obs, data.next_action), axis=0)
-        target = td_target(next_q + data.bonus, data.reward, data.terminated, gamma=gamma)
         q = apply(params, encode(params, data.obs), data.action)
-        return jnp.sum(jnp.mean((q - target[None]) ** 2, axis=1)), q
+        return _squared_error(q, apply, target_params, data, gamma), q
 
     return Critics(init, apply, loss, encode)
+
+
+def _squared_error(
+    q: Float[Array, "2 B"], apply: Callable, target_params: Any, data: Transitions, gamma: float
+) -> Float[Array, ""]:
+    """Of both critics, to the smaller target at the next observation."""
+    next_q = jnp.min(apply(target_params, data.next_obs, data.next_action), axis=0)
+    target = td_target(next_q + data.bonus, data.reward, data.terminated, gamma=gamma)
+    return jnp.sum(jnp.mean((q - target[None]) ** 2, axis=1))
 
 
 def _init_two(network: Any, obs_size: int, action_size: int) -> Callable[[jax.Array], Any]:
