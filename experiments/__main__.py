@@ -1,15 +1,19 @@
 """The command line: `python -m experiments list | run | resume | report | bench | gpu`."""
 
 import ast
+import contextlib
 import dataclasses
 import importlib
 import importlib.util
 import io
+import os
 import pathlib
 import shlex
+import signal
 import sys
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 try:
@@ -26,8 +30,8 @@ RUNS = pathlib.Path("runs")
 RESULTS = pathlib.Path(__file__).parent / "results"
 PRESETS = {
     "smoke": "under a minute on a laptop: does it all work?",
-    "cpu": "5 to 30 minutes on a laptop: real figures",
-    "gpu": "one accelerator, under 9 minutes",
+    "cpu": "minutes to hours on a laptop: real figures",
+    "gpu": "one accelerator; --minutes 9 stops it in time, resume goes on",
 }
 _FOLDER = tyro.conf.arg(metavar="DIR", help_behavior_hint="")
 OVERVIEW = f"""\
@@ -131,12 +135,12 @@ def _run(args: Sequence[str], names: Names) -> int:
         experiment=name,
         preset=chosen.preset,
         config=_or_mistake(result.encode, chosen.config),
-        command=shlex.join([*PROG.split(), "run", name, *_without_out(rest)]),
+        command=shlex.join([*PROG.split(), "run", name, *_deciding(rest)]),
         started=text.now(),
         versions=result.versions(),
     )
     result.write(out / "config.json", start)
-    return _carry_out(module, start, chosen.config, out, resume=False)
+    return _carry_out(module, start, chosen.config, out, resume=False, minutes=chosen.minutes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,6 +151,8 @@ class ResumeFlags:
         tyro.conf.Positional[str], tyro.conf.arg(metavar="DIR", help_behavior_hint="")
     ] = ""
     """The run folder, runs/NAME/<date-time>."""
+    minutes: float | None = None
+    """Stop after so long, saved, to be resumed."""
 
 
 def _resume(args: Sequence[str], names: Names) -> int:
@@ -172,7 +178,7 @@ def _resume(args: Sequence[str], names: Names) -> int:
                 f"note: begun with {package} {start.versions[package]}, going on with {version}",
                 file=sys.stderr,
             )
-    return _carry_out(module, start, config, out, resume=True)
+    return _carry_out(module, start, config, out, resume=True, minutes=given.minutes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -302,13 +308,15 @@ def _gpu(args: Sequence[str], names: Names) -> int:
 
 
 def _carry_out(
-    module: Any, start: result.Start, config: Any, out: pathlib.Path, *, resume: bool
-) -> int:
+    module: Any, start: result.Start, config: Any, out: pathlib.Path, *, resume: bool,
+    minutes: float | None = None,
+) -> int:  # fmt: skip
     """Runs the experiment, completes and writes its result and report."""
     print(out, flush=True)
     before, clock = _snapshot(out), time.perf_counter()
     try:
-        outcome = module.run(config, out, resume=resume)
+        with _at_most(minutes):
+            outcome = module.run(config, out, resume=resume)
     except KeyboardInterrupt:
         print(f"\nstopped; go on with: {PROG} resume {shlex.quote(str(out))}", file=sys.stderr)
         return 130
@@ -338,6 +346,23 @@ def _carry_out(
     result.write(out / "result.json", outcome)
     text.show(outcome)
     return _write_report(out)
+
+
+@contextlib.contextmanager
+def _at_most(minutes: float | None) -> Iterator[None]:
+    """Interrupts after so long, as Ctrl-C does: the training loop ends its chunk and saves."""
+    if minutes is None:
+        yield
+        return
+    if minutes <= 0.0:
+        raise ValueError(f"minutes must be positive, got {minutes}")
+    alarm = threading.Timer(60.0 * minutes, os.kill, (os.getpid(), signal.SIGINT))
+    alarm.daemon = True
+    alarm.start()
+    try:
+        yield
+    finally:
+        alarm.cancel()
 
 
 def _snapshot(folder: pathlib.Path) -> set[tuple[str, int]]:
@@ -379,6 +404,13 @@ def _parse_run(name: str, module: Any, args: Sequence[str]) -> Any:
                 ],
                 None,
             ),
+            (
+                "minutes",
+                Annotated[
+                    float | None, tyro.conf.arg(help="Stop after so long, saved, to be resumed.")
+                ],
+                None,
+            ),
             ("config", Annotated[module.Config, tyro.conf.arg(name="")], module.PRESETS[preset]),
         ],
     )
@@ -415,11 +447,13 @@ def _summary(module: str) -> str:
     return ""
 
 
-def _without_out(args: Sequence[str]) -> list[str]:
-    """The flags that decide the figures: where they were written does not."""
-    kept = [arg for arg in args if not arg.startswith("--out=")]
-    if "--out" in kept:
-        del kept[kept.index("--out") : kept.index("--out") + 2]
+def _deciding(args: Sequence[str]) -> list[str]:
+    """The flags that decide the figures: where they are written and how long it takes do not."""
+    kept = list(args)
+    for flag in ("--out", "--minutes"):
+        kept = [arg for arg in kept if not arg.startswith(f"{flag}=")]
+        if flag in kept:
+            del kept[kept.index(flag) : kept.index(flag) + 2]
     return kept
 
 

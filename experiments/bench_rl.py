@@ -29,7 +29,7 @@ OBS, ACTION = 17, 6
 
 def run(out: pathlib.Path) -> list[bench.Measurement]:
     """Times everything on this machine, rivals in the same process."""
-    return [*loops(), *brax(), *acting(), *parts()]
+    return [*loops(), *brax(), *acting(), *simulating(), *parts()]
 
 
 def loops() -> list[bench.Measurement]:
@@ -179,6 +179,22 @@ def acting() -> list[bench.Measurement]:
                           work_unit="actions", note=note)
         for way, one in ones.items() for name, rival in rivals.items()
     ]  # fmt: skip
+
+
+def simulating() -> list[bench.Measurement]:
+    """A step of five environments, new episodes included, on the device and by the C engine."""
+    measured = []
+    for task, label in (
+        (envs.pendulum(), "pendulum"), (envs.make_task("half_cheetah", "c"), "half_cheetah by c"),
+    ):  # fmt: skip
+        env = envs.make_env(task, 5)
+        state, action = env.reset(jax.random.key(0)), jnp.zeros((5, env.action_size))
+        timing = bench.measure(jax.jit(env.step), state, action)
+        measured.append(
+            bench.Measurement("simulate five environments", label, timing, work=5.0,
+                              work_unit="transitions")
+        )  # fmt: skip
+    return measured
 
 
 def parts() -> list[bench.Measurement]:

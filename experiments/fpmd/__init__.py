@@ -89,7 +89,7 @@ PRESETS = {
     "gpu": Config(
         tasks=MUJOCO, backend="mjx", updates=200_000, batch_size=256, warmup=30_000,
         capacity=1_000_000, width=256, learning_rate=3e-4, num_particles=32, flow_steps=20,
-        diffusion_steps=20, evaluations=40, eval_episodes=20, save_every=5, tuning_rates=(3e-4,),
+        diffusion_steps=20, evaluations=40, eval_episodes=20, tuning_rates=(3e-4,),
         parts=("returns", "latency"),
     ),
 }  # fmt: skip

@@ -173,10 +173,12 @@ def _qvpo(s: _Sizes) -> Actor:
 
 
 def _dipo(s: _Sizes) -> Actor:
-    policy = rl.dipo(
-        s.obs, s.action, hidden=s.hidden, schedule=s.schedule(), optimizer=s.optimizer()
-    )
-    return Actor(policy, s.critics(), _diffusion(s))
+    """With its own hundred steps where diffusions have the papers' twenty."""
+    full = s.config.diffusion_steps >= 20
+    schedule = ddpm.cosine_schedule(100) if full else s.schedule()
+    policy = rl.dipo(s.obs, s.action, hidden=s.hidden, schedule=schedule, optimizer=s.optimizer())
+    generator = generators.make_diffusion(s.obs, s.action, schedule=schedule, hidden=s.hidden)
+    return Actor(policy, s.critics(), generator)
 
 
 def _dacer(s: _Sizes) -> Actor:

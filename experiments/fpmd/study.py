@@ -22,16 +22,28 @@ PAPER = (
 )
 BASELINES = (*methods.TUNED, "DPMD", "SDAC", "QVPO", "DIPO", "QSM", "DACER", "DIME")
 ABLATIONS = tuple(name for name in methods.TABLE if name.startswith("FPMD-R,"))
+OPTIONS: dict[str, dict[str, float]] = {"multi_goal": {"start_std": 2.5}}
+"""Of tasks: from the middle alone narrow policies never see the corners, and get lost there."""
 SHORTER = {"multi_goal": 3}
 """Tasks that take this share of the updates."""
-TARGETS = {"pendulum": -200.0, "multi_goal": 6.0}
+TARGETS = {"pendulum": -200.0, "multi_goal": 8.0}
 """Returns to which time is measured."""
 PUBLISHED = {
-    "half_cheetah": 11924.0, "humanoid": 6959.0, "ant": 5683.0, "hopper": 3275.0,
-    "walker2d": 4365.0, "swimmer": 79.3, "reacher": -3.1, "pusher": -30.4,
-    "inverted_pendulum": 1000.0,
-}  # fmt: skip
-"""Of DPMD after 200,000 updates, arXiv:2502.00361; FPMD's own table is not at hand."""
+    "PPO": (4852, 952, 3442, 3227, 4114, 84.5, -8.7, -25.5, 1000),
+    "TD3": (8149, 5816, 3733, 1934, 2476, 71.9, -3.1, -25.1, 1000),
+    "SAC": (8981, 2858, 2500, 3197, 3233, 63.5, -65, -31.2, 1000),
+    "QSM": (10740, 5652, 938, 2804, 2523, 57.0, -4.2, -80.8, 1000),
+    "DIPO": (9063, 4880, 965, 1191, 1961, 46.7, -3.3, -32.9, 1000),
+    "DACER": (11203, 2755, 4301, 3212, 3194, 103, -3.3, -30.8, 801),
+    "QVPO": (7321, 421, 718, 2873, 2337, 53.4, -30.6, -129, 1000),
+    "DPMD": (11924, 6959, 5683, 3275, 4365, 79.3, -3.1, -30.4, 1000),
+}
+"""Returns after 200,000 updates by arXiv:2502.00361; FPMD's own table is not at hand."""
+PUBLISHED_TASKS = (
+    "half_cheetah", "humanoid", "ant", "hopper", "walker2d", "swimmer", "reacher", "pusher",
+    "inverted_pendulum",
+)  # fmt: skip
+"""In the order of the table."""
 Found = dict[tuple[str, str], Outcome]
 
 
@@ -41,7 +53,9 @@ def run(config: Config, out: pathlib.Path) -> Result:
     for name in names:  # so that a wrong name costs no run
         if name not in methods.NAMES:
             raise ValueError(f"methods must be among {', '.join(methods.NAMES)}, got {name!r}")
-    tasks = {name: envs.make_task(name, config.backend) for name in config.tasks}
+    tasks = {
+        name: envs.make_task(name, config.backend, **OPTIONS.get(name, {})) for name in config.tasks
+    }
     found: Found = {}
     rates: dict[tuple[str, str], float] = {}
     if "returns" in config.parts:
@@ -85,11 +99,12 @@ def _limits(found: Found, config: Config) -> tuple[str, ...]:
         if len(config.tuning_rates) > 1
         else f"All methods have the learning rate {config.learning_rate:g}, none is tuned."
     )
+    dipo = ", DIPO 100" if config.diffusion_steps >= 20 else ""
     limits = [
         "Widths of the networks, replay, transitions and seeds are common. DACER and DIME have "
         "critics of distributions, SAC has GELU, PPO learns from its rollouts alone.",
         tuned,
-        f"Diffusions take {config.diffusion_steps} steps (DIME 16, QSM 20) and choose among "
+        f"Diffusions take {config.diffusion_steps} steps (DIME 16, QSM 20{dipo}) and choose among "
         f"{config.num_particles} samples; QVPO and SDAC improve with twice as many. Their papers "
         "have more.",
         "Verdicts against a baseline are by a paired t-interval of 95 % over seeds, and are "
@@ -97,7 +112,7 @@ def _limits(found: Found, config: Config) -> tuple[str, ...]:
         "Returns are of the last evaluation; the best one so far stands beside them, and is "
         "biased up.",
     ]
-    if not set(_tasks(found)) & set(PUBLISHED):
+    if not set(_tasks(found)) & set(PUBLISHED_TASKS):
         limits.insert(0, "These tasks are ours: the papers report MuJoCo (preset gpu) and pixels.")
     return tuple(limits)
 
@@ -152,11 +167,12 @@ def _return_rows(found: Found) -> list[Row]:
 def _published_rows(found: Found) -> list[Row]:
     return [
         Row(
-            "Returns of the papers", f"Return of DPMD, {task}", float(one.final.mean()),
-            interval=_interval(one.final), paper=PUBLISHED[task],
-            note="Five seeds and 200,000 updates there.",
+            "Returns of the papers", f"Return of {name}, {task}", float(one.final.mean()),
+            interval=_interval(one.final), paper=PUBLISHED[name][PUBLISHED_TASKS.index(task)],
+            note="After 200,000 updates there.",
         )
-        for (task, name), one in found.items() if name == "DPMD" and task in PUBLISHED
+        for (task, name), one in found.items()
+        if name in PUBLISHED and task in PUBLISHED_TASKS
     ]  # fmt: skip
 
 

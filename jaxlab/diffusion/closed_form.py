@@ -92,7 +92,12 @@ def euler_std(std: float, num_steps: int) -> Float[Array, ""]:
     """Returns the std of N Euler steps of the exact flow from N(0, 1) to N(m, std^2).
 
     The mean is exact for every N; one step gives 0, two give std^2 / (1 + std^2).
+
+    Raises:
+        ValueError: if there is no step.
     """
+    if num_steps < 1:
+        raise ValueError(f"num_steps must be at least 1, got {num_steps}")
     t = jnp.arange(num_steps) / num_steps
     slope = (t * std**2 - (1.0 - t)) / (t**2 * std**2 + (1.0 - t) ** 2)
     return jnp.prod(1.0 + slope / num_steps)

@@ -42,10 +42,7 @@ def sample_times(
     Raises:
         ValueError: if `equal` is not in [0, 1], or there is no such distribution.
     """
-    if not 0.0 <= equal <= 1.0:
-        raise ValueError(f"equal must lie in [0, 1], got {equal}")
-    if distribution not in ("uniform", "logit_normal"):
-        raise ValueError(f"distribution must be uniform or logit_normal, got {distribution!r}")
+    check_times(equal, distribution)
     key_times, key_equal = jax.random.split(key)
     if distribution == "uniform":
         times = jax.random.uniform(key_times, (2, *shape))
@@ -53,6 +50,14 @@ def sample_times(
         times = jax.nn.sigmoid(jax.random.normal(key_times, (2, *shape)) - 0.4)
     r, t = jnp.min(times, axis=0), jnp.max(times, axis=0)
     return jnp.where(jax.random.uniform(key_equal, shape) < equal, t, r), t
+
+
+def check_times(equal: float, distribution: str) -> None:
+    """Raises `ValueError` for what `sample_times` cannot draw."""
+    if not 0.0 <= equal <= 1.0:
+        raise ValueError(f"equal must lie in [0, 1], got {equal}")
+    if distribution not in ("uniform", "logit_normal"):
+        raise ValueError(f"distribution must be uniform or logit_normal, got {distribution!r}")
 
 
 def target(

@@ -16,7 +16,15 @@ def wasserstein(x: Float[Array, " N"], y: Float[Array, " M"]) -> Float[Array, ""
 
     The coupling of quantiles is optimal: the integral of their squared difference, over the common
     refinement of both grids.
+
+    Raises:
+        ValueError: if a sample is empty, or not one number each.
     """
+    if x.ndim != 1 or y.ndim != 1 or not (x.size and y.size):
+        raise ValueError(
+            f"samples must be [N] and [M] with at least one number each, got {x.shape} and "
+            f"{y.shape}; take one dimension at a time"
+        )
     if x.shape == y.shape:
         return jnp.sqrt(jnp.mean((jnp.sort(x) - jnp.sort(y)) ** 2))
     x, y = jnp.sort(x), jnp.sort(y)

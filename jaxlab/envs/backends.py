@@ -1,5 +1,7 @@
 """Tasks by name, on the back-end of choice: MJX, MuJoCo's C engine, brax, or plain JAX."""
 
+import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -20,53 +22,62 @@ SMALL = {
 """Tasks of the back-end "jax"."""
 
 
-def make_task(
-    name: str,
-    backend: Backend = "mjx",
-    *,
-    solver_iterations: int = 4,
-    line_search_iterations: int = 8,
-    impl: str = "jax",
-    num_threads: int = 1,
-    randomize: Callable[[jax.Array, Any], dict[str, Array]] | None = None,
-    physics: str = "generalized",
-) -> Task:
+def make_task(name: str, backend: Backend = "mjx", **options: Any) -> Task:
     """Makes a task.
 
     Args:
         name: of `mujoco_tasks.TASKS` for "mjx" and "c", of `SMALL` for "jax", of brax for "brax".
         backend: "mjx" computes on the device; "c" is the engine Gymnasium uses, on the host; "brax"
             takes brax's own tasks, which differ in observations and rewards.
-        solver_iterations, line_search_iterations, impl: of "mjx", see `mujoco_physics`.
-        num_threads: of "c".
-        randomize: `randomize(key, model) -> fields`, drawn at every reset, replaces fields of MJX's
-            model for one episode; of "mjx".
-        physics: of "brax": "generalized", "spring", "positional" or "mjx".
+        options: of the back-end. "mjx": `solver_iterations`, `line_search_iterations` and `impl`,
+            see `mujoco_physics.mjx_physics`, and `randomize(key, model) -> fields`, which is drawn
+            at every reset and replaces fields of the model for one episode. "c": `num_threads`, 1
+            by default. "brax": `physics`, "generalized" by default, or "spring", "positional",
+            "mjx". "jax": those of the task.
 
     Raises:
         ValueError: if there is no such back-end or task, or an option is not the back-end's.
         ImportError: if the back-end is not installed; names the extra.
     """
-    if backend not in ("mjx", "c", "brax", "jax"):
+    makers = {"mjx": _mjx_task, "c": _c_task, "brax": _brax_task}
+    if backend != "jax" and backend not in makers:
         raise ValueError(f"backend must be mjx, c, brax or jax, got {backend!r}")
-    if randomize is not None and backend != "mjx":
-        raise ValueError(f"randomize needs the backend mjx, got {backend!r}")
-    if backend == "jax":
-        return _known(SMALL, name, backend)()
-    if backend == "brax":
-        return _brax_task(name, physics)
-    spec = _known(mujoco_tasks.TASKS, name, backend)
+    maker: Callable[..., Task] = (
+        _known(SMALL, name, backend)
+        if backend == "jax"
+        else functools.partial(makers[backend], name)
+    )
+    allowed = inspect.signature(maker).parameters
+    for option in options:
+        if option not in allowed:
+            raise ValueError(f"{name} by {backend} takes {', '.join(allowed)}, got {option}")
+    return maker(**options)
+
+
+def _mjx_task(
+    name: str,
+    *,
+    solver_iterations: int = 4,
+    line_search_iterations: int = 8,
+    impl: str = "jax",
+    randomize: Callable[[jax.Array, Any], dict[str, Array]] | None = None,
+) -> Task:
+    spec = _known(mujoco_tasks.TASKS, name, "mjx")
     model = mujoco_physics.load_model(spec.xml)
-    if backend == "mjx":
-        engine = mujoco_physics.mjx_physics(
-            model, frame_skip=spec.frame_skip, derived=spec.derived, impl=impl,
-            solver_iterations=solver_iterations, line_search_iterations=line_search_iterations,
-        )  # fmt: skip
-    else:
-        engine = mujoco_physics.c_physics(
-            model, frame_skip=spec.frame_skip, derived=spec.derived, num_threads=num_threads
-        )
+    engine = mujoco_physics.mjx_physics(
+        model, frame_skip=spec.frame_skip, derived=spec.derived, impl=impl,
+        solver_iterations=solver_iterations, line_search_iterations=line_search_iterations,
+    )  # fmt: skip
     return mujoco_task(name, spec, model, engine, randomize)
+
+
+def _c_task(name: str, *, num_threads: int = 1) -> Task:
+    spec = _known(mujoco_tasks.TASKS, name, "c")
+    model = mujoco_physics.load_model(spec.xml)
+    engine = mujoco_physics.c_physics(
+        model, frame_skip=spec.frame_skip, derived=spec.derived, num_threads=num_threads
+    )
+    return mujoco_task(name, spec, model, engine)
 
 
 def mujoco_task(
@@ -104,7 +115,10 @@ def mujoco_task(
     )  # fmt: skip
 
 
-def _brax_task(name: str, physics: str) -> Task:
+def _brax_task(name: str, *, physics: str = "generalized") -> Task:
+    known = ("generalized", "spring", "positional", "mjx")
+    if physics not in known:
+        raise ValueError(f"physics must be one of {', '.join(known)}, got {physics!r}")
     envs = mujoco_physics.optional("brax.envs")
     if name not in envs._envs:
         raise ValueError(f"brax has no task {name!r}; it has {', '.join(sorted(envs._envs))}")

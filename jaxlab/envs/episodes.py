@@ -73,8 +73,8 @@ class Env(NamedTuple):
         name: of the task.
         num_envs: N.  obs_size, action_size: O and A.  time_limit: steps of an episode.
         reset: `reset(key) -> State`.
-        step: `step(state, action [N, A]) -> State`; actions are mapped to the task's bounds, and
-            not clipped.
+        step: `step(state, action [N, A]) -> State`; actions are floats, mapped to the task's
+            bounds, and not clipped.
     """
 
     name: str
@@ -127,6 +127,8 @@ def make_env(task: Task, num_envs: int) -> Env:
     def step(state: State, action: jax.Array) -> State:
         if action.shape != (num_envs, task.action_size):
             raise ValueError(f"action must be {(num_envs, task.action_size)}, got {action.shape}")
+        if not jnp.issubdtype(action.dtype, jnp.floating):
+            raise ValueError(f"action must be floats in [-1, 1], got {action.dtype}")
         physics, obs, reward, terminated = _strong(jax.vmap(scaled_step)(state.physics, action))
         reward = reward.astype(obs.dtype)
         failed = ~_finite((physics, obs, reward))
@@ -180,6 +182,8 @@ def _check_trees(task: Task) -> None:
         )
     after, next_obs, reward, terminated = stepped
     for name, x in (("reset", obs), ("step", next_obs)):
+        if not hasattr(x, "shape"):
+            raise ValueError(f"{task.name}: {name} must give one array to observe, got {x}")
         if x.shape != (task.obs_size,) or not jnp.issubdtype(x.dtype, jnp.floating):
             raise ValueError(
                 f"{task.name}: {name} must give an observation of {task.obs_size} floats, got "

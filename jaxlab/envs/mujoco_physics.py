@@ -21,6 +21,9 @@ from jaxtyping import Array
 
 from jaxlab.envs.mujoco_tasks import MujocoState
 
+IMPLS = ("jax", "warp")
+"""Implementations of MJX."""
+
 
 class Physics(NamedTuple):
     """An engine with a model.
@@ -95,8 +98,15 @@ def mjx_physics(
         impl: of MJX, "jax" or "warp".
 
     Raises:
+        ValueError: if a count is below 1, or there is no such implementation.
         ImportError: if MJX is not installed; names the extra.
     """
+    if min(frame_skip, solver_iterations, line_search_iterations) < 1 or impl not in IMPLS:
+        raise ValueError(
+            "frame_skip, solver_iterations and line_search_iterations must be at least 1 and impl "
+            f"one of {', '.join(IMPLS)}, got {frame_skip}, {solver_iterations}, "
+            f"{line_search_iterations}, {impl!r}"
+        )
     mujoco, mjx = optional("mujoco"), optional("mujoco.mjx")
     option = model.opt
     kept = option.iterations, option.ls_iterations, option.solver

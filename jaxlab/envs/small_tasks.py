@@ -110,9 +110,17 @@ def linear_quadratic(
 
     Args:
         bound: of |u|, wide enough that the optimum lies within (see `riccati`).
+
+    Raises:
+        ValueError: if the matrices do not fit each other.
     """
     A, B, Q, R = (jnp.asarray(x, jnp.float32) for x in system)
-    n, m = B.shape
+    n, m = B.shape if B.ndim == 2 else (0, 0)
+    if [x.shape for x in (A, Q, R)] != [(n, n), (n, n), (m, m)]:
+        raise ValueError(
+            "A, B, Q and R must be [n, n], [n, m], [n, n] and [m, m], got "
+            + ", ".join(str(x.shape) for x in (A, B, Q, R))
+        )
 
     def reset(key: jax.Array) -> tuple[Array, Array]:
         x = jax.random.uniform(key, (n,), minval=-1.0, maxval=1.0)

@@ -34,13 +34,15 @@ def act(
         num_steps: those of training by default; ignored by the last two modes.
 
     Raises:
-        ValueError: if there is no such mode, "bon" has no critics, or one step is asked of a
-            diffusion, which has its own number.
+        ValueError: if there is no such mode, "bon" has no critics, observations are not floats, or
+            one step is asked of a diffusion, which has its own number.
 
     Source: arXiv:2507.23675, sections 4 and 5.
     """
     if mode not in MODES:
         raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
+    if not jnp.issubdtype(obs.dtype, jnp.floating):
+        raise ValueError(f"obs must be floats, got {obs.dtype}; cast it")
     if mode == "bon":
         if q is None:
             raise ValueError("the mode bon chooses by critics: give q")
@@ -58,7 +60,16 @@ def act(
 
 
 def num_evaluations(mode: Mode, *, num_particles: int = 32, num_steps: int = 20) -> tuple[int, int]:
-    """Returns evaluations of the policy's network and of the critics' for one action."""
+    """Returns evaluations of the policy's network and of the critics' for one action.
+
+    Raises:
+        ValueError: if there is no such mode, or a count is below 1.
+    """
+    if mode not in MODES or min(num_particles, num_steps) < 1:
+        raise ValueError(
+            f"mode must be one of {', '.join(MODES)}, num_particles and num_steps at least 1, got "
+            f"{mode!r}, {num_particles}, {num_steps}"
+        )
     if mode == "bon":
         return num_particles * num_steps, 2 * num_particles
     return (num_steps if mode == "vanilla" else 1), 0

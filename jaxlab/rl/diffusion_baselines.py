@@ -34,12 +34,13 @@ def qvpo(
     """Makes QVPO: a diffusion fitted to the policy's best samples, weighted by their values.
 
     Args:
-        weighting: "advantage": the best value less the mean over samples. "value": the value
-            itself where it exceeds 1, else nothing, as in the released comparison; where values
-            are negative that learns nothing.
-        num_samples: of which the best is taken and the mean formed.
+        weighting: "advantage": the best value less the mean over samples, of the authors' later
+            library. "value": the value itself where it exceeds 1, else nothing, as in the released
+            comparison; where values are negative that learns nothing.
+        num_samples: of which the best is taken and the mean formed; 2 or more for an advantage.
         num_uniform: uniform actions a state that the loss adds, to keep the policy's entropy.
-        entropy_coef, entropy_steps: factor of their weight, falling linearly over critic updates.
+        entropy_coef, entropy_steps: factor of their weight, falling linearly over critic updates,
+            of the released comparison; the later library has 0.01 throughout.
         num_particles, optimizer, alpha_every: see `mirror_descent.make_mirror_descent`.
 
     Raises:
@@ -49,9 +50,10 @@ def qvpo(
     """
     if weighting not in ("advantage", "value"):
         raise ValueError(f"weighting must be advantage or value, got {weighting!r}")
-    if num_samples < 1 or num_uniform < 0:
+    fewest = 2 if weighting == "advantage" else 1
+    if num_samples < fewest or num_uniform < 0:
         raise ValueError(
-            "num_samples must be at least 1 and num_uniform not negative, got "
+            f"num_samples must be at least {fewest} and num_uniform not negative, got "
             f"{num_samples}, {num_uniform}"
         )
     generator = generators.make_diffusion(

@@ -83,9 +83,12 @@ def make_flow(
             which halves the spread of every sample.
         trunk: see `TimedNetwork`.
 
+    Raises:
+        ValueError: if a size or count is out of range.
+
     Source: arXiv:2507.23675, eq. 9.
     """
-    _check(obs_size, action_size, num_steps, init_noise)
+    _check(obs_size, action_size, num_steps, init_noise, time_size)
     network: Any = TimedNetwork(hidden, action_size, time_size, time_scale, trunk)
 
     def velocity(params: Any, obs: jax.Array) -> rectified_flow.Velocity:
@@ -129,9 +132,13 @@ def make_mean_flow(
         equal, distribution: of the pairs of times, see `mean_flow.sample_times`.
         adaptive_power: see `mean_flow.loss`.  trunk: see `TimedNetwork`.
 
+    Raises:
+        ValueError: if a size or count is out of range, or times cannot be drawn.
+
     Source: arXiv:2507.23675; Geng et al. 2025.
     """
-    _check(obs_size, action_size, num_steps, init_noise)
+    _check(obs_size, action_size, num_steps, init_noise, time_size)
+    mean_flow.check_times(equal, distribution)
     network: Any = TimedNetwork(hidden, action_size, time_size, time_scale, trunk)
 
     def average(params: Any, obs: jax.Array) -> mean_flow.AverageVelocity:
@@ -175,10 +182,13 @@ def make_diffusion(
         schedule: `ddpm.linear_schedule(20, scale=0.8)` by default.
         clip: of the predicted action at every step.
 
+    Raises:
+        ValueError: if a size or count is out of range.
+
     Source: arXiv:2502.00361.
     """
     schedule = ddpm.linear_schedule() if schedule is None else schedule
-    _check(obs_size, action_size, schedule.num_steps, init_noise)
+    _check(obs_size, action_size, schedule.num_steps, init_noise, time_size)
     predict = noise_predictor(action_size, hidden, time_size)
 
     def sample(
@@ -247,9 +257,13 @@ def _init(network: TimedNetwork, obs_size: int, action_size: int, num_times: int
     return init
 
 
-def _check(obs_size: int, action_size: int, num_steps: int, init_noise: float) -> None:
+def _check(
+    obs_size: int, action_size: int, num_steps: int, init_noise: float, time_size: int
+) -> None:
     if min(obs_size, action_size, num_steps) < 1 or init_noise < 0.0:
         raise ValueError(
             "obs_size, action_size and num_steps must be at least 1 and init_noise not negative, "
             f"got {obs_size}, {action_size}, {num_steps}, {init_noise}"
         )
+    if time_size < 2 or time_size % 2:
+        raise ValueError(f"time_size must be even: half sines, half cosines; got {time_size}")

@@ -5,6 +5,7 @@ the critics; every few of them the policy, the temperature and the targets move.
 environment included, is one pure function, so that a chunk of steps is one program on the device.
 """
 
+import math
 import typing
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -98,7 +99,7 @@ def make_learner(
         reward_scale: factor of rewards.
         critic_learning_rate: of Adam.
         augment: `augment(key, obs [B, O]) -> [B, O]` of the observations of a batch, such as
-            `nn.random_shift` for images.
+            `functools.partial(nn.random_shift, shape=(H, W, C))` for images.
         double_critic_step: apply each gradient of the critics twice, as the released code does
             with flows and DPMD (its quirk, off by default).
         store_clipped: the replay holds the action clipped to [-1, 1], which is what the environment
@@ -111,11 +112,17 @@ def make_learner(
 
     Raises:
         ValueError: if a number is out of range, the warm-up holds less than a batch or more than
-            the replay, updates and `policy.policy_every` do not divide each other, or the policy is
-            for another size of action.
+            the replay, the replay does not divide into the environments' steps, updates and
+            `policy.policy_every` do not divide each other, or the policy is for another size of
+            action.
     """
     E = env.num_envs
     _check(env, policy, gamma, tau, batch_size, capacity, warmup, num_updates)
+    if critic_learning_rate <= 0.0 or not 0.0 < reward_scale < math.inf:
+        raise ValueError(
+            "critic_learning_rate and reward_scale must be positive, got "
+            f"{critic_learning_rate}, {reward_scale}"
+        )
     critics = (
         critics_lib.make_critics(env.obs_size, env.action_size) if critics is None else critics
     )
@@ -289,6 +296,7 @@ def make_learner(
             return state.log_alpha, state.alpha_opt
         before = state.updates - policy.policy_every
         due = state.updates // policy.alpha_every > before // policy.alpha_every
+        gap = gap.astype(state.log_alpha.dtype)
         step, alpha_opt = alpha_optimizer.update(gap, state.alpha_opt, state.log_alpha)
         moved = (optax.apply_updates(state.log_alpha, step), alpha_opt)
         return jax.tree.map(
@@ -407,6 +415,11 @@ def _check(
         raise ValueError(
             "the warm-up must fill a batch and fit into the replay: batch_size <= warmup <= "
             f"capacity, got {batch_size}, {warmup}, {capacity}"
+        )
+    if capacity % env.num_envs:
+        raise ValueError(
+            f"capacity must be a multiple of the {env.num_envs} environments, which are stored "
+            f"together, got {capacity}"
         )
     larger, smaller = max(policy.policy_every, num_updates), min(policy.policy_every, num_updates)
     if larger % smaller:

@@ -42,7 +42,8 @@ def make_mirror_descent(
             the learned alpha.
         target_kl: of "softmax": alpha divides values, and is learned so that the weights keep this
             divergence from uniform ones, nats (2 in the authors' later library, with 64 samples);
-            exploration noise is of std `noise_scale` then.
+            exploration noise is of std `noise_scale` then, and alpha moves at every step of the
+            policy, whatever `alpha_every` is.
         num_particles: K, of which the best by the critics is taken, in training and in acting.
         num_samples: M, of "softmax".
         noise_scale: std of the added noise over alpha; 0 switches exploration noise off.
@@ -57,11 +58,13 @@ def make_mirror_descent(
         ValueError: if a count is below 1, a scale negative, a temperature not positive, there is no
             such weighting, or a setting is not of it.
     """
-    if min(num_particles, num_samples) < 1 or noise_scale < 0.0:
+    if min(num_particles, num_samples, alpha_every) < 1 or noise_scale < 0.0:
         raise ValueError(
-            "num_particles and num_samples must be at least 1 and noise_scale not negative, got "
-            f"{num_particles}, {num_samples}, {noise_scale}"
+            "num_particles, num_samples and alpha_every must be at least 1 and noise_scale not "
+            f"negative, got {num_particles}, {num_samples}, {alpha_every}, {noise_scale}"
         )
+    if gradient_weight is not None and gradient_weight < 0.0:
+        raise ValueError(f"gradient_weight must not be negative, got {gradient_weight}")
     if weighting not in weights.WEIGHTINGS:
         raise ValueError(
             f"weighting must be one of {', '.join(weights.WEIGHTINGS)}, got {weighting!r}"
@@ -177,7 +180,8 @@ def fpmd_r(
     """Makes FPMD-R: a rectified flow, N = 20 steps in training, one at the end if one likes.
 
     Args:
-        num_steps, init_noise, hidden: see `generators.make_flow`.
+        num_steps, init_noise, hidden: see `generators.make_flow`; for its other options make it
+            yourself and hand it to `make_mirror_descent`.
         options: see `make_mirror_descent`.
     """
     flow = generators.make_flow(
@@ -198,7 +202,8 @@ def fpmd_m(
     """Makes FPMD-M: a MeanFlow, one step in training and in acting.
 
     Args:
-        num_steps, init_noise, hidden: see `generators.make_mean_flow`.
+        num_steps, init_noise, hidden: see `generators.make_mean_flow`; for its other options make
+            it yourself and hand it to `make_mirror_descent`.
         options: see `make_mirror_descent`.
     """
     mean_flow = generators.make_mean_flow(
@@ -219,7 +224,8 @@ def dpmd(
     """Makes DPMD: a diffusion of 20 steps.
 
     Args:
-        schedule, init_noise, hidden: see `generators.make_diffusion`.
+        schedule, init_noise, hidden: see `generators.make_diffusion`; for its other options make it
+            yourself and hand it to `make_mirror_descent`.
         options: see `make_mirror_descent`.
     """
     diffusion = generators.make_diffusion(

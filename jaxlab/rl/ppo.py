@@ -91,7 +91,8 @@ def make_ppo(
     actions are clipped where they enter the environment.
 
     Raises:
-        ValueError: if the transitions of a rollout do not divide into the minibatches.
+        ValueError: if a number is out of range, or the transitions of a rollout do not divide into
+            the minibatches.
     """
     E = env.num_envs
     total = num_steps * E
@@ -99,6 +100,13 @@ def make_ppo(
         raise ValueError(
             f"a rollout of {num_steps} x {E} transitions must divide into num_minibatches, got "
             f"{num_minibatches}"
+        )
+    if not (0.0 <= gamma <= 1.0 and 0.0 <= gae_lambda <= 1.0):
+        raise ValueError(f"gamma and gae_lambda must lie in [0, 1], got {gamma}, {gae_lambda}")
+    if min(learning_rate, clip_eps, max_grad_norm, reward_scale) <= 0.0:
+        raise ValueError(
+            "learning_rate, clip_eps, max_grad_norm and reward_scale must be positive, got "
+            f"{learning_rate}, {clip_eps}, {max_grad_norm}, {reward_scale}"
         )
     actor: Any = Mlp(hidden, env.action_size)
     critic: Any = Mlp(hidden, 1)

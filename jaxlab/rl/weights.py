@@ -15,8 +15,11 @@ Weighting = Literal["clip_std", "clip_release", "raw", "scale_std", "uniform", "
 WEIGHTINGS: tuple[Weighting, ...] = get_args(Weighting)
 CLIP = 3.0
 """Of normalized values."""
-LARGEST = 40.0
-"""Logarithm of a weight whose squared gradient is still a float."""
+LEAST, LARGEST = -10.0, 40.0
+"""Logarithms between which the largest weight of a batch stays: above, its squared gradient is no
+float any more; below, Adam takes the gradient for zero."""
+LEAST_STD = 1e-6
+"""Of values, so that equal ones have a weight."""
 
 
 class Stats(NamedTuple):
@@ -63,8 +66,9 @@ def importance_weights(
             "clip_release": exp(clip(q - mean / std, -3, 3) / alpha), what it does: where values are
             large all weights saturate alike, and only the choice among particles improves.
             "raw": exp(q / lambda), the theory. "scale_std": exp(q / std / lambda). "uniform": 1.
-            Where an exponent passes 40, all weights of the batch are divided by the same number,
-            which Adam does not see; an overflow would end the run.
+            Where the largest exponent of the batch passes 40, or none reaches -10, all its weights
+            are divided by the same number, which Adam does not see; it would see an overflow, and
+            gradients as small as its epsilon.
 
     Returns:
         Weights, and `ess` (sum w)^2 / (B sum w^2) with the share `saturated` by the clip.
@@ -74,14 +78,15 @@ def importance_weights(
             `softmax_weights`.
     """
     q = jax.lax.stop_gradient(q)
+    std = jnp.maximum(stats.std, LEAST_STD)
     if kind == "clip_std":
-        z = (q - stats.mean) / stats.std
+        z = (q - stats.mean) / std
     elif kind == "clip_release":
-        z = q - stats.mean / stats.std
+        z = q - stats.mean / std
     elif kind == "raw":
         z = q
     elif kind == "scale_std":
-        z = q / stats.std
+        z = q / std
     elif kind == "uniform":
         z = jnp.zeros_like(q)
     else:
@@ -92,7 +97,8 @@ def importance_weights(
         z = jnp.clip(z, -CLIP, CLIP)
     log_weight = z / jax.lax.stop_gradient(temperature)
     ess = effective_share(log_weight)
-    log_weight = log_weight - jnp.maximum(jnp.max(log_weight) - LARGEST, 0.0)
+    largest = jnp.max(log_weight)
+    log_weight = log_weight - (largest - jnp.clip(largest, LEAST, LARGEST))
     return jnp.exp(log_weight), {"ess": ess, "saturated": saturated}
 
 
@@ -124,6 +130,5 @@ def kl_dual_loss(
 
 def effective_share(log_weight: Float[Array, " B"]) -> Float[Array, ""]:
     """Returns (sum w)^2 / (B sum w^2), the share of samples that count, in (0, 1]."""
-    log_sum = jax.nn.logsumexp(log_weight)
-    log_squares = jax.nn.logsumexp(2.0 * log_weight)
-    return jnp.exp(2.0 * log_sum - log_squares) / log_weight.size
+    weight = jnp.exp(log_weight - jnp.max(log_weight))
+    return jnp.sum(weight) ** 2 / (weight.size * jnp.sum(weight**2))

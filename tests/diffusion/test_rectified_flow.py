@@ -115,6 +115,8 @@ def test_euler_of_the_exact_flow(x64, std):
         if num_steps in listed:
             np.testing.assert_allclose(slope, listed[num_steps], atol=5e-6)
     with pytest.raises(ValueError, match="num_steps"):
+        closed_form.euler_std(0.5, 0)
+    with pytest.raises(ValueError, match="num_steps"):
         rectified_flow.sample(lambda x, t: x, jnp.zeros((1, 1)), num_steps=0)
 
 
@@ -177,6 +179,8 @@ def test_wasserstein_of_two_samples(key):
     want = np.sqrt(0 / 3 + 1 / 6 + 0 / 6 + 16 / 3)
     np.testing.assert_allclose(one_step.wasserstein(few, many), want, rtol=1e-6)
     np.testing.assert_allclose(one_step.wasserstein(many, few), want, rtol=1e-6)
+    with pytest.raises(ValueError, match="one dimension at a time"):
+        one_step.wasserstein(few[:, None], few[:, None])
 
 
 def test_shares_of_modes():

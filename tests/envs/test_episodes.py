@@ -119,6 +119,7 @@ def test_step_compiles_once_and_runs_in_a_scan(key):
         ({"step": lambda p, a: (p, p["now"], a[0])}, "must return"),
         ({"step": lambda p, a: (p, p["now"], a[0] > 0, a[0] > 0)}, "reward must be a number"),
         ({"reset": lambda key: ({"start": X, "now": X, "more": None}, X)}, "the same tree"),
+        ({"reset": lambda key: ({"start": X, "now": X}, {"x": X})}, "one array to observe"),
     ],
 )
 def test_bad_tasks(changes, message):
@@ -132,6 +133,11 @@ def test_bad_numbers(key):
     env = envs.make_env(counter(), 2)
     with pytest.raises(ValueError, match="action must be"):
         env.step(env.reset(key), jnp.zeros((2, 3)))
+    with pytest.raises(ValueError, match="must be floats"):
+        env.step(env.reset(key), jnp.ones((2, 1), jnp.int32))
+    system = envs.DOUBLE_INTEGRATOR._replace(R=np.eye(2))
+    with pytest.raises(ValueError, match=r"got \(2, 2\), \(2, 1\), \(2, 2\), \(2, 2\)"):
+        envs.linear_quadratic(system)
 
 
 def test_weak_types_are_made_strong(key):

@@ -74,7 +74,7 @@ def assert_steps_agree(name, backend, *, num_steps, atol, restart=True):
 
 @pytest.mark.parametrize("name", GYM)
 def test_c_engine_is_gymnasium(name):
-    """One step from each of twenty states that Gymnasium visits, fallen ones among them."""
+    """One step from each of twenty states that Gymnasium visits."""
     task = assert_steps_agree(name, "c", num_steps=20, atol=1e-4)
     gym = reference(name)
     assert task.obs_size == gym.observation_space.shape[0]
@@ -82,6 +82,35 @@ def test_c_engine_is_gymnasium(name):
     np.testing.assert_allclose(task.low, gym.action_space.low, rtol=1e-6)
     np.testing.assert_allclose(task.high, gym.action_space.high, rtol=1e-6)
     assert task.time_limit == gymnasium.spec(GYM[name]).max_episode_steps
+
+
+@pytest.mark.parametrize(
+    "name, index, low, high",
+    [
+        ("ant", 2, 0.0, 1.3), ("ant_v5", 2, 0.0, 1.3), ("walker2d", 1, 0.6, 2.3),
+        ("walker2d", 2, -1.4, 1.4), ("hopper", 1, 0.4, 1.3), ("hopper", 2, -0.4, 0.4),
+        ("humanoid", 2, 0.7, 2.3), ("humanoid_v5", 2, 0.7, 2.3),
+        ("inverted_pendulum", 1, -0.4, 0.4),
+    ],
+)  # fmt: skip
+def test_c_engine_ends_where_gymnasium_does(name, index, low, high):
+    """Bodies lifted, lowered and tilted across the bounds of health."""
+    task, gym = task_and_gym(name, "c")
+    gym.reset(seed=0)
+    start, _ = task.reset(jax.random.key(0))
+    step, ends = jax.jit(task.step), []
+    for at in np.linspace(low, high, 24):
+        qpos = gym.init_qpos.copy()
+        qpos[index] = at
+        gym.set_state(qpos, gym.init_qvel)
+        state = at_gym(start, gym)
+        want_obs, want_reward, want_end, _, _ = gym.step(np.zeros(task.action_size, np.float32))
+        _, obs, reward, end = step(state, jnp.zeros(task.action_size))
+        np.testing.assert_allclose(obs, want_obs, atol=1e-3 * max(1.0, np.abs(want_obs).max()))
+        np.testing.assert_allclose(reward, want_reward, atol=1e-3 * max(1.0, abs(want_reward)))
+        assert bool(end) == want_end
+        ends.append(want_end)
+    assert 2 < sum(ends) < 22
 
 
 @pytest.mark.parametrize("name", ["half_cheetah", "swimmer", "reacher"])
@@ -219,8 +248,14 @@ def test_unknown_names(arguments, message):
 def test_bad_options():
     with pytest.raises(ValueError, match="num_threads"):
         envs.make_task("hopper", "c", num_threads=0)
-    with pytest.raises(ValueError, match="needs the backend mjx"):
+    with pytest.raises(ValueError, match="hopper by c takes num_threads, got randomize"):
         envs.make_task("hopper", "c", randomize=lambda key, model: {})
+    with pytest.raises(ValueError, match="pendulum by jax takes time_limit, got num_threads"):
+        envs.make_task("pendulum", "jax", num_threads=2)
+    with pytest.raises(ValueError, match="solver_iterations"):
+        envs.make_task("hopper", "mjx", solver_iterations=0)
+    with pytest.raises(ValueError, match="jax, warp"):
+        envs.make_task("hopper", "mjx", impl="cuda")
     with pytest.raises(FileNotFoundError, match="neither a model"):
         mujoco_physics.load_model("nowhere.xml")
 

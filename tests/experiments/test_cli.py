@@ -105,6 +105,19 @@ def test_interrupted_then_resumed_is_as_if_never_interrupted(call, tmp_path):
     assert (tmp_path / "halved" / "metrics.jsonl").read_text() == before
 
 
+def test_a_run_stops_in_time_and_goes_on(call, tmp_path):
+    status, _, err = call(
+        "run", "toy", "--preset", "cpu", "--pause", "0.02", "--minutes", "0.005", "--out", "piece"
+    )
+    assert status == 130 and "resume piece" in err
+    done = json.loads((tmp_path / "piece" / "state.json").read_text())[0]
+    assert 1 <= done < 30
+    assert "minutes" not in result.read(tmp_path / "piece" / "config.json", result.Start).command
+    assert call("resume", "piece", "--minutes", "9")[0] == 0
+    kept = result.read(tmp_path / "piece" / "result.json", result.Result)
+    assert kept.rows[0].value == 15.0
+
+
 def test_resume_tells_of_other_versions(call, tmp_path):
     call("run", "toy", "--interrupt-at", "1", "--out", "old")
     path = tmp_path / "old" / "config.json"
@@ -133,6 +146,7 @@ def test_resume_tells_of_other_versions(call, tmp_path):
         (["run", "toy", "--num-steps", "-1"], ["must not be negative, got -1"]),
         (["run", "toy", "--num-steps", "2000"], ["num_steps is beyond what a toy"]),
         (["run", "toy", "--data", "gone.csv"], ["gone.csv"]),
+        (["run", "toy", "--minutes", "0"], ["minutes must be positive, got 0"]),
         (["run", "toy", "--out", "full"], ["full is not an empty folder"]),
         (["resume"], ["resume needs a run folder"]),
         (["resume", "nowhere"], ["nowhere has no config.json"]),

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import time
 from typing import Literal
 
 from experiments import result
@@ -30,6 +31,8 @@ class Config:
     """Step at which Ctrl-C arrives, the first time."""
     fail_at: int | None = None
     """Step at which a bug raises."""
+    pause: float = 0.0
+    """Seconds that a step waits."""
     inner: Inner = Inner()
 
     def __post_init__(self):
@@ -52,6 +55,7 @@ def run(config: Config, out: pathlib.Path, *, resume: bool = False) -> result.Re
             raise KeyboardInterrupt
         if step == config.fail_at:
             raise ValueError("a bug")
+        time.sleep(config.pause)
         step, total = step + 1, total + config.inner.rate
         state.write_text(json.dumps((step, total)))
         with (out / "metrics.jsonl").open("a") as log:

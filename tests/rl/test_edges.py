@@ -171,7 +171,8 @@ def test_numbers_out_of_range():
         (lambda: rl.make_mirror_descent(flow, weighting="raw", temperature=0.0), "positive"),
         (lambda: rl.sdac(2, 1, num_samples=0), "num_samples"),
         (lambda: rl.sdac(2, 1, temperature=-1.0), "temperature"),
-        (lambda: rl.qvpo(2, 1, num_samples=0), "num_samples"),
+        (lambda: rl.qvpo(2, 1, num_samples=1), "num_samples must be at least 2"),
+        (lambda: rl.qvpo(2, 1, weighting="value", num_samples=0), "num_samples"),
         (lambda: rl.dipo(2, 1, num_ascents=0), "num_ascents"),
         (lambda: rl.dacer(2, 1, num_samples=2), "num_components"),
         (lambda: rl.dacer(2, 1, alpha_every=0), "alpha_every"),
@@ -195,3 +196,34 @@ def test_one_state_without_a_batch(key):
     drawn = rl.draw(flow, params, key, obs, num_particles=5)
     best = drawn[jnp.argmax(q(jnp.broadcast_to(obs, (5, 3)), drawn))]
     np.testing.assert_allclose(alone, jnp.clip(best, -1.0, 1.0), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [rl.sac, *(pytest.param(x, marks=pytest.mark.slow) for x in (rl.fpmd_m, rl.dacer, rl.dime))],
+)
+def test_in_double_precision(x64, key, make):
+    """A step of the learner, temperature included, keeps the types of its state."""
+    env = envs.make_env(envs.bandit(lambda action: -jnp.sum(action**2)), 2)
+    critics = rl.make_gaussian_critics(1, 1, hidden=SMALL)
+    algorithm = rl.make_learner(
+        env, make(1, 1, hidden=SMALL), critics=critics, batch_size=4, capacity=40, warmup=8
+    )
+    state = jax.jit(algorithm.init)(key)
+    after, metrics = jax.jit(algorithm.step)(state)
+    assert jax.tree.map(lambda x: x.dtype, after) == jax.tree.map(lambda x: x.dtype, state)
+    assert after.replay.data.obs.dtype == jnp.float64
+    assert all(np.isfinite(x) for x in metrics.values())
+
+
+def test_small_and_equal_values_keep_a_weight():
+    """Returns of -150: weights in their proportions, large enough for Adam; no spread: equal."""
+    q = jnp.asarray([-150.0, -149.0, -147.0])
+    weight, found = weights.importance_weights(q, weights.init_stats(), 1.0, "raw")
+    np.testing.assert_allclose(weight, np.exp(-10.0 + np.array([-3.0, -2.0, 0.0])), rtol=1e-5)
+    share = np.exp([-3.0, -2.0, 0.0])
+    np.testing.assert_allclose(found["ess"], share.sum() ** 2 / (3 * (share**2).sum()), rtol=1e-5)
+    still = weights.Stats(jnp.asarray(0.5), jnp.zeros(()))
+    for kind in ("clip_std", "clip_release", "scale_std"):
+        weight, _ = weights.importance_weights(jnp.full((3,), 0.5), still, 0.5, kind)
+        assert np.all(np.isfinite(weight)) and np.ptp(weight) == 0.0

@@ -150,6 +150,11 @@ def test_modes_of_acting(learned, key):
         act(key, obs)
     with pytest.raises(ValueError, match="mode must be"):
         act(key, obs, q, mode="greedy")
+    with pytest.raises(ValueError, match="obs must be floats"):
+        act(key, jnp.zeros((2, 1), int), q)
+    for bad in ({"mode": "greedy"}, {"mode": "bon", "num_particles": 0}):
+        with pytest.raises(ValueError, match="at least 1"):
+            acting.num_evaluations(**bad)
 
 
 def test_costs_of_acting():
@@ -161,6 +166,10 @@ def test_costs_of_acting():
 def test_bad_counts(key):
     with pytest.raises(ValueError, match="at least 1"):
         generators.make_flow(3, 1, num_steps=0)
+    with pytest.raises(ValueError, match="time_size must be even"):
+        generators.make_flow(3, 1, time_size=5)
+    with pytest.raises(ValueError, match="equal must lie"):
+        generators.make_mean_flow(3, 1, equal=2.0)
     flow = generators.make_flow(1, 1, hidden=(4,))
     params = flow.init(key)
     with pytest.raises(ValueError, match="num_particles and num_steps"):

@@ -280,16 +280,18 @@ def test_what_is_stored_of_an_action_beyond_the_bounds(key, clipped):
     [
         ({"warmup": 4}, "must fill a batch"),
         ({"warmup": 60}, "must fill a batch"),
-        ({"capacity": 41}, "capacity must be a positive multiple"),
+        ({"capacity": 41}, "capacity must be a multiple of the 2 environments"),
+        ({"critic_learning_rate": 0.0}, "critic_learning_rate"),
+        ({"reward_scale": float("nan")}, "reward_scale"),
         ({"gamma": 1.5}, "gamma must lie"),
         ({"tau": 0.0}, "gamma must lie"),
         ({"num_updates": 0}, "num_updates must be at least 1"),
         ({"num_updates": 3}, "must divide each other"),
     ],
 )
-def test_bad_settings(key, options, message):
+def test_bad_settings(options, message):
     with pytest.raises(ValueError, match=message):
-        tiny(**options).init(key)
+        tiny(**options)
 
 
 def test_bad_policies():
@@ -298,6 +300,7 @@ def test_bad_policies():
     for change, message in (
         ({"num_particles": 0}, "num_particles"), ({"weighting": "sharp"}, "weighting must be"),
         ({"noise_scale": -1.0}, "noise_scale"), ({"temperature": 1.0}, "leave temperature out"),
+        ({"gradient_weight": -0.1}, "gradient_weight"), ({"alpha_every": 0}, "alpha_every"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             mirror_descent.make_mirror_descent(
