@@ -53,7 +53,8 @@ def _curves(found: dict[tuple[str, str], Outcome], out: pathlib.Path) -> Figure:
             axis.set_title(task.replace("_", " "))
             axis.set_xlabel("Transitions (thousands)")
             axis.set_ylabel("Return")
-        axes[0, -1].legend(loc="lower right")
+        if any(name in COLORS for _, name in found):
+            axes[0, -1].legend(loc="lower right")
         drawing.save(figure, out / "curves.png")
     return Figure(
         "curves.png",
