@@ -221,7 +221,7 @@ def _ablation_rows(found: Found) -> list[Row]:
             ours = found[task, "FPMD-R"].final
             rows.append(
                 Row(
-                    "Weights, noise of std 1 and the best of K are what makes it work",
+                    "What FPMD-R rests on: weights, noise of std 1, several steps, the best of K",
                     f"Return of FPMD-R, {task}", float(ours.mean()), interval=_interval(ours),
                     baseline=(name.removeprefix("FPMD-R, "), float(other.final.mean())),
                     verdict=_verdict(ours, other.final),
