@@ -142,3 +142,20 @@ def test_bad_names(tmp_path):
     with pytest.raises(ValueError, match="has no task 'cartpole'"):
         study.run(dataclasses.replace(TINY, tasks=("cartpole",)), tmp_path)
     assert PRESETS["gpu"].num_seeds >= 5 and PRESETS["cpu"].num_seeds >= 5
+
+
+def test_returns_stand_beside_the_published_ones():
+    returns = np.array([1.0, 3.0])
+    one = training.Outcome(
+        returns, returns, (np.zeros(1), returns[None]), {}, {}, {}, np.zeros(0),
+        (np.zeros(0), np.zeros(0)), 1.0,
+    )  # fmt: skip
+    names = {("walker2d", "SAC"), ("inverted_pendulum", "DACER"), ("ant", "FPMD-R"),
+             ("pendulum", "SAC")}  # fmt: skip
+    rows = study._published_rows({key: one for key in sorted(names)})
+    assert {(row.metric, row.value, row.paper) for row in rows} == {
+        ("Return of SAC, walker2d", 2.0, 3233), ("Return of DACER, inverted_pendulum", 2.0, 801),
+    }  # fmt: skip
+    assert set(study.PUBLISHED) < set(methods.NAMES)
+    assert all(len(x) == len(study.PUBLISHED_TASKS) for x in study.PUBLISHED.values())
+    assert set(study.PUBLISHED_TASKS) <= set(envs.TASKS)
