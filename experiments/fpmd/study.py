@@ -38,7 +38,7 @@ PUBLISHED = {
     "QVPO": (7321, 421, 718, 2873, 2337, 53.4, -30.6, -129, 1000),
     "DPMD": (11924, 6959, 5683, 3275, 4365, 79.3, -3.1, -30.4, 1000),
 }
-"""Returns after 200,000 updates by arXiv:2502.00361; FPMD's own table is not at hand."""
+"""Returns after 200,000 updates by arXiv:2502.00361, at second hand; FPMD's own are not at hand."""
 PUBLISHED_TASKS = (
     "half_cheetah", "humanoid", "ant", "hopper", "walker2d", "swimmer", "reacher", "pusher",
     "inverted_pendulum",
@@ -169,7 +169,7 @@ def _published_rows(found: Found) -> list[Row]:
         Row(
             "Returns of the papers", f"Return of {name}, {task}", float(one.final.mean()),
             interval=_interval(one.final), paper=PUBLISHED[name][PUBLISHED_TASKS.index(task)],
-            note="After 200,000 updates there.",
+            note="After 200,000 updates there; figures at second hand.",
         )
         for (task, name), one in found.items()
         if name in PUBLISHED and task in PUBLISHED_TASKS
