@@ -7,11 +7,12 @@ An *experiment* is a module with four names:
 * `SUMMARY`: one line, a string literal.
 * `Config`: a frozen dataclass; every field has a one-line docstring and becomes a flag.
 * `PRESETS`: a dict from `smoke`, `cpu` and `gpu` to a `Config`.
-* `run(config, out, *, resume=False) -> experiments.result.Result`: writes `metrics.jsonl`,
+* `run(config, out, *, resume=False) -> experiments.harness.result.Result`: writes `metrics.jsonl`,
   figures and checkpoints into the folder `out`; it raises `ValueError` or `FileNotFoundError`
   for what the user got wrong before it writes the first file.
 
-A *benchmark* is a module with `SUMMARY` and `run(out) -> list[experiments.bench.Measurement]`.
+A *benchmark* is a module with `SUMMARY` and `run(out)`, a list of
+`experiments.bench.timing.Measurement`.
 Both are listed here by hand and imported only when they are run.
 """
 
@@ -25,10 +26,10 @@ EXPERIMENTS = {
 }
 
 BENCHES = {
-    "queueing": "experiments.bench_queueing",
-    "zeroth_order": "experiments.bench_zeroth_order",
-    "mqa_decode": "experiments.bench_mqa_decode",
-    "mqa_prefill": "experiments.bench_mqa_prefill",
-    "projections": "experiments.bench_projections",
-    "rl": "experiments.bench_rl",
+    "queueing": "experiments.bench.queueing",
+    "zeroth_order": "experiments.bench.zeroth_order",
+    "mqa_decode": "experiments.bench.mqa_decode",
+    "mqa_prefill": "experiments.bench.mqa_prefill",
+    "projections": "experiments.bench.projections",
+    "rl": "experiments.bench.rl",
 }

@@ -23,7 +23,8 @@ except ModuleNotFoundError as error:
     sys.exit(f"error: the command line needs {error.name}: pip install -e '.[experiments]'")
 
 import experiments
-from experiments import bench, flags, gpu, report, result, text
+from experiments.bench import suite, timing
+from experiments.harness import flags, report, result, words
 
 PROG = flags.PROG
 RUNS = pathlib.Path("runs")
@@ -64,7 +65,7 @@ class Names:
         default_factory=lambda: experiments.EXPERIMENTS
     )
     benches: Mapping[str, str] = dataclasses.field(default_factory=lambda: experiments.BENCHES)
-    suite: Sequence[gpu.Entry] = gpu.SUITE
+    entries: Sequence[suite.Entry] = suite.SUITE
 
 
 def main(argv: Sequence[str] | None = None, names: Names | None = None) -> int:
@@ -136,7 +137,7 @@ def _run(args: Sequence[str], names: Names) -> int:
         preset=chosen.preset,
         config=_or_mistake(result.encode, chosen.config),
         command=shlex.join([*PROG.split(), "run", name, *_deciding(rest)]),
-        started=text.now(),
+        started=words.now(),
         versions=result.versions(),
     )
     result.write(out / "config.json", start)
@@ -247,7 +248,7 @@ def _bench(args: Sequence[str], names: Names) -> int:
         parent = given.out if given.name or given.out is None else given.out / name
         out = _new_folder(parent, RUNS / f"bench_{name}")
         try:
-            bench.run(name, module, out, command=f"{PROG} bench {name}")
+            timing.run(name, module, out, command=f"{PROG} bench {name}")
         except ModuleNotFoundError as error:
             raise flags.Mistake(
                 f"the rivals of {name} need the package {error.name}: pip install -e '.[test]'"
@@ -278,8 +279,8 @@ def _gpu(args: Sequence[str], names: Names) -> int:
     root = given.out or RESULTS / "gpu"
     if given.list:
         folders = [folder for folder in sorted(root.glob("*")) if folder.is_dir()]
-        known = {folder.name: gpu.records(folder) for folder in folders}
-        for entry in names.suite:
+        known = {folder.name: suite.records(folder) for folder in folders}
+        for entry in names.entries:
             states = [
                 f"{device}: {found[entry.name].status}"
                 for device, found in known.items()
@@ -289,7 +290,7 @@ def _gpu(args: Sequence[str], names: Names) -> int:
             print(f"{entry.name:32}{entry.kind:11}about {entry.estimate_s:.0f} s   {where}")
         return 0
     try:
-        environment = gpu.probe()
+        environment = suite.probe()
     except RuntimeError as error:
         raise flags.Mistake(error) from None
     if environment.platform == "cpu":
@@ -298,9 +299,9 @@ def _gpu(args: Sequence[str], names: Names) -> int:
                 "JAX sees no accelerator here; --allow-cpu tries the suite out anyway"
             )
         root = given.out or RUNS / "gpu"
-    folder = root / gpu.slug(environment.device)
-    print(f"{text.device(environment)}: {given.budget:.0f} s, results in {folder}")
-    written = gpu.run_suite(names.suite, environment, folder, budget_s=given.budget)
+    folder = root / suite.slug(environment.device)
+    print(f"{words.device(environment)}: {given.budget:.0f} s, results in {folder}")
+    written = suite.run_suite(names.entries, environment, folder, budget_s=given.budget)
     return 0 if all(record.status == "ok" for record in written) else 1
 
 
@@ -308,9 +309,14 @@ def _gpu(args: Sequence[str], names: Names) -> int:
 
 
 def _carry_out(
-    module: Any, start: result.Start, config: Any, out: pathlib.Path, *, resume: bool,
+    module: Any,
+    start: result.Start,
+    config: Any,
+    out: pathlib.Path,
+    *,
+    resume: bool,
     minutes: float | None = None,
-) -> int:  # fmt: skip
+) -> int:
     """Runs the experiment, completes and writes its result and report."""
     print(out, flush=True)
     before, clock = _snapshot(out), time.perf_counter()
@@ -341,10 +347,10 @@ def _carry_out(
         seconds=seconds,
         resumed=resume,
         command=start.command,
-        finished=text.now(),
+        finished=words.now(),
     )
     result.write(out / "result.json", outcome)
-    text.show(outcome)
+    words.show(outcome)
     return _write_report(out)
 
 

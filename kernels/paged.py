@@ -75,8 +75,9 @@ def _check_scales(
 ) -> None:
     eight_bits = k_pages.dtype == FP8
     for name, scale, shape in (
-        ("k_scale", k_scale, k_pages.shape[:2]), ("v_scale", v_scale, v_shape)
-    ):  # fmt: skip
+        ("k_scale", k_scale, k_pages.shape[:2]),
+        ("v_scale", v_scale, v_shape),
+    ):
         if eight_bits != (scale is not None):
             need = "need" if eight_bits else "take no"
             raise ValueError(f"pages in {k_pages.dtype} {need} {name}")
@@ -105,5 +106,6 @@ def _check_values(page_table: jax.Array, lens: jax.Array, N: int, page: int) -> 
     )
     checkify.debug_check(
         jnp.all((page_table >= 0) & (page_table < N)),
-        "page_table must hold page numbers in 0 to {last}", last=jnp.int32(N - 1),
-    )  # fmt: skip
+        "page_table must hold page numbers in 0 to {last}",
+        last=jnp.int32(N - 1),
+    )

@@ -4,7 +4,7 @@ import dataclasses
 import pathlib
 from typing import Literal
 
-from experiments.result import Result
+from experiments.harness.result import Result
 
 SUMMARY = (
     "FPMD: one-step flow policies against diffusion and Gaussian actors, and why one step works"
@@ -62,10 +62,21 @@ class Config:
 
     def __post_init__(self):
         least = {
-            "num_seeds": 2, "updates": 20, "num_envs": 1, "batch_size": 1, "warmup": 1, "width": 1,
-            "num_particles": 1, "flow_steps": 1, "diffusion_steps": 1, "eval_episodes": 1,
-            "tuning_seeds": 2, "evaluations": 1, "save_every": 1, "theory_steps": 10,
-        }  # fmt: skip
+            "num_seeds": 2,
+            "updates": 20,
+            "num_envs": 1,
+            "batch_size": 1,
+            "warmup": 1,
+            "width": 1,
+            "num_particles": 1,
+            "flow_steps": 1,
+            "diffusion_steps": 1,
+            "eval_episodes": 1,
+            "tuning_seeds": 2,
+            "evaluations": 1,
+            "save_every": 1,
+            "theory_steps": 10,
+        }
         for name, bound in least.items():
             if getattr(self, name) < bound:
                 raise ValueError(f"{name} must be at least {bound}, got {getattr(self, name)}")
@@ -76,23 +87,49 @@ class Config:
 
 
 MUJOCO = (
-    "half_cheetah", "ant", "hopper", "walker2d", "humanoid", "swimmer", "reacher", "pusher",
+    "half_cheetah",
+    "ant",
+    "hopper",
+    "walker2d",
+    "humanoid",
+    "swimmer",
+    "reacher",
+    "pusher",
     "inverted_pendulum",
-)  # fmt: skip
+)
 PRESETS = {
     "smoke": Config(
-        num_seeds=2, tasks=("multi_goal",), methods=("FPMD-M", "SAC"), updates=600, width=32,
-        batch_size=64, eval_episodes=10, theory_steps=300, tuning_rates=(9e-4,),
-        parts=("returns", "theory"), evaluations=10,
+        num_seeds=2,
+        tasks=("multi_goal",),
+        methods=("FPMD-M", "SAC"),
+        updates=600,
+        width=32,
+        batch_size=64,
+        eval_episodes=10,
+        theory_steps=300,
+        tuning_rates=(9e-4,),
+        parts=("returns", "theory"),
+        evaluations=10,
     ),
     "cpu": Config(),
     "gpu": Config(
-        tasks=MUJOCO, backend="mjx", updates=200_000, batch_size=256, warmup=30_000,
-        capacity=1_000_000, width=256, learning_rate=3e-4, num_particles=32, flow_steps=20,
-        diffusion_steps=20, evaluations=40, eval_episodes=20, tuning_rates=(3e-4,),
+        tasks=MUJOCO,
+        backend="mjx",
+        updates=200_000,
+        batch_size=256,
+        warmup=30_000,
+        capacity=1_000_000,
+        width=256,
+        learning_rate=3e-4,
+        num_particles=32,
+        flow_steps=20,
+        diffusion_steps=20,
+        evaluations=40,
+        eval_episodes=20,
+        tuning_rates=(3e-4,),
         parts=("returns", "latency"),
     ),
-}  # fmt: skip
+}
 
 
 def run(config: Config, out: pathlib.Path, *, resume: bool = False) -> Result:

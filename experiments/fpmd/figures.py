@@ -4,15 +4,19 @@ import pathlib
 
 import matplotlib.pyplot as plt
 
-from experiments import drawing
 from experiments.fpmd import methods, theory
 from experiments.fpmd.training import Outcome
-from experiments.result import Figure
+from experiments.harness import drawing
+from experiments.harness.result import Figure
 
 COLORS = {
-    "FPMD-R": drawing.BLUE, "FPMD-M": drawing.RED, "DPMD": drawing.GREEN, "SDAC": drawing.VIOLET,
-    "SAC": drawing.ORANGE, "TD3": drawing.SKY,
-}  # fmt: skip
+    "FPMD-R": drawing.BLUE,
+    "FPMD-M": drawing.RED,
+    "DPMD": drawing.GREEN,
+    "SDAC": drawing.VIOLET,
+    "SAC": drawing.ORANGE,
+    "TD3": drawing.SKY,
+}
 
 
 def draw(
@@ -40,9 +44,13 @@ def _curves(found: dict[tuple[str, str], Outcome], out: pathlib.Path) -> Figure:
                 color = COLORS.get(name, drawing.MUTED)
                 known = name in COLORS
                 axis.plot(
-                    steps / 1000, returns.mean(axis=1), color=color, lw=1.8 if known else 0.9,
-                    label=name if known else None, zorder=3 if known else 2,
-                )  # fmt: skip
+                    steps / 1000,
+                    returns.mean(axis=1),
+                    color=color,
+                    lw=1.8 if known else 0.9,
+                    label=name if known else None,
+                    zorder=3 if known else 2,
+                )
                 if name in methods.OURS:
                     low, high = returns.min(axis=1), returns.max(axis=1)
                     axis.fill_between(steps / 1000, low, high, color=color, alpha=0.12, lw=0)
@@ -96,9 +104,10 @@ def _evaluations(found: dict[tuple[str, str], Outcome], out: pathlib.Path) -> tu
 
 def _mechanism(found: dict[tuple[str, str], Outcome], out: pathlib.Path) -> tuple[Figure, ...]:
     ones = {
-        task: one for (task, name), one in found.items()
+        task: one
+        for (task, name), one in found.items()
         if name == "FPMD-R" and "eval/gap" in one.course
-    }  # fmt: skip
+    }
     if not ones:
         return ()
     with plt.rc_context(drawing.STYLE):

@@ -64,9 +64,14 @@ def run() -> tuple[Latency, ...]:
 
 
 def _act(
-    generator: rl.Generator, critics: rl.Critics, mode: rl.Mode, params: Any, q_params: Any,
-    key: jax.Array, obs: jax.Array,
-) -> jax.Array:  # fmt: skip
+    generator: rl.Generator,
+    critics: rl.Critics,
+    mode: rl.Mode,
+    params: Any,
+    q_params: Any,
+    key: jax.Array,
+    obs: jax.Array,
+) -> jax.Array:
     q = critics_lib.smaller(critics, q_params)
     return rl.act(generator, params, key, obs, q, mode=mode)
 

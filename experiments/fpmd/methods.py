@@ -19,9 +19,11 @@ OURS = ("FPMD-R", "FPMD-M")
 TUNED = ("SAC", "SAC, best of K", "TD3", "TD3, best of K", "PPO")
 """Baselines whose learning rate is chosen, on seeds of their own."""
 WEIGHTINGS: dict[str, rl.Weighting] = {
-    "FPMD-R": "clip_std", "FPMD-M": "clip_std", "DPMD": "clip_std",
+    "FPMD-R": "clip_std",
+    "FPMD-M": "clip_std",
+    "DPMD": "clip_std",
     "FPMD-R, released weights": "clip_release",
-}  # fmt: skip
+}
 """Of the methods whose weights are looked at."""
 
 
@@ -63,9 +65,14 @@ def make_method(name: str, env: Env, config: Config) -> Method:
     actor = make_actor(name, env, config)
     policy, critics, _ = actor
     learner = rl.make_learner(
-        env, policy, critics=critics, batch_size=config.batch_size, capacity=config.capacity,
-        warmup=config.warmup, critic_learning_rate=config.learning_rate,
-    )  # fmt: skip
+        env,
+        policy,
+        critics=critics,
+        batch_size=config.batch_size,
+        capacity=config.capacity,
+        warmup=config.warmup,
+        critic_learning_rate=config.learning_rate,
+    )
 
     def act(state: rl.TrainState, key: jax.Array, obs: jax.Array, explore: bool) -> jax.Array:
         params = state.policy_average if policy.act_with_average else state.policy
@@ -82,9 +89,12 @@ def _ppo(env: Env, config: Config) -> Method:
     total = length * env.num_envs
     minibatches = max(n for n in range(1, 33) if total % n == 0)
     learner = ppo.make_ppo(
-        env, hidden=hidden, num_steps=length, num_minibatches=minibatches,
+        env,
+        hidden=hidden,
+        num_steps=length,
+        num_minibatches=minibatches,
         learning_rate=config.learning_rate,
-    )  # fmt: skip
+    )
 
     def init(key: jax.Array) -> ppo.PpoState:
         seeds = jnp.arange(config.num_seeds)
@@ -129,9 +139,11 @@ def _mirror(make: Callable[[_Sizes], rl.Generator], **options) -> Callable[[_Siz
     def method(s: _Sizes) -> Actor:
         generator = make(s)
         policy = rl.make_mirror_descent(
-            generator, optimizer=s.optimizer(), alpha_every=s.alpha_every(),
+            generator,
+            optimizer=s.optimizer(),
+            alpha_every=s.alpha_every(),
             **{"num_particles": s.config.num_particles, **options},
-        )  # fmt: skip
+        )
         return Actor(policy, s.critics(), generator)
 
     return method
@@ -139,9 +151,12 @@ def _mirror(make: Callable[[_Sizes], rl.Generator], **options) -> Callable[[_Siz
 
 def _flow(s: _Sizes, num_steps: int = 0, init_noise: float = 1.0) -> rl.Generator:
     return generators.make_flow(
-        s.obs, s.action, num_steps=num_steps or s.config.flow_steps, init_noise=init_noise,
+        s.obs,
+        s.action,
+        num_steps=num_steps or s.config.flow_steps,
+        init_noise=init_noise,
         hidden=s.hidden,
-    )  # fmt: skip
+    )
 
 
 def _mean_flow(s: _Sizes) -> rl.Generator:
@@ -154,9 +169,12 @@ def _diffusion(s: _Sizes) -> rl.Generator:
 
 def _common(s: _Sizes) -> dict:
     return {
-        "hidden": s.hidden, "schedule": s.schedule(), "num_particles": s.config.num_particles,
-        "optimizer": s.optimizer(), "alpha_every": s.alpha_every(),
-    }  # fmt: skip
+        "hidden": s.hidden,
+        "schedule": s.schedule(),
+        "num_particles": s.config.num_particles,
+        "optimizer": s.optimizer(),
+        "alpha_every": s.alpha_every(),
+    }
 
 
 def _sdac(s: _Sizes) -> Actor:
@@ -166,9 +184,12 @@ def _sdac(s: _Sizes) -> Actor:
 
 def _qvpo(s: _Sizes) -> Actor:
     policy = rl.qvpo(
-        s.obs, s.action, entropy_steps=s.config.updates, num_samples=2 * s.config.num_particles,
+        s.obs,
+        s.action,
+        entropy_steps=s.config.updates,
+        num_samples=2 * s.config.num_particles,
         **_common(s),
-    )  # fmt: skip
+    )
     return Actor(policy, s.critics(), _diffusion(s))
 
 
@@ -183,17 +204,19 @@ def _dipo(s: _Sizes) -> Actor:
 
 def _dacer(s: _Sizes) -> Actor:
     policy = rl.dacer(
-        s.obs, s.action, hidden=s.hidden, schedule=s.schedule(), optimizer=s.optimizer(),
+        s.obs,
+        s.action,
+        hidden=s.hidden,
+        schedule=s.schedule(),
+        optimizer=s.optimizer(),
         alpha_every=max(s.config.updates // 20, 2),
-    )  # fmt: skip
+    )
     return Actor(policy, s.critics(gaussian=True), _diffusion(s))
 
 
 def _dime(s: _Sizes) -> Actor:
     rate = s.config.learning_rate
-    policy = rl.dime(
-        s.obs, s.action, hidden=s.hidden, learning_rate=rate, alpha_learning_rate=rate
-    )  # fmt: skip
+    policy = rl.dime(s.obs, s.action, hidden=s.hidden, learning_rate=rate, alpha_learning_rate=rate)
     return Actor(policy, s.critics(gaussian=True))
 
 
@@ -206,9 +229,13 @@ def _sac(num_particles: bool) -> Callable[[_Sizes], Actor]:
     def method(s: _Sizes) -> Actor:
         rate = s.config.learning_rate
         policy = rl.sac(
-            s.obs, s.action, hidden=s.hidden, learning_rate=rate, alpha_learning_rate=rate,
+            s.obs,
+            s.action,
+            hidden=s.hidden,
+            learning_rate=rate,
+            alpha_learning_rate=rate,
             num_particles=s.config.num_particles if num_particles else 1,
-        )  # fmt: skip
+        )
         return Actor(policy, s.critics())
 
     return method
@@ -217,9 +244,12 @@ def _sac(num_particles: bool) -> Callable[[_Sizes], Actor]:
 def _td3(num_particles: bool) -> Callable[[_Sizes], Actor]:
     def method(s: _Sizes) -> Actor:
         policy = rl.td3(
-            s.obs, s.action, hidden=s.hidden, learning_rate=s.config.learning_rate,
+            s.obs,
+            s.action,
+            hidden=s.hidden,
+            learning_rate=s.config.learning_rate,
             num_particles=s.config.num_particles if num_particles else 1,
-        )  # fmt: skip
+        )
         return Actor(policy, s.critics())
 
     return method

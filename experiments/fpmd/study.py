@@ -12,7 +12,7 @@ import scipy.stats
 from experiments.fpmd import Config, figures, latency, methods, theory, training
 from experiments.fpmd.latency import Latency
 from experiments.fpmd.training import Outcome
-from experiments.result import Result, Row, Table
+from experiments.harness.result import Result, Row, Table
 from jaxlab import envs, rl
 from jaxlab.core import logging, stats
 
@@ -40,9 +40,16 @@ PUBLISHED = {
 }
 """Returns after 200,000 updates by arXiv:2502.00361, at second hand; FPMD's own are not at hand."""
 PUBLISHED_TASKS = (
-    "half_cheetah", "humanoid", "ant", "hopper", "walker2d", "swimmer", "reacher", "pusher",
+    "half_cheetah",
+    "humanoid",
+    "ant",
+    "hopper",
+    "walker2d",
+    "swimmer",
+    "reacher",
+    "pusher",
     "inverted_pendulum",
-)  # fmt: skip
+)
 """In the order of the table."""
 Found = dict[tuple[str, str], Outcome]
 
@@ -81,14 +88,19 @@ def run(config: Config, out: pathlib.Path) -> Result:
         paper=PAPER,
         interval_label="95 % bootstrap interval over seeds",
         rows=(
-            *_return_rows(found), *_published_rows(found), *_mode_rows(found),
-            *_latency_rows(times), *_ablation_rows(found), *_goal_rows(found),
-            *_mechanism_rows(found), *_theory_rows(course),
+            *_return_rows(found),
+            *_published_rows(found),
+            *_mode_rows(found),
+            *_latency_rows(times),
+            *_ablation_rows(found),
+            *_goal_rows(found),
+            *_mechanism_rows(found),
+            *_theory_rows(course),
         ),
         tables=(*_tables(found, rates, config), *_latency_tables(times)),
         figures=figures.draw(found, course, out),
         limits=_limits(found, config),
-    )  # fmt: skip
+    )
 
 
 def _limits(found: Found, config: Config) -> tuple[str, ...]:
@@ -155,25 +167,32 @@ def _return_rows(found: Found) -> list[Row]:
             other = rivals[best].final
             rows.append(
                 Row(
-                    claim, metric, value, interval=interval,
-                    baseline=(best, float(other.mean())), verdict=_verdict(one.final, other),
+                    claim,
+                    metric,
+                    value,
+                    interval=interval,
+                    baseline=(best, float(other.mean())),
+                    verdict=_verdict(one.final, other),
                     note=f"{note} The baseline is the best of {len(rivals)} by its mean, chosen "
                     "afterwards.",
                 )
-            )  # fmt: skip
+            )
     return rows
 
 
 def _published_rows(found: Found) -> list[Row]:
     return [
         Row(
-            "Returns of the papers", f"Return of {name}, {task}", float(one.final.mean()),
-            interval=_interval(one.final), paper=PUBLISHED[name][PUBLISHED_TASKS.index(task)],
+            "Returns of the papers",
+            f"Return of {name}, {task}",
+            float(one.final.mean()),
+            interval=_interval(one.final),
+            paper=PUBLISHED[name][PUBLISHED_TASKS.index(task)],
             note="After 200,000 updates there; figures at second hand.",
         )
         for (task, name), one in found.items()
         if name in PUBLISHED and task in PUBLISHED_TASKS
-    ]  # fmt: skip
+    ]
 
 
 def _mode_rows(found: Found) -> list[Row]:
@@ -183,14 +202,16 @@ def _mode_rows(found: Found) -> list[Row]:
             single, whole = one.modes["one_step"], one.modes["bon"]
             rows.append(
                 Row(
-                    "One step acts as well as many", f"Return of {name} in one step, {task}",
-                    float(single.mean()), interval=_interval(single),
+                    "One step acts as well as many",
+                    f"Return of {name} in one step, {task}",
+                    float(single.mean()),
+                    interval=_interval(single),
                     baseline=("its best of K", float(whole.mean())),
                     verdict=_verdict(single, whole),
                     note=f"One evaluation of the network, against "
                     f"{'K N' if name == 'FPMD-R' else 'K'} and 2 K of the critics'.",
                 )
-            )  # fmt: skip
+            )
     return rows
 
 
@@ -204,13 +225,15 @@ def _latency_rows(times: tuple[Latency, ...]) -> list[Row]:
             rows.append(
                 Row(
                     "An action costs a small part of a diffusion policy's",
-                    f"Time of an action of {name} in one step, batch {batch:,}", one.p50,
-                    baseline=("DPMD, best of 32", rival.p50), unit="ms",
+                    f"Time of an action of {name} in one step, batch {batch:,}",
+                    one.p50,
+                    baseline=("DPMD, best of 32", rival.p50),
+                    unit="ms",
                     verdict="better" if one.p95 < rival.p50 else "no clear difference",
                     note=f"{rival.p50 / one.p50:.3g} times as fast; median of calls from the host, "
                     "three layers of 256.",
                 )
-            )  # fmt: skip
+            )
     return rows
 
 
@@ -222,11 +245,13 @@ def _ablation_rows(found: Found) -> list[Row]:
             rows.append(
                 Row(
                     "What FPMD-R rests on: weights, noise of std 1, several steps, the best of K",
-                    f"Return of FPMD-R, {task}", float(ours.mean()), interval=_interval(ours),
+                    f"Return of FPMD-R, {task}",
+                    float(ours.mean()),
+                    interval=_interval(ours),
                     baseline=(name.removeprefix("FPMD-R, "), float(other.final.mean())),
                     verdict=_verdict(ours, other.final),
                 )
-            )  # fmt: skip
+            )
     return rows
 
 
@@ -239,14 +264,16 @@ def _goal_rows(found: Found) -> list[Row]:
         rival = found.get((task, "SAC"))
         rows.append(
             Row(
-                "Samples keep several good actions", f"Goals that {name} comes to, {task}",
-                float(number.mean()), interval=_interval(number),
+                "Samples keep several good actions",
+                f"Goals that {name} comes to, {task}",
+                float(number.mean()),
+                interval=_interval(number),
                 baseline=None if rival is None else ("SAC", float(rival.goals[0].mean())),
                 verdict="measured" if rival is None else _verdict(number, rival.goals[0]),
                 note="Exponential of the entropy over four equally good ones, from their middle, "
                 f"with exploration; {100 * arrived.mean():.0f} % of episodes come to one.",
             )
-        )  # fmt: skip
+        )
     return rows
 
 
@@ -263,21 +290,26 @@ def _mechanism_rows(found: Found) -> list[Row]:
             correlation = float(np.corrcoef(spread[first:], gap[first:])[0, 1])
             rows.append(
                 Row(
-                    claim, f"Correlation of spread and gap, {task}", correlation,
+                    claim,
+                    f"Correlation of spread and gap, {task}",
+                    correlation,
                     verdict="reproduced" if correlation > 0.5 else "not reproduced",
                     note=f"Over the last {gap.size - first} of {gap.size} evaluations, in which "
                     f"samples spread {spread[first]:.3g} to {spread[-1]:.3g}, and one step is "
                     f"{gap[first]:.3g} to {gap[-1]:.3g} from all steps out of the same noise.",
                 )
-            )  # fmt: skip
+            )
         ratio = float(gap[-1] / spread[-1])
         rows.append(
             Row(
-                claim, f"Gap over spread at the end, {task}", ratio, paper="1 for an exact flow",
+                claim,
+                f"Gap over spread at the end, {task}",
+                ratio,
+                paper="1 for an exact flow",
                 verdict="reproduced" if 0.8 <= ratio <= 1.25 else "not reproduced",
                 note="One step of an exact flow is the mean of its samples.",
             )
-        )  # fmt: skip
+        )
     return rows
 
 
@@ -288,31 +320,33 @@ def _theory_rows(course: theory.Course | None) -> list[Row]:
     rows = [
         Row(
             "The error of one Euler step is bounded by a variance",
-            "W2 over its bound at the end of training", float(ratio.mean()),
-            interval=_interval(ratio), verdict="reproduced" if held else "not reproduced",
+            "W2 over its bound at the end of training",
+            float(ratio.mean()),
+            interval=_interval(ratio),
+            verdict="reproduced" if held else "not reproduced",
             note=f"One step from t = 1/2; the bound holds at {'all' if held else 'not all'} "
             f"{course.step.size} points of all seeds.",
         )
         for ratio in [course.distance[-1] / course.bound[-1]]
-    ]  # fmt: skip
+    ]
     for name, share in course.modes.items():
         averaged = name == "FPMD-R, 1 step"
         right = bool(np.all(share < 0.1) if averaged else np.all(share > 0.8))
         rows.append(
             Row(
                 "One step of a flow is the mean of its modes, one of MeanFlow is not",
-                f"Samples near either mode, {name}", 100.0 * float(share.mean()),
-                interval=tuple(100.0 * x for x in _interval(share)), unit="%",
+                f"Samples near either mode, {name}",
+                100.0 * float(share.mean()),
+                interval=tuple(100.0 * x for x in _interval(share)),
+                unit="%",
                 verdict="reproduced" if right else "not reproduced",
                 note="Two good actions, -0.7 and 0.7, of equal weight; nearer than 0.3.",
             )
-        )  # fmt: skip
+        )
     return rows
 
 
-def _tables(
-    found: Found, rates: dict[tuple[str, str], float], config: Config
-) -> tuple[Table, ...]:  # fmt: skip
+def _tables(found: Found, rates: dict[tuple[str, str], float], config: Config) -> tuple[Table, ...]:
     tables = []
     for task in _tasks(found):
         ones = {name: one for (which, name), one in found.items() if which == task}
@@ -320,14 +354,31 @@ def _tables(
         tables.append(
             Table(
                 f"Returns on {task}",
-                ("Method", "Final", "95 % interval", "IQM", "Its interval", "Best so far",
-                 "Its interval", "Learning rate", "ms per step",
-                 *([f"Seconds to {target:g}"] if target is not None else [])),
+                (
+                    "Method",
+                    "Final",
+                    "95 % interval",
+                    "IQM",
+                    "Its interval",
+                    "Best so far",
+                    "Its interval",
+                    "Learning rate",
+                    "ms per step",
+                    *([f"Seconds to {target:g}"] if target is not None else []),
+                ),
                 tuple(
-                    (name, float(one.final.mean()), _range(one.final), float(stats.iqm(one.final)),
-                     _range(one.final, stats.iqm), float(one.best.mean()), _range(one.best),
-                     rates.get((task, name), config.learning_rate), 1e3 * one.seconds_per_step,
-                     *([_seconds_to(target, one, config)] if target is not None else []))
+                    (
+                        name,
+                        float(one.final.mean()),
+                        _range(one.final),
+                        float(stats.iqm(one.final)),
+                        _range(one.final, stats.iqm),
+                        float(one.best.mean()),
+                        _range(one.best),
+                        rates.get((task, name), config.learning_rate),
+                        1e3 * one.seconds_per_step,
+                        *([_seconds_to(target, one, config)] if target is not None else []),
+                    )
                     for name, one in ones.items()
                 ),
                 f"Means of {config.num_seeds} seeds, "
@@ -335,7 +386,7 @@ def _tables(
                 "environments, a gradient step of the critics for each (PPO has its own number). "
                 "Times are of all seeds in one program, without compilation and evaluation.",
             )
-        )  # fmt: skip
+        )
         acting = {name: one.modes for name, one in ones.items() if one.modes}
         if acting:
             steps = {"FPMD-R": config.flow_steps, "FPMD-M": 1}
@@ -344,26 +395,39 @@ def _tables(
                     f"Ways of acting on {task}",
                     ("Method", "Way", "Evaluations of the policy", "Of the critics", "Return"),
                     tuple(
-                        (name, mode,
-                         *rl.num_evaluations(
-                             mode, num_particles=config.num_particles,
-                             num_steps=steps.get(name, config.diffusion_steps)),
-                         float(returns.mean()))
-                        for name, modes in acting.items() if name in (*methods.OURS, "DPMD", "SDAC")
+                        (
+                            name,
+                            mode,
+                            *rl.num_evaluations(
+                                mode,
+                                num_particles=config.num_particles,
+                                num_steps=steps.get(name, config.diffusion_steps),
+                            ),
+                            float(returns.mean()),
+                        )
+                        for name, modes in acting.items()
+                        if name in (*methods.OURS, "DPMD", "SDAC")
                         for mode, returns in modes.items()
                     ),
                     "bon: the best of K samples by the critics; vanilla: one sample; one_step: one "
                     "sample in one step; zero_noise: one step from zero.",
                 )
-            )  # fmt: skip
+            )
     return tuple(tables)
 
 
 def _latency_tables(times: tuple[Latency, ...]) -> tuple[Table, ...]:
     if not times:
         return ()
-    columns = ("Method", "Way", "Evaluations of the policy", "Of the critics", "Batch", "p50, ms",
-               "p95, ms")  # fmt: skip
+    columns = (
+        "Method",
+        "Way",
+        "Evaluations of the policy",
+        "Of the critics",
+        "Batch",
+        "p50, ms",
+        "p95, ms",
+    )
     note = (
         f"Calls from the host, {latency.OBS} observations and {latency.ACTION} actions, three "
         "layers of 256, K = 32, N = 20 (FPMD-M: 1); at least "

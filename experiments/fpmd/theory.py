@@ -19,9 +19,7 @@ from jaxlab import rl
 from jaxlab.diffusion import closed_form, one_step, rectified_flow
 from jaxlab.rl import generators
 
-TARGET = closed_form.Mixture(
-    np.array([0.5, 0.5]), np.array([-0.7, 0.7]), np.array([0.1, 0.1])
-)  # fmt: skip
+TARGET = closed_form.Mixture(np.array([0.5, 0.5]), np.array([-0.7, 0.7]), np.array([0.1, 0.1]))
 START = 0.5
 """Where the bounded Euler step begins; it ends at 1."""
 OLD_STD = 0.7
@@ -91,9 +89,10 @@ def run(config: Config) -> Course:
             "distance": one_step.wasserstein(stepped[:, 0], other[:, 0]),
         }
         for name, generator, params, num_steps in (
-            ("FPMD-R, 1 step", flow, flow_params, 1), ("FPMD-R, 50 steps", flow, flow_params, 50),
+            ("FPMD-R, 1 step", flow, flow_params, 1),
+            ("FPMD-R, 50 steps", flow, flow_params, 50),
             ("FPMD-M, 1 step", mean, mean_params, 1),
-        ):  # fmt: skip
+        ):
             drawn = generators.draw(
                 generator, params, key_draw, zeros[:1], num_particles=SAMPLES, num_steps=num_steps
             )[:, 0]

@@ -80,10 +80,16 @@ def train(
         return found | {f"eval/{k}": jnp.mean(look(state)) for k, look in looks.items()}
 
     ended = loop.run(
-        _mean(method.learner), jax.random.key(config.seed), num_steps=num_steps,
-        chunk_size=max(num_steps // config.evaluations, 1), directory=folder, evaluate=evaluate,
-        save_every=config.save_every, max_to_keep=1, config=settings,
-    )  # fmt: skip
+        _mean(method.learner),
+        jax.random.key(config.seed),
+        num_steps=num_steps,
+        chunk_size=max(num_steps // config.evaluations, 1),
+        directory=folder,
+        evaluate=evaluate,
+        save_every=config.save_every,
+        max_to_keep=1,
+        config=settings,
+    )
     records = logging.read_jsonl(folder / "metrics.jsonl")
     names = [f"eval/return_{i}" for i in range(config.num_seeds)]
     returns = np.array([[record[key] for key in names] for record in records])
@@ -163,9 +169,13 @@ def _looks(
     def draw(state: rl.TrainState, num_steps: int) -> jax.Array:
         obs = _states(state)
         return generators.draw(
-            generator, state.policy_average, jax.random.key(0), obs, num_particles=PARTICLES,
+            generator,
+            state.policy_average,
+            jax.random.key(0),
+            obs,
+            num_particles=PARTICLES,
             num_steps=num_steps,
-        )  # fmt: skip
+        )
 
     def spread(state: rl.TrainState) -> jax.Array:
         variance = jnp.var(draw(state, generator.num_steps), axis=0)

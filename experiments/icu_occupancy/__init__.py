@@ -4,7 +4,7 @@ import dataclasses
 import pathlib
 from typing import Literal
 
-from experiments.result import Result
+from experiments.harness.result import Result
 
 SUMMARY = "ICU bed planning: from a CSV of stays to beds by overflow risk; the paper's tables"
 

@@ -7,8 +7,8 @@ import matplotlib.dates as mdates
 import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments import drawing
-from experiments.drawing import BLUE, COLORS, GREEN, INK, MUTED, ORANGE, RED
+from experiments.harness import drawing
+from experiments.harness.drawing import BLUE, COLORS, GREEN, INK, MUTED, ORANGE, RED
 
 
 def decomposition(
@@ -118,9 +118,14 @@ def overflow_risk(
         for alpha in alphas:
             axis.axhline(alpha, color=MUTED, lw=0.9, ls=":")
             axis.annotate(
-                f"{alpha:.0%}", (1, alpha), xycoords=("axes fraction", "data"), xytext=(3, 0),
-                textcoords="offset points", va="center", color=MUTED,
-            )  # fmt: skip
+                f"{alpha:.0%}",
+                (1, alpha),
+                xycoords=("axes fraction", "data"),
+                xytext=(3, 0),
+                textcoords="offset points",
+                va="center",
+                color=MUTED,
+            )
         axis.set_yscale("log")
         axis.set_ylim(1e-4, 1)
         axis.set_xlabel("beds")
@@ -144,24 +149,30 @@ def bed_counts(
     """Beds `[rule, site]` with intervals, one panel a site, and `marks` to compare them with."""
     with plt.rc_context(drawing.STYLE):
         figure, axes = plt.subplots(
-            1, len(names), figsize=(max(2.0 * len(names), 5), 3.2), sharey=True, squeeze=False,
+            1,
+            len(names),
+            figsize=(max(2.0 * len(names), 5), 3.2),
+            sharey=True,
+            squeeze=False,
             layout="constrained",
-        )  # fmt: skip
+        )
         position = np.arange(len(rules))[::-1]
         marks = np.broadcast_to(np.asarray(marks, float), counts.shape) if len(marks) else None
         for i, axis in enumerate(axes[0]):
             axis.hlines(position, low[:, i], high[:, i], color=BLUE, lw=5, alpha=0.3)
             axis.plot(counts[:, i], position, "o", color=BLUE, ms=5, label="our count")
             if marks is not None:
-                axis.plot(marks[:, i], position, "D", color=ORANGE, ms=5, mfc="none",
-                          label=mark_label)  # fmt: skip
+                axis.plot(
+                    marks[:, i], position, "D", color=ORANGE, ms=5, mfc="none", label=mark_label
+                )
             axis.set_title(names[i])
             axis.set_yticks(position, rules)
             axis.set_ylim(-0.6, len(rules) - 0.4)
             axis.set_xlabel(xlabel)
         if marks is not None:
-            figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center",
-                          ncols=2)  # fmt: skip
+            figure.legend(
+                *axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2
+            )
         drawing.save(figure, path)
 
 
@@ -169,9 +180,12 @@ def _panels(count: int, *, height: float = 2.6):
     columns = 1 if count == 1 else 2
     rows = -(-count // columns)
     figure, axes = plt.subplots(
-        rows, columns, figsize=(4.4 * columns, height * rows + 0.4), squeeze=False,
+        rows,
+        columns,
+        figsize=(4.4 * columns, height * rows + 0.4),
+        squeeze=False,
         layout="constrained",
-    )  # fmt: skip
+    )
     flat = list(axes.flat)
     for axis in flat[count:]:
         axis.set_axis_off()

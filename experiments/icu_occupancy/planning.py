@@ -12,10 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.stats
 
+from experiments.harness.result import Figure
 from experiments.icu_occupancy import figures
-from experiments.result import Figure
 from jaxlab import queueing as q
 from jaxlab.core import logging, loop, sharding
+from jaxlab.queueing.data import reading
 
 RULES = ("average", "5 % risk", "1 % risk", "peak", "85 % rule")
 """Bed rules in the order of `stack_rules`."""
@@ -69,10 +70,15 @@ def plan_study(stays: q.Stays, options: Options) -> Study:
     with jax.enable_x64(True):
         census = np.asarray(
             q.observed_census(
-                stays.day, stays.site, stays.los, stays.num_sites, stays.num_days,
-                discharge_day=stays.discharge_day, convention=options.convention,
+                stays.day,
+                stays.site,
+                stays.los,
+                stays.num_sites,
+                stays.num_days,
+                discharge_day=stays.discharge_day,
+                convention=options.convention,
             )
-        )  # fmt: skip
+        )
         plan = jax.device_get(
             planner(patients.los.shape, stays.num_days, u_max, options)(_on_device(patients))
         )
@@ -96,10 +102,7 @@ def planner(
     day = jax.ShapeDtypeStruct(shape, jnp.int32)
     value = jax.ShapeDtypeStruct(shape, jnp.float64)
     return q.compile_plan(
-        q.Patients(day, value, value, value),
-        num_days,
-        u_max=u_max,
-        bed_options=options._asdict(),
+        q.Patients(day, value, value, value), num_days, u_max=u_max, bed_options=options._asdict()
     )
 
 
@@ -200,7 +203,7 @@ def draw_figures(
 ) -> tuple[Figure, ...]:
     """Draws the six pictures of a planning study into `out`."""
     stays, plan, series = study.stays, study.plan, study.plan.series
-    dates = q.data.dates(stays.origin, stays.num_days)
+    dates = reading.dates(stays.origin, stays.num_days)
     busiest = int(np.argmax(series.rate))
     parts = series.arrivals.result
     names = stays.site_names
@@ -240,9 +243,14 @@ def draw_figures(
         q.ALPHAS,
     )
     figures.bed_counts(
-        out / files["beds"], names, RULES, counts, *interval,
-        marks=np.asarray(actual, float)[None] if actual else (), mark_label="beds today",
-    )  # fmt: skip
+        out / files["beds"],
+        names,
+        RULES,
+        counts,
+        *interval,
+        marks=np.asarray(actual, float)[None] if actual else (),
+        mark_label="beds today",
+    )
     captions = {
         "beds": "Beds by rule, with 95 % intervals from re-running the whole pipeline on "
         "resampled patients.",

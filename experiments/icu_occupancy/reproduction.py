@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.harness.result import Figure, Row, Table
 from experiments.icu_occupancy import figures, planning
-from experiments.result import Figure, Row, Table
 from jaxlab import queueing as q
 
 PAPER_OPTIONS = planning.Options("fisk_paper", "ceil", "drop", 1.0)
@@ -328,8 +328,13 @@ def _utilization_table(census, model, sites) -> Table:
     for r, rule in enumerate(CAPACITIES):
         for i, site in enumerate(sites):
             theirs = q.tasks.PUBLISHED_UTILIZATION[rule][i]
-            rows.append((rule, site, *(f"{m:.1f} ({s:.1f})" for m, s in
-                         (census[r, i], model[r, i], theirs))))  # fmt: skip
+            rows.append(
+                (
+                    rule,
+                    site,
+                    *(f"{m:.1f} ({s:.1f})" for m, s in (census[r, i], model[r, i], theirs)),
+                )
+            )
         system = [_system(values[r, :, 0], weights) for values in (census, model)]
         system.append(q.tasks.PUBLISHED_SYSTEM_UTILIZATION[rule])
         rows.append((rule, "weighted system", *(f"{m:.1f} ({s:.1f})" for m, s in system)))

@@ -6,9 +6,11 @@ import pathlib
 import jax
 import numpy as np
 
+from experiments.harness.result import Result, Row, Table
 from experiments.icu_occupancy import Config, planning, reproduction, tables
-from experiments.result import Result, Row, Table
 from jaxlab import queueing as q
+from jaxlab.queueing.census import simulate
+from jaxlab.queueing.data import reading
 
 PAPER = (
     "Akbari-Moghaddam, Down, Li, Eastwood, Abou Mehrem, Howlett: Data-Driven Bed Capacity "
@@ -167,7 +169,7 @@ def _write_tables(study, summary, out):
     """The daily result as CSV, for those who plot elsewhere."""
     stays, plan = study.stays, study.plan
     index = np.repeat(np.arange(stays.num_sites), stays.num_days)
-    day = np.tile(q.data.dates(stays.origin, stays.num_days), stays.num_sites)
+    day = np.tile(reading.dates(stays.origin, stays.num_days), stays.num_sites)
     inputs = jax.tree.map(np.asarray, plan.inputs)
     q.write_processed(out / "inputs.csv", inputs, site_names=stays.site_names, origin=stays.origin)
     bands = summary.quantiles.reshape(-1, summary.quantiles.shape[-1])
@@ -179,5 +181,5 @@ def _write_tables(study, summary, out):
             "mean_occupancy": plan.rho.reshape(-1),
             "observed_census": study.census.reshape(-1),
         }
-        | {f"simulated_{100 * level:g}%": bands[:, k] for k, level in enumerate(q.simulate.LEVELS)},
+        | {f"simulated_{100 * level:g}%": bands[:, k] for k, level in enumerate(simulate.LEVELS)},
     )

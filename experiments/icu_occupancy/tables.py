@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.stats
 
+from experiments.harness.result import Row, Table
 from experiments.icu_occupancy import planning
-from experiments.result import Row, Table
 from jaxlab import queueing as q
 
 
@@ -111,13 +111,19 @@ def utilization_table(study: planning.Study, summary: q.SimSummary, title: str) 
     return Table(
         title,
         (
-            "Site", "Rule", "Beds", "Utilization %, mean (SD)", "Days over 100 %, % observed",
-            "Days under 70 %, % observed", "Days over 100 %, % simulated", "Days an overflow lasts",
+            "Site",
+            "Rule",
+            "Beds",
+            "Utilization %, mean (SD)",
+            "Days over 100 %, % observed",
+            "Days under 70 %, % observed",
+            "Days over 100 %, % simulated",
+            "Days an overflow lasts",
         ),
         tuple(rows),
         "Observed: the census of the data. Simulated: patient-level Monte Carlo of unconstrained "
         f"demand, {int(summary.replications):,} replications.",
-    )  # fmt: skip
+    )
 
 
 def fit_table(study: planning.Study, title: str) -> Table:
@@ -139,13 +145,19 @@ def fit_table(study: planning.Study, title: str) -> Table:
         )
     return Table(
         title,
-        ("Site", "Mean census", "Mean of the model", "RMSE, beds", "Days inside the 90 % band, %",
-         "Census variance / mean"),
+        (
+            "Site",
+            "Mean census",
+            "Mean of the model",
+            "RMSE, beds",
+            "Days inside the 90 % band, %",
+            "Census variance / mean",
+        ),
         tuple(rows),
         "The rates follow the data's own trend, so the band holds more of the days they were "
         "estimated from than it promises for days to come. A unit that turns patients away has a "
         "ratio well below 1; Poisson demand has 1, give or take 0.1 or so over a few years.",
-    )  # fmt: skip
+    )
 
 
 def headline_rows(

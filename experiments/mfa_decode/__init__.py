@@ -4,7 +4,7 @@ import dataclasses
 import pathlib
 from typing import Literal
 
-from experiments.result import Result
+from experiments.harness.result import Result
 
 SUMMARY = "Decode attention of Step-3: share of the copy bandwidth, and every rival that runs"
 
@@ -46,15 +46,24 @@ class Config:
 
 PRESETS = {
     "smoke": Config(
-        batches=(1, 4), contexts=(256, 1024), lengths=("uniform",), kv=("f32",), num_heads=8,
-        head_dim=64, repeats=3,
+        batches=(1, 4),
+        contexts=(256, 1024),
+        lengths=("uniform",),
+        kv=("f32",),
+        num_heads=8,
+        head_dim=64,
+        repeats=3,
     ),
     "cpu": Config(
-        batches=(1, 4, 16), contexts=(512, 2048, 8192), kv=("f32", "bf16"), num_heads=16,
-        head_dim=128, max_tokens=32_768,
+        batches=(1, 4, 16),
+        contexts=(512, 2048, 8192),
+        kv=("f32", "bf16"),
+        num_heads=16,
+        head_dim=128,
+        max_tokens=32_768,
     ),
     "gpu": Config(),
-}  # fmt: skip
+}
 
 
 def run(config: Config, out: pathlib.Path, *, resume: bool = False) -> Result:

@@ -6,10 +6,11 @@ import pathlib
 import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments import bench, bench_mqa_decode, ceilings, drawing, result
-from experiments.bench import Measurement
+from experiments.bench import ceilings, mqa_decode, timing
+from experiments.bench.timing import Measurement
+from experiments.harness import drawing, result
+from experiments.harness.result import Figure, Result, Row
 from experiments.mfa_decode import Config
-from experiments.result import Figure, Result, Row
 from jaxlab.core import logging
 from jaxlab.kernels.mqa_decode.specs import Spec
 
@@ -39,7 +40,7 @@ def run(config: Config, out: pathlib.Path, *, resume: bool = False) -> Result:
             found[spec] = list(result.read(path, tuple[Measurement, ...]))
         else:
             try:
-                found[spec] = bench_mqa_decode.cells([spec], repeats=config.repeats)
+                found[spec] = mqa_decode.cells([spec], repeats=config.repeats)
             except RuntimeError as error:  # one cell's memory or compiler; the next may do
                 failures.append(str(error))
                 continue
@@ -60,7 +61,7 @@ def run(config: Config, out: pathlib.Path, *, resume: bool = False) -> Result:
         interval_label="the least and the most over cells",
         rows=(*_share_rows(found, config), *_rival_rows(cells), _error_row(cells)),
         figures=(_figure(found, out),),
-        tables=(bench.as_table(cells, "Every cell"),),
+        tables=(timing.as_table(cells, "Every cell"),),
         limits=(
             *LIMITS,
             f"Copy bandwidth measured: {copied / 1e9:,.0f} GB/s.",
@@ -96,15 +97,27 @@ def _share_rows(found: dict[Spec, list[Measurement]], config: Config) -> list[Ro
         claim = "Decode attention runs at the memory's speed"
         if large:
             rows.append(
-                Row(claim, metric, float(np.median(large)), interval=(min(large), max(large)),
-                    unit="%", paper=PAPER_SHARE if (kv, lengths) == ("bf16", "uniform") else None,
-                    note=f"Median of {len(large)} cells; in brackets the least and the most.")
-            )  # fmt: skip
+                Row(
+                    claim,
+                    metric,
+                    float(np.median(large)),
+                    interval=(min(large), max(large)),
+                    unit="%",
+                    paper=PAPER_SHARE if (kv, lengths) == ("bf16", "uniform") else None,
+                    note=f"Median of {len(large)} cells; in brackets the least and the most.",
+                )
+            )
         else:
             rows.append(
-                Row(claim, metric, None, verdict="not measured", unit="%",
-                    note="No cell of this run is so large.")
-            )  # fmt: skip
+                Row(
+                    claim,
+                    metric,
+                    None,
+                    verdict="not measured",
+                    unit="%",
+                    note="No cell of this run is so large.",
+                )
+            )
     return rows
 
 
@@ -117,20 +130,25 @@ def _rival_rows(cells: list[Measurement]) -> list[Row]:
         rows.append(
             Row(
                 "Not slower than any rival on the same device",
-                f"Time of {name} over ours", float(np.median(ratios)), interval=(low, high),
-                baseline=("parity", 1.0), verdict=verdict,
+                f"Time of {name} over ours",
+                float(np.median(ratios)),
+                interval=(low, high),
+                baseline=("parity", 1.0),
+                verdict=verdict,
                 note=f"Median of {ratios.size} cells, and the least and the most.",
             )
-        )  # fmt: skip
+        )
     return rows
 
 
 def _error_row(cells: list[Measurement]) -> Row:
     worst = max((item for item in cells if item.error is not None), key=lambda item: item.error)
     return Row(
-        "Every cell is checked", "Largest deviation from the reference, over the largest value",
-        worst.error, note=f"On {worst.shape}; float32 below 1e-5, bfloat16 below 2e-2 expected.",
-    )  # fmt: skip
+        "Every cell is checked",
+        "Largest deviation from the reference, over the largest value",
+        worst.error,
+        note=f"On {worst.shape}; float32 below 1e-5, bfloat16 below 2e-2 expected.",
+    )
 
 
 def _figure(found: dict[Spec, list[Measurement]], out: pathlib.Path) -> Figure:
@@ -140,10 +158,13 @@ def _figure(found: dict[Spec, list[Measurement]], out: pathlib.Path) -> Figure:
         for index, (kv, lengths) in enumerate(kinds):
             cells = {s: i[0] for s, i in found.items() if (s.kv, s.lengths) == (kv, lengths)}
             axis.plot(
-                [spec.B * spec.S for spec in cells], [share(item) for item in cells.values()], "o",
-                color=drawing.COLORS[index % 7], markersize=4 + 2 * (lengths == "uniform"),
+                [spec.B * spec.S for spec in cells],
+                [share(item) for item in cells.values()],
+                "o",
+                color=drawing.COLORS[index % 7],
+                markersize=4 + 2 * (lengths == "uniform"),
                 label=f"{kv}, {lengths}",
-            )  # fmt: skip
+            )
         axis.axhline(100.0, color=drawing.MUTED, linewidth=1, linestyle="--")
         axis.set_xscale("log", base=2)
         axis.set_ylim(0.0)

@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 
-from experiments.result import Result
+from experiments.harness.result import Result
 
 SUMMARY = "Attention quality: MHA, GQA, MQA, MLA, MFA, MFA-KR at equal parameters, recall and bytes"
 
@@ -41,9 +41,15 @@ class Config:
 
     def __post_init__(self):
         least = {
-            "num_seeds": 2, "d_model": 64, "num_layers": 1, "length": 4, "recall_length": 8,
-            "tokens": max(self.length, self.recall_length), "num_steps": 10, "eval_batches": 1,
-        }  # fmt: skip
+            "num_seeds": 2,
+            "d_model": 64,
+            "num_layers": 1,
+            "length": 4,
+            "recall_length": 8,
+            "tokens": max(self.length, self.recall_length),
+            "num_steps": 10,
+            "eval_batches": 1,
+        }
         for name, bound in least.items():
             if getattr(self, name) < bound:
                 raise ValueError(f"{name} must be at least {bound}, got {getattr(self, name)}")
@@ -62,15 +68,25 @@ class Config:
 
 PRESETS = {
     "smoke": Config(
-        num_seeds=2, learning_rates=(8e-3,), variants=("MHA", "MQA", "MFA"), num_layers=1,
-        tokens=512, num_steps=60, eval_batches=4,
+        num_seeds=2,
+        learning_rates=(8e-3,),
+        variants=("MHA", "MQA", "MFA"),
+        num_layers=1,
+        tokens=512,
+        num_steps=60,
+        eval_batches=4,
     ),
     "cpu": Config(),
     "gpu": Config(
-        d_model=256, num_layers=4, length=256, recall_length=256, pairs=(16, 64), tokens=16_384,
+        d_model=256,
+        num_layers=4,
+        length=256,
+        recall_length=256,
+        pairs=(16, 64),
+        tokens=16_384,
         learning_rates=(2e-3, 4e-3),
     ),
-}  # fmt: skip
+}
 
 
 def run(config: Config, out: pathlib.Path, *, resume: bool = False) -> Result:

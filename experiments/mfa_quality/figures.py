@@ -6,13 +6,17 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments import drawing
-from experiments.result import Figure
+from experiments.harness import drawing
+from experiments.harness.result import Figure
 
 COLORS = {
-    "MHA": drawing.INK, "GQA": drawing.GREEN, "MQA": drawing.ORANGE, "MLA": drawing.VIOLET,
-    "MFA": drawing.BLUE, "MFA-KR": drawing.SKY,
-}  # fmt: skip
+    "MHA": drawing.INK,
+    "GQA": drawing.GREEN,
+    "MQA": drawing.ORANGE,
+    "MLA": drawing.VIOLET,
+    "MFA": drawing.BLUE,
+    "MFA-KR": drawing.SKY,
+}
 UNITS = {"recall": "Loss (bits a recalled value)", "bytes": "Loss (bits per byte)"}
 
 
@@ -34,9 +38,14 @@ def _quality(found: dict, titles: dict[str, str], out: pathlib.Path) -> Figure:
                 axis.plot(x[0], one.loss.mean(), "_", color=COLORS[name], markersize=15, mew=2)
             for (x, y), names in _together(outcomes).items():
                 axis.annotate(
-                    ", ".join(names), (x, y), xytext=(9, 0), textcoords="offset points",
-                    fontsize=7.5, color=COLORS[names[0]], va="center",
-                )  # fmt: skip
+                    ", ".join(names),
+                    (x, y),
+                    xytext=(9, 0),
+                    textcoords="offset points",
+                    fontsize=7.5,
+                    color=COLORS[names[0]],
+                    va="center",
+                )
             axis.set_xscale("log", base=2)
             ticks = sorted({one.model.cached for one in outcomes.values()})
             axis.set_xticks(ticks, [str(tick) for tick in ticks])
@@ -80,9 +89,13 @@ def _curves(found: dict, titles: dict[str, str], out: pathlib.Path) -> Figure:
                 steps, losses = one.curve
                 axis.plot(steps, losses.mean(axis=1), color=COLORS[name], label=name)
                 axis.fill_between(
-                    steps, losses.min(axis=1), losses.max(axis=1), color=COLORS[name], alpha=0.1,
+                    steps,
+                    losses.min(axis=1),
+                    losses.max(axis=1),
+                    color=COLORS[name],
+                    alpha=0.1,
                     linewidth=0,
-                )  # fmt: skip
+                )
             axis.set_title(title)
             axis.set_xlabel("Training steps")
             axis.set_ylabel(UNITS[task])

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.stats
 
+from experiments.harness.result import Result, Row, Table
 from experiments.mfa_quality import Config, figures, tasks, training, variants
 from experiments.mfa_quality.variants import REFERENCE, Model
-from experiments.result import Result, Row, Table
 from jaxlab.core import logging
 
 PAPER = (
@@ -71,9 +71,11 @@ def run(config: Config, out: pathlib.Path, *, resume: bool = False) -> Result:
             found[task_name, name] = outcome = _unit(config, model, task, folder)
             progress(
                 len(found),
-                {f"{task_name}/{name}/loss": float(outcome.loss.mean()),
-                 f"{task_name}/{name}/error": float(outcome.error.mean())},
-            )  # fmt: skip
+                {
+                    f"{task_name}/{name}/loss": float(outcome.loss.mean()),
+                    f"{task_name}/{name}/error": float(outcome.error.mean()),
+                },
+            )
     getattr(progress, "close", lambda: None)()
     titles = {name: task.title for name, task in todo.items()}
     return Result(
@@ -89,14 +91,14 @@ def run(config: Config, out: pathlib.Path, *, resume: bool = False) -> Result:
     )
 
 
-def _unit(
-    config: Config, model: Model, task: tasks.Task, folder: pathlib.Path
-) -> Outcome:  # fmt: skip
+def _unit(config: Config, model: Model, task: tasks.Task, folder: pathlib.Path) -> Outcome:
     """Tunes the learning rate on a run of its own each, then trains the seeds."""
     common = {
-        "num_steps": config.num_steps, "eval_batches": config.eval_batches,
-        "config": dataclasses.asdict(config), "log": [],
-    }  # fmt: skip
+        "num_steps": config.num_steps,
+        "eval_batches": config.eval_batches,
+        "config": dataclasses.asdict(config),
+        "log": [],
+    }
     root = jax.random.key(config.seed)
     rates = jnp.asarray(config.learning_rates, jnp.float32)
     # The same key for every rate: they differ in the rate alone.
@@ -105,15 +107,19 @@ def _unit(
     if rates.size > 1:
         tuning, _ = training.train(
             model, task, same, rates, directory=folder / "tuning", held_out="tune", **common
-        )  # fmt: skip
+        )
     best = config.learning_rates[int(np.argmin(tuning))]
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(
         root, jnp.arange(1, config.num_seeds + 1)
     )
     loss, error = training.train(
-        model, task, keys, jnp.full(keys.shape, best, jnp.float32), directory=folder / "seeds",
+        model,
+        task,
+        keys,
+        jnp.full(keys.shape, best, jnp.float32),
+        directory=folder / "seeds",
         **common,
-    )  # fmt: skip
+    )
     curve = training.read_curves(folder / "seeds", "loss")
     return Outcome(model, best, tuple(map(float, tuning)), loss, error, curve)
 
@@ -131,11 +137,13 @@ def _rows(found: dict[tuple[str, str], Outcome], config: Config) -> tuple[Row, .
                 Row(
                     "The cache of MFA is a fraction of MHA's",
                     f"Cache of {name}, share of MHA's",
-                    100.0 * cached[name] / cached[REFERENCE], unit="%", paper=paper,
+                    100.0 * cached[name] / cached[REFERENCE],
+                    unit="%",
+                    paper=paper,
                     note="The paper's 7-billion model: 24.6 and 12.3 KB a token of 196.6. Ours is "
                     "narrower, and its heads are not made smaller in proportion.",
                 )
-            )  # fmt: skip
+            )
     return tuple(rows)
 
 
@@ -150,16 +158,21 @@ def _row(
     verdict = "better" if high < 0.0 else "worse" if low > 0.0 else "no clear difference"
     recalled = (
         f" Recalled: {100 * (1 - a.error.mean()):.1f} % against {100 * (1 - b.error.mean()):.1f} %."
-        if task == "recall" else ""
-    )  # fmt: skip
+        if task == "recall"
+        else ""
+    )
     return Row(
-        claim, f"Loss of {ours}, {task}", loss, interval=(loss - half, loss + half),
-        baseline=(rival, other), verdict=verdict,
+        claim,
+        f"Loss of {ours}, {task}",
+        loss,
+        interval=(loss - half, loss + half),
+        baseline=(rival, other),
+        verdict=verdict,
         unit="bits" if task == "recall" else "bits per byte",
         note=f"Less that of {rival}: {loss - other:+.4f} ({low:+.4f} to {high:+.4f}), over "
         f"{a.loss.size} seeds. Cache: {100 * a.model.cached / b.model.cached:.0f} % of {rival}'s."
         + recalled,
-    )  # fmt: skip
+    )
 
 
 def _half_width(x: np.ndarray) -> float:
@@ -175,16 +188,26 @@ def _table(found: dict[tuple[str, str], Outcome], task: str, title: str) -> Tabl
             half = _half_width(one.loss)
             rows.append(
                 (
-                    name, one.model.cached, one.model.num_parameters, one.model.hidden,
-                    f"{one.learning_rate:g}", float(one.loss.mean()),
+                    name,
+                    one.model.cached,
+                    one.model.num_parameters,
+                    one.model.hidden,
+                    f"{one.learning_rate:g}",
+                    float(one.loss.mean()),
                     f"± {half:.3f}",
                     100.0 * float(one.error.mean()),
                 )
-            )  # fmt: skip
+            )
     columns = (
-        "Attention", "Cache", "Parameters", "FFN width", "Rate", "Loss (bits)", "95 % interval",
+        "Attention",
+        "Cache",
+        "Parameters",
+        "FFN width",
+        "Rate",
+        "Loss (bits)",
+        "95 % interval",
         "Wrong (%)",
-    )  # fmt: skip
+    )
     return Table(
         title,
         columns,
@@ -198,9 +221,10 @@ def _summary(found: dict[tuple[str, str], Outcome]) -> str:
     parts = []
     for task, what in (("recall", "associative recall"), ("bytes", "Python sources as bytes")):
         losses = {
-            name: float(one.loss.mean()) for (name_task, name), one in found.items()
+            name: float(one.loss.mean())
+            for (name_task, name), one in found.items()
             if name_task == task and name in ("MHA", "MFA", "MQA", "MFA-KR")
-        }  # fmt: skip
+        }
         if losses:
             listed = ", ".join(f"{name} {loss:.3f}" for name, loss in losses.items())
             parts.append(f"{what}: {listed}")

@@ -34,9 +34,18 @@ class State(NamedTuple):
 
 
 def train(
-    model: Model, task: Task, keys: jax.Array, learning_rates: jax.Array, *, num_steps: int,
-    eval_batches: int, directory: pathlib.Path, config: dict, log: list, held_out: str = "test",
-) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    model: Model,
+    task: Task,
+    keys: jax.Array,
+    learning_rates: jax.Array,
+    *,
+    num_steps: int,
+    eval_batches: int,
+    directory: pathlib.Path,
+    config: dict,
+    log: list,
+    held_out: str = "test",
+) -> tuple[np.ndarray, np.ndarray]:
     """Trains a run for every key, or goes on with what `directory` holds.
 
     Args:
@@ -63,9 +72,16 @@ def train(
     # `loop.run` hands one key to `init`; the runs' own are closed over.
     many = Algorithm(lambda _: jax.vmap(algorithm.init)(keys, learning_rates), _mean(algorithm))
     ended = loop.run(
-        many, keys[0], num_steps=num_steps, chunk_size=max(num_steps // 20, 1), directory=directory,
-        config=config, evaluate=measured, log=log, save_every=5,
-    )  # fmt: skip
+        many,
+        keys[0],
+        num_steps=num_steps,
+        chunk_size=max(num_steps // 20, 1),
+        directory=directory,
+        config=config,
+        evaluate=measured,
+        log=log,
+        save_every=5,
+    )
     return tuple(
         np.array([ended.metrics[f"eval/{what}_{name}"] for name in names])
         for what in ("loss", "error")
@@ -86,9 +102,7 @@ def make_algorithm(model: Model, task: Task, num_steps: int) -> Algorithm:
     def init(key: jax.Array, learning_rate: jax.Array) -> State:
         key, key_params = jax.random.split(key)
         params = model.decoder.init(key_params)
-        return State(
-            params, optimizer.init(params), key, jnp.zeros((), jnp.int32), learning_rate
-        )  # fmt: skip
+        return State(params, optimizer.init(params), key, jnp.zeros((), jnp.int32), learning_rate)
 
     def step(state: State) -> tuple[State, Metrics]:
         key, key_data = jax.random.split(state.key)

@@ -59,8 +59,13 @@ def _mfa_config(D: int, depth: int) -> factorized.MfaConfig:
 
 
 TABLE: dict[str, Callable[[int, int], Layer]] = {
-    "MHA": _mha, "GQA": _gqa, "MQA": _mqa, "MLA": _mla, "MFA": _mfa, "MFA-KR": _mfa_kr,
-}  # fmt: skip
+    "MHA": _mha,
+    "GQA": _gqa,
+    "MQA": _mqa,
+    "MLA": _mla,
+    "MFA": _mfa,
+    "MFA-KR": _mfa_kr,
+}
 """By name, `make(d_model, depth)`. A token leaves 2D elements a layer with MHA, D with GQA, D/2
 with MQA, MLA and MFA, D/4 with MFA-KR."""
 

@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 
-from experiments.result import Result
+from experiments.harness.result import Result
 
 SUMMARY = "Decoding cost: nine models on four accelerators, bounds, the deployment planner"
 

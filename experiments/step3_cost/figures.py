@@ -7,8 +7,8 @@ import matplotlib.pyplot as plt
 import matplotlib.ticker
 import numpy as np
 
-from experiments import drawing
-from experiments.result import Figure
+from experiments.harness import drawing
+from experiments.harness.result import Figure
 from jaxlab.serving import cost
 from jaxlab.serving.cost import Accelerator, ModelSpec
 
@@ -16,9 +16,13 @@ EMPHASIZED = "Step-3"
 
 
 def draw(
-    models: list[ModelSpec], accelerators: list[Accelerator], contexts: Sequence[int], plans: list,
-    planned: str, out: pathlib.Path,
-) -> tuple[Figure, ...]:  # fmt: skip
+    models: list[ModelSpec],
+    accelerators: list[Accelerator],
+    contexts: Sequence[int],
+    plans: list,
+    planned: str,
+    out: pathlib.Path,
+) -> tuple[Figure, ...]:
     """Draws all four."""
     return (
         _pareto(models, accelerators, out),
@@ -45,9 +49,12 @@ def _label(axis: plt.Axes, points: list[tuple[float, float, str]]) -> None:
     """Names beside points, above and below in turn from left to right."""
     for index, (x, y, name) in enumerate(sorted(points)):
         axis.annotate(
-            name, (x, y), xytext=(5, 4 if index % 2 else -10), textcoords="offset points",
+            name,
+            (x, y),
+            xytext=(5, 4 if index % 2 else -10),
+            textcoords="offset points",
             fontsize=7.5,
-        )  # fmt: skip
+        )
 
 
 def _color(name: str, index: int) -> str:
@@ -101,19 +108,28 @@ def _intensity(
         for index, accelerator in enumerate(accelerators):
             style = ("-", "--", "-.", ":")[index % 4]
             axis.plot(
-                grid / 1e6, accelerator.ratio * grid / 1e9, style, color=drawing.MUTED,
-                linewidth=1.1, label=f"{accelerator.name}, {accelerator.ratio:.0f} FLOP/B",
-            )  # fmt: skip
+                grid / 1e6,
+                accelerator.ratio * grid / 1e9,
+                style,
+                color=drawing.MUTED,
+                linewidth=1.1,
+                label=f"{accelerator.name}, {accelerator.ratio:.0f} FLOP/B",
+            )
         for index, (model, c) in enumerate(zip(models, at, strict=True)):
             axis.plot(
-                c.kv_bytes / 1e6, c.attention_flops / 1e9, "o", markersize=6,
+                c.kv_bytes / 1e6,
+                c.attention_flops / 1e9,
+                "o",
+                markersize=6,
                 color=_color(model.name, index),
-            )  # fmt: skip
+            )
         _label(
             axis,
-            [(c.kv_bytes / 1e6, c.attention_flops / 1e9, m.name)
-             for m, c in zip(models, at, strict=True)],
-        )  # fmt: skip
+            [
+                (c.kv_bytes / 1e6, c.attention_flops / 1e9, m.name)
+                for m, c in zip(models, at, strict=True)
+            ],
+        )
         axis.set_xscale("log")
         axis.set_yscale("log")
         axis.set_xlabel("KV cache read per token (MB)")
@@ -130,18 +146,23 @@ def _intensity(
 
 
 def _contexts(
-    models: list[ModelSpec], accelerators: list[Accelerator], contexts: Sequence[int],
+    models: list[ModelSpec],
+    accelerators: list[Accelerator],
+    contexts: Sequence[int],
     out: pathlib.Path,
-) -> Figure:  # fmt: skip
+) -> Figure:
     with plt.rc_context(drawing.STYLE):
         figure, axis = plt.subplots(figsize=(6.4, 3.8))
         for index, model in enumerate(models):
             usd = [cost.cheapest(model, accelerators, context).usd for context in contexts]
             axis.plot(
-                [c / 1024 for c in contexts], usd, "-" if index < 6 else "--",
-                color=_color(model.name, index), label=model.name,
+                [c / 1024 for c in contexts],
+                usd,
+                "-" if index < 6 else "--",
+                color=_color(model.name, index),
+                label=model.name,
                 linewidth=2.2 if model.name == EMPHASIZED else 1.3,
-            )  # fmt: skip
+            )
         _logarithmic(axis, contexts)
         axis.set_title("Cost of a decoded token, each part where it is cheapest")
         axis.legend(ncols=2)
@@ -159,8 +180,9 @@ def _deployments(plans: list, contexts: Sequence[int], planned: str, out: pathli
         for index, (name, found) in enumerate(plans):
             points = [
                 (context / 1024, usd)
-                for context, (_, usd) in zip(contexts, found, strict=True) if usd is not None
-            ]  # fmt: skip
+                for context, (_, usd) in zip(contexts, found, strict=True)
+                if usd is not None
+            ]
             if points:
                 x, y = zip(*points, strict=True)
                 axis.plot(x, y, "o-", color=drawing.COLORS[index % 7], label=name, markersize=4)

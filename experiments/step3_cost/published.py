@@ -59,16 +59,19 @@ DEPLOYMENTS = (
     Served("2A2F", "Step-3", 4096, 2, 2, 6144, 4039.0),
     Served("4A2F", "Step-3", 8192, 4, 2, 6144, 2643.0),
     Served("3A2F", "Step-3, BF16 cache", 4096, 3, 2, 6048, 3321.0),
+    Served("16A2F", "Step-3", 32768, 16, 2, 6144, 898.0, "The paper scales its 4,039 by 4/18."),
     Served(
-        "16A2F", "Step-3", 32768, 16, 2, 6144, 898.0,
-        "The paper scales its 4,039 by 4/18.",
-    ),
-    Served(
-        "3A4F", "Step-3, twice the experts", 4096, 3, 4, 3 * 3072, 3291.0,
+        "3A4F",
+        "Step-3, twice the experts",
+        4096,
+        3,
+        4,
+        3 * 3072,
+        3291.0,
         "The paper measures a model of more than 600B with micro-batches of 3,072; its sizes and "
         "context are not published, here Step-3 with 96 routed experts at 4K.",
     ),
-)  # fmt: skip
+)
 
 RATES = (("Step-3", 4096, 13_239.0, 4039.0, 0.305), ("Step-3", 8192, 8_793.0, 2643.0, 0.301))
 """Model, context, tokens/s of one H800 by the cost model, measured, and their ratio."""

@@ -4,7 +4,7 @@ import dataclasses
 import os
 import pathlib
 
-from experiments.result import Result
+from experiments.harness.result import Result
 
 SUMMARY = "Constrained optimization from function values: ZOFL against 13 zeroth-order rivals"
 
@@ -41,9 +41,13 @@ class Config:
 
     def __post_init__(self):
         least = {
-            "num_seeds": 2, "tuning_seeds": 0, "max_queries": 200, "instances": 1, "largest_n": 2,
+            "num_seeds": 2,
+            "tuning_seeds": 0,
+            "max_queries": 200,
+            "instances": 1,
+            "largest_n": 2,
             "largest_ratio": 1,
-        }  # fmt: skip
+        }
         for name, bound in least.items():
             if getattr(self, name) < bound:
                 raise ValueError(f"{name} must be at least {bound}, got {getattr(self, name)}")

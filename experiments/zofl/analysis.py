@@ -235,7 +235,7 @@ def _solve_times():
         # Gaps are relative already: the optimum is 0 and the scale 1. One below is as far off.
         return profiles.queries_to_solve(
             jnp.abs(gap), violation, queries, 0.0, 0.0, tau=tau, feasibility_tol=tol
-        )  # fmt: skip
+        )
 
     return jax.jit(jax.vmap(solve, (0, 0, 0, None, None)))
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import solvers_zofl
+from experiments.rivals import solvers
 from experiments.zofl import problems, units
 from experiments.zofl.problems import Task
 from experiments.zofl.units import Record, Unit
@@ -39,23 +39,22 @@ def run_unit(
         rows = []
         for sigma in sigmas:
             noisy = noise.with_noise(task.problem, sigma)
-            always_same = sigma == 0.0 and solver in solvers_zofl.SCIPY
+            always_same = sigma == 0.0 and solver in solvers.SCIPY
             runs = [
                 _trace(task, solver, noisy, sigma, seed + index)
                 for index in range(1 if always_same or solver in ONE_SEED else num_seeds)
             ]
             rows.append([runs[index % len(runs)] for index in range(num_seeds)])
     stacked = jax.tree.map(
-        lambda *leaves: np.stack(leaves).reshape(len(sigmas), 1, num_seeds, -1),
-        *sum(rows, []),
-    )  # fmt: skip
+        lambda *leaves: np.stack(leaves).reshape(len(sigmas), 1, num_seeds, -1), *sum(rows, [])
+    )
     record = jax.tree.map(lambda leaf: np.repeat(leaf, 2, axis=1), stacked)
     seconds = np.array([0.0, time.perf_counter() - clock])
     return Unit(record, np.zeros((len(sigmas), 0)), np.zeros(len(sigmas), int), seconds)
 
 
 def _trace(task: Task, solver: str, noisy, sigma: float, seed: int) -> Record:
-    found = solvers_zofl.solve(
+    found = solvers.solve(
         noisy,
         solver,
         budget=min(QUERIES, task.budget),

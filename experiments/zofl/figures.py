@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments import drawing
-from experiments.result import Figure
+from experiments.harness import drawing
+from experiments.harness.result import Figure
 from experiments.zofl import analysis, methods, units
 from experiments.zofl.analysis import Comparison
 from experiments.zofl.problems import tolerance
@@ -50,8 +50,14 @@ def progress(
                 axis.fill_between(x, low, high, color=style["color"], alpha=0.16, lw=0)
                 axis.plot(x, middle, label=name, **style)
         axes[1].axhline(tol, color=drawing.INK, lw=0.9, ls=":")
-        axes[1].annotate("feasible below", (0.01, tol), xycoords=("axes fraction", "data"),
-                         va="bottom", fontsize=8, color=drawing.MUTED)  # fmt: skip
+        axes[1].annotate(
+            "feasible below",
+            (0.01, tol),
+            xycoords=("axes fraction", "data"),
+            va="bottom",
+            fontsize=8,
+            color=drawing.MUTED,
+        )
         for axis, label in zip(axes, ("|f − f*|, relative", "largest violation"), strict=True):
             axis.set_xscale("log")
             axis.set_yscale("log")
@@ -145,9 +151,10 @@ def _draw_profiles(comparison: Comparison, level: int, out: pathlib.Path) -> Fig
     applicable = [
         name
         for name in comparison.methods
-        if all(analysis.final(comparison, task, name, level) is not None
-               for task in comparison.tasks)
-    ]  # fmt: skip
+        if all(
+            analysis.final(comparison, task, name, level) is not None for task in comparison.tasks
+        )
+    ]
     # A row per run: problems times seeds.
     times = np.stack(
         [

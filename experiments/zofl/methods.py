@@ -18,7 +18,8 @@ import numpy as np
 
 from experiments.zofl.problems import Task, allowance
 from jaxlab.core.types import Algorithm
-from jaxlab.zeroth_order import (
+from jaxlab.zeroth_order import settings, zofl
+from jaxlab.zeroth_order.baselines import (
     barrier,
     block_descent,
     conex,
@@ -26,8 +27,6 @@ from jaxlab.zeroth_order import (
     primal_dual,
     safe_qcqp,
     safeopt,
-    settings,
-    zofl,
 )
 from jaxlab.zeroth_order.problem import Problem
 
@@ -145,9 +144,12 @@ def _primal_dual(build: Callable[..., Algorithm], alpha: float, u: float) -> Cal
 
     def make(task: Task, problem: Problem, candidate: Candidate, num_steps: int) -> Algorithm:
         return build(
-            problem, alpha=alpha * candidate[0], beta=candidate[1], u=_radius(problem, u),
+            problem,
+            alpha=alpha * candidate[0],
+            beta=candidate[1],
+            u=_radius(problem, u),
             feasibility_tol=_kept(problem),
-        )  # fmt: skip
+        )
 
     return make
 
@@ -260,55 +262,93 @@ TABLE: dict[str, Method] = {
     "zofl-midpoint": _zofl("ZOFL midpoint", probes=2, scheme="midpoint"),
     "zofl-momentum": _zofl("ZOFL momentum", scheme="momentum"),
     "zo-minmax": Method(
-        "ZO-MinMax", _primal_dual(primal_dual.make_zo_minmax, 0.1, 1e-3), lambda p: (1, 2),
-        _duals(0.003), (1.0, 0.003),
+        "ZO-MinMax",
+        _primal_dual(primal_dual.make_zo_minmax, 0.1, 1e-3),
+        lambda p: (1, 2),
+        _duals(0.003),
+        (1.0, 0.003),
     ),
     "zoagp": Method(
-        "ZOAGP", _primal_dual(primal_dual.make_zoagp, 0.3, 0.003), lambda p: (1, p.n + 1),
-        _duals(0.09), (1.0, 0.09),
+        "ZOAGP",
+        _primal_dual(primal_dual.make_zoagp, 0.3, 0.003),
+        lambda p: (1, p.n + 1),
+        _duals(0.09),
+        (1.0, 0.09),
     ),
     "zoeg": Method(
-        "ZOEG", _primal_dual(primal_dual.make_zoeg, 0.03, 1e-3), lambda p: (0, 4),
-        _duals(0.03), (1.0, 0.03),
+        "ZOEG",
+        _primal_dual(primal_dual.make_zoeg, 0.03, 1e-3),
+        lambda p: (0, 4),
+        _duals(0.03),
+        (1.0, 0.03),
     ),
     "zoceg": Method(
-        "ZOCEG", _primal_dual(primal_dual.make_zoceg, 0.03, 1e-3), lambda p: (0, 2 * (p.n + 1)),
-        _duals(0.03, 3.0), (1.0, 0.03),
+        "ZOCEG",
+        _primal_dual(primal_dual.make_zoceg, 0.03, 1e-3),
+        lambda p: (0, 2 * (p.n + 1)),
+        _duals(0.03, 3.0),
+        (1.0, 0.03),
     ),
     "zob-gda": Method(
-        "ZOB-GDA", _primal_dual(block_descent.make_zob_gda, 0.08, 0.003),
-        lambda p: (0, math.ceil(math.sqrt(p.n)) + 1), _duals(0.05), (1.0, 0.05),
+        "ZOB-GDA",
+        _primal_dual(block_descent.make_zob_gda, 0.08, 0.003),
+        lambda p: (0, math.ceil(math.sqrt(p.n)) + 1),
+        _duals(0.05),
+        (1.0, 0.05),
     ),
     "zob-sgda": Method(
-        "ZOB-SGDA", _zob_sgda, lambda p: (0, math.ceil(0.75 * math.sqrt(p.n)) + 1),
-        _duals(0.05), (1.0, 0.05),
+        "ZOB-SGDA",
+        _zob_sgda,
+        lambda p: (0, math.ceil(0.75 * math.sqrt(p.n)) + 1),
+        _duals(0.05),
+        (1.0, 0.05),
     ),
     "szo-conex": Method(
-        "SZO-ConEx", _primal_dual(conex.make_szo_conex, 0.03, 0.01),
-        lambda p: (0, 2 * (1 + 2 * p.m_eq + p.m_ineq)), _duals(0.009, 3.0), (1.0, 0.009),
+        "SZO-ConEx",
+        _primal_dual(conex.make_szo_conex, 0.03, 0.01),
+        lambda p: (0, 2 * (1 + 2 * p.m_eq + p.m_ineq)),
+        _duals(0.009, 3.0),
+        (1.0, 0.009),
         averages=True,
     ),
     "quadratic-penalty": Method(
-        "quadratic penalty", _penalty(penalty.make_quadratic_penalty), _around,
-        QUADRATIC, (10.0, 1.0),
+        "quadratic penalty",
+        _penalty(penalty.make_quadratic_penalty),
+        _around,
+        QUADRATIC,
+        (10.0, 1.0),
     ),
     "exact-penalty": Method(
         "exact penalty", _penalty(penalty.make_exact_penalty), _around, EXACT, (10.0, 1.0)
     ),
     "switching": Method("switching", _switching, _around, LEVELS, (1.0, 1e-3)),
     "lb-sgd": Method(
-        "LB-SGD", _lb_sgd, lambda p: (0, 2 * max(1, p.n // 2)), BARRIERS, (1.0, 0.05),
+        "LB-SGD",
+        _lb_sgd,
+        lambda p: (0, 2 * max(1, p.n // 2)),
+        BARRIERS,
+        (1.0, 0.05),
         missing=_needs_interior,
     ),
     "szo-qq": Method(
-        "SZO-QQ", _szo_qq, lambda p: (0, p.n + 1), PROXIMITIES, (1.0, 1.0),
-        missing=_needs_interior, only_exact=True,
+        "SZO-QQ",
+        _szo_qq,
+        lambda p: (0, p.n + 1),
+        PROXIMITIES,
+        (1.0, 1.0),
+        missing=_needs_interior,
+        only_exact=True,
     ),
     "safeopt": Method(
-        "SafeOpt", _safeopt, lambda p: (0, 1), MODELS, (0.3, 2.0),
-        missing=_needs_grid, most_steps=SAFEOPT_QUERIES,
+        "SafeOpt",
+        _safeopt,
+        lambda p: (0, 1),
+        MODELS,
+        (0.3, 2.0),
+        missing=_needs_grid,
+        most_steps=SAFEOPT_QUERIES,
     ),
-}  # fmt: skip
+}
 """The methods, ours first."""
 OURS = ("zofl", "zofl-plugin", "zofl-midpoint", "zofl-momentum")
 HEADLINE = "zofl"

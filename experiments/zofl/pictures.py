@@ -9,8 +9,8 @@ from collections.abc import Collection, Mapping, Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments import drawing
-from experiments.drawing import COLORS, GRID, INK, MUTED
+from experiments.harness import drawing
+from experiments.harness.drawing import COLORS, GRID, INK, MUTED
 
 Line = tuple[np.ndarray, np.ndarray]
 
@@ -40,9 +40,15 @@ def lines(
         order = {name: k for names in (solid, list(dashed)) for k, name in enumerate(names)}
         for name, (x, y) in curves.items():
             axis.plot(
-                x, y, color=COLORS[order[name] % len(COLORS)], lw=1.7, label=name,
-                ls=(0, (4, 1.5)) if name in dashed else "-", marker="o" if markers else None, ms=4,
-            )  # fmt: skip
+                x,
+                y,
+                color=COLORS[order[name] % len(COLORS)],
+                lw=1.7,
+                label=name,
+                ls=(0, (4, 1.5)) if name in dashed else "-",
+                marker="o" if markers else None,
+                ms=4,
+            )
         _scale(axis, log)
         if xticks:
             axis.set_xticks(xticks, [f"{value:g}" for value in xticks])
@@ -69,9 +75,13 @@ def envelopes(
     """
     with plt.rc_context(drawing.STYLE):
         figure, axes = plt.subplots(
-            1, len(panels), figsize=(2.7 * len(panels) + 0.6, 3.9), sharey=True, squeeze=False,
+            1,
+            len(panels),
+            figsize=(2.7 * len(panels) + 0.6, 3.9),
+            sharey=True,
+            squeeze=False,
             layout="constrained",
-        )  # fmt: skip
+        )
         for axis, (name, (violation, bound, transient)) in zip(
             axes[0], panels.items(), strict=True
         ):
@@ -107,18 +117,20 @@ def heat_maps(
     """Draws maps of log10 values `[len(y), len(x)]` side by side; NaN is hatched ("diverged")."""
     with plt.rc_context(drawing.STYLE | {"axes.grid": False}):
         figure, axes = plt.subplots(
-            1, len(panels), figsize=(3.4 * len(panels) + 0.4, 3.6), sharey=True, squeeze=False,
+            1,
+            len(panels),
+            figsize=(3.4 * len(panels) + 0.4, 3.6),
+            sharey=True,
+            squeeze=False,
             layout="constrained",
-        )  # fmt: skip
+        )
         for axis, (name, values) in zip(axes[0], panels.items(), strict=True):
             axis.set_facecolor("white")
             axis.patch.set(hatch="xxx", edgecolor=MUTED)
             image = axis.imshow(values, origin="lower", aspect="auto", cmap="cividis")
             for numbers, put in ((x, axis.set_xticks), (y, axis.set_yticks)):
                 every = 1 + (len(numbers) - 1) // 5
-                put(
-                    range(0, len(numbers), every), [f"{value:.2g}" for value in numbers[::every]]
-                )  # fmt: skip
+                put(range(0, len(numbers), every), [f"{value:.2g}" for value in numbers[::every]])
             axis.set_xlabel(xlabel)
             axis.set_title(name)
             figure.colorbar(image, ax=axis, label=label, location="bottom", shrink=0.9)
@@ -155,17 +167,21 @@ def portrait(
         columns = 2
         rows = -(-len(panels) // columns)
         figure, axes = plt.subplots(
-            rows, columns, figsize=(6.4, 3.2 * rows + 0.5), sharex=True, sharey=True,
-            squeeze=False, layout="constrained",
-        )  # fmt: skip
+            rows,
+            columns,
+            figsize=(6.4, 3.2 * rows + 0.5),
+            sharex=True,
+            sharey=True,
+            squeeze=False,
+            layout="constrained",
+        )
         for axis in axes.flat[len(panels) :]:
             axis.set_axis_off()
         for axis, (name, paths) in zip(axes.flat, panels.items(), strict=False):
             axis.contour(x1, x2, objective, levels=12, colors=GRID, linewidths=0.8, zorder=0)
             axis.streamplot(
-                x1, x2, *field, color="#c3cad3", linewidth=0.6, arrowsize=0.6, density=0.9,
-                zorder=1,
-            )  # fmt: skip
+                x1, x2, *field, color="#c3cad3", linewidth=0.6, arrowsize=0.6, density=0.9, zorder=1
+            )
             axis.contour(x1, x2, constraint, levels=[0.0], colors=INK, linewidths=1.8, zorder=2)
             for path_, color in zip(paths, COLORS, strict=False):
                 axis.plot(*path_.T, color=color, lw=1.5, marker=".", ms=3, zorder=3)

@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.result import Figure
+from experiments.harness.result import Figure
 from experiments.zofl import pictures
 from jaxlab.core.types import Algorithm
-from jaxlab.zeroth_order import field, first_order, method, primal_dual, zofl
+from jaxlab.zeroth_order import field, method, zofl
+from jaxlab.zeroth_order.baselines import first_order, primal_dual
 from jaxlab.zeroth_order.problem import Problem, make_problem
 from jaxlab.zeroth_order.settings import ZOFLConfig
 
@@ -35,9 +36,15 @@ def run(config: Any, out: pathlib.Path) -> tuple[Figure, ...]:
     points = jnp.stack(jnp.meshgrid(jnp.asarray(x1), jnp.asarray(x2)), axis=-1)
     f, h, F = jax.device_get(jax.jit(jax.vmap(jax.vmap(lambda x: _at(problem, x))))(points))
     pictures.portrait(
-        out / "portrait.png", (x1, x2), (F[..., 0], F[..., 1]), h[..., 0], f, paths,
-        optimum=np.asarray(problem.x_star), title="Nearest point of the unit circle",
-    )  # fmt: skip
+        out / "portrait.png",
+        (x1, x2),
+        (F[..., 0], F[..., 1]),
+        h[..., 0],
+        f,
+        paths,
+        optimum=np.asarray(problem.x_star),
+        title="Nearest point of the unit circle",
+    )
     caption = (
         "Phase portrait of a projection onto the circle: the feasible set (black), the velocity of "
         "feedback linearization (gray), the optimum (star), and the iterates of five starts. ZOFL "
@@ -64,11 +71,12 @@ def _methods() -> dict[str, tuple[Callable[[Problem], Algorithm], int]]:
     return {
         "ZOFL, Euler": (lambda p: zofl.make_zofl(p, ours), NUM_STEPS),
         "ZOFL, midpoint": (
-            lambda p: zofl.make_zofl(p, ours._replace(scheme="midpoint")), NUM_STEPS
+            lambda p: zofl.make_zofl(p, ours._replace(scheme="midpoint")),
+            NUM_STEPS,
         ),
         "PDGD, exact gradients": (lambda p: first_order.make_pdgd(p, **theirs), MORE_STEPS),
         "ZO-MinMax": (lambda p: primal_dual.make_zo_minmax(p, B=2, **theirs), MORE_STEPS),
-    }  # fmt: skip
+    }
 
 
 def _at(problem: Problem, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -87,9 +95,11 @@ def _paths(
 
     def follow(x0: jax.Array, key: jax.Array) -> jax.Array:
         x = method.run(
-            build(problem._replace(x0=x0)), key, num_steps=num_steps,
+            build(problem._replace(x0=x0)),
+            key,
+            num_steps=num_steps,
             observe=lambda state: jnp.where(state.status == method.RUNNING, state.x, jnp.nan),
-        )[1]  # fmt: skip
+        )[1]
         return jnp.concatenate([x0[None], x])
 
     keys = jax.random.split(key, len(STARTS))

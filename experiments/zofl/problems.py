@@ -9,19 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.optimize
 
-from jaxlab.zeroth_order import (
+from jaxlab.zeroth_order import kkt, problem
+from jaxlab.zeroth_order.problem import Problem
+from jaxlab.zeroth_order.problems import (
     case9,
     client_fairness,
     high_dimensional,
     hock_schittkowski,
-    kkt,
     policy_search,
     power_flow,
-    problem,
     qcqp,
     safe_learning,
 )
-from jaxlab.zeroth_order.problem import Problem
 
 TOLERANCE = 1e-4
 """Violation that counts as feasible without noise."""

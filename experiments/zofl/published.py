@@ -12,19 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.result import Figure, Row, Table
+from experiments.harness.result import Figure, Row, Table
 from experiments.zofl import pictures
 from jaxlab.core.types import Algorithm
-from jaxlab.zeroth_order import (
-    client_fairness,
-    first_order,
-    kkt,
-    method,
-    multiplier,
-    power_flow,
-    zofl,
-)
+from jaxlab.zeroth_order import kkt, method, multiplier, zofl
+from jaxlab.zeroth_order.baselines import first_order
 from jaxlab.zeroth_order.problem import Problem
+from jaxlab.zeroth_order.problems import client_fairness, power_flow
 from jaxlab.zeroth_order.settings import ZOFLConfig
 
 Part = tuple[tuple[Row, ...], tuple[Table, ...], tuple[Figure, ...]]
@@ -118,16 +112,20 @@ def fair_logistic_part(out: pathlib.Path, *, twins: bool) -> Part:
         row("FL-proximal", 7.4e-8, agrees(last["FL-proximal"], 7.4e-8)),
         row("FL-momentum", "1e-12 to 1e-11", "reproduced" if in_range else "not reproduced"),
         row(
-            "FL-Newton", "1e-10, or 1e-17 with an exact solver",
+            "FL-Newton",
+            "1e-10, or 1e-17 with an exact solver",
             "reproduced" if last["FL-Newton"] <= 1e-16 else "not reproduced",
         ),
         row("PDGD", 1e-6, agrees(last["PDGD"], 1e-6)),
         row("ALM", 2.8e-7, agrees(last["ALM"], 2.8e-7)),
         Row(
-            claim, "Objective of FL-proximal there", f, paper=0.6901,
+            claim,
+            "Objective of FL-proximal there",
+            f,
+            paper=0.6901,
             verdict="reproduced" if round(f, 4) == 0.6901 else "not reproduced",
         ),
-    ]  # fmt: skip
+    ]
     best = np.minimum.accumulate(gaps["FL-proximal"]) * np.sqrt(np.arange(1, NTH + 1))
     rows.append(
         Row(
@@ -152,9 +150,12 @@ def fair_logistic_part(out: pathlib.Path, *, twins: bool) -> Part:
     pictures.lines(
         out / "fair_logistic.png",
         {name: (np.arange(1, NTH + 1), np.maximum(gap, 1e-18)) for name, gap in gaps.items()},
-        xlabel="iteration", ylabel="KKT gap", log="y",
-        title="Client-fair logistic regression", dashed=[name for name in gaps if "twin" in name],
-    )  # fmt: skip
+        xlabel="iteration",
+        ylabel="KKT gap",
+        log="y",
+        title="Client-fair logistic regression",
+        dashed=[name for name in gaps if "twin" in name],
+    )
     caption = (
         "KKT gap of the first 300 iterates on the client-fair logistic regression, published "
         "settings; dashed: from function values alone."
@@ -183,17 +184,24 @@ def power_flow_part(config: Any) -> Part:
     feasible, after_30 = float((worst <= 0.0).mean()), f[:, 29]
     rows = (
         Row(
-            claim, "Share of iterates that satisfy all 47 constraints", 100.0 * feasible,
-            paper=100.0, verdict="reproduced" if feasible == 1.0 else "not reproduced", unit="%",
+            claim,
+            "Share of iterates that satisfy all 47 constraints",
+            100.0 * feasible,
+            paper=100.0,
+            verdict="reproduced" if feasible == 1.0 else "not reproduced",
+            unit="%",
             note=f"{keys.size} seeds x 300 iterates; tolerance 0.",
         ),
         Row(
-            claim, "f - f* after 30 steps", float(np.median(after_30)),
-            interval=(after_30.min(), after_30.max()), paper="at most 5e-3",
+            claim,
+            "f - f* after 30 steps",
+            float(np.median(after_30)),
+            interval=(after_30.min(), after_30.max()),
+            paper="at most 5e-3",
             verdict="reproduced" if after_30.max() <= 5e-3 else "not reproduced",
             note="The paper's column is the suite's expectation; interval: range over seeds.",
         ),
-    )  # fmt: skip
+    )
     cells = tuple(
         (name, *(float(np.median(f[:, k - 1])) for k in (30, 100, 300)), float(worst.max()))
         for name, (f, worst) in found.items()

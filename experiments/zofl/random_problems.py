@@ -11,19 +11,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.result import Figure, Row, Table
+from experiments.harness.result import Figure, Row, Table
 from experiments.zofl import pictures
 from experiments.zofl.published import Part, without_bounds
-from jaxlab.zeroth_order import kkt, method, qcqp, zofl
+from jaxlab.zeroth_order import kkt, method, zofl
 from jaxlab.zeroth_order.problem import Problem
+from jaxlab.zeroth_order.problems import qcqp
 from jaxlab.zeroth_order.settings import ZOFLConfig
 
 ETA, K = 1e-3, 100.0
 GAP = 1e-9
 PUBLISHED = {0.0: 4000.0, 0.8: 700.0}
 """Published iterations to `GAP` by momentum."""
-MOST = {("the gradient", 0.0): 20_000, ("the gradient", 0.8): 5_000,
-        ("the script's field", 0.0): 12_000, ("the script's field", 0.8): 3_000}  # fmt: skip
+MOST = {
+    ("the gradient", 0.0): 20_000,
+    ("the gradient", 0.8): 5_000,
+    ("the script's field", 0.0): 12_000,
+    ("the script's field", 0.8): 3_000,
+}
 """Most iterations of a run, by objective and momentum."""
 MOST_PROBLEMS = 32
 AGREES = 1.25
@@ -80,9 +85,12 @@ def iterations_to_gap(
         problem = as_scripted(problem) if scripted else problem
         options = ZOFLConfig(kind="exact", eta=ETA, K=K, scheme="momentum", beta=beta)
         return method.run(
-            zofl.make_zofl(problem, options), key, num_steps=most, log_every=every,
+            zofl.make_zofl(problem, options),
+            key,
+            num_steps=most,
+            log_every=every,
             observe=lambda state: state.extras["zo/kkt_gap"],
-        )[1]  # fmt: skip
+        )[1]
 
     reached = np.asarray(jax.jit(jax.vmap(gaps))(keys)) <= GAP
     count = every * (1.0 + reached.argmax(axis=1))
@@ -101,21 +109,36 @@ def iterations_part(config: Any) -> Part:
         solved, published, middle = counts.solved, PUBLISHED[beta], counts.quantile(0.5)
         name = "FL with momentum 0.8" if beta else "FL"
         cells.append(
-            (name, field, most, f"{solved.size} of {keys.size}",
-             *(counts.quantile(share) or "more" for share in (0.0, 0.5, 1.0)))
-        )  # fmt: skip
+            (
+                name,
+                field,
+                most,
+                f"{solved.size} of {keys.size}",
+                *(counts.quantile(share) or "more" for share in (0.0, 0.5, 1.0)),
+            )
+        )
         inside = middle is not None and AGREES > max(middle / published, published / middle)
         rows.append(
             Row(
-                claim, f"Iterations, {name}, {field}", middle, paper=published, unit="iterations",
+                claim,
+                f"Iterations, {name}, {field}",
+                middle,
+                paper=published,
+                unit="iterations",
                 interval=None if middle is None else (solved.min(), solved.max()),
-                verdict="not measured" if middle is None
-                else "reproduced" if inside else "not reproduced",
+                verdict="not measured"
+                if middle is None
+                else "reproduced"
+                if inside
+                else "not reproduced",
                 note=f"Median and range over random problems, {solved.size} of {keys.size} solved. "
-                + ("The script takes the scalar x'x for the cubic's gradient."
-                   if scripted else "The true gradient, x_j^2 for the cubic."),
+                + (
+                    "The script takes the scalar x'x for the cubic's gradient."
+                    if scripted
+                    else "The true gradient, x_j^2 for the cubic."
+                ),
             )
-        )  # fmt: skip
+        )
     plain, fast = found["the gradient", 0.0], found["the gradient", 0.8]
     both = np.isfinite(plain) & np.isfinite(fast)
     if both.any():
@@ -123,13 +146,16 @@ def iterations_part(config: Any) -> Part:
         median = float(np.median(ratio))
         rows.append(
             Row(
-                claim, "Iterations without momentum over those with it", median,
-                interval=(ratio.min(), ratio.max()), paper=round(due, 1),
+                claim,
+                "Iterations without momentum over those with it",
+                median,
+                interval=(ratio.min(), ratio.max()),
+                paper=round(due, 1),
                 verdict="reproduced" if abs(median / due - 1.0) < 0.2 else "not reproduced",
                 note="Median and range over the problems that both solve; in theory 1 / (1 - beta) "
                 "= 5.",
             )
-        )  # fmt: skip
+        )
     table = Table(
         "T1, inequalities: iterations to a KKT gap of 1e-9",
         ("Method", "Field", "Most", "Solved", "Quickest", "Median", "Slowest"),
@@ -157,9 +183,12 @@ def gain_part(config: Any, out: pathlib.Path, *, updates: int = 10_000) -> Part:
 
             options = ZOFLConfig(kind="exact", eta=ETA, K=K)
             return method.run(
-                zofl.make_zofl(problem, options), key, num_steps=updates, log_every=every,
+                zofl.make_zofl(problem, options),
+                key,
+                num_steps=updates,
+                log_every=every,
                 observe=observe,
-            )[1]  # fmt: skip
+            )[1]
 
         violation, f = jax.device_get(jax.jit(jax.vmap(follow))(jnp.asarray(GAINS)))
         start = float(jnp.max(qcqp.draw_coefficients(key, n=100, m=5).b))  # h(0) = b
@@ -188,16 +217,26 @@ def gain_part(config: Any, out: pathlib.Path, *, updates: int = 10_000) -> Part:
         )
     table = Table(
         "T1: the gain study",
-        ("Constraints", "K", "a = eta K", "Iterations to 1/1000 of the violation",
-         "Violation at the end", "f at the end"),
+        (
+            "Constraints",
+            "K",
+            "a = eta K",
+            "Iterations to 1/1000 of the violation",
+            "Violation at the end",
+            "f at the end",
+        ),
         tuple(cells),
         f"One random problem, eta = {ETA}, {updates:,} iterations, a figure every {every}, exact "
         "derivatives.",
-    )  # fmt: skip
+    )
     pictures.lines(
-        out / "gain.png", curves, xlabel="iteration", ylabel="largest violation", log="xy",
+        out / "gain.png",
+        curves,
+        xlabel="iteration",
+        ylabel="largest violation",
+        log="xy",
         title="Equalities of a random problem, by gain",
-    )  # fmt: skip
+    )
     caption = "Largest violation of the equalities of a random problem against iterations, by gain."
     return tuple(rows), (table,), (Figure("gain.png", caption, caption),)
 

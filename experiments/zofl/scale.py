@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import bench_zeroth_order as family
-from experiments.result import Figure, Row, Table
+from experiments.bench import zeroth_order as family
+from experiments.harness.result import Figure, Row, Table
 from experiments.zofl import pictures
 from experiments.zofl.published import Part
 from jaxlab import zeroth_order as zo
@@ -51,11 +51,16 @@ def instances_part(num_instances: int) -> Part:
     size = f"n = {family.N}, {family.M_EQ} curved equalities, float64"
     rate = num_instances * np.mean(shares[1:]) / np.mean(seconds[1:])
     rows = (
-        Row(claim, f"Instances solved to a gap of 1e-6 a second, {num_instances:,} at once",
-            float(rate), unit="1/s", note=f"{size}; {family.TUNED_STEPS} steps"),
+        Row(
+            claim,
+            f"Instances solved to a gap of 1e-6 a second, {num_instances:,} at once",
+            float(rate),
+            unit="1/s",
+            note=f"{size}; {family.TUNED_STEPS} steps",
+        ),
         Row(claim, "Share of the instances solved", 100.0 * float(np.mean(shares)), unit="%"),
         Row(claim, "Compilations for three draws of the instances", float(compilations)),
-    )  # fmt: skip
+    )
     return rows, (), ()
 
 
@@ -92,15 +97,20 @@ def dimension_part(config: Any, out: pathlib.Path) -> Part:
     )
     curves = {
         f"n = {n:,}": (np.array(list(found)), np.array(list(found.values())))
-        for n, found in reached.items() if found
-    }  # fmt: skip
+        for n, found in reached.items()
+        if found
+    }
     if not curves:
         return (row,), (table,), ()
     pictures.lines(
-        out / "dimension.png", curves, xlabel="directions per step, B",
-        ylabel="queries / n to a gap of 1e-3", title="Queries per variable, by directions per step",
-        log="xy", markers=True,
-    )  # fmt: skip
+        out / "dimension.png",
+        curves,
+        xlabel="directions per step, B",
+        ylabel="queries / n to a gap of 1e-3",
+        title="Queries per variable, by directions per step",
+        log="xy",
+        markers=True,
+    )
     caption = "Queries per variable until the gap is 1e-3, against the number of directions."
     return (row,), (table,), (Figure("dimension.png", caption, caption),)
 
@@ -118,9 +128,11 @@ def memory_part() -> Part:
     row = Row(
         "A million variables fit: directions are drawn again, not stored",
         f"Temporary memory of a step, n = {MILLION:,}, B = {MANY}",
-        megabytes["streamed"], baseline=("directions held at once", megabytes["all at once"]),
-        unit="MB", note="planned by the compiler for float32; the directions alone are 1,024 MB",
-    )  # fmt: skip
+        megabytes["streamed"],
+        baseline=("directions held at once", megabytes["all at once"]),
+        unit="MB",
+        note="planned by the compiler for float32; the directions alone are 1,024 MB",
+    )
     return (row,), (), ()
 
 
@@ -130,10 +142,15 @@ def _queries_to_gap(n: int, B: int, seed: int, out: pathlib.Path) -> float | Non
     algorithm = zo.make_zofl(
         problem,
         zo.ZOFLConfig(
-            eta=0.5 * B / n, gain=0.1, u=1.0, B=B, kind="hadamard", chunk=min(B, 8),
+            eta=0.5 * B / n,
+            gain=0.1,
+            u=1.0,
+            B=B,
+            kind="hadamard",
+            chunk=min(B, 8),
             feasibility_tol=GAP,
         ),
-    )  # fmt: skip
+    )
     exact, f_star, f0 = problem.exact, problem.f_star, problem.exact(problem.x0)[0]
 
     @jax.jit

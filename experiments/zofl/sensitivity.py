@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.result import Figure, Table
+from experiments.harness.result import Figure, Table
 from experiments.zofl import pictures
 from experiments.zofl.published import Part
-from jaxlab.zeroth_order import hock_schittkowski, kkt, method, noise, zofl
+from jaxlab.zeroth_order import kkt, method, noise, zofl
 from jaxlab.zeroth_order.problem import Problem
+from jaxlab.zeroth_order.problems import hock_schittkowski
 from jaxlab.zeroth_order.settings import ZOFLConfig
 
 PROBLEM = "HS78"
@@ -76,13 +77,18 @@ def step_and_gain(config: Any, out: pathlib.Path) -> Part:
         found = _over_grid(cell, keys, GAINS, ETAS)
         panels[f"{scheme}: violation"] = found.violation
     return _map(
-        out / "step_and_gain.png", panels, x=ETAS, y=GAINS, xlabel="step eta",
-        ylabel="gain a = eta K", what="violation",
+        out / "step_and_gain.png",
+        panels,
+        x=ETAS,
+        y=GAINS,
+        xlabel="step eta",
+        ylabel="gain a = eta K",
+        what="violation",
         title=f"{PROBLEM}, {NUM_STEPS} steps without noise",
         caption=f"Largest violation over the last fifth of {NUM_STEPS} steps on {PROBLEM} by step "
         f"and gain, mean of {NUM_SEEDS} seeds, B = n, no noise; hatched: diverged. Both schemes "
         "are stable up to a = 2.",
-    )  # fmt: skip
+    )
 
 
 def radius_and_noise(config: Any, out: pathlib.Path) -> Part:
@@ -95,13 +101,18 @@ def radius_and_noise(config: Any, out: pathlib.Path) -> Part:
 
     found = _over_grid(cell, keys, NOISES, RADII)
     return _map(
-        out / "radius_and_noise.png", {"violation": found.violation, "|f − f*|": found.gap},
-        x=RADII, y=NOISES, xlabel="radius u", ylabel="noise σ", what="value",
+        out / "radius_and_noise.png",
+        {"violation": found.violation, "|f − f*|": found.gap},
+        x=RADII,
+        y=NOISES,
+        xlabel="radius u",
+        ylabel="noise σ",
+        what="value",
         title=f"{PROBLEM}, {NUM_STEPS} steps with noise",
         caption=f"Violation and |f - f*| over the last fifth of {NUM_STEPS} steps on {PROBLEM} by "
         f"radius and noise level, eta = 0.03, a = 0.1, mean of {NUM_SEEDS} seeds; hatched: "
         "diverged.",
-    )  # fmt: skip
+    )
 
 
 def robustness(config: Any) -> Part:
@@ -113,9 +124,11 @@ def robustness(config: Any) -> Part:
         for form, options in FORMS.items():
 
             def cell(
-                key: jax.Array, sigma: jax.Array, options: ZOFLConfig = options,
+                key: jax.Array,
+                sigma: jax.Array,
+                options: ZOFLConfig = options,
                 test: Problem = test,
-            ) -> Final:  # fmt: skip
+            ) -> Final:
                 return last_part(key, test, sigma, options, updates=NUM_STEPS)
 
             over_noise = jax.vmap(cell, in_axes=(None, 0))
@@ -147,8 +160,9 @@ def _over_grid(cell: Any, keys: jax.Array, y: Any, x: Any) -> Final:
     return Final(*(values.mean(axis=0) for values in found))
 
 
-def _map(path: pathlib.Path, panels: dict[str, np.ndarray], *, what: str, caption: str,
-         **options: Any) -> Part:  # fmt: skip
+def _map(
+    path: pathlib.Path, panels: dict[str, np.ndarray], *, what: str, caption: str, **options: Any
+) -> Part:
     logs = {
         name: np.log10(np.maximum(values, 1e-16)) for name, values in panels.items()
     }  # NaN stays NaN

@@ -6,8 +6,8 @@ import os
 import pathlib
 from collections.abc import Callable
 
-from experiments import solvers_zofl
-from experiments.result import Result
+from experiments.harness.result import Result
+from experiments.rivals import solvers
 from experiments.zofl import (
     Config,
     external,
@@ -72,9 +72,11 @@ def run(config: Config, out: pathlib.Path, *, resume: bool = False) -> Result:
     pictures = figures.draw(comparison, out)
     for study in (theory.run, scale.run):
         more_rows, more_tables, more_pictures = study(config, out)
-        rows, shown, pictures = (*rows, *more_rows), (*shown, *more_tables), (
-            *pictures, *more_pictures
-        )  # fmt: skip
+        rows, shown, pictures = (
+            (*rows, *more_rows),
+            (*shown, *more_tables),
+            (*pictures, *more_pictures),
+        )
     return Result(
         experiment="zofl",
         title="ZOFL: constrained optimization from function values",
@@ -89,9 +91,13 @@ def run(config: Config, out: pathlib.Path, *, resume: bool = False) -> Result:
 
 
 def compare(
-    config: Config, tasks: dict[str, Task], compared: tuple[str, ...], out: pathlib.Path,
-    *, resume: bool,
-) -> Comparison:  # fmt: skip
+    config: Config,
+    tasks: dict[str, Task],
+    compared: tuple[str, ...],
+    out: pathlib.Path,
+    *,
+    resume: bool,
+) -> Comparison:
     """Runs what units are missing in `out/units`, and reads the others.
 
     `metrics.jsonl` has a line per unit: the median final gap and violation of the tuned runs.
@@ -146,10 +152,14 @@ def _jobs(
             exact_only_at_noise = method.only_exact and 0.0 not in config.sigmas
             if not method.missing(task) and not exact_only_at_noise:
                 jobs[name, key] = functools.partial(
-                    units.run_unit, task, method, tuning_seeds=config.tuning_seeds, quick=quick,
+                    units.run_unit,
+                    task,
+                    method,
+                    tuning_seeds=config.tuning_seeds,
+                    quick=quick,
                     **common,
-                )  # fmt: skip
-        for solver in solvers_zofl.installed() if config.external else ():
+                )
+        for solver in solvers.installed() if config.external else ():
             if not external.missing(task, solver):
                 jobs[name, solver] = functools.partial(external.run_unit, task, solver, **common)
     return jobs

@@ -7,8 +7,8 @@ import jax
 import numpy as np
 import scipy.stats
 
-from experiments import solvers_zofl
-from experiments.result import Row, Table
+from experiments.harness.result import Row, Table
+from experiments.rivals import solvers
 from experiments.zofl import analysis, external, methods, problems, units
 from experiments.zofl.analysis import BETTER, NEITHER, TIE, WORSE, Comparison
 from experiments.zofl.methods import HEADLINE
@@ -51,7 +51,7 @@ def tables(comparison: Comparison) -> tuple[Table, ...]:
     found += [_problem_table(comparison, level) for level in range(len(comparison.config.sigmas))]
     if comparison.config.tuning_seeds:
         found.append(_choice_table(comparison))
-    if any(name in solvers_zofl.METHODS for _, name in comparison.units):
+    if any(name in solvers.METHODS for _, name in comparison.units):
         found.append(_external_table(comparison))
     return tuple(found)
 
@@ -72,9 +72,7 @@ def summary(comparison: Comparison) -> str:
 def _wins(comparison: Comparison, level: int) -> Row:
     counts, losers = _count(comparison, level)
     wins, defeats = counts[BETTER], counts[WORSE]
-    sure = wins + defeats > 0 and (
-        scipy.stats.binomtest(wins, wins + defeats).pvalue < SIGNIFICANT
-    )  # fmt: skip
+    sure = wins + defeats > 0 and (scipy.stats.binomtest(wins, wins + defeats).pvalue < SIGNIFICANT)
     verdict = "no clear difference" if not sure else "better" if wins > defeats else "worse"
     neither = f", on {counts[NEITHER]} nobody is feasible" if counts[NEITHER] else ""
     return Row(
@@ -210,8 +208,8 @@ def _safe_iterates(comparison: Comparison, level: int) -> list[Row]:
 def _external(comparison: Comparison, level: int) -> list[Row]:
     """ZOFL against the external solver that solves most problems."""
     tau = analysis.accuracies(comparison.config.sigmas[level])[-1]
-    solvers = {name for _, name in comparison.units if name in solvers_zofl.METHODS}
-    shares = {name: analysis.solved_shares(comparison, name, level, tau) for name in solvers}
+    names = {name for _, name in comparison.units if name in solvers.METHODS}
+    shares = {name: analysis.solved_shares(comparison, name, level, tau) for name in names}
     if not shares or len(comparison.tasks) < 2:
         return []
     best = max(sorted(shares), key=lambda name: shares[name].sum())
@@ -349,13 +347,20 @@ def _problem_table(comparison: Comparison, level: int) -> Table:
         )
     return Table(
         f"Every problem, {_sigma(comparison, level)}",
-        ("Problem", "n, equalities + inequalities", "Queries", "ZOFL: gap (violation)",
-         "Best rival", "Its gap (violation)", "ZOFL is"),
+        (
+            "Problem",
+            "n, equalities + inequalities",
+            "Queries",
+            "ZOFL: gap (violation)",
+            "Best rival",
+            "Its gap (violation)",
+            "ZOFL is",
+        ),
         tuple(lines),
         "Medians over seeds at the best measured point, tuned, exact values. The gap is "
         "|f − reference| over |initial f − reference| (at least 1 where the start is infeasible), "
         "the violation is scaled by the start.",
-    )  # fmt: skip
+    )
 
 
 def _choice_table(comparison: Comparison) -> Table:
@@ -391,7 +396,7 @@ def _choice_table(comparison: Comparison) -> Table:
 
 def _external_table(comparison: Comparison) -> Table:
     lines = []
-    for solver in solvers_zofl.METHODS:
+    for solver in solvers.METHODS:
         found = {task: u for (task, name), u in comparison.units.items() if name == solver}
         if not found:
             continue
@@ -402,13 +407,17 @@ def _external_table(comparison: Comparison) -> Table:
         lines.append((solver, len(found), math.ceil(np.median(queries)), *cells))
     return Table(
         "External solvers: feasible / solved to 0.1 / solved to 0.001",
-        ("Solver", "Problems", f"Median queries, σ = {comparison.config.sigmas[0]:g}",
-         *(_noise(sigma) for sigma in comparison.config.sigmas)),
+        (
+            "Solver",
+            "Problems",
+            f"Median queries, σ = {comparison.config.sigmas[0]:g}",
+            *(_noise(sigma) for sigma in comparison.config.sigmas),
+        ),
         tuple(lines),
         f"At most {external.QUERIES:,} queries, untuned, {external.SEEDS} seeds or fewer; "
         "derivatives of SLSQP and trust-constr by forward differences. Not part of the rows "
         "above: their budgets are smaller.",
-    )  # fmt: skip
+    )
 
 
 def _count(comparison: Comparison, level: int) -> tuple[collections.Counter, list[str]]:
@@ -435,9 +444,7 @@ def _shares(comparison: Comparison, name: str, level: int, column: int) -> str:
 
 
 def _never_ran(comparison: Comparison, name: str, level: int) -> bool:
-    return all(
-        analysis.final(comparison, task, name, level) is None for task in comparison.tasks
-    )  # fmt: skip
+    return all(analysis.final(comparison, task, name, level) is None for task in comparison.tasks)
 
 
 def _ending(comparison: Comparison, task: str, name: str, level: int) -> str:

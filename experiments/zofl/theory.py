@@ -11,18 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.result import Figure, Row, Table
+from experiments.harness.result import Figure, Row, Table
 from experiments.zofl import pictures, published, random_problems, sensitivity, violation
 from experiments.zofl.published import Part
-from jaxlab.zeroth_order import (
-    client_fairness,
-    high_dimensional,
-    hock_schittkowski,
-    kkt,
-    method,
-    zofl,
-)
+from jaxlab.zeroth_order import kkt, method, zofl
 from jaxlab.zeroth_order.problem import Problem
+from jaxlab.zeroth_order.problems import client_fairness, high_dimensional, hock_schittkowski
 from jaxlab.zeroth_order.settings import ZOFLConfig
 
 ETAS = tuple(0.04 / 2**k for k in range(5))
@@ -37,10 +31,7 @@ CLOSE = 0.05
 def run(config: Any, out: pathlib.Path) -> Part:
     """Measures the published figures, the orders and, if `config.thorough`, everything else."""
     with jax.enable_x64(True):
-        parts = [
-            published.fair_logistic_part(out, twins=config.thorough),
-            orders_part(config, out),
-        ]
+        parts = [published.fair_logistic_part(out, twins=config.thorough), orders_part(config, out)]
         if config.thorough:
             parts += [
                 random_problems.part(config, out),
@@ -69,9 +60,11 @@ def violations_by_step(
     def follow(key: jax.Array, eta: jax.Array) -> tuple[jax.Array, jax.Array]:
         algorithm = zofl.make_zofl(problem, options._replace(eta=eta, K=DECAY))
         violations = method.run(
-            algorithm, key, num_steps=num_steps,
+            algorithm,
+            key,
+            num_steps=num_steps,
             observe=lambda state: kkt.max_violation(problem.exact(state.x)[1], problem.m_eq),
-        )[1]  # fmt: skip
+        )[1]
         time = eta * (1.0 + jnp.arange(num_steps, dtype=eta.dtype))
         within = time <= HORIZON * (1.0 + 1e-9)
         return violations[0], jnp.max(jnp.where(within, violations, 0.0))
@@ -98,17 +91,26 @@ def orders_part(config: Any, out: pathlib.Path) -> Part:
         ):
             rows.append(
                 Row(
-                    claim, f"{metric}: {scheme}", value, paper=due,
+                    claim,
+                    f"{metric}: {scheme}",
+                    value,
+                    paper=due,
                     verdict="reproduced" if abs(value / due - 1.0) <= CLOSE else "not reproduced",
                     note="Exact derivatives, sphere constraint, n = 10, K = 5; the paper's column "
                     "is the prediction.",
                 )
-            )  # fmt: skip
+            )
     pictures.lines(
-        out / "orders.png", curves, xlabel="step eta", ylabel="violation", log="xy",
-        title="Violation along a curved constraint", markers=True, xticks=ETAS,
+        out / "orders.png",
+        curves,
+        xlabel="step eta",
+        ylabel="violation",
+        log="xy",
+        title="Violation along a curved constraint",
+        markers=True,
+        xticks=ETAS,
         dashed=[name for name in curves if "one step" in name],
-    )  # fmt: skip
+    )
     caption = (
         "Violation of a sphere constraint against the step: the peak while moving along it (solid) "
         "and after one step (dashed), Euler and midpoint scheme."
@@ -133,21 +135,29 @@ def orders_part(config: Any, out: pathlib.Path) -> Part:
     fewer = orders["midpoint", "orthonormal, B = n / 2"]
     rows.append(
         Row(
-            claim, "Order of one midpoint step with fresh directions, B = n / 2", fewer, paper=3.0,
+            claim,
+            "Order of one midpoint step with fresh directions, B = n / 2",
+            fewer,
+            paper=3.0,
             verdict="reproduced" if abs(fewer / 3.0 - 1.0) <= CLOSE else "not reproduced",
             note="The half step's field uses other random directions, so the drift of the two "
             "halves no longer cancels: midpoint keeps its order only where the directions span the "
             "space.",
         )
-    )  # fmt: skip
+    )
     table = Table(
         "Order of the violation by scheme and directions",
-        ("Scheme", "Derivatives", "Order of one step", "Peak ratio when eta is halved",
-         f"Peak at eta = {ETAS[0]}"),
+        (
+            "Scheme",
+            "Derivatives",
+            "Order of one step",
+            "Peak ratio when eta is halved",
+            f"Peak at eta = {ETAS[0]}",
+        ),
         tuple(cells),
         "Sphere constraint, n = 10, K = 5, mean over 64 seeds where directions are random. Euler: "
         "2 and 2; midpoint with exact derivatives: 3 and 4.",
-    )  # fmt: skip
+    )
     return tuple(rows), (table,), (figure,)
 
 

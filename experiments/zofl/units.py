@@ -93,9 +93,15 @@ def log_steps(num_steps: int) -> np.ndarray:
 
 
 def run_unit(
-    task: Task, chosen_method: Method, *, sigmas: tuple[float, ...], num_seeds: int,
-    tuning_seeds: int, seed: int, quick: bool = False,
-) -> Unit:  # fmt: skip
+    task: Task,
+    chosen_method: Method,
+    *,
+    sigmas: tuple[float, ...],
+    num_seeds: int,
+    tuning_seeds: int,
+    seed: int,
+    quick: bool = False,
+) -> Unit:
     """Tunes and measures a method on a problem, in float64.
 
     Args:
@@ -111,9 +117,12 @@ def save(path: pathlib.Path, unit: Unit) -> None:
     partial = path.with_suffix(".partial")
     with partial.open("wb") as file:
         np.savez_compressed(
-            file, score=unit.score, chosen=unit.chosen, seconds=unit.seconds,
+            file,
+            score=unit.score,
+            chosen=unit.chosen,
+            seconds=unit.seconds,
             **unit.record._asdict(),
-        )  # fmt: skip
+        )
     partial.replace(path)
 
 
@@ -125,9 +134,14 @@ def load(path: pathlib.Path) -> Unit:
 
 
 def _run_unit(
-    task: Task, chosen_method: Method, sigmas: tuple[float, ...], num_seeds: int,
-    tuning_seeds: int, seed: int, quick: bool,
-) -> Unit:  # fmt: skip
+    task: Task,
+    chosen_method: Method,
+    sigmas: tuple[float, ...],
+    num_seeds: int,
+    tuning_seeds: int,
+    seed: int,
+    quick: bool,
+) -> Unit:
     grid = np.array(chosen_method.grid)
     levels = np.array(sigmas)
     used = levels[levels == 0.0] if chosen_method.only_exact else levels
@@ -179,9 +193,7 @@ def answer(record: Record, chosen_method: Method, sigmas: Sequence[float] | np.n
     average = (record.average_gap, record.average_violation)
     tol = tolerance(np.asarray(sigmas)).reshape(-1, *(1,) * (record.best_gap.ndim - 1))
     (gap, violation), (gap_average, violation_average) = best, average
-    take = np.asarray(
-        kkt.better((abs(gap_average), violation_average), (abs(gap), violation), tol)
-    )  # fmt: skip
+    take = np.asarray(kkt.better((abs(gap_average), violation_average), (abs(gap), violation), tol))
     return record._replace(
         best_gap=np.where(take, average[0], best[0]),
         best_violation=np.where(take, average[1], best[1]),

@@ -14,21 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.result import Figure, Row, Table
+from experiments.harness.result import Figure, Row, Table
 from experiments.zofl import pictures
 from experiments.zofl.published import Part
-from jaxlab.zeroth_order import (
-    direction_sets,
-    high_dimensional,
-    hock_schittkowski,
-    kkt,
-    method,
-    noise,
-    problem,
-    profiles,
-    zofl,
-)
+from jaxlab.zeroth_order import direction_sets, kkt, method, noise, problem, profiles, zofl
 from jaxlab.zeroth_order.problem import Problem
+from jaxlab.zeroth_order.problems import high_dimensional, hock_schittkowski
 from jaxlab.zeroth_order.settings import ZOFLConfig
 
 A_GRID = (0.05, 0.1, 0.2, 0.5, 1.0, 1.5)
@@ -78,9 +69,14 @@ def affine_problem(key: jax.Array, *, n: int = 8, m: int = 2) -> Problem:
 
 
 def noise_floor(
-    key: jax.Array, *, sigma: float, u: float, eta: float = 0.1, num_chains: int = 64,
+    key: jax.Array,
+    *,
+    sigma: float,
+    u: float,
+    eta: float = 0.1,
+    num_chains: int = 64,
     num_steps: int = 800,
-) -> Floor:  # fmt: skip
+) -> Floor:
     """Measures the floor under value noise `sigma` for every a of `A_GRID`."""
     key_problem, key = jax.random.split(key)
     plain = affine_problem(key_problem)
@@ -89,9 +85,11 @@ def noise_floor(
     def follow(key: jax.Array, a: jax.Array) -> tuple[jax.Array, jax.Array]:
         algorithm = zofl.make_zofl(noisy, ZOFLConfig(eta=eta, gain=a, u=u, kind="coordinate"))
         h, speed = method.run(
-            algorithm, key, num_steps=num_steps,
+            algorithm,
+            key,
+            num_steps=num_steps,
             observe=lambda state: (plain.exact(state.x)[1], state.extras["zo/velocity"]),
-        )[1]  # fmt: skip
+        )[1]
         late = num_steps // 4
         return jnp.mean(h[late:] ** 2), jnp.mean(speed[late:] ** 2)
 
@@ -121,36 +119,51 @@ def floor_part(config: Any) -> Part:
     ratio = float(values.measured[3] / values.measured[1])
     rows = (
         Row(
-            claim, "Largest relative deviation over a = 0.05 to 1.5, exact derivatives", off,
+            claim,
+            "Largest relative deviation over a = 0.05 to 1.5, exact derivatives",
+            off,
             verdict="reproduced" if off < CLOSE else "not reproduced",
             note=f"Affine constraints, sigma = {sigma}, 64 chains x 600 steps.",
         ),
         Row(
-            claim, "Floor at a = 0.5 over that at a = 0.1", ratio, paper=2.5,
+            claim,
+            "Floor at a = 0.5 over that at a = 0.1",
+            ratio,
+            paper=2.5,
             verdict="reproduced" if abs(ratio / 2.5 - 1.0) < CLOSE else "not reproduced",
         ),
         Row(
             "Noise floor with measured derivatives: eta^2 sigma^2 E||F||^2 / (2 u^2) adds to the "
             "variance",
-            "Largest relative deviation over a = 0.05 to 1.5, u = 0.1", off_both,
+            "Largest relative deviation over a = 0.05 to 1.5, u = 0.1",
+            off_both,
             verdict="reproduced" if off_both < 2.0 * CLOSE else "not reproduced",
             note="eta = 0.1. The second term is the card's e of the violation bound, made explicit "
             "here.",
         ),
-    )  # fmt: skip
+    )
     table = Table(
         "Noise floor of affine constraints, in units of sigma",
-        ("a", "sqrt(a / (2 - a))", "Measured, exact derivatives", "Predicted, u = 0.1",
-         "Measured, u = 0.1"),
+        (
+            "a",
+            "sqrt(a / (2 - a))",
+            "Measured, exact derivatives",
+            "Predicted, u = 0.1",
+            "Measured, u = 0.1",
+        ),
         tuple(
             tuple(float(f"{value:.4g}") for value in row)
             for row in zip(
-                a, formula / sigma, values.measured / sigma, both.predicted / sigma,
-                both.measured / sigma, strict=True,
+                a,
+                formula / sigma,
+                values.measured / sigma,
+                both.predicted / sigma,
+                both.measured / sigma,
+                strict=True,
             )
         ),
         f"sigma = {sigma}, eta = 0.1, n = 8, two constraints, differences along the axes.",
-    )  # fmt: skip
+    )
     return rows, (table,), ()
 
 
@@ -166,11 +179,14 @@ def envelope_part(config: Any, out: pathlib.Path) -> Part:
         noisy = noise.with_noise(away, sigma)
         algorithm = zofl.make_zofl(noisy, ZOFLConfig(eta=eta, gain=a, u=u, B=5))
         return method.run(
-            algorithm, key, num_steps=num_steps,
+            algorithm,
+            key,
+            num_steps=num_steps,
             observe=lambda state: (
-                kkt.max_violation(away.exact(state.x)[1], 1), state.extras["zo/velocity"]
+                kkt.max_violation(away.exact(state.x)[1], 1),
+                state.extras["zo/velocity"],
             ),
-        )[1]  # fmt: skip
+        )[1]
 
     sigmas = np.asarray([0.0, 1e-3, 1e-2])
     over_seeds = jax.vmap(follow, in_axes=(0, None))
@@ -194,9 +210,12 @@ def envelope_part(config: Any, out: pathlib.Path) -> Part:
         held.append(float((violation <= bound[None] * (1.0 + 1e-6) + 1e-12).mean()))
         tight.append(float(np.max(violation[:, 1:] / bound[None, 1:])))
     pictures.envelopes(
-        out / "envelope.png", panels, xlabel="step", ylabel="|h(x)|",
+        out / "envelope.png",
+        panels,
+        xlabel="step",
+        ylabel="|h(x)|",
         title="Violation of the sphere constraint and its bound",
-    )  # fmt: skip
+    )
     caption = (
         "Violation against steps from an infeasible start, sphere in 10 dimensions, 5 random "
         f"directions, a = {a}: median and range over {num_seeds} seeds, the transient (1 - a)^t, "
@@ -207,13 +226,15 @@ def envelope_part(config: Any, out: pathlib.Path) -> Part:
         Row(
             "Finite-time violation bound: transient (1 - a)^t, curvature drift, noise floor",
             f"Share of seeds and steps below the bound, sigma = {sigma:g}",
-            100.0 * share, paper=100.0, unit="%",
+            100.0 * share,
+            paper=100.0,
+            unit="%",
             verdict="reproduced" if share >= MOST_BELOW else "not reproduced",
             note=f"{num_seeds} seeds x {num_steps} steps; at its tightest the violation is "
             f"{most:.2f} of the bound. The constants are the suite's.",
         )
         for sigma, share, most in zip(sigmas, held, tight, strict=True)
-    )  # fmt: skip
+    )
     return rows, (), (Figure("envelope.png", caption, caption),)
 
 
@@ -224,9 +245,11 @@ def _usual_violation(
 
     def follow(key: jax.Array) -> tuple[jax.Array, jax.Array]:
         state, violations = method.run(
-            zofl.make_zofl(test, options), key, num_steps=num_steps,
+            zofl.make_zofl(test, options),
+            key,
+            num_steps=num_steps,
             observe=lambda state: kkt.max_violation(test.exact(state.x)[1], test.m_eq),
-        )  # fmt: skip
+        )
         kept = violations[num_steps // 5 :]
         lost = (state.status != method.RUNNING) | ~(jnp.max(kept) < 1e3)
         return jnp.exp(jnp.mean(jnp.log(jnp.maximum(kept, NEGLIGIBLE)))), lost
@@ -265,8 +288,16 @@ def inflation_part(config: Any) -> Part:
             if kind != "rademacher":
                 due = direction_sets.gram_inflation(n, B, kind)  # pyright: ignore
                 worst = max(worst, abs(mean - due) / max(error, 1e-12 * due))
-            cells.append((kind, B, due or "–", float(f"{mean:.4f}"), float(f"{error:.1e}"),
-                          float(f"{shape_off:.1e}")))  # fmt: skip
+            cells.append(
+                (
+                    kind,
+                    B,
+                    due or "–",
+                    float(f"{mean:.4f}"),
+                    float(f"{error:.1e}"),
+                    float(f"{shape_off:.1e}"),
+                )
+            )
     row = Row(
         "The plug-in Gram matrix is inflated: (n+B-1)/B, (n+B+1)/B, n/B",
         "Largest deviation from the formula, in standard errors",
@@ -301,8 +332,18 @@ def leakage_part(config: Any, *, num_steps: int = 100) -> Part:
             [float(np.median(v[kept])) for v in (ours, theirs)] if kept.any() else [None, None]
         )
         ratio = medians[1] / medians[0] if kept.any() else None
-        cells.append((name, test.n, test.m_eq, test.m_ineq, *medians, ratio,
-                      int(ours_lost.sum()), int(theirs_lost.sum())))  # fmt: skip
+        cells.append(
+            (
+                name,
+                test.n,
+                test.m_eq,
+                test.m_ineq,
+                *medians,
+                ratio,
+                int(ours_lost.sum()),
+                int(theirs_lost.sum()),
+            )
+        )
         ratios.append(ratio)
         broken += np.array([ours_lost.sum(), theirs_lost.sum()])
     known = np.sort([ratio for ratio in ratios if ratio is not None])
@@ -320,11 +361,20 @@ def leakage_part(config: Any, *, num_steps: int = 100) -> Part:
     )
     table = Table(
         "What the plug-in form leaks: violation on Hock-Schittkowski problems",
-        ("Problem", "n", "m_E", "m_I", "Subspace", "Plug-in, sphere", "Ratio",
-         "Subspace runs that diverged", "Plug-in runs that diverged"),
+        (
+            "Problem",
+            "n",
+            "m_E",
+            "m_I",
+            "Subspace",
+            "Plug-in, sphere",
+            "Ratio",
+            "Subspace runs that diverged",
+            "Plug-in runs that diverged",
+        ),
         tuple(cells),
         f"Geometric mean of the largest violation over steps {num_steps // 5} to {num_steps}, "
         f"where less than {NEGLIGIBLE:g} counts as that; median of {keys.size} seeds, B = n, "
         "default step and gain, no noise.",
-    )  # fmt: skip
+    )
     return (row,), (table,), ()

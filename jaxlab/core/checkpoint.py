@@ -51,9 +51,7 @@ def open_manager(directory: str | pathlib.Path, *, max_to_keep: int = 2) -> Mana
         raise ValueError(f"max_to_keep must be at least 1, got {max_to_keep}.")
     options = ocp.CheckpointManagerOptions(max_to_keep=max_to_keep, create=True)
     return ocp.CheckpointManager(
-        pathlib.Path(directory).absolute(),
-        options=options,
-        item_names=("state", "meta"),
+        pathlib.Path(directory).absolute(), options=options, item_names=("state", "meta")
     )
 
 

@@ -44,9 +44,8 @@ def gaussian_tilt(
 def tilt(mixture: Mixture, *, curvature: float, peak: float, temperature: float) -> Mixture:
     """Returns the mixture proportional to p(a) exp(-curvature (a - peak)^2 / (2 temperature))."""
     tilted = gaussian_tilt(
-        Gaussian(mixture.mean, mixture.std), curvature=curvature, peak=peak,
-        temperature=temperature,
-    )  # fmt: skip
+        Gaussian(mixture.mean, mixture.std), curvature=curvature, peak=peak, temperature=temperature
+    )
     # The mass of each part is N(mean; peak, std^2 + temperature / curvature), up to a constant.
     variance = mixture.std**2 + temperature / curvature
     log_mass = -0.5 * (mixture.mean - peak) ** 2 / variance - 0.5 * jnp.log(variance)

@@ -93,10 +93,7 @@ def diffuse(
 
 
 def predict_data(
-    schedule: Schedule,
-    x: Float[Array, "... D"],
-    noise: Float[Array, "... D"],
-    t: Int[Array, "..."],
+    schedule: Schedule, x: Float[Array, "... D"], noise: Float[Array, "... D"], t: Int[Array, "..."]
 ) -> Float[Array, "... D"]:
     """Returns the data that x_t is with this noise, (x - sqrt(1 - alpha_bar) noise) / sqrt(...)."""
     alpha_bar = schedule.alpha_bar.astype(x.dtype)[t][..., None]

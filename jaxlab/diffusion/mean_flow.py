@@ -77,9 +77,7 @@ def target(
     Returns:
         `(u, target)`; no gradient runs into the target.
     """
-    u, du_dt = jax.jvp(
-        average_velocity, (z, r, t), (velocity, jnp.zeros_like(r), jnp.ones_like(t))
-    )  # fmt: skip
+    u, du_dt = jax.jvp(average_velocity, (z, r, t), (velocity, jnp.zeros_like(r), jnp.ones_like(t)))
     return u, jax.lax.stop_gradient(velocity - (t - r)[..., None] * du_dt)
 
 

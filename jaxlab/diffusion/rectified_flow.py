@@ -78,7 +78,5 @@ def weighted_mean(
     if weight is None:
         return jnp.mean(squares)
     if weight.shape != squares.shape[:-1]:
-        raise ValueError(
-            f"weight must be one a sample, {squares.shape[:-1]}, got {weight.shape}"
-        )  # fmt: skip
+        raise ValueError(f"weight must be one a sample, {squares.shape[:-1]}, got {weight.shape}")
     return jnp.mean(jax.lax.stop_gradient(weight)[..., None] * squares)

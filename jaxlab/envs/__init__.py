@@ -15,7 +15,20 @@ from jaxlab.envs.small_tasks import (
 )
 
 __all__ = [
-    "DOUBLE_INTEGRATOR", "GOALS", "SMALL", "TASKS", "Env", "LinearQuadratic", "State", "Task",
-    "bandit", "linear_quadratic", "make_env", "make_task", "mujoco_task", "multi_goal", "pendulum",
+    "DOUBLE_INTEGRATOR",
+    "GOALS",
+    "SMALL",
+    "TASKS",
+    "Env",
+    "LinearQuadratic",
+    "State",
+    "Task",
+    "bandit",
+    "linear_quadratic",
+    "make_env",
+    "make_task",
+    "mujoco_task",
+    "multi_goal",
+    "pendulum",
     "riccati",
-]  # fmt: skip
+]

@@ -65,9 +65,13 @@ def _mjx_task(
     spec = _known(mujoco_tasks.TASKS, name, "mjx")
     model = mujoco_physics.load_model(spec.xml)
     engine = mujoco_physics.mjx_physics(
-        model, frame_skip=spec.frame_skip, derived=spec.derived, impl=impl,
-        solver_iterations=solver_iterations, line_search_iterations=line_search_iterations,
-    )  # fmt: skip
+        model,
+        frame_skip=spec.frame_skip,
+        derived=spec.derived,
+        impl=impl,
+        solver_iterations=solver_iterations,
+        line_search_iterations=line_search_iterations,
+    )
     return mujoco_task(name, spec, model, engine, randomize)
 
 
@@ -110,9 +114,15 @@ def mujoco_task(
 
     bounds = model.actuator_ctrlrange
     return Task(
-        name, spec.obs_size, model.nu, tuple(map(float, bounds[:, 0])),
-        tuple(map(float, bounds[:, 1])), spec.time_limit, reset, step,
-    )  # fmt: skip
+        name,
+        spec.obs_size,
+        model.nu,
+        tuple(map(float, bounds[:, 0])),
+        tuple(map(float, bounds[:, 1])),
+        spec.time_limit,
+        reset,
+        step,
+    )
 
 
 def _brax_task(name: str, *, physics: str = "generalized") -> Task:
@@ -138,9 +148,15 @@ def _brax_task(name: str, *, physics: str = "generalized") -> Task:
     # Brax's tasks take actions in [-1, 1] and scale them themselves.
     ones = (1.0,) * env.action_size
     return Task(
-        name, env.observation_size, env.action_size, tuple(-x for x in ones), ones, 1000, reset,
+        name,
+        env.observation_size,
+        env.action_size,
+        tuple(-x for x in ones),
+        ones,
+        1000,
+        reset,
         step,
-    )  # fmt: skip
+    )
 
 
 def _known(table: dict, name: str, backend: str) -> Any:

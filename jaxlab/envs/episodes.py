@@ -150,9 +150,7 @@ def make_env(task: Task, num_envs: int) -> Env:
         time = jnp.where(done, 0, time)
         return State(physics, obs, reward, terminated, truncated, final_obs, failed, time, key)
 
-    return Env(
-        task.name, num_envs, task.obs_size, task.action_size, task.time_limit, reset, step
-    )  # fmt: skip
+    return Env(task.name, num_envs, task.obs_size, task.action_size, task.time_limit, reset, step)
 
 
 def _check_bounds(task: Task) -> tuple[np.ndarray, np.ndarray]:

@@ -120,9 +120,7 @@ def mjx_physics(
 
     def keep(data: Any, fields: dict[str, Array]) -> MujocoState:
         # Fields that only one implementation of MJX has lie in its own part of the data.
-        named = {
-            name: getattr(data if name in public else data._impl, name) for name in derived
-        }  # fmt: skip
+        named = {name: getattr(data if name in public else data._impl, name) for name in derived}
         return MujocoState(data.qpos, data.qvel, data.qacc_warmstart, named, fields)
 
     def prepared(fields: dict[str, Array]) -> Any:
@@ -143,7 +141,7 @@ def mjx_physics(
         )
         data, _ = jax.lax.scan(
             lambda data, _: (mjx.step(model, data), None), data, length=frame_skip
-        )  # fmt: skip
+        )
         return keep(finish(model, data), state.model)
 
     return Physics(forward, advance)
@@ -172,8 +170,12 @@ def c_physics(
     sample = datas[0]
     fields = ("qpos", "qvel", "qacc_warmstart", *derived)
     shapes = [jax.ShapeDtypeStruct(getattr(sample, f).shape, jnp.float32) for f in fields]
-    wrong = (mujoco.mjtWarning.mjWARN_BADQPOS, mujoco.mjtWarning.mjWARN_BADQVEL,
-             mujoco.mjtWarning.mjWARN_BADQACC, mujoco.mjtWarning.mjWARN_BADCTRL)  # fmt: skip
+    wrong = (
+        mujoco.mjtWarning.mjWARN_BADQPOS,
+        mujoco.mjtWarning.mjWARN_BADQVEL,
+        mujoco.mjtWarning.mjWARN_BADQACC,
+        mujoco.mjtWarning.mjWARN_BADCTRL,
+    )
 
     def one(data: Any, inputs: tuple[np.ndarray, ...], moving: bool) -> bool:
         """Computes one simulation in `data`; false if it fell apart."""

@@ -153,7 +153,7 @@ def _ant_outcome(constants: Constants, before: MujocoState, after: MujocoState, 
 
 def _ant_v5_outcome(
     constants: Constants, before: MujocoState, after: MujocoState, ctrl: Array
-) -> Any:  # fmt: skip
+) -> Any:
     """Pays the bonus to the healthy only, and takes a cost of contact forces."""
     reward, fallen = _ant_outcome(constants, before, after, ctrl)
     contact = jnp.sum(jnp.clip(after.derived["cfrc_ext"], -1.0, 1.0) ** 2)
@@ -167,7 +167,7 @@ def _ant_v5_observe(constants: Constants, state: MujocoState) -> Array:
 
 def _humanoid_outcome(
     constants: Constants, before: MujocoState, after: MujocoState, ctrl: Array
-) -> Any:  # fmt: skip
+) -> Any:
     share = jnp.asarray(constants.mass / constants.mass.sum(), jnp.float32)
     moved = share @ (after.derived["xipos"][:, 0] - before.derived["xipos"][:, 0])
     healthy = (after.qpos[2] > 1.0) & (after.qpos[2] < 2.0)
@@ -176,7 +176,7 @@ def _humanoid_outcome(
 
 def _humanoid_v5_outcome(
     constants: Constants, before: MujocoState, after: MujocoState, ctrl: Array
-) -> Any:  # fmt: skip
+) -> Any:
     reward, fallen = _humanoid_outcome(constants, before, after, ctrl)
     contact = jnp.minimum(5e-7 * jnp.sum(after.derived["cfrc_ext"] ** 2), 10.0)
     return reward - jnp.where(fallen, 5.0, 0.0) - contact, fallen
@@ -189,9 +189,7 @@ def _humanoid_observe(first_body: int, first_force: int) -> Callable:
         )
         bodies = [x[first_body:].reshape(-1) for x in (inertia, velocity)]
         contact = contact[first_body:].reshape(-1)
-        return jnp.concatenate(
-            [state.qpos[2:], state.qvel, *bodies, force[first_force:], contact]
-        )  # fmt: skip
+        return jnp.concatenate([state.qpos[2:], state.qvel, *bodies, force[first_force:], contact])
 
     return observe
 
@@ -226,14 +224,12 @@ def _pusher_points(constants: Constants, state: MujocoState) -> tuple[Array, ...
 
 
 def _pusher_observe(constants: Constants, state: MujocoState) -> Array:
-    return jnp.concatenate(
-        [state.qpos[:7], state.qvel[:7], *_pusher_points(constants, state)]
-    )  # fmt: skip
+    return jnp.concatenate([state.qpos[:7], state.qvel[:7], *_pusher_points(constants, state)])
 
 
 def _pusher_outcome(
     constants: Constants, before: MujocoState, after: MujocoState, ctrl: Array
-) -> Any:  # fmt: skip
+) -> Any:
     tip, thing, goal = _pusher_points(constants, after)
     far, near = jnp.linalg.norm(thing - goal), jnp.linalg.norm(thing - tip)
     return -far - 0.5 * near - 0.1 * jnp.sum(ctrl**2), jnp.zeros((), bool)
@@ -247,41 +243,89 @@ _HUMANOID = ("xipos", "cinert", "cvel", "qfrc_actuator", "cfrc_ext")
 
 TASKS = {
     "half_cheetah": MujocoTask(
-        "half_cheetah.xml", 5, 17, 1000, (), _uniform(0.1, "normal"), _joints(1),
+        "half_cheetah.xml",
+        5,
+        17,
+        1000,
+        (),
+        _uniform(0.1, "normal"),
+        _joints(1),
         _run(alive=0.0, cost=0.1),
     ),
     "ant": MujocoTask(
         "ant.xml", 5, 27, 1000, ("xpos",), _uniform(0.1, "normal"), _joints(2), _ant_outcome
     ),
     "ant_v5": MujocoTask(
-        "ant.xml", 5, 105, 1000, ("xpos", "cfrc_ext"), _uniform(0.1, "normal"), _ant_v5_observe,
+        "ant.xml",
+        5,
+        105,
+        1000,
+        ("xpos", "cfrc_ext"),
+        _uniform(0.1, "normal"),
+        _ant_v5_observe,
         _ant_v5_outcome,
     ),
     "hopper": MujocoTask(
-        "hopper.xml", 4, 11, 1000, (), _uniform(5e-3), _joints(1, 10.0),
+        "hopper.xml",
+        4,
+        11,
+        1000,
+        (),
+        _uniform(5e-3),
+        _joints(1, 10.0),
         _run(alive=1.0, cost=1e-3, healthy=_hopper_healthy),
     ),
     "walker2d": MujocoTask(
-        "walker2d.xml", 4, 17, 1000, (), _uniform(5e-3), _joints(1, 10.0),
+        "walker2d.xml",
+        4,
+        17,
+        1000,
+        (),
+        _uniform(5e-3),
+        _joints(1, 10.0),
         _run(alive=1.0, cost=1e-3, healthy=_walker_healthy),
     ),
     "humanoid": MujocoTask(
-        "humanoid.xml", 5, 376, 1000, _HUMANOID, _uniform(0.01), _humanoid_observe(0, 0),
+        "humanoid.xml",
+        5,
+        376,
+        1000,
+        _HUMANOID,
+        _uniform(0.01),
+        _humanoid_observe(0, 0),
         _humanoid_outcome,
     ),
     "humanoid_v5": MujocoTask(
-        "humanoid.xml", 5, 348, 1000, _HUMANOID, _uniform(0.01), _humanoid_observe(1, 6),
+        "humanoid.xml",
+        5,
+        348,
+        1000,
+        _HUMANOID,
+        _uniform(0.01),
+        _humanoid_observe(1, 6),
         _humanoid_v5_outcome,
     ),
     "swimmer": MujocoTask(
         "swimmer.xml", 4, 8, 1000, (), _uniform(0.1), _joints(2), _run(alive=0.0, cost=1e-4)
     ),
     "reacher": MujocoTask(
-        "reacher.xml", 2, 11, 50, ("xpos",), _reacher_start, _reacher_observe(3),
+        "reacher.xml",
+        2,
+        11,
+        50,
+        ("xpos",),
+        _reacher_start,
+        _reacher_observe(3),
         _reacher_outcome(False),
     ),
     "reacher_v5": MujocoTask(
-        "reacher.xml", 2, 10, 50, ("xpos",), _reacher_start, _reacher_observe(2),
+        "reacher.xml",
+        2,
+        10,
+        50,
+        ("xpos",),
+        _reacher_start,
+        _reacher_observe(2),
         _reacher_outcome(True),
     ),
     "pusher": MujocoTask(
@@ -290,5 +334,5 @@ TASKS = {
     "inverted_pendulum": MujocoTask(
         "inverted_pendulum.xml", 2, 4, 1000, (), _uniform(0.01), _joints(0), _balance
     ),
-}  # fmt: skip
+}
 """By name; version 4 of Gymnasium's tasks, version 5 where the name says so, and of the pusher."""

@@ -59,9 +59,7 @@ GOALS = ((5.0, 0.0), (-5.0, 0.0), (0.0, 5.0), (0.0, -5.0))
 """Goals of `multi_goal`, all equally good from its start."""
 
 
-def multi_goal(
-    *, time_limit: int = 20, start_std: float = 0.1, action_cost: float = 0.3
-) -> Task:  # fmt: skip
+def multi_goal(*, time_limit: int = 20, start_std: float = 0.1, action_cost: float = 0.3) -> Task:
     """A point in the plane that may go to any of four goals.
 
     The action is a displacement in [-1, 1]^2. The reward is minus the distance to the nearest goal
@@ -97,9 +95,11 @@ class LinearQuadratic(NamedTuple):
 
 
 DOUBLE_INTEGRATOR = LinearQuadratic(
-    np.array([[1.0, 0.1], [0.0, 1.0]]), np.array([[0.005], [0.1]]), np.diag([1.0, 0.1]),
+    np.array([[1.0, 0.1], [0.0, 1.0]]),
+    np.array([[0.005], [0.1]]),
+    np.diag([1.0, 0.1]),
     np.array([[0.1]]),
-)  # fmt: skip
+)
 """Position and velocity, moved by a force, at steps of 0.1 s."""
 
 

@@ -5,6 +5,12 @@ from jaxlab.nn.pixels import PixelEncoder, Trunk, random_shift
 from jaxlab.nn.time_embedding import TimeEmbedding, sinusoidal
 
 __all__ = [
-    "Mlp", "PixelEncoder", "TimeEmbedding", "Trunk", "fan_in_normal", "mish", "random_shift",
+    "Mlp",
+    "PixelEncoder",
+    "TimeEmbedding",
+    "Trunk",
+    "fan_in_normal",
+    "mish",
+    "random_shift",
     "sinusoidal",
-]  # fmt: skip
+]

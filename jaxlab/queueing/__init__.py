@@ -1,6 +1,35 @@
 """ICU bed planning with M_t/G_t/inf queues (Akbari-Moghaddam et al. 2025, arXiv:2510.02852)."""
 
-from jaxlab.queueing import los, poisson, tasks
+from jaxlab.queueing.arrivals.decomposition import (
+    GRID,
+    GridSelection,
+    MSTLResult,
+    STLConfig,
+    STLResult,
+    mstl,
+    rolling_sd,
+    rolling_variance_select,
+    stl,
+    stl_grid_select,
+)
+from jaxlab.queueing.arrivals.glm import (
+    GLMFit,
+    dispersion,
+    negative_binomial_variance,
+    poisson_deviance,
+    poisson_glm,
+)
+from jaxlab.queueing.arrivals.rates import RateDesign, rate_design, weekday_effect
+from jaxlab.queueing.arrivals.smoothers import (
+    PenaltyPath,
+    STLSelection,
+    WhittakerFit,
+    blocked_folds,
+    penalty_path,
+    stl_blocked_cv,
+    whittaker_poisson,
+    whittaker_select,
+)
 from jaxlab.queueing.calibration import (
     NullCalibration,
     Truth,
@@ -10,7 +39,8 @@ from jaxlab.queueing.calibration import (
     sample_stays,
     true_beds,
 )
-from jaxlab.queueing.capacity import (
+from jaxlab.queueing.census import poisson
+from jaxlab.queueing.census.capacity import (
     beds_alpha,
     beds_average,
     beds_census_quantile,
@@ -25,10 +55,45 @@ from jaxlab.queueing.capacity import (
     occupancy_cohort,
     overflow_risk,
 )
-from jaxlab.queueing.censoring import complete_stays
-from jaxlab.queueing.conditional import FAMILIES, has_mean, survival
-from jaxlab.queueing.daily import DailySeries, individual_variance, observed_census, stays_to_daily
-from jaxlab.queueing.data import (
+from jaxlab.queueing.census.initial import (
+    initial_moments,
+    initial_occupancy_pmf,
+    initial_survivors,
+    residual_survival,
+)
+from jaxlab.queueing.census.occupancy import (
+    QueueInputs,
+    census_weight,
+    departure_rate,
+    lagged_sum,
+    occupancy_batch,
+    occupancy_cov,
+    occupancy_mean,
+    occupancy_mean_general,
+    sinusoid_mean,
+    stationary_excess,
+    warm_mask,
+)
+from jaxlab.queueing.census.poisson import expected_overflow
+from jaxlab.queueing.census.simulate import (
+    MonteCarloState,
+    PathStats,
+    SimSummary,
+    make_monte_carlo,
+    quantile_bands,
+    simulate_free,
+    simulate_paths,
+    summarize,
+)
+from jaxlab.queueing.census.utilization import UtilMetrics, system_weighted, utilization_metrics
+from jaxlab.queueing.data import tasks
+from jaxlab.queueing.data.daily import (
+    DailySeries,
+    individual_variance,
+    observed_census,
+    stays_to_daily,
+)
+from jaxlab.queueing.data.reading import (
     Patients,
     Processed,
     Rejects,
@@ -42,28 +107,16 @@ from jaxlab.queueing.data import (
     write_stays,
     write_table,
 )
-from jaxlab.queueing.decomposition import (
-    GRID,
-    GridSelection,
-    MSTLResult,
-    STLConfig,
-    STLResult,
-    mstl,
-    rolling_sd,
-    rolling_variance_select,
-    stl,
-    stl_grid_select,
+from jaxlab.queueing.data.sources import (
+    births,
+    births_arrivals,
+    births_with_los,
+    find_sir3,
+    load_sir3,
+    read_sir3,
+    real_los,
 )
-from jaxlab.queueing.fit import (
-    FAMILIES_DEFAULT,
-    LOSFit,
-    empirical_law,
-    fit_families,
-    fit_los,
-    kaplan_meier,
-    scaled_law,
-    select_los,
-)
+from jaxlab.queueing.data.tasks import CALGARY_SITES, SCENARIOS, calgary_like, calgary_rates, demo5
 from jaxlab.queueing.forecast import (
     ProjectedBeds,
     Projection,
@@ -77,42 +130,6 @@ from jaxlab.queueing.forecast import (
     summarize_runs,
     yearly_history,
 )
-from jaxlab.queueing.glm import (
-    GLMFit,
-    dispersion,
-    negative_binomial_variance,
-    poisson_deviance,
-    poisson_glm,
-)
-from jaxlab.queueing.initial import (
-    initial_moments,
-    initial_occupancy_pmf,
-    initial_survivors,
-    residual_survival,
-)
-from jaxlab.queueing.los import LOSParams, lognormal_from_moments, lognormal_from_quantiles
-from jaxlab.queueing.mixture import (
-    MixtureFit,
-    Scored,
-    fit_mixture,
-    mixture_mean,
-    mixture_quantile,
-    mixture_survival,
-    select_components,
-)
-from jaxlab.queueing.occupancy import (
-    QueueInputs,
-    census_weight,
-    departure_rate,
-    lagged_sum,
-    occupancy_batch,
-    occupancy_cov,
-    occupancy_mean,
-    occupancy_mean_general,
-    sinusoid_mean,
-    stationary_excess,
-    warm_mask,
-)
 from jaxlab.queueing.pipeline import (
     ALPHAS,
     Beds,
@@ -125,8 +142,6 @@ from jaxlab.queueing.pipeline import (
     plan,
     size_beds,
 )
-from jaxlab.queueing.poisson import expected_overflow
-from jaxlab.queueing.rates import RateDesign, rate_design, weekday_effect
 from jaxlab.queueing.scenario import (
     BedModel,
     VarianceSensitivity,
@@ -137,37 +152,29 @@ from jaxlab.queueing.scenario import (
     variance_sensitivity,
     what_if,
 )
-from jaxlab.queueing.simulate import (
-    MonteCarloState,
-    PathStats,
-    SimSummary,
-    make_monte_carlo,
-    quantile_bands,
-    simulate_free,
-    simulate_paths,
-    summarize,
+from jaxlab.queueing.stays import los
+from jaxlab.queueing.stays.censoring import complete_stays
+from jaxlab.queueing.stays.conditional import FAMILIES, has_mean, survival
+from jaxlab.queueing.stays.fit import (
+    FAMILIES_DEFAULT,
+    LOSFit,
+    empirical_law,
+    fit_families,
+    fit_los,
+    kaplan_meier,
+    scaled_law,
+    select_los,
 )
-from jaxlab.queueing.smoothers import (
-    PenaltyPath,
-    STLSelection,
-    WhittakerFit,
-    blocked_folds,
-    penalty_path,
-    stl_blocked_cv,
-    whittaker_poisson,
-    whittaker_select,
+from jaxlab.queueing.stays.los import LOSParams, lognormal_from_moments, lognormal_from_quantiles
+from jaxlab.queueing.stays.mixture import (
+    MixtureFit,
+    Scored,
+    fit_mixture,
+    mixture_mean,
+    mixture_quantile,
+    mixture_survival,
+    select_components,
 )
-from jaxlab.queueing.sources import (
-    births,
-    births_arrivals,
-    births_with_los,
-    find_sir3,
-    load_sir3,
-    read_sir3,
-    real_los,
-)
-from jaxlab.queueing.tasks import CALGARY_SITES, SCENARIOS, calgary_like, calgary_rates, demo5
-from jaxlab.queueing.utilization import UtilMetrics, system_weighted, utilization_metrics
 
 __all__ = [
     "ALPHAS",

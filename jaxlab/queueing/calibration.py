@@ -14,9 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxlab.queueing import capacity, conditional, fit, glm, los, occupancy, poisson, rates
-from jaxlab.queueing.data import Patients
+from jaxlab.queueing.arrivals import glm, rates
+from jaxlab.queueing.census import capacity, occupancy, poisson
+from jaxlab.queueing.data.reading import Patients
 from jaxlab.queueing.pipeline import ALPHAS, Plan
+from jaxlab.queueing.stays import conditional, fit, los
 
 
 class Truth(NamedTuple):

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jaxlab.queueing import scenario
-from jaxlab.queueing.occupancy import QueueInputs
+from jaxlab.queueing.census.occupancy import QueueInputs
 from jaxlab.queueing.scenario import BedModel
 
 YEAR_DAYS = 365
@@ -207,12 +207,7 @@ def annual_admissions(
 
 
 def draw_years(
-    key: PRNGKeyArray,
-    *,
-    num_runs: int,
-    num_years: int,
-    num_sites: int,
-    num_history: int,
+    key: PRNGKeyArray, *, num_runs: int, num_years: int, num_sites: int, num_history: int
 ) -> YearDraws:
     """Draws a past year, uniformly and independently, for every run, year, site and purpose.
 

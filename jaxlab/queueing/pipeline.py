@@ -15,9 +15,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxlab.queueing import capacity, censoring, conditional, daily, decomposition, fit, occupancy
-from jaxlab.queueing.data import Patients
-from jaxlab.queueing.occupancy import QueueInputs
+from jaxlab.queueing.arrivals import decomposition
+from jaxlab.queueing.census import capacity, occupancy
+from jaxlab.queueing.census.occupancy import QueueInputs
+from jaxlab.queueing.data import daily
+from jaxlab.queueing.data.reading import Patients
+from jaxlab.queueing.stays import censoring, conditional, fit
 
 MIN_MEAN_LOS = 0.01
 """Least mean length of stay that the trend may fall to, days."""

@@ -12,8 +12,9 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
-from jaxlab.queueing import capacity, conditional, occupancy
-from jaxlab.queueing.occupancy import QueueInputs
+from jaxlab.queueing.census import capacity, occupancy
+from jaxlab.queueing.census.occupancy import QueueInputs
+from jaxlab.queueing.stays import conditional
 
 BETAS = (0.0, 0.2, 0.5, 0.8, 1.0, 1.2, 1.5, 1.8)
 """Multipliers of the variance of the stay in the sensitivity analysis."""
@@ -188,12 +189,7 @@ def bed_counts(
             mean_los = jnp.mean(lam * mu) / jnp.where(rate > 0, rate, 1.0)
         risk = [
             capacity.beds_alpha(
-                rho,
-                alpha,
-                gamma=model.gamma,
-                rule=model.rule,
-                bed_cap=model.bed_cap,
-                mask=mask,
+                rho, alpha, gamma=model.gamma, rule=model.rule, bed_cap=model.bed_cap, mask=mask
             )
             for alpha in model.alphas
         ]

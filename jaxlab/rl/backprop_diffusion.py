@@ -68,9 +68,13 @@ def dacer(
         return jnp.clip(action, -1.0, 1.0)
 
     def propose(
-        params: Any, target_params: Any, key: jax.Array, obs: jax.Array, q: critics.Q,
+        params: Any,
+        target_params: Any,
+        key: jax.Array,
+        obs: jax.Array,
+        q: critics.Q,
         alpha: jax.Array,
-    ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:  # fmt: skip
+    ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
         return act(target_params, key, obs, q, alpha, True), jnp.zeros(obs.shape[:1]), {}
 
     def loss(params: Any, key: jax.Array, context: Context) -> tuple[jax.Array, Improvement]:
@@ -89,7 +93,7 @@ def dacer(
 
     def policy_entropy(
         params: Any, key: jax.Array, obs: jax.Array, alpha: jax.Array
-    ) -> Float[Array, ""]:  # fmt: skip
+    ) -> Float[Array, ""]:
         """Mean over states of the entropy of what is acted, noise included."""
         key_draw, key_noise, key_fit = jax.random.split(key, 3)
         params = jax.lax.stop_gradient(params)
@@ -128,8 +132,11 @@ def mixture_entropy(
     N, A = x.shape
     start = x[jax.random.choice(key, N, (num_components,), replace=False)]
     spread = jnp.var(x, axis=0) + 1e-6
-    mixture = (jnp.full((num_components,), 1.0 / num_components), start,
-               jnp.broadcast_to(spread, start.shape))  # fmt: skip
+    mixture = (
+        jnp.full((num_components,), 1.0 / num_components),
+        start,
+        jnp.broadcast_to(spread, start.shape),
+    )
 
     def em(mixture: tuple, _: None) -> tuple[tuple, None]:
         weight, mean, var = mixture
@@ -192,9 +199,13 @@ def dime(
         return chain(params, key, obs)[0]
 
     def propose(
-        params: Any, target_params: Any, key: jax.Array, obs: jax.Array, q: critics.Q,
+        params: Any,
+        target_params: Any,
+        key: jax.Array,
+        obs: jax.Array,
+        q: critics.Q,
         alpha: jax.Array,
-    ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:  # fmt: skip
+    ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
         action, entropy = chain(params, key, obs)
         return action, alpha * entropy, {}
 

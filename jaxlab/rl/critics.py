@@ -99,9 +99,7 @@ def make_gaussian_critics(
     """
     network: Any = Mlp(hidden, 2, activation)
 
-    def distribution(
-        params: Any, obs: jax.Array, action: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:  # fmt: skip
+    def distribution(params: Any, obs: jax.Array, action: jax.Array) -> tuple[jax.Array, jax.Array]:
         out = jax.vmap(lambda p: network.apply(p, obs, action))(params)
         return out[..., 0], jnp.clip(jax.nn.softplus(out[..., 1]), *std_range)
 

@@ -57,9 +57,13 @@ def td3(
         return noisy(action, key, obs, q, exploration, jnp.inf)
 
     def propose(
-        params: Any, target_params: Any, key: jax.Array, obs: jax.Array, q: critics.Q,
+        params: Any,
+        target_params: Any,
+        key: jax.Array,
+        obs: jax.Array,
+        q: critics.Q,
         alpha: jax.Array,
-    ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:  # fmt: skip
+    ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
         action = jnp.tanh(network.apply(target_params, obs))
         action = noisy(action, key, obs, q, smoothing, smoothing_clip)
         return action, jnp.zeros(obs.shape[:1]), {}

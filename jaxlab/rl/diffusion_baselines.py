@@ -126,9 +126,13 @@ def dipo(
         return jnp.clip(drawn[0], -1.0, 1.0)
 
     def propose(
-        params: Any, target_params: Any, key: jax.Array, obs: jax.Array, q: critics.Q,
+        params: Any,
+        target_params: Any,
+        key: jax.Array,
+        obs: jax.Array,
+        q: critics.Q,
         alpha: jax.Array,
-    ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:  # fmt: skip
+    ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
         return act(target_params, key, obs, q, alpha, True), jnp.zeros(obs.shape[:1]), {}
 
     def refine(params: Any, key: jax.Array, context: Context) -> jax.Array:
@@ -196,9 +200,13 @@ def qsm(
         return jax.lax.scan(langevin, start, jnp.arange(num_steps, dtype=jnp.int32))[0]
 
     def propose(
-        params: Any, target_params: Any, key: jax.Array, obs: jax.Array, q: critics.Q,
+        params: Any,
+        target_params: Any,
+        key: jax.Array,
+        obs: jax.Array,
+        q: critics.Q,
         alpha: jax.Array,
-    ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:  # fmt: skip
+    ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
         return act(params, key, obs, q, alpha, True), jnp.zeros(obs.shape[:1]), {}
 
     def loss(params: Any, key: jax.Array, context: Context) -> tuple[jax.Array, Improvement]:

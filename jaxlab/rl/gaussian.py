@@ -68,9 +68,13 @@ def sac(
         return choose(params, key, obs, q)[0]
 
     def propose(
-        params: Any, target_params: Any, key: jax.Array, obs: jax.Array, q: critics.Q,
+        params: Any,
+        target_params: Any,
+        key: jax.Array,
+        obs: jax.Array,
+        q: critics.Q,
         alpha: jax.Array,
-    ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:  # fmt: skip
+    ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
         action, logp = choose(params, key, obs, q)
         return action, -alpha * logp, {}
 

@@ -211,9 +211,7 @@ def make_diffusion(
 
     network = TimedNetwork(hidden, action_size, time_size)
     init = _init(network, obs_size, action_size, 1)
-    return Generator(
-        "diffusion", action_size, schedule.num_steps, init_noise, init, sample, loss
-    )  # fmt: skip
+    return Generator("diffusion", action_size, schedule.num_steps, init_noise, init, sample, loss)
 
 
 def noise_predictor(

@@ -137,10 +137,14 @@ def make_learner(
         env_state = env.reset(key_env)
         seen = env_state.obs[0].astype(obs_dtype or env_state.obs.dtype)
         example = Transition(
-            obs=seen, action=jnp.zeros((env.action_size,)), reward=jnp.zeros(()),
-            terminated=jnp.zeros((), bool), truncated=jnp.zeros((), bool),
-            next_obs=seen, extras=_extras(jnp.zeros((1, env.action_size)), first=True),
-        )  # fmt: skip
+            obs=seen,
+            action=jnp.zeros((env.action_size,)),
+            reward=jnp.zeros(()),
+            terminated=jnp.zeros((), bool),
+            truncated=jnp.zeros((), bool),
+            next_obs=seen,
+            extras=_extras(jnp.zeros((1, env.action_size)), first=True),
+        )
         state = TrainState(
             policy=params,
             policy_average=jax.tree.map(jnp.copy, params),
@@ -181,9 +185,14 @@ def make_learner(
         after = env.step(state.env, clipped)
         stored = clipped if store_clipped else action
         transition = Transition(
-            obs=state.env.obs, action=stored, reward=after.reward, terminated=after.terminated,
-            truncated=after.truncated, next_obs=after.final_obs, extras=_extras(stored),
-        )  # fmt: skip
+            obs=state.env.obs,
+            action=stored,
+            reward=after.reward,
+            terminated=after.terminated,
+            truncated=after.truncated,
+            next_obs=after.final_obs,
+            extras=_extras(stored),
+        )
         if isinstance(state.obs_stats, normalization.ObsStats):
             seen = normalization.update_obs_stats(state.obs_stats, after.final_obs)
             state = state._replace(obs_stats=seen)
@@ -224,14 +233,23 @@ def make_learner(
         next_features = jax.lax.stop_gradient(critics.encode(state.critics, batch.next_obs))
         q = critics_lib.smaller(critics, state.critics)
         next_action, bonus, metrics = policy.propose(
-            state.policy, state.policy_average, key_action, next_features, q,
+            state.policy,
+            state.policy_average,
+            key_action,
+            next_features,
+            q,
             jnp.exp(state.log_alpha),
-        )  # fmt: skip
+        )
         next_action = jax.lax.stop_gradient(next_action)
         data = critics_lib.Transitions(
-            batch.obs, batch.action, reward_scale * batch.reward, batch.terminated, next_features,
-            next_action, jax.lax.stop_gradient(bonus),
-        )  # fmt: skip
+            batch.obs,
+            batch.action,
+            reward_scale * batch.reward,
+            batch.terminated,
+            next_features,
+            next_action,
+            jax.lax.stop_gradient(bonus),
+        )
         (loss, values), grads = jax.value_and_grad(critics.loss, has_aux=True)(
             state.critics, state.critics_target, key_target, data, gamma
         )
@@ -244,9 +262,12 @@ def make_learner(
         return state, (batch, index, next_action, metrics)
 
     def update_policy(
-        state: TrainState, key: jax.Array, batch: Transition, index: jax.Array,
+        state: TrainState,
+        key: jax.Array,
+        batch: Transition,
+        index: jax.Array,
         next_action: jax.Array,
-    ) -> tuple[TrainState, Metrics]:  # fmt: skip
+    ) -> tuple[TrainState, Metrics]:
         """One gradient step of the policy, then temperature, targets and statistics."""
         key_loss, key_refine = jax.random.split(key)
         obs, next_obs = (
@@ -254,13 +275,19 @@ def make_learner(
             for x in (batch.obs, batch.next_obs)
         )
         context = Context(
-            obs=obs, action=batch.action, next_obs=next_obs,
-            terminated=batch.terminated, next_action=next_action, extras=batch.extras,
+            obs=obs,
+            action=batch.action,
+            next_obs=next_obs,
+            terminated=batch.terminated,
+            next_action=next_action,
+            extras=batch.extras,
             q=critics_lib.smaller(critics, state.critics),
             q_first=lambda obs, action: critics.apply(state.critics, obs, action)[0],
             q_target=critics_lib.smaller(critics, state.critics_target),
-            alpha=jnp.exp(state.log_alpha), stats=state.stats, updates=state.updates,
-        )  # fmt: skip
+            alpha=jnp.exp(state.log_alpha),
+            stats=state.stats,
+            updates=state.updates,
+        )
         if policy.refine is not None:
             extras = policy.refine(state.policy, key_refine, context)
             context = context._replace(extras=extras)
@@ -284,10 +311,12 @@ def make_learner(
             stats=weights.update_stats(state.stats, found.values, count=policy.policy_every),
         )
         metrics = {
-            "policy/loss": loss, "policy/q_mean": jnp.mean(found.values),
-            "policy/q_std": jnp.std(found.values), "policy/alpha": jnp.exp(log_alpha),
+            "policy/loss": loss,
+            "policy/q_mean": jnp.mean(found.values),
+            "policy/q_std": jnp.std(found.values),
+            "policy/alpha": jnp.exp(log_alpha),
             **found.metrics,
-        }  # fmt: skip
+        }
         return state, metrics
 
     def _cool(state: TrainState, gap: jax.Array) -> tuple[jax.Array, Any]:
@@ -398,9 +427,15 @@ def _mean(metrics: Metrics) -> Metrics:
 
 
 def _check(
-    env: Env, policy: Policy, gamma: float, tau: float, batch_size: int, capacity: int,
-    warmup: int, num_updates: int,
-) -> None:  # fmt: skip
+    env: Env,
+    policy: Policy,
+    gamma: float,
+    tau: float,
+    batch_size: int,
+    capacity: int,
+    warmup: int,
+    num_updates: int,
+) -> None:
     if policy.action_size != env.action_size:
         raise ValueError(
             f"the policy is for {policy.action_size} actions, {env.name} takes {env.action_size}"

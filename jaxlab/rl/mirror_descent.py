@@ -103,16 +103,22 @@ def make_mirror_descent(
         return best(params, key, obs, q, alpha, explore)[0]
 
     def propose(
-        params: Any, target_params: Any, key: jax.Array, obs: jax.Array, q: critics.Q,
+        params: Any,
+        target_params: Any,
+        key: jax.Array,
+        obs: jax.Array,
+        q: critics.Q,
         alpha: jax.Array,
-    ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:  # fmt: skip
+    ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
         del target_params
         action, values = best(params, key, obs, q, alpha, True)
         changed = jnp.mean((jnp.argmax(values, axis=0) != 0).astype(obs.dtype))
         spread = jnp.mean(jnp.std(values, axis=0))
-        return action, jnp.zeros(obs.shape[:1]), {
-            "policy/best_changed": changed, "policy/particle_q_std": spread,
-        }  # fmt: skip
+        return (
+            action,
+            jnp.zeros(obs.shape[:1]),
+            {"policy/best_changed": changed, "policy/particle_q_std": spread},
+        )
 
     def loss(params: Any, key: jax.Array, context: Context) -> tuple[jax.Array, Improvement]:
         key_sample = key

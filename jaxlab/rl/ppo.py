@@ -131,8 +131,15 @@ def make_ppo(
             "value": critic.init(key_critic, obs),
         }
         zeros = jnp.zeros((E,))
-        return PpoState(params, optimizer.init(params), env.reset(key_env),
-                        jnp.zeros((), jnp.int32), zeros, zeros, key)  # fmt: skip
+        return PpoState(
+            params,
+            optimizer.init(params),
+            env.reset(key_env),
+            jnp.zeros((), jnp.int32),
+            zeros,
+            zeros,
+            key,
+        )
 
     def rollout(state: PpoState, key: jax.Array) -> tuple[PpoState, Transition]:
         def one(state: PpoState, key: jax.Array) -> tuple[PpoState, Transition]:
@@ -141,9 +148,14 @@ def make_ppo(
             action = mean + jnp.exp(state.params["log_std"]) * jax.random.normal(key, mean.shape)
             after = env.step(state.env, jnp.clip(action, -1.0, 1.0))
             transition = Transition(
-                obs, action, after.reward, after.terminated, after.truncated, after.final_obs,
+                obs,
+                action,
+                after.reward,
+                after.terminated,
+                after.truncated,
+                after.final_obs,
                 extras=logp_of(state.params, obs, action),
-            )  # fmt: skip
+            )
             returns = state.returns + after.reward
             done = after.terminated | after.truncated
             state = state._replace(
@@ -151,7 +163,7 @@ def make_ppo(
                 failures=state.failures + jnp.sum(after.failed, dtype=jnp.int32),
                 returns=jnp.where(done, 0.0, returns),
                 finished=jnp.where(done, returns, state.finished),
-            )  # fmt: skip
+            )
             return state, transition
 
         return jax.lax.scan(one, state, jax.random.split(key, num_steps))
@@ -167,21 +179,26 @@ def make_ppo(
         entropy = jnp.sum(params["log_std"] + 0.5 * math.log(2.0 * math.pi * math.e))
         outside = jnp.mean((jnp.abs(ratio - 1.0) > clip_eps).astype(ratio.dtype))
         return -gain + value_coef * error - entropy_coef * entropy, {
-            "critic/loss": error, "policy/entropy": entropy, "policy/clipped": outside,
+            "critic/loss": error,
+            "policy/entropy": entropy,
+            "policy/clipped": outside,
             "policy/kl": jnp.mean(ratio - 1.0 - log_ratio),
-        }  # fmt: skip
+        }
 
     def step(state: PpoState) -> tuple[PpoState, Metrics]:
         key, key_rollout, key_epochs = jax.random.split(state.key, 3)
         state, data = rollout(state._replace(key=key), key_rollout)
         value, next_value = (value_of(state.params, x) for x in (data.obs, data.next_obs))
         advantage, target = gae(
-            reward_scale * data.reward, value, next_value, data.terminated, data.truncated,
-            gamma=gamma, gae_lambda=gae_lambda,
-        )  # fmt: skip
-        flat = jax.tree.map(
-            lambda x: x.reshape(total, *x.shape[2:]), (data, advantage, target)
-        )  # fmt: skip
+            reward_scale * data.reward,
+            value,
+            next_value,
+            data.terminated,
+            data.truncated,
+            gamma=gamma,
+            gae_lambda=gae_lambda,
+        )
+        flat = jax.tree.map(lambda x: x.reshape(total, *x.shape[2:]), (data, advantage, target))
 
         def epoch(carry: tuple, key: jax.Array) -> tuple[tuple, Metrics]:
             order = jax.random.permutation(key, total).reshape(num_minibatches, -1)

@@ -61,9 +61,13 @@ def sdac(
     )
     predict = generators.noise_predictor(action_size, hidden)
     base = mirror_descent.make_mirror_descent(
-        generator, num_particles=num_particles, noise_scale=noise_scale, optimizer=optimizer,
-        entropy_per_dim=entropy_per_dim, alpha_every=alpha_every,
-    )  # fmt: skip
+        generator,
+        num_particles=num_particles,
+        noise_scale=noise_scale,
+        optimizer=optimizer,
+        entropy_per_dim=entropy_per_dim,
+        alpha_every=alpha_every,
+    )
 
     def loss(params: Any, key: jax.Array, context: Context) -> tuple[jax.Array, Improvement]:
         key_action, key_t, key_noise, key_reverse = jax.random.split(key, 4)
@@ -87,9 +91,11 @@ def sdac(
         weight = jax.nn.softmax(log_weight, axis=0)
         share = jnp.mean(1.0 / jnp.sum(weight**2, axis=0)) / num_samples
         gap = policy.noise_gap(
-            context.alpha, action_size, entropy_per_dim=entropy_per_dim,
+            context.alpha,
+            action_size,
+            entropy_per_dim=entropy_per_dim,
             noise_scale=noise_scale or 0.1,
-        )  # fmt: skip
+        )
         return value, Improvement(values, gap, {"policy/ess": share})
 
     return base._replace(loss=loss)

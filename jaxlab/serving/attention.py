@@ -194,9 +194,11 @@ def make_gqa(
     def init(key: Array) -> GqaParams:
         keys = jax.random.split(key, 4)
         return GqaParams(
-            query=dense(keys[0], d_model, H * C), key=dense(keys[1], d_model, G * C),
-            value=dense(keys[2], d_model, G * C), out=dense(keys[3], H * C, d_model, depth=depth),
-        )  # fmt: skip
+            query=dense(keys[0], d_model, H * C),
+            key=dense(keys[1], d_model, G * C),
+            value=dense(keys[2], d_model, G * C),
+            out=dense(keys[3], H * C, d_model, depth=depth),
+        )
 
     def apply(params: GqaParams, x: Array, pos: Array, cache: Any = None) -> tuple[Array, Any]:
         check_tokens(x, pos)

@@ -218,10 +218,11 @@ class ModelSpec:
     def with_cache(self, bytes_per_element: float) -> "ModelSpec":
         """Returns a copy whose caches that grow with the context take so many bytes an element."""
         attention = tuple(
-            (count, kind) if isinstance(kind, LightningAttention)
+            (count, kind)
+            if isinstance(kind, LightningAttention)
             else (count, dataclasses.replace(kind, bytes_per_element=bytes_per_element))
             for count, kind in self.attention
-        )  # fmt: skip
+        )
         return self.replace(attention=attention)
 
 
@@ -332,10 +333,10 @@ def token_cost(spec: ModelSpec, context, *, mtp: Mtp = ONE_TOKEN) -> TokenCost:
 def stored_bytes(spec: ModelSpec, context):
     """Returns the bytes of cache that a request keeps: what it reads, but for states once."""
     return sum(
-        count * (kind.state_bytes if isinstance(kind, LightningAttention)
-                 else kind.kv_bytes(context))
+        count
+        * (kind.state_bytes if isinstance(kind, LightningAttention) else kind.kv_bytes(context))
         for count, kind in spec.attention
-    )  # fmt: skip
+    )
 
 
 def attention_weights(spec: ModelSpec) -> float:

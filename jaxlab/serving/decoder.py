@@ -74,20 +74,26 @@ def make_decoder(
         key_embedding, key_head, *keys = jax.random.split(key, 2 + 2 * len(layers))
         blocks = tuple(
             DecoderBlock(
-                jnp.ones((d_model,)), layer.init(keys[2 * i]), jnp.ones((d_model,)),
+                jnp.ones((d_model,)),
+                layer.init(keys[2 * i]),
+                jnp.ones((d_model,)),
                 experts.init_swiglu(keys[2 * i + 1], d_model, hidden, depth=i + 1),
             )
             for i, layer in enumerate(layers)
-        )  # fmt: skip
+        )
         return DecoderParams(
-            jax.random.normal(key_embedding, (vocab, d_model)), blocks,
-            jnp.ones((d_model,)), dense(key_head, d_model, vocab),
-        )  # fmt: skip
+            jax.random.normal(key_embedding, (vocab, d_model)),
+            blocks,
+            jnp.ones((d_model,)),
+            dense(key_head, d_model, vocab),
+        )
 
     def apply(
-        params: DecoderParams, tokens: Int[Array, "B T"], pos: Array | None = None,
+        params: DecoderParams,
+        tokens: Int[Array, "B T"],
+        pos: Array | None = None,
         caches: Any = None,
-    ) -> tuple[Array, Any]:  # fmt: skip
+    ) -> tuple[Array, Any]:
         if pos is None:
             pos = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
         x, kept = params.embedding[tokens], []

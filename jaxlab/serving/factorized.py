@@ -142,9 +142,13 @@ def project_q(
     if fused:
         up = fold_norm(params).query_up if config.inner_norm else params.query_up
         q = rms_up_rope.rms_up_rope(
-            low.reshape(-1, low.shape[-1]), up, pos.reshape(-1), theta=config.theta,
-            eps=config.eps if config.inner_norm else None, impl=impl,
-        )  # fmt: skip
+            low.reshape(-1, low.shape[-1]),
+            up,
+            pos.reshape(-1),
+            theta=config.theta,
+            eps=config.eps if config.inner_norm else None,
+            impl=impl,
+        )
         return q.reshape(*x.shape[:2], *q.shape[1:])
     if config.inner_norm:
         weight = params.query_norm

@@ -106,9 +106,15 @@ def make_mla(
 
 
 def _naive(
-    params: MlaParams, q_plain: Array, q_rope: Array, latent: Array, rope: Array, pos: Array,
-    k_pos: Array, scale: float,
-) -> Array:  # fmt: skip
+    params: MlaParams,
+    q_plain: Array,
+    q_rope: Array,
+    latent: Array,
+    rope: Array,
+    pos: Array,
+    k_pos: Array,
+    scale: float,
+) -> Array:
     """Expands keys and values of every head."""
     k_plain, v = (jnp.einsum("bsl,lhc->bshc", latent, w) for w in (params.key_up, params.value_up))
     shared = jnp.broadcast_to(rope[:, :, None], (*k_plain.shape[:3], rope.shape[-1]))
@@ -117,9 +123,15 @@ def _naive(
 
 
 def _absorbed(
-    params: MlaParams, q_plain: Array, q_rope: Array, latent: Array, rope: Array, pos: Array,
-    k_pos: Array, scale: float,
-) -> Array:  # fmt: skip
+    params: MlaParams,
+    q_plain: Array,
+    q_rope: Array,
+    latent: Array,
+    rope: Array,
+    pos: Array,
+    k_pos: Array,
+    scale: float,
+) -> Array:
     """q (W c) = (q W) c: queries go down to the latent, its average goes up to the values."""
     q_latent = jnp.einsum("bthc,lhc->bthl", q_plain, params.key_up)
     q = jnp.concatenate([q_latent, q_rope], axis=-1)

@@ -78,9 +78,12 @@ def init_cache(
         names = ", ".join(jnp.dtype(d).name for d in DTYPES)
         raise ValueError(f"dtype must be one of {names}, got {jnp.dtype(dtype).name}")
     sizes = {
-        "num_layers": num_layers, "batch": batch, "max_pages": max_pages, "head_dim": head_dim,
+        "num_layers": num_layers,
+        "batch": batch,
+        "max_pages": max_pages,
+        "head_dim": head_dim,
         "page": page,
-    }  # fmt: skip
+    }
     for name, size in sizes.items():
         if size < 1:
             raise ValueError(f"{name} must be at least 1, got {size}")
@@ -96,14 +99,16 @@ def init_cache(
         else [None] * vectors
     )
     return PagedCache(
-        k_pages=pages[0], v_pages=None if key_reuse else pages[1],
-        k_scale=scales[0], v_scale=None if key_reuse else scales[1],
+        k_pages=pages[0],
+        v_pages=None if key_reuse else pages[1],
+        k_scale=scales[0],
+        v_scale=None if key_reuse else scales[1],
         page_table=jnp.zeros((batch, max_pages), jnp.int32),
         lens=jnp.zeros((batch,), jnp.int32),
         num_owners=jnp.zeros((num_pages,), jnp.int32),
         free=jnp.arange(num_pages, dtype=jnp.int32)[::-1],  # page 1 on top, page 0 at the bottom
         num_free=jnp.asarray(num_pages - 1, jnp.int32),
-    )  # fmt: skip
+    )
 
 
 def reserve(cache: PagedCache, count: Int[Array, " B"]) -> tuple[PagedCache, Bool[Array, " B"]]:
@@ -156,9 +161,7 @@ def reserve(cache: PagedCache, count: Int[Array, " B"]) -> tuple[PagedCache, Boo
     (num_owners, num_free), (table, lens, done, source, target) = jax.lax.scan(
         one, start, (cache.page_table, cache.lens, count.astype(jnp.int32))
     )
-    cache = cache._replace(
-        page_table=table, lens=lens, num_owners=num_owners, num_free=num_free
-    )  # fmt: skip
+    cache = cache._replace(page_table=table, lens=lens, num_owners=num_owners, num_free=num_free)
 
     def copy(pages: dict) -> dict:  # where nothing is to be copied, page 0 to itself
         def one(x: Array) -> Array:

@@ -112,9 +112,12 @@ def evaluate(
         context: tokens of cache per request.  batch: requests in flight.
     """
     _check_counts(
-        context=context, num_attention=num_attention, num_ffn=num_ffn, batch=batch,
+        context=context,
+        num_attention=num_attention,
+        num_ffn=num_ffn,
+        batch=batch,
         micro_batches=micro_batches,
-    )  # fmt: skip
+    )
     for name, share in efficiency._asdict().items():
         if not 0.0 < share <= 1.0:
             raise ValueError(f"efficiency of {name} must be in (0, 1], got {share}")
@@ -199,10 +202,16 @@ def plan(
     def sized(num_attention: int, num_ffn: int, parts: int) -> Callable[[int], Deployment]:
         """Deployments by the requests of an attention accelerator in a micro-batch."""
         return lambda local: evaluate(
-            spec, attention_on, ffn_on, context=context, num_attention=num_attention,
-            num_ffn=num_ffn, batch=local * parts * SERVER * num_attention, micro_batches=parts,
+            spec,
+            attention_on,
+            ffn_on,
+            context=context,
+            num_attention=num_attention,
+            num_ffn=num_ffn,
+            batch=local * parts * SERVER * num_attention,
+            micro_batches=parts,
             efficiency=efficiency,
-        )  # fmt: skip
+        )
 
     servers = range(1, max_servers + 1)
     kinds = [sized(*sizes) for sizes in itertools.product(servers, servers, micro_batches)]
@@ -213,8 +222,9 @@ def plan(
     enough = max(rate for _, rate in fullest) * (1.0 - TOLERANCE)
     quickest = [
         at(1 + _last(lambda n, at=at: at(n).tokens_per_gpu_second < enough))
-        for at, rate in fullest if rate >= enough
-    ]  # fmt: skip
+        for at, rate in fullest
+        if rate >= enough
+    ]
     tpot = min(found.tpot for found in quickest) * (1.0 + TOLERANCE)
     return min(
         (found for found in quickest if found.tpot <= tpot),

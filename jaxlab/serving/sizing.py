@@ -91,9 +91,7 @@ def max_micro_batch(
     Every one of `num_attention` servers sends its share to all `num_ffn` expert servers and hears
     from all: num_ffn 3 D (B / num_attention) <= network * stage.
     """
-    check_positive(
-        d_model=d_model, num_attention=num_attention, num_ffn=num_ffn, network=network
-    )  # fmt: skip
+    check_positive(d_model=d_model, num_attention=num_attention, num_ffn=num_ffn, network=network)
     per_token = WIRE_BYTES * d_model * num_ffn / num_attention
     return network * stage_seconds(num_layers) / per_token
 
@@ -118,11 +116,7 @@ class SmallAccelerator(NamedTuple):
 
 
 def small_accelerator(
-    spec: ModelSpec,
-    bandwidth: float,
-    *,
-    context: int = 8192,
-    ffn_efficiency: float = 0.5,
+    spec: ModelSpec, bandwidth: float, *, context: int = 8192, ffn_efficiency: float = 0.5
 ) -> SmallAccelerator:
     """Sizes a deployment on accelerators of which only the bandwidth counts, bytes/s.
 

@@ -49,20 +49,43 @@ class Step3Config(NamedTuple):
     def attention(self, layer: int) -> MfaConfig:
         """The attention of a layer."""
         return MfaConfig(
-            self.d_model, self.num_heads, self.head_dim, self.q_rank, self.theta, self.eps,
+            self.d_model,
+            self.num_heads,
+            self.head_dim,
+            self.q_rank,
+            self.theta,
+            self.eps,
             depth=layer + 1,
-        )  # fmt: skip
+        )
 
 
 TINY = Step3Config(
-    vocab=512, num_layers=4, d_model=128, num_heads=8, head_dim=32, q_rank=64, dense_layers=(0, 3),
-    dense_hidden=256, num_experts=8, num_active=2, expert_hidden=64,
-)  # fmt: skip
+    vocab=512,
+    num_layers=4,
+    d_model=128,
+    num_heads=8,
+    head_dim=32,
+    q_rank=64,
+    dense_layers=(0, 3),
+    dense_hidden=256,
+    num_experts=8,
+    num_active=2,
+    expert_hidden=64,
+)
 """For tests."""
 SMALL = Step3Config(
-    vocab=512, num_layers=8, d_model=512, num_heads=16, head_dim=64, q_rank=256,
-    dense_layers=(0, 7), dense_hidden=1536, num_experts=16, num_active=3, expert_hidden=384,
-)  # fmt: skip
+    vocab=512,
+    num_layers=8,
+    d_model=512,
+    num_heads=16,
+    head_dim=64,
+    q_rank=256,
+    dense_layers=(0, 7),
+    dense_hidden=1536,
+    num_experts=16,
+    num_active=3,
+    expert_hidden=384,
+)
 """For experiments on a CPU."""
 ONE_LAYER = Step3Config(num_layers=1, dense_layers=())
 """A layer of the published size with experts, for timings."""
@@ -120,8 +143,9 @@ def num_parameters(config: Step3Config) -> tuple[int, int]:
     total = sum(x.size for x in jax.tree.leaves(shapes))
     idle = sum(
         sum(w.size for w in block.ffn.experts) * (1 - config.num_active / config.num_experts)
-        for block in shapes.blocks if isinstance(block.ffn, Moe)
-    )  # fmt: skip
+        for block in shapes.blocks
+        if isinstance(block.ffn, Moe)
+    )
     return total, round(total - idle)
 
 
@@ -248,9 +272,7 @@ def init_step3_cache(config: Step3Config, num_pages: int, **options: Any) -> Pag
     """
     if options.get("key_reuse"):
         raise ValueError("Step-3 caches keys and values: key_reuse must be False")
-    return paged_cache.init_cache(
-        config.num_layers, num_pages, head_dim=config.head_dim, **options
-    )  # fmt: skip
+    return paged_cache.init_cache(config.num_layers, num_pages, head_dim=config.head_dim, **options)
 
 
 def _init_block(key: Array, config: Step3Config, layer: int) -> Block:
@@ -288,9 +310,17 @@ def _flat(x: Array | None) -> Array | None:
 
 def _check_config(config: Step3Config) -> None:
     names = (
-        "vocab", "num_layers", "d_model", "num_heads", "head_dim", "q_rank", "dense_hidden",
-        "num_experts", "num_active", "expert_hidden",
-    )  # fmt: skip
+        "vocab",
+        "num_layers",
+        "d_model",
+        "num_heads",
+        "head_dim",
+        "q_rank",
+        "dense_hidden",
+        "num_experts",
+        "num_active",
+        "expert_hidden",
+    )
     for name in names:
         if getattr(config, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
@@ -321,9 +351,12 @@ def _check_params(params: Step3Params, config: Step3Config) -> None:
         if attention.value is None or isinstance(attention.value, ValueMap):
             raise ValueError(f"{where} has key reuse (MFA-KR), which Step-3 has not")
         for name, shape in (
-            ("query_down", (D, R)), ("query_up", (R, H, C)), ("key", (D, C)), ("value", (D, C)),
+            ("query_down", (D, R)),
+            ("query_up", (R, H, C)),
+            ("key", (D, C)),
+            ("value", (D, C)),
             ("out", (H, C, D)),
-        ):  # fmt: skip
+        ):
             want[f"{where}.attention.{name}"] = shape
             shapes[f"{where}.attention.{name}"] = getattr(attention, name).shape
         if isinstance(block.ffn, Moe):

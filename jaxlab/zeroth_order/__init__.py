@@ -2,11 +2,23 @@
 
 from jaxlab.zeroth_order import noise, profiles
 from jaxlab.zeroth_order.ask_tell import AskTell, AskTellState, external_problem, make_ask_tell
-from jaxlab.zeroth_order.barrier import estimate_smoothness, make_lb_sgd
-from jaxlab.zeroth_order.block_descent import make_zob_gda, make_zob_sgda
-from jaxlab.zeroth_order.case9 import opf9
-from jaxlab.zeroth_order.client_fairness import fair_logistic
-from jaxlab.zeroth_order.conex import make_szo_conex
+from jaxlab.zeroth_order.baselines.barrier import estimate_smoothness, make_lb_sgd
+from jaxlab.zeroth_order.baselines.block_descent import make_zob_gda, make_zob_sgda
+from jaxlab.zeroth_order.baselines.conex import make_szo_conex
+from jaxlab.zeroth_order.baselines.first_order import make_alm, make_pdgd
+from jaxlab.zeroth_order.baselines.penalty import (
+    make_exact_penalty,
+    make_quadratic_penalty,
+    make_switching,
+)
+from jaxlab.zeroth_order.baselines.primal_dual import (
+    make_zo_minmax,
+    make_zoagp,
+    make_zoceg,
+    make_zoeg,
+)
+from jaxlab.zeroth_order.baselines.safe_qcqp import make_szo_qq
+from jaxlab.zeroth_order.baselines.safeopt import make_safeopt
 from jaxlab.zeroth_order.direction_sets import (
     KINDS,
     STREAMABLE,
@@ -33,9 +45,6 @@ from jaxlab.zeroth_order.field import (
     probe,
     streamed_probe,
 )
-from jaxlab.zeroth_order.first_order import make_alm, make_pdgd
-from jaxlab.zeroth_order.high_dimensional import sphere, stiefel
-from jaxlab.zeroth_order.hock_schittkowski import HS_NAMES, hs
 from jaxlab.zeroth_order.kkt import better, kkt_gap, max_violation, violation
 from jaxlab.zeroth_order.method import (
     BAD_START,
@@ -54,21 +63,15 @@ from jaxlab.zeroth_order.multiplier import (
     slack_system,
     solve_free,
 )
-from jaxlab.zeroth_order.penalty import make_exact_penalty, make_quadratic_penalty, make_switching
-from jaxlab.zeroth_order.policy_search import policy_search_problem
-from jaxlab.zeroth_order.power_flow import opf9_blackbox
-from jaxlab.zeroth_order.primal_dual import make_zo_minmax, make_zoagp, make_zoceg, make_zoeg
-from jaxlab.zeroth_order.problem import (
-    Problem,
-    as_inequalities,
-    from_host,
-    make_problem,
-    scaled,
-)
-from jaxlab.zeroth_order.qcqp import random_qcqp
-from jaxlab.zeroth_order.safe_learning import safe_learning_problem
-from jaxlab.zeroth_order.safe_qcqp import make_szo_qq
-from jaxlab.zeroth_order.safeopt import make_safeopt
+from jaxlab.zeroth_order.problem import Problem, as_inequalities, from_host, make_problem, scaled
+from jaxlab.zeroth_order.problems.case9 import opf9
+from jaxlab.zeroth_order.problems.client_fairness import fair_logistic
+from jaxlab.zeroth_order.problems.high_dimensional import sphere, stiefel
+from jaxlab.zeroth_order.problems.hock_schittkowski import HS_NAMES, hs
+from jaxlab.zeroth_order.problems.policy_search import policy_search_problem
+from jaxlab.zeroth_order.problems.power_flow import opf9_blackbox
+from jaxlab.zeroth_order.problems.qcqp import random_qcqp
+from jaxlab.zeroth_order.problems.safe_learning import safe_learning_problem
 from jaxlab.zeroth_order.settings import (
     ZOFLConfig,
     default_radius,

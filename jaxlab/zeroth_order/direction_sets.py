@@ -11,9 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-Kind = Literal[
-    "gaussian", "sphere", "orthonormal", "coordinate", "block", "rademacher", "hadamard"
-]  # fmt: skip
+Kind = Literal["gaussian", "sphere", "orthonormal", "coordinate", "block", "rademacher", "hadamard"]
 KINDS: tuple[str, ...] = get_args(Kind)
 """Names of the direction sets."""
 STREAMABLE = ("gaussian", "sphere", "block", "rademacher", "hadamard")

@@ -119,9 +119,14 @@ def fl_field(
         )
     metric = _as_metric(T)
     F, lam, _ = feedback(
-        grad, J, h, jnp.broadcast_to(jnp.asarray(K, h.dtype), (m,)), m_eq, metric=metric,
+        grad,
+        J,
+        h,
+        jnp.broadcast_to(jnp.asarray(K, h.dtype), (m,)),
+        m_eq,
+        metric=metric,
         solve=solve,
-    )  # fmt: skip
+    )
     return F, lam
 
 

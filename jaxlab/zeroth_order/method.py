@@ -123,14 +123,26 @@ def make_algorithm(
         infinite = jnp.asarray(jnp.inf, dtype)
         shape = jax.eval_shape(update, key, x0, inner, count, jnp.ones((), dtype)).metrics
         state = State(
-            key=key, t=count, x=x0, inner=inner, good_x=x0, good_inner=inner,
-            f=infinite, h=jnp.full((problem.m,), infinite),
-            best_x=x0, best_f=infinite, best_violation=infinite,
-            average=jnp.zeros_like(x0), queries=jnp.asarray(queries, jnp.int32),
+            key=key,
+            t=count,
+            x=x0,
+            inner=inner,
+            good_x=x0,
+            good_inner=inner,
+            f=infinite,
+            h=jnp.full((problem.m,), infinite),
+            best_x=x0,
+            best_f=infinite,
+            best_violation=infinite,
+            average=jnp.zeros_like(x0),
+            queries=jnp.asarray(queries, jnp.int32),
             extras=jax.tree.map(lambda like: jnp.full(like.shape, jnp.inf, like.dtype), shape),
-            step_scale=jnp.ones((), dtype), retrying=jnp.asarray(False),
-            rejections=count, rejected=count, status=count,
-        )  # fmt: skip
+            step_scale=jnp.ones((), dtype),
+            retrying=jnp.asarray(False),
+            rejections=count,
+            rejected=count,
+            status=count,
+        )
         # A leaf of its own for every field, so that an eager state can be donated.
         return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), state)
 
@@ -150,28 +162,40 @@ def make_algorithm(
 
         num_accepted = (state.t - state.rejected + 1).astype(dtype)
         taken = state._replace(
-            x=proposal.x, inner=proposal.inner, good_x=state.x, good_inner=state.inner,
-            f=proposal.f, h=proposal.h, extras=proposal.metrics,
+            x=proposal.x,
+            inner=proposal.inner,
+            good_x=state.x,
+            good_inner=state.inner,
+            f=proposal.f,
+            h=proposal.h,
+            extras=proposal.metrics,
             average=state.average + (proposal.x - state.average) / num_accepted,
             step_scale=jnp.where(
                 state.retrying, state.step_scale, jnp.minimum(1.0, STEP_RECOVERY * state.step_scale)
             ),
             retrying=jnp.asarray(False),
             rejections=jnp.where(state.retrying, state.rejections, 0),
-        )  # fmt: skip
+        )
         undone = state._replace(
-            x=state.good_x, inner=state.good_inner, step_scale=0.5 * state.step_scale,
+            x=state.good_x,
+            inner=state.good_inner,
+            step_scale=0.5 * state.step_scale,
             retrying=jnp.asarray(True),
-            rejections=state.rejections + 1, rejected=state.rejected + 1,
-        )  # fmt: skip
+            rejections=state.rejections + 1,
+            rejected=state.rejected + 1,
+        )
         following = _select(accepted, taken, undone)
         hopeless = following.rejections >= MAX_REJECTIONS
         verdict = jnp.where(following.rejected > state.t, BAD_START, DIVERGED)
         following = following._replace(
-            key=key, t=state.t + 1, queries=state.queries + proposal.queries,
-            best_x=best_x, best_f=best_f, best_violation=best_violation,
+            key=key,
+            t=state.t + 1,
+            queries=state.queries + proposal.queries,
+            best_x=best_x,
+            best_f=best_f,
+            best_violation=best_violation,
             status=jnp.where(hopeless, verdict, RUNNING).astype(jnp.int32),
-        )  # fmt: skip
+        )
         following = _select(state.status == RUNNING, following, state)
         return following, _metrics(following, problem.m_eq) | following.extras
 

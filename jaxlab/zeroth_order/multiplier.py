@@ -181,9 +181,7 @@ def nnqp(
         factor = _factor(A_eq, ridge)
         reduced_A = reduced_A - to_eq.T @ _regular_solve(factor, A_eq, to_eq)
         reduced_b = reduced_b - to_eq.T @ _regular_solve(factor, A_eq, b_eq)
-    solve = {
-        "hildreth": _hildreth, "fista": _fista, "admm": _admm, "enumerate": _enumerate
-    }[solver]  # fmt: skip
+    solve = {"hildreth": _hildreth, "fista": _fista, "admm": _admm, "enumerate": _enumerate}[solver]
     lam = _differentiable(solve, ridge, iterations)(reduced_A, reduced_b)
     if factor is not None:
         lam_eq = _regular_solve(factor, A[:m_eq, :m_eq], -(b_eq + to_eq @ lam))

@@ -116,9 +116,7 @@ def make_problem(
     exact = None if takes_key else lambda x: q(x, jax.random.key(0))
     if x_star is not None:
         x_star = ravel_pytree(x_star)[0].astype(start.dtype)
-    return Problem(
-        q, start, m_eq, m - m_eq, lb, ub, sigma, exact, f_star, x_star, unravel, name
-    )  # fmt: skip
+    return Problem(q, start, m_eq, m - m_eq, lb, ub, sigma, exact, f_star, x_star, unravel, name)
 
 
 def check_start(x0: Array, lb: Array, ub: Array) -> None:

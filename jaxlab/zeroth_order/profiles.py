@@ -19,9 +19,7 @@ from jaxlab.zeroth_order import kkt
 
 
 def optimality_gap(
-    best_f: Float[Array, "..."],
-    f_ref: float | Float[Array, ""],
-    f_start: float | Float[Array, ""],
+    best_f: Float[Array, "..."], f_ref: float | Float[Array, ""], f_start: float | Float[Array, ""]
 ) -> Float[Array, "..."]:
     """Returns (best_f - f_ref)_+ / max(1, |f_start - f_ref|), of any shape.
 

@@ -19,7 +19,7 @@ Schedule = Callable[[Array], Array]
 """A value for each step, `schedule(t)` with t = 0, 1, ... int32, as in optax."""
 Kind = Literal[
     "gaussian", "sphere", "orthonormal", "coordinate", "block", "rademacher", "hadamard", "exact"
-]  # fmt: skip
+]
 Form = Literal["subspace", "plugin"]
 Scheme = Literal["euler", "midpoint", "mid_reuse", "momentum", "adam"]
 Ineq = Literal["nnqp", "slack", "clip"]
@@ -178,10 +178,15 @@ def bound_rows(problem: Problem, config: ZOFLConfig) -> tuple[np.ndarray, np.nda
 
 
 _CHOICES = {
-    "kind": get_args(Kind), "form": get_args(Form), "scheme": get_args(Scheme),
-    "ineq": get_args(Ineq), "metric": get_args(Metric), "feedback": get_args(Feedback),
-    "bounds": get_args(Bounds), "solver": multiplier.SOLVERS,
-}  # fmt: skip
+    "kind": get_args(Kind),
+    "form": get_args(Form),
+    "scheme": get_args(Scheme),
+    "ineq": get_args(Ineq),
+    "metric": get_args(Metric),
+    "feedback": get_args(Feedback),
+    "bounds": get_args(Bounds),
+    "solver": multiplier.SOLVERS,
+}
 
 
 def _check_numbers(config: ZOFLConfig, m: int) -> None:
@@ -223,33 +228,57 @@ def _check_combinations(problem: Problem, config: ZOFLConfig, exact: bool) -> No
     B, chunk = config.B or 0, config.chunk or 0
     integral = isinstance(config.integral_gain, Tracer) or bool(np.any(config.integral_gain != 0))
     rules = (
-        (config.bounds == "constraints" and traced,
-         "bounds='constraints' needs concrete bounds; use bounds='clip' where they are traced"),
-        (is_averaging(config) and config.form != "plugin" and not exact,
-         "ema averages estimated gradients: use form='plugin'"),
-        (config.metric != "identity" and config.form == "plugin" and not exact,
-         "a metric on directions needs form='subspace'"),
-        (config.metric != "identity" and forward,
-         "metrics read curvatures off central differences: use central=True"),
-        (config.metric != "identity" and not exact and is_boxed(problem),
-         "a metric on differences has no box: at a bound they are one-sided, without curvature"),
-        (streamed and (exact or config.form == "plugin" or config.metric == "newton"),
-         "chunk streams the subspace form with the identity or diagonal metric"),
-        (streamed and config.kind not in direction_sets.STREAMABLE,
-         f"directions of kind {config.kind!r} cannot be drawn in chunks; those that can are "
-         f"{', '.join(direction_sets.STREAMABLE)}"),
-        (streamed and (chunk < 1 or B % chunk > 0),
-         f"chunk must divide the number of directions B = {B}, got {config.chunk}"),
+        (
+            config.bounds == "constraints" and traced,
+            "bounds='constraints' needs concrete bounds; use bounds='clip' where they are traced",
+        ),
+        (
+            is_averaging(config) and config.form != "plugin" and not exact,
+            "ema averages estimated gradients: use form='plugin'",
+        ),
+        (
+            config.metric != "identity" and config.form == "plugin" and not exact,
+            "a metric on directions needs form='subspace'",
+        ),
+        (
+            config.metric != "identity" and forward,
+            "metrics read curvatures off central differences: use central=True",
+        ),
+        (
+            config.metric != "identity" and not exact and is_boxed(problem),
+            "a metric on differences has no box: at a bound they are one-sided, without curvature",
+        ),
+        (
+            streamed and (exact or config.form == "plugin" or config.metric == "newton"),
+            "chunk streams the subspace form with the identity or diagonal metric",
+        ),
+        (
+            streamed and config.kind not in direction_sets.STREAMABLE,
+            f"directions of kind {config.kind!r} cannot be drawn in chunks; those that can are "
+            f"{', '.join(direction_sets.STREAMABLE)}",
+        ),
+        (
+            streamed and (chunk < 1 or B % chunk > 0),
+            f"chunk must divide the number of directions B = {B}, got {config.chunk}",
+        ),
         (streamed and is_boxed(problem), "streamed directions have no box; leave out the bounds"),
-        (config.armijo > 0 and config.scheme not in ("euler", "momentum"),
-         "the line search goes with scheme 'euler' or 'momentum'"),
-        (config.armijo > 0 and config.ineq == "slack",
-         "the line search has no slack form; use ineq='nnqp'"),
-        (config.feedback == "diagonal" and config.ineq == "slack",
-         "the diagonal feedback has no slack form; use ineq='nnqp'"),
-        (integral and config.feedback != "diagonal",
-         "integral_gain belongs to feedback='diagonal' (FL-PI)"),
-    )  # fmt: skip
+        (
+            config.armijo > 0 and config.scheme not in ("euler", "momentum"),
+            "the line search goes with scheme 'euler' or 'momentum'",
+        ),
+        (
+            config.armijo > 0 and config.ineq == "slack",
+            "the line search has no slack form; use ineq='nnqp'",
+        ),
+        (
+            config.feedback == "diagonal" and config.ineq == "slack",
+            "the diagonal feedback has no slack form; use ineq='nnqp'",
+        ),
+        (
+            integral and config.feedback != "diagonal",
+            "integral_gain belongs to feedback='diagonal' (FL-PI)",
+        ),
+    )
     for broken, message in rules:
         if broken:
             raise ValueError(message)

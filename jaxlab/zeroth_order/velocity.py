@@ -200,9 +200,13 @@ def measure(
             return found, field.newton_metric(H, config.newton_fill)
         return found, field.diagonal_metric(jnp.diagonal(H), config.newton_fill)
     drawn: dict[str, Any] = {
-        "B": config.B, "kind": config.kind, "u": u, "central": config.central,
-        "center_repeats": config.center_repeats, "common_noise": config.common_noise,
-    }  # fmt: skip
+        "B": config.B,
+        "kind": config.kind,
+        "u": u,
+        "central": config.central,
+        "center_repeats": config.center_repeats,
+        "common_noise": config.common_noise,
+    }
     if config.chunk is not None:
         found = field.streamed_probe(key, problem.q, x, chunk=config.chunk, **drawn)
     else:
@@ -252,10 +256,15 @@ def _solve(
         A, b = multiplier.slack_system(A, b, K, jnp.concatenate([slack, bounds]), m_eq)
         m_eq = m_eq + slack.shape[0]
     return multiplier.fl_multiplier(
-        A, b, m_eq, "clip" if config.ineq == "clip" else "nnqp",
-        ridge=config.ridge, iterations=config.iterations, solver=config.solver,
+        A,
+        b,
+        m_eq,
+        "clip" if config.ineq == "clip" else "nnqp",
+        ridge=config.ridge,
+        iterations=config.iterations,
+        solver=config.solver,
         max_multiplier=config.max_multiplier,
-    )  # fmt: skip
+    )
 
 
 def _squared_length(found: field.Probe) -> float | Array:

@@ -113,9 +113,7 @@ def make_zofl(
             "zo/velocity": jnp.linalg.norm(F),
         }
         following = _project(problem, at + eta * F)
-        return method.Proposal(
-            following, memory, at, here.q0[0], here.q0[1:], queries, metrics
-        )  # fmt: skip
+        return method.Proposal(following, memory, at, here.q0[0], here.q0[1:], queries, metrics)
 
     return method.make_algorithm(
         problem, init_inner=init_inner, update=update, feasibility_tol=config.feasibility_tol
@@ -168,9 +166,14 @@ def _adam(F: Array, memory: Memory) -> tuple[Array, Memory]:
 
 
 def _line_search(
-    key: Array, problem: Problem, config: ZOFLConfig, here: Field, x: Array, eta: Array,
+    key: Array,
+    problem: Problem,
+    config: ZOFLConfig,
+    here: Field,
+    x: Array,
+    eta: Array,
     evaluate: Callable,
-) -> Array:  # fmt: skip
+) -> Array:
     """Returns the largest of eta, eta/2, ... with enough decrease of f + mu sum violation."""
     mu = 1.1 * jnp.max(jnp.abs(here.lam), initial=0.0)
 

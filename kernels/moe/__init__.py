@@ -2,6 +2,4 @@
 
 from .api import Config, autotune, candidates, choose, grouped_swiglu, heuristic, why_not
 
-__all__ = [
-    "Config", "autotune", "candidates", "choose", "grouped_swiglu", "heuristic", "why_not",
-]  # fmt: skip
+__all__ = ["Config", "autotune", "candidates", "choose", "grouped_swiglu", "heuristic", "why_not"]

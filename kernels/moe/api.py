@@ -109,9 +109,14 @@ def candidates(num_rows: int, num_groups: int, dtype: Any = jnp.float32) -> tupl
 
 
 def autotune(
-    x: jax.Array, gate: jax.Array, up: jax.Array, down: jax.Array, sizes: jax.Array,
-    *, path: str | os.PathLike | None = None,
-) -> Config:  # fmt: skip
+    x: jax.Array,
+    gate: jax.Array,
+    up: jax.Array,
+    down: jax.Array,
+    sizes: jax.Array,
+    *,
+    path: str | os.PathLike | None = None,
+) -> Config:
     """Returns the fastest launch for operands like these, see `grouped_swiglu`.
 
     Args:
@@ -123,9 +128,13 @@ def autotune(
         return lambda *operands: grouped_swiglu(*operands, config=config)
 
     return tuning.autotune(
-        "grouped_swiglu", build, candidates(x.shape[0], sizes.size, x.dtype),
-        (x, gate, up, down, sizes), reference=build(Config("ragged_dot")), path=path,
-    )  # fmt: skip
+        "grouped_swiglu",
+        build,
+        candidates(x.shape[0], sizes.size, x.dtype),
+        (x, gate, up, down, sizes),
+        reference=build(Config("ragged_dot")),
+        path=path,
+    )
 
 
 def why_not(impl: str, dtype: Any = jnp.float32) -> str:
@@ -153,9 +162,7 @@ def _ragged_dot(impl: Impl) -> Any:
     return importlib.import_module("tokamax").ragged_dot
 
 
-def _check(
-    x: jax.Array, gate: jax.Array, up: jax.Array, down: jax.Array, sizes: jax.Array
-) -> None:  # fmt: skip
+def _check(x: jax.Array, gate: jax.Array, up: jax.Array, down: jax.Array, sizes: jax.Array) -> None:
     if x.ndim != 2 or gate.ndim != 3 or up.shape != gate.shape:
         raise ValueError(
             f"x must be [M, D], gate and up [E, D, F], got {x.shape}, {gate.shape}, {up.shape}"
@@ -185,5 +192,6 @@ def _check(
             )
     checkify.debug_check(
         jnp.all(sizes >= 0) & (jnp.sum(sizes, dtype=jnp.int32) <= x.shape[0]),
-        "sizes must be 0 or more and at most {rows} together", rows=jnp.int32(x.shape[0]),
-    )  # fmt: skip
+        "sizes must be 0 or more and at most {rows} together",
+        rows=jnp.int32(x.shape[0]),
+    )

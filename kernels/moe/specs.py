@@ -32,9 +32,10 @@ class Spec(NamedTuple):
 
 GRID = tuple(Spec(N) for N in (128, 512, 2048, 8192))
 ON_CPU = (
-    Spec(32, 3, 16, 512, 384, "float32"), Spec(256, 3, 16, 512, 384, "float32"),
+    Spec(32, 3, 16, 512, 384, "float32"),
+    Spec(256, 3, 16, 512, 384, "float32"),
     Spec(4096, 3, 48, 256, 256, "float32"),
-)  # fmt: skip
+)
 """Small enough for two cores."""
 
 

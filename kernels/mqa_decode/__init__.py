@@ -4,6 +4,15 @@ from .api import Call, Config, autotune, candidates, choose, heuristic, mqa_deco
 from .plan import Plan, decode_plan, merge_partials
 
 __all__ = [
-    "Call", "Config", "Plan", "autotune", "candidates", "choose", "decode_plan", "heuristic",
-    "merge_partials", "mqa_decode", "why_not",
-]  # fmt: skip
+    "Call",
+    "Config",
+    "Plan",
+    "autotune",
+    "candidates",
+    "choose",
+    "decode_plan",
+    "heuristic",
+    "merge_partials",
+    "mqa_decode",
+    "why_not",
+]

@@ -114,8 +114,10 @@ def mqa_decode(
         raise NotImplementedError(f"mqa_decode with impl={config.impl!r} cannot run: {reason}")
     operands = (q, k_pages, v_pages, page_table, lens)
     options = {
-        "scale": call.C**-0.5 if scale is None else scale, "k_scale": k_scale, "v_scale": v_scale,
-    }  # fmt: skip
+        "scale": call.C**-0.5 if scale is None else scale,
+        "k_scale": k_scale,
+        "v_scale": v_scale,
+    }
     if config.impl == "mosaic_gpu":
         shares = plan.decode_plan(
             lens, page_table, page=call.page, num_parts=compat.num_processors()
@@ -194,9 +196,7 @@ def autotune(
         path: file that keeps what was found, see `tuning.autotune`.
     """
     asked = q if q.ndim == 4 else q[:, None]
-    call = _check(
-        asked, k_pages, v_pages, page_table, lens, None, k_scale, v_scale, v_transposed
-    )  # fmt: skip
+    call = _check(asked, k_pages, v_pages, page_table, lens, None, k_scale, v_scale, v_transposed)
     operands = [q, k_pages, v_pages, page_table, lens]
     names = [name for name, x in (("k_scale", k_scale), ("v_scale", v_scale)) if x is not None]
     operands += [x for x in (k_scale, v_scale) if x is not None]
@@ -204,9 +204,7 @@ def autotune(
     def build(config: Config) -> Any:
         def f(*operands: jax.Array) -> jax.Array:
             scales = dict(zip(names, operands[5:], strict=True))
-            return mqa_decode(
-                *operands[:5], v_transposed=v_transposed, config=config, **scales
-            )  # fmt: skip
+            return mqa_decode(*operands[:5], v_transposed=v_transposed, config=config, **scales)
 
         return f
 
@@ -320,9 +318,16 @@ def _check_config(config: Config, call: Call) -> None:
 
 
 def _check(
-    q: jax.Array, k_pages: jax.Array, v_pages: jax.Array, page_table: jax.Array, lens: jax.Array,
-    scale: Any, k_scale: jax.Array | None, v_scale: jax.Array | None, v_transposed: bool,
-) -> Call:  # fmt: skip
+    q: jax.Array,
+    k_pages: jax.Array,
+    v_pages: jax.Array,
+    page_table: jax.Array,
+    lens: jax.Array,
+    scale: Any,
+    k_scale: jax.Array | None,
+    v_scale: jax.Array | None,
+    v_transposed: bool,
+) -> Call:
     paged.check(q, k_pages, v_pages, page_table, lens, k_scale, v_scale, v_transposed=v_transposed)
     if scale is not None and (isinstance(scale, (str, bool)) or jnp.ndim(scale) > 0):
         raise ValueError(f"scale must be one number, got {scale!r}")
@@ -330,4 +335,4 @@ def _check(
     N, page, _ = k_pages.shape
     return Call(
         S_q, H, C, page, jnp.dtype(q.dtype), jnp.dtype(k_pages.dtype), v_transposed, N * page
-    )  # fmt: skip
+    )

@@ -120,10 +120,17 @@ def mqa_decode(
         "taken": plgpu.Barrier(),
     }
     inputs: dict[str, Any] = {
-        "q": scaled, "k": k_pages, "v": v_pages, "lens": lens, "flat_page": plan.flat_page,
-        "first": plan.first, "begin": plan.begin, "end": plan.end,
-        "first_request": plan.first_request, "last_request": plan.last_request,
-    }  # fmt: skip
+        "q": scaled,
+        "k": k_pages,
+        "v": v_pages,
+        "lens": lens,
+        "flat_page": plan.flat_page,
+        "first": plan.first,
+        "begin": plan.begin,
+        "end": plan.end,
+        "first_request": plan.first_request,
+        "last_request": plan.last_request,
+    }
     if variant == "upcast":
         scratch["staged"] = tile((NUM_COMPUTE, page, C), jnp.float16)
         scratch["v_scale"] = plgpu.SMEM((stages, page), jnp.float32)
@@ -323,9 +330,18 @@ def _add_values(
 
 
 def _write(
-    gmem: dict, smem: dict, shape: Shape, wg: hopper.Warpgroup, index, lane, slot, mine, top, total,
+    gmem: dict,
+    smem: dict,
+    shape: Shape,
+    wg: hopper.Warpgroup,
+    index,
+    lane,
+    slot,
+    mine,
+    top,
+    total,
     acc,
-) -> None:  # fmt: skip
+) -> None:
     """Joins what the lanes found and writes the average and its log-sum-exp into a slot."""
     C, numbers = shape.columns, smem["rows"]
     if shape.num_lanes == 2:

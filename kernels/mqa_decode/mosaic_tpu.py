@@ -94,9 +94,12 @@ def _body(lens, table, q, k, v, *refs, num_heads: int, num_tokens: int, page: in
         rows = q.shape[1]
         keys, values = k[0].astype(q.dtype), v[0].astype(q.dtype)
         scores = jax.lax.dot_general(
-            q[0], keys, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32,
+            q[0],
+            keys,
+            (((1,), (1,)), ((), ())),
+            preferred_element_type=jnp.float32,
             precision=precision(q.dtype),
-        )  # fmt: skip
+        )
         if quantized:
             scores = scores * scales[0][0]
         position = i * page + jax.lax.broadcasted_iota(jnp.int32, (rows, page), 1)
@@ -117,9 +120,11 @@ def _body(lens, table, q, k, v, *refs, num_heads: int, num_tokens: int, page: in
         if quantized:
             weight = jnp.where(position < length, weight, 0.0)
         acc[...] = acc[...] * fade + jnp.dot(
-            weight.astype(values.dtype), values, preferred_element_type=jnp.float32,
+            weight.astype(values.dtype),
+            values,
+            preferred_element_type=jnp.float32,
             precision=precision(values.dtype),
-        )  # fmt: skip
+        )
         top[...] = jnp.broadcast_to(now, top.shape)
 
     @pl.when(i == pl.num_programs(1) - 1)

@@ -54,7 +54,7 @@ def mqa_decode(
     wide = jnp.float64 if q.dtype == jnp.float64 else jnp.float32
     product = functools.partial(
         jnp.einsum, preferred_element_type=wide, precision=precision(q.dtype)
-    )  # fmt: skip
+    )
 
     # All heads of all tokens are rows that read the same keys.
     rows = q.reshape(B, S_q * H, C)

@@ -80,9 +80,13 @@ VERIFY = tuple(
     Spec(B, S, "uniform", "bf16", S_q) for S_q in (2, 4) for B, S in ((16, 32_768), (64, 8192))
 )
 ON_CPU = (
-    Spec(4, 1024, H=16, C=64), Spec(4, 1024, kv="f32", H=16, C=64), Spec(1, 8192),
-    Spec(16, 1024, "lognormal"), Spec(16, 1024, "lognormal", "fp8"), Spec(8, 2048, S_q=4, H=16),
-)  # fmt: skip
+    Spec(4, 1024, H=16, C=64),
+    Spec(4, 1024, kv="f32", H=16, C=64),
+    Spec(1, 8192),
+    Spec(16, 1024, "lognormal"),
+    Spec(16, 1024, "lognormal", "fp8"),
+    Spec(8, 2048, S_q=4, H=16),
+)
 """Small enough for two cores."""
 
 

@@ -70,9 +70,18 @@ def mqa_decode(
 
 
 def _body(
-    q_ref, k_ref, v_ref, table_ref, lens_ref, *refs, num_heads: int, num_tokens: int, page: int,
-    num_splits: int, quantized: bool,
-):  # fmt: skip
+    q_ref,
+    k_ref,
+    v_ref,
+    table_ref,
+    lens_ref,
+    *refs,
+    num_heads: int,
+    num_tokens: int,
+    page: int,
+    num_splits: int,
+    quantized: bool,
+):
     scales, (out_ref, lse_ref) = refs[:-2], refs[-2:]
     b, split = pl.program_id(0), pl.program_id(1)
     q = q_ref[...]
@@ -105,9 +114,10 @@ def _body(
         return now, total, acc * fade[:, None] + triton_dot(weight, values)
 
     start = (
-        jnp.full((rows,), MASKED, jnp.float32), jnp.zeros((rows,), jnp.float32),
+        jnp.full((rows,), MASKED, jnp.float32),
+        jnp.zeros((rows,), jnp.float32),
         jnp.zeros((rows, C), jnp.float32),
-    )  # fmt: skip
+    )
     first = split * share
     top, total, acc = jax.lax.fori_loop(first, jnp.minimum(first + share, num_pages), one, start)
     out_ref[...] = acc / jnp.where(total > 0.0, total, 1.0)[:, None]

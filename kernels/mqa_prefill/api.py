@@ -144,9 +144,15 @@ def why_not(impl: str, q: jax.Array | jax.ShapeDtypeStruct) -> str:
 
 
 def _dispatch(
-    q: jax.Array, k: jax.Array, v: jax.Array, q_start: jax.Array, lens: jax.Array,
-    scale: float | None, causal: bool, impl: Impl | None,
-) -> jax.Array:  # fmt: skip
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    q_start: jax.Array,
+    lens: jax.Array,
+    scale: float | None,
+    causal: bool,
+    impl: Impl | None,
+) -> jax.Array:
     if impl is None:
         impl = choose(q)
     elif reason := why_not(impl, q):

@@ -126,9 +126,17 @@ def _feed(gmem: dict, smem: dict, b, count, stages: int) -> None:
 
 
 def _attend(
-    gmem: dict, smem: dict, wg: hopper.Warpgroup, b, index, first_row, count, num_heads: int,
-    causal: bool, stages: int,
-) -> None:  # fmt: skip
+    gmem: dict,
+    smem: dict,
+    wg: hopper.Warpgroup,
+    b,
+    index,
+    first_row,
+    count,
+    num_heads: int,
+    causal: bool,
+    stages: int,
+) -> None:
     C = smem["q"].shape[-1]
     mine, q = pl.ds(first_row, ROWS), smem["q"].at[index]
     plgpu.copy_gmem_to_smem(gmem["q"].at[b, mine], q, smem["q_full"].at[index])

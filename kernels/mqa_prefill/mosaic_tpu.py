@@ -86,9 +86,15 @@ def forward(
 
 
 def _seen(
-    r: jax.Array, start: jax.Array, length: jax.Array, block: int, *, num_heads: int,
-    num_tokens: int, causal: bool,
-) -> jax.Array:  # fmt: skip
+    r: jax.Array,
+    start: jax.Array,
+    length: jax.Array,
+    block: int,
+    *,
+    num_heads: int,
+    num_tokens: int,
+    causal: bool,
+) -> jax.Array:
     """Keys that the last token of a block of rows sees."""
     if not causal:
         return length
@@ -97,15 +103,25 @@ def _seen(
 
 
 def _body(
-    q_start, lens, q, k, v, out, lse2, top, total, acc, *, num_heads: int, num_tokens: int,
+    q_start,
+    lens,
+    q,
+    k,
+    v,
+    out,
+    lse2,
+    top,
+    total,
+    acc,
+    *,
+    num_heads: int,
+    num_tokens: int,
     causal: bool,
-):  # fmt: skip
+):
     b, r, i = pl.program_id(0), pl.program_id(1), pl.program_id(2)
     rows, keys = q.shape[1], k.shape[1]
     length, start = lens[b], q_start[b]
-    seen = _seen(
-        r, start, length, rows, num_heads=num_heads, num_tokens=num_tokens, causal=causal
-    )  # fmt: skip
+    seen = _seen(r, start, length, rows, num_heads=num_heads, num_tokens=num_tokens, causal=causal)
 
     @pl.when(i == 0)
     def _start():
@@ -116,9 +132,12 @@ def _body(
     @pl.when(i * keys < seen)
     def _block():
         scores = jax.lax.dot_general(
-            q[0], k[0], (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32,
+            q[0],
+            k[0],
+            (((1,), (1,)), ((), ())),
+            preferred_element_type=jnp.float32,
             precision=precision(q.dtype),
-        )  # fmt: skip
+        )
         position = i * keys + jax.lax.broadcasted_iota(jnp.int32, (rows, keys), 1)
         visible = position < length
         if causal:
@@ -135,9 +154,11 @@ def _body(
         exists = i * keys + jax.lax.broadcasted_iota(jnp.int32, (keys, 1), 0) < length
         values = jnp.where(exists, v[0], jnp.zeros((), v.dtype))  # 0 * NaN is NaN
         acc[...] = acc[...] * fade + jnp.dot(
-            weight.astype(values.dtype), values, preferred_element_type=jnp.float32,
+            weight.astype(values.dtype),
+            values,
+            preferred_element_type=jnp.float32,
             precision=precision(values.dtype),
-        )  # fmt: skip
+        )
         top[...] = jnp.broadcast_to(now, top.shape)
 
     @pl.when(i == pl.num_programs(2) - 1)

@@ -58,9 +58,10 @@ def forward(
         return (now, total, acc * fade[..., None] + added), None
 
     start = (
-        jnp.full((B, T * H), MASKED, wide), jnp.zeros((B, T * H), wide),
+        jnp.full((B, T * H), MASKED, wide),
+        jnp.zeros((B, T * H), wide),
         jnp.zeros((B, T * H, C), wide),
-    )  # fmt: skip
+    )
     (top, total, acc), _ = jax.lax.scan(one, start, blocks)
     some = total > 0.0
     out = acc / jnp.where(some, total, 1.0)[..., None]
@@ -142,9 +143,7 @@ def _blocks(k: jax.Array, v: jax.Array, lens: jax.Array, block: int) -> tuple:
     return cut(k), cut(v), jnp.arange(count * block, dtype=jnp.int32).reshape(count, block)
 
 
-def _seen(
-    q_start: jax.Array, lens: jax.Array, T: int, H: int, causal: bool
-) -> jax.Array:  # fmt: skip
+def _seen(q_start: jax.Array, lens: jax.Array, T: int, H: int, causal: bool) -> jax.Array:
     """`[B, T H]` int32, how many keys a row sees: the first of them."""
     seen = jnp.broadcast_to(lens[:, None], (lens.shape[0], T))
     if causal:

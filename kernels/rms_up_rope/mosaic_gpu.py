@@ -118,9 +118,16 @@ def _feed(gmem: dict, smem: dict, first_row, column, half: int, count: int, stag
 
 
 def _multiply(
-    gmem: dict, smem: dict, wg: hopper.Warpgroup, index, mine, column, half: int, count: int,
+    gmem: dict,
+    smem: dict,
+    wg: hopper.Warpgroup,
+    index,
+    mine,
+    column,
+    half: int,
+    count: int,
     stages: int,
-) -> None:  # fmt: skip
+) -> None:
     def one(i, carry):
         first, second = carry
         slot = jax.lax.rem(i, stages)

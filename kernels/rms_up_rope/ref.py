@@ -11,11 +11,7 @@ from ..compat import precision
 
 
 def rms_up_rope(
-    low: jax.Array,
-    up: jax.Array,
-    factor: jax.Array,
-    cos: jax.Array,
-    sin: jax.Array,
+    low: jax.Array, up: jax.Array, factor: jax.Array, cos: jax.Array, sin: jax.Array
 ) -> jax.Array:
     """Returns rotate(factor * low up).
 

@@ -50,9 +50,10 @@ def run_map():
         state_sharding=sharding.along(mesh),
     ).state
     digest = hashlib.sha256(
-        jax.device_get(counts).tobytes() + jax.device_get(paths).tobytes()
+        jax.device_get(counts).tobytes()
+        + jax.device_get(paths).tobytes()
         + jax.device_get(state["x"]).tobytes()
-    ).hexdigest()  # fmt: skip
+    ).hexdigest()
     print(jax.device_count(), len(state["x"].sharding.device_set), digest)
 
 

@@ -138,9 +138,13 @@ def test_early_stop_and_evaluation(tmp_path, key):
 def test_a_stopped_run_stays_stopped(tmp_path, key):
     def run():
         return loop.run(
-            walk(), key, num_steps=100, chunk_size=5, directory=tmp_path,
+            walk(),
+            key,
+            num_steps=100,
+            chunk_size=5,
+            directory=tmp_path,
             stop=lambda step, metrics: metrics["walk/steps"] > 11,
-        )  # fmt: skip
+        )
 
     assert run().step == run().step == 15
 

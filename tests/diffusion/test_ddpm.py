@@ -31,10 +31,12 @@ def test_schedule_by_a_loop(x64, name):
     for t in range(T):
         before, left = left, left * (1 - beta[t])
         want = (
-            beta[t], left, beta[t] * (1 - before) / (1 - left),
+            beta[t],
+            left,
+            beta[t] * (1 - before) / (1 - left),
             np.sqrt(before) * beta[t] / (1 - left),
             np.sqrt(1 - beta[t]) * (1 - before) / (1 - left),
-        )  # fmt: skip
+        )
         np.testing.assert_allclose([field[t] for field in schedule], want, rtol=1e-12)
     assert schedule.posterior_variance[0] == 0.0
 
@@ -68,9 +70,7 @@ def test_reverse_chain_of_the_exact_noise_prediction(key, name):
         return closed_form.noise_of_tilt(x, schedule.alpha_bar[t][:, None], target)
 
     start = jax.random.normal(jax.random.fold_in(key, 1), (200_000, 1))
-    end = np.asarray(
-        jax.jit(lambda: ddpm.sample(schedule, key, predict, start, clip=None))()
-    )  # fmt: skip
+    end = np.asarray(jax.jit(lambda: ddpm.sample(schedule, key, predict, start, clip=None))())
     mean, var = 0.0, 1.0
     fields = [np.asarray(field, np.float64) for field in schedule]
     for _, alpha_bar, posterior, of_data, of_noisy in reversed(list(zip(*fields, strict=True))):

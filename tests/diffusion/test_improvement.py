@@ -30,9 +30,11 @@ def test_weighted_loss_is_least_at_the_tilted_velocity(x64, t, want):
     best = jnp.linalg.solve(jax.hessian(loss)(zero), -jax.grad(loss)(zero))
     np.testing.assert_allclose(best, want, atol=2e-3)
     tilted = closed_form.gaussian_tilt(
-        closed_form.Gaussian(jnp.zeros(()), jnp.asarray(0.5)), curvature=3.0, peak=0.8,
+        closed_form.Gaussian(jnp.zeros(()), jnp.asarray(0.5)),
+        curvature=3.0,
+        peak=0.8,
         temperature=0.7,
-    )  # fmt: skip
+    )
     at = jnp.asarray([0.0, 1.0])
     exact = closed_form.flow_velocity(tilted, at, jnp.full(2, t))
     np.testing.assert_allclose(best, [exact[0], exact[1] - exact[0]], atol=2e-3)

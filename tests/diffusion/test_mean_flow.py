@@ -103,9 +103,9 @@ def test_loss_by_hand(x64):
     want = ((w * factor)[:, None] * squares).mean()
     np.testing.assert_allclose(mean_flow.loss(*args, adaptive_power=0.5), want, rtol=1e-12)
     # The target and the weights are constants to the gradient.
-    gradient = jax.grad(
-        lambda s: mean_flow.loss(lambda z, r, t: s * z * t[:, None], *args[1:])
-    )(slope)  # fmt: skip
+    gradient = jax.grad(lambda s: mean_flow.loss(lambda z, r, t: s * z * t[:, None], *args[1:]))(
+        slope
+    )
     by_hand = (w[:, None] * 2 * np.asarray(u - target) * np.asarray(z * t[:, None])).mean()
     np.testing.assert_allclose(gradient, by_hand, rtol=1e-10)
 

@@ -10,9 +10,7 @@ from jaxlab.diffusion.closed_form import Gaussian, Mixture
 
 OLD = Gaussian(jnp.asarray(0.0), jnp.asarray(0.5))
 QUADRATIC = {"curvature": 3.0, "peak": 0.8, "temperature": 0.7}
-BIMODAL = Mixture(
-    jnp.asarray([0.3, 0.7]), jnp.asarray([-0.6, 0.5]), jnp.asarray([0.1, 0.2])
-)  # fmt: skip
+BIMODAL = Mixture(jnp.asarray([0.3, 0.7]), jnp.asarray([-0.6, 0.5]), jnp.asarray([0.1, 0.2]))
 
 
 def test_tilted_gaussian_by_hand(x64):
@@ -76,9 +74,7 @@ def test_loss_is_the_weighted_mean_by_hand(key):
     want = (w[:, None] * (x * t[:, None] - (data - noise)) ** 2).mean()
     np.testing.assert_allclose(got, want, rtol=1e-5)
     with pytest.raises(ValueError, match="one a sample"):
-        rectified_flow.loss(
-            lambda x, t: x, *map(jnp.asarray, (data, noise, t)), jnp.ones((6, 1))
-        )  # fmt: skip
+        rectified_flow.loss(lambda x, t: x, *map(jnp.asarray, (data, noise, t)), jnp.ones((6, 1)))
 
 
 def test_scaling_all_weights_scales_the_gradient_and_none_runs_into_them():
@@ -108,8 +104,9 @@ def test_euler_of_the_exact_flow(x64, std):
     for num_steps in (1, 2, 4, 10, 20, 100):
         end = rectified_flow.sample(
             lambda x, t: closed_form.flow_velocity(target, x, t[..., None]),
-            jnp.asarray([[0.0], [1.0], [-2.0]]), num_steps=num_steps,
-        )[:, 0]  # fmt: skip
+            jnp.asarray([[0.0], [1.0], [-2.0]]),
+            num_steps=num_steps,
+        )[:, 0]
         slope = closed_form.euler_std(std, num_steps)
         np.testing.assert_allclose(end, 0.4 + slope * np.array([0.0, 1.0, -2.0]), atol=1e-12)
         if num_steps in listed:

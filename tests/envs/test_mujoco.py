@@ -14,11 +14,19 @@ gymnasium = pytest.importorskip("gymnasium")
 mujoco = pytest.importorskip("mujoco")
 
 GYM = {
-    "half_cheetah": "HalfCheetah-v4", "ant": "Ant-v4", "ant_v5": "Ant-v5", "hopper": "Hopper-v4",
-    "walker2d": "Walker2d-v4", "humanoid": "Humanoid-v4", "humanoid_v5": "Humanoid-v5",
-    "swimmer": "Swimmer-v4", "reacher": "Reacher-v4", "reacher_v5": "Reacher-v5",
-    "pusher": "Pusher-v5", "inverted_pendulum": "InvertedPendulum-v4",
-}  # fmt: skip
+    "half_cheetah": "HalfCheetah-v4",
+    "ant": "Ant-v4",
+    "ant_v5": "Ant-v5",
+    "hopper": "Hopper-v4",
+    "walker2d": "Walker2d-v4",
+    "humanoid": "Humanoid-v4",
+    "humanoid_v5": "Humanoid-v5",
+    "swimmer": "Swimmer-v4",
+    "reacher": "Reacher-v4",
+    "reacher_v5": "Reacher-v5",
+    "pusher": "Pusher-v5",
+    "inverted_pendulum": "InvertedPendulum-v4",
+}
 
 
 @pytest.fixture(autouse=True)
@@ -45,10 +53,11 @@ def at_gym(state, gym):
     """A state with the positions, velocities and warm start of Gymnasium's."""
     data = gym.data
     return state._replace(
-        qpos=jnp.asarray(data.qpos, jnp.float32), qvel=jnp.asarray(data.qvel, jnp.float32),
+        qpos=jnp.asarray(data.qpos, jnp.float32),
+        qvel=jnp.asarray(data.qvel, jnp.float32),
         warmstart=jnp.asarray(data.qacc_warmstart, jnp.float32),
         derived={name: jnp.asarray(getattr(data, name), jnp.float32) for name in state.derived},
-    )  # fmt: skip
+    )
 
 
 def assert_steps_agree(name, backend, *, num_steps, atol, restart=True):
@@ -87,12 +96,17 @@ def test_c_engine_is_gymnasium(name):
 @pytest.mark.parametrize(
     "name, index, low, high",
     [
-        ("ant", 2, 0.0, 1.3), ("ant_v5", 2, 0.0, 1.3), ("walker2d", 1, 0.6, 2.3),
-        ("walker2d", 2, -1.4, 1.4), ("hopper", 1, 0.4, 1.3), ("hopper", 2, -0.4, 0.4),
-        ("humanoid", 2, 0.7, 2.3), ("humanoid_v5", 2, 0.7, 2.3),
+        ("ant", 2, 0.0, 1.3),
+        ("ant_v5", 2, 0.0, 1.3),
+        ("walker2d", 1, 0.6, 2.3),
+        ("walker2d", 2, -1.4, 1.4),
+        ("hopper", 1, 0.4, 1.3),
+        ("hopper", 2, -0.4, 0.4),
+        ("humanoid", 2, 0.7, 2.3),
+        ("humanoid_v5", 2, 0.7, 2.3),
         ("inverted_pendulum", 1, -0.4, 0.4),
     ],
-)  # fmt: skip
+)
 def test_c_engine_ends_where_gymnasium_does(name, index, low, high):
     """Bodies lifted, lowered and tilted across the bounds of health."""
     task, gym = task_and_gym(name, "c")
@@ -143,9 +157,7 @@ def test_starts_are_gymnasium_s(name):
     task, gym = envs.make_task(name, "c"), reference(name)
     spec = mujoco_tasks.TASKS[name]
     model = mujoco_physics.load_model(spec.xml)
-    constants = mujoco_tasks.Constants(
-        np.array(model.qpos0), model.nv, 0.1, np.ones(1), {}
-    )  # fmt: skip
+    constants = mujoco_tasks.Constants(np.array(model.qpos0), model.nv, 0.1, np.ones(1), {})
     keys = jax.random.split(jax.random.key(1), 4000)
     ours = [np.asarray(x) for x in jax.vmap(lambda k: spec.start(constants, k))(keys)]
     theirs = []
@@ -199,9 +211,7 @@ def test_a_state_that_falls_apart_is_started_anew_and_counted(tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)  # where the engine would write its log
     env = envs.make_env(envs.make_task("inverted_pendulum", "c"), 3)
     state = env.reset(jax.random.key(0))
-    broken = state._replace(
-        physics=state.physics._replace(qvel=state.physics.qvel.at[1].set(1e12))
-    )  # fmt: skip
+    broken = state._replace(physics=state.physics._replace(qvel=state.physics.qvel.at[1].set(1e12)))
     after = jax.jit(env.step)(broken, jnp.zeros((3, 1)))
     np.testing.assert_array_equal(after.failed, [False, True, False])
     np.testing.assert_array_equal(after.truncated, [False, True, False])
@@ -224,9 +234,10 @@ def test_every_episode_may_have_its_own_model():
     mass = np.asarray(state.model["body_mass"])
     assert not np.allclose(mass[0], mass[1])
     same = state._replace(
-        qpos=jnp.zeros_like(state.qpos), qvel=jnp.zeros_like(state.qvel),
+        qpos=jnp.zeros_like(state.qpos),
+        qvel=jnp.zeros_like(state.qvel),
         warmstart=jnp.zeros_like(state.warmstart),
-    )  # fmt: skip
+    )
     after, obs, _, _ = jax.jit(jax.vmap(task.step))(same, jnp.full((2, 1), 3.0))
     np.testing.assert_array_equal(after.model["body_mass"], mass)
     lighter = int(mass[1].sum() < mass[0].sum())

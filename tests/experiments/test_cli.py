@@ -11,13 +11,14 @@ import pytest
 
 import experiments
 from experiments import __main__ as command_line
-from experiments import bench, gpu, result
+from experiments.bench import suite, timing
+from experiments.harness import result
 
 HERE = pathlib.Path(__file__).parent
 NAMES = command_line.Names(
     experiments={"toy": "toy_experiment"},
     benches={"sums": "toy_targets"},
-    suite=(gpu.Entry("first", "check", "toy_targets:check", 60.0),),
+    entries=(suite.Entry("first", "check", "toy_targets:check", 60.0),),
 )
 
 
@@ -63,9 +64,20 @@ def test_run_leaves_a_complete_folder(call, tmp_path):
 
 def test_flags_override_the_preset(call, tmp_path):
     status, out, _ = call(
-        "run", "toy", "--preset=cpu", "--inner.rate", "2", "--sites", "7", "8", "9",
-        "--rule", "max", "--out", "here",
-    )  # fmt: skip
+        "run",
+        "toy",
+        "--preset=cpu",
+        "--inner.rate",
+        "2",
+        "--sites",
+        "7",
+        "8",
+        "9",
+        "--rule",
+        "max",
+        "--out",
+        "here",
+    )
     assert status == 0
     kept = result.read(tmp_path / "here" / "config.json", result.Start)
     assert kept.config["num_steps"] == 30  # of the preset
@@ -79,9 +91,17 @@ def test_flags_override_the_preset(call, tmp_path):
 def test_interrupted_then_resumed_is_as_if_never_interrupted(call, tmp_path):
     assert call("run", "toy", "--preset", "cpu", "--inner.rate", "3", "--out", "whole")[0] == 0
     status, _, err = call(
-        "run", "toy", "--preset", "cpu", "--inner.rate", "3", "--interrupt-at", "11",
-        "--out", "halved",
-    )  # fmt: skip
+        "run",
+        "toy",
+        "--preset",
+        "cpu",
+        "--inner.rate",
+        "3",
+        "--interrupt-at",
+        "11",
+        "--out",
+        "halved",
+    )
     assert status == 130
     assert "python -m experiments resume halved" in err
     assert not (tmp_path / "halved" / "result.json").exists()
@@ -271,14 +291,14 @@ def test_measure_separates_compile_time_from_run_time(monkeypatch):
     def work():
         now[0] += next(naps)
 
-    monkeypatch.setattr(bench.time, "perf_counter", lambda: now[0])
-    timing = bench.measure(work, repeats=9)
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
+    timed = timing.measure(work, repeats=9)
     assert next(naps, None) is None
-    assert timing == bench.Timing(
+    assert timed == timing.Timing(
         pytest.approx(0.23), pytest.approx(0.02), pytest.approx(0.02), n=9
     )
     with pytest.raises(ValueError, match="at least 2"):
-        bench.measure(work, repeats=1)
+        timing.measure(work, repeats=1)
 
 
 def test_measure_compiles_a_jitted_function_afresh():
@@ -290,16 +310,16 @@ def test_measure_compiles_a_jitted_function_afresh():
         return 2 * x
 
     double(jnp.ones(3))
-    timing = bench.measure(double, jnp.ones(3), repeats=5)
+    timed = timing.measure(double, jnp.ones(3), repeats=5)
     assert len(traces) == 2
-    assert timing.compile_s > timing.median_s > 0
+    assert timed.compile_s > timed.median_s > 0
 
 
 def test_measurement_ratio_and_rate():
-    ours, rival = bench.Timing(0, 0.5, 0, 10), bench.Timing(0, 2.0, 0, 10)
-    item = bench.Measurement("a", "b", ours, "slow one", rival, 100.0, "B", 400.0)
+    ours, rival = timing.Timing(0, 0.5, 0, 10), timing.Timing(0, 2.0, 0, 10)
+    item = timing.Measurement("a", "b", ours, "slow one", rival, 100.0, "B", 400.0)
     assert item.ratio == 4.0 and item.rate == 200.0
-    row = bench.as_table([item, bench.Measurement("c", "d", ours)]).rows
+    row = timing.as_table([item, timing.Measurement("c", "d", ours)]).rows
     assert row[0][-3:] == ("4 ×", "200 B/s", "50%") and "slow one" in row[0][4]
     assert row[1][-4:] == ("–", "–", "–", "–")
 

@@ -13,10 +13,22 @@ from jaxlab.core import logging, loop
 
 pytestmark = pytest.mark.usefixtures("optax_promotes")
 TINY = Config(
-    num_seeds=2, tasks=("multi_goal",), methods=("FPMD-M", "TD3"), parts=("returns",), updates=120,
-    num_envs=2, batch_size=8, warmup=16, capacity=400, width=8, num_particles=2, flow_steps=2,
-    diffusion_steps=2, eval_episodes=3, tuning_rates=(9e-4,),
-)  # fmt: skip
+    num_seeds=2,
+    tasks=("multi_goal",),
+    methods=("FPMD-M", "TD3"),
+    parts=("returns",),
+    updates=120,
+    num_envs=2,
+    batch_size=8,
+    warmup=16,
+    capacity=400,
+    width=8,
+    num_particles=2,
+    flow_steps=2,
+    diffusion_steps=2,
+    eval_episodes=3,
+    tuning_rates=(9e-4,),
+)
 
 
 def test_rows_are_what_was_logged_and_a_second_run_trains_nothing(tmp_path, monkeypatch):
@@ -38,8 +50,10 @@ def test_rows_are_what_was_logged_and_a_second_run_trains_nothing(tmp_path, monk
     np.testing.assert_allclose(ways.rows[0][4], final["FPMD-M"].mean(), rtol=1e-5)
     assert ways.rows[1][4] == pytest.approx(ways.rows[2][4], rel=1e-6)  # N = 1: the same samples
     assert {figure.path for figure in first.figures} == {
-        "curves.png", "evaluations.png", "weights.png",
-    }  # fmt: skip
+        "curves.png",
+        "evaluations.png",
+        "weights.png",
+    }
 
     def fail(*args, **options):
         raise AssertionError("a finished unit was trained again")
@@ -147,15 +161,27 @@ def test_bad_names(tmp_path):
 def test_returns_stand_beside_the_published_ones():
     returns = np.array([1.0, 3.0])
     one = training.Outcome(
-        returns, returns, (np.zeros(1), returns[None]), {}, {}, {}, np.zeros(0),
-        (np.zeros(0), np.zeros(0)), 1.0,
-    )  # fmt: skip
-    names = {("walker2d", "SAC"), ("inverted_pendulum", "DACER"), ("ant", "FPMD-R"),
-             ("pendulum", "SAC")}  # fmt: skip
+        returns,
+        returns,
+        (np.zeros(1), returns[None]),
+        {},
+        {},
+        {},
+        np.zeros(0),
+        (np.zeros(0), np.zeros(0)),
+        1.0,
+    )
+    names = {
+        ("walker2d", "SAC"),
+        ("inverted_pendulum", "DACER"),
+        ("ant", "FPMD-R"),
+        ("pendulum", "SAC"),
+    }
     rows = study._published_rows({key: one for key in sorted(names)})
     assert {(row.metric, row.value, row.paper) for row in rows} == {
-        ("Return of SAC, walker2d", 2.0, 3233), ("Return of DACER, inverted_pendulum", 2.0, 801),
-    }  # fmt: skip
+        ("Return of SAC, walker2d", 2.0, 3233),
+        ("Return of DACER, inverted_pendulum", 2.0, 801),
+    }
     assert set(study.PUBLISHED) < set(methods.NAMES)
     assert all(len(x) == len(study.PUBLISHED_TASKS) for x in study.PUBLISHED.values())
     assert set(study.PUBLISHED_TASKS) <= set(envs.TASKS)

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from experiments import result
+from experiments.harness import result
 from jaxlab import queueing as q
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -60,8 +60,12 @@ def test_a_users_csv_becomes_beds_figures_and_a_report(csv, tmp_path):
         "missing_los",
     ]
     assert {path.name for path in out.glob("*.png")} == {
-        "beds.png", "occupancy.png", "risk.png", "survival.png", "decomposition.png"
-    }  # fmt: skip
+        "beds.png",
+        "occupancy.png",
+        "risk.png",
+        "survival.png",
+        "decomposition.png",
+    }
     metrics = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in metrics] == [1, 2]
     inputs = q.read_processed(out / "inputs.csv")
@@ -91,9 +95,13 @@ def test_smoke_runs_and_a_killed_run_resumes(tmp_path):
     command = [sys.executable, "-m", "experiments", *map(str, arguments), "--out", str(out)]
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAXLAB_SIR3": "/nowhere"}
     with subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
         text=True,
-    ) as process:  # fmt: skip
+    ) as process:
         for line in process.stderr:
             if line.startswith("Monte Carlo 2/4"):
                 process.send_signal(signal.SIGKILL)

@@ -7,15 +7,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import bench, bench_mqa_decode, ceilings
+from experiments.bench import ceilings, mqa_decode, timing
 from experiments.mfa_decode import Config, study
 from jaxlab.kernels.mqa_decode import specs
 from jaxlab.kernels.mqa_decode.specs import Spec
 
 TINY = Config(
-    batches=(1, 2), contexts=(100,), lengths=("uniform", "bimodal"), kv=("f32",), num_heads=2,
-    head_dim=16, repeats=2,
-)  # fmt: skip
+    batches=(1, 2),
+    contexts=(100,),
+    lengths=("uniform", "bimodal"),
+    kv=("f32",),
+    num_heads=2,
+    head_dim=16,
+    repeats=2,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -65,23 +70,23 @@ def test_lengths_have_the_mean_they_say():
 def test_a_chain_makes_all_its_calls():
     """Seven calls of x -> 2 x in one program: the last result, not the time, shows them."""
     seen = []
-    original = bench.measure
+    original = timing.measure
 
     def spy(fn, *args, repeats):
         seen.append((np.asarray(fn(*args)), repeats))
         return original(fn, *args, repeats=repeats)
 
-    bench.measure, undo = spy, bench.measure
+    timing.measure, undo = spy, timing.measure
     try:
-        timing = bench.measure_chain(
+        timed = timing.measure_chain(
             lambda i, x, y: 2.0 * x + i.astype(x.dtype) * y, jnp.ones(3), 0.0, calls=7, repeats=3
         )
     finally:
-        bench.measure = undo
+        timing.measure = undo
     np.testing.assert_array_equal(seen[0][0], np.full(3, 128.0))
-    assert seen[0][1] == 3 and timing.n == 3 and timing.median_s > 0
+    assert seen[0][1] == 3 and timed.n == 3 and timed.median_s > 0
     with pytest.raises(ValueError, match="calls must be at least 1"):
-        bench.measure_chain(lambda i, x: x, jnp.ones(3), calls=0)
+        timing.measure_chain(lambda i, x: x, jnp.ones(3), calls=0)
 
 
 def test_study_times_checks_and_resumes(tmp_path, monkeypatch):
@@ -90,11 +95,13 @@ def test_study_times_checks_and_resumes(tmp_path, monkeypatch):
     assert len(cells) == len(study.grid(TINY)) == 3  # one request alone has one length
     stored = json.loads(cells[0].read_text())
     assert {item["rival_name"] for item in stored} == {
-        "jax.nn, dense cache", "jax.nn on gathered pages",
-    }  # fmt: skip
+        "jax.nn, dense cache",
+        "jax.nn on gathered pages",
+    }
     assert all(item["error"] < 1e-5 for item in stored)
-    share = study.share(bench.Measurement("a", "b", bench.Timing(0, 2.0, 0, 1), work=6e9,
-                                          ceiling=1e10))  # fmt: skip
+    share = study.share(
+        timing.Measurement("a", "b", timing.Timing(0, 2.0, 0, 1), work=6e9, ceiling=1e10)
+    )
     assert share == pytest.approx(30.0)
     rows = {row.metric: row for row in first.rows}
     assert rows["Largest deviation from the reference, over the largest value"].value < 1e-5
@@ -104,7 +111,7 @@ def test_study_times_checks_and_resumes(tmp_path, monkeypatch):
     def fail(*args, **options):
         raise AssertionError("a stored cell was timed again")
 
-    monkeypatch.setattr(bench_mqa_decode, "cells", fail)
+    monkeypatch.setattr(mqa_decode, "cells", fail)
     again = study.run(TINY, tmp_path, resume=True)
     assert again.rows == first.rows
 
@@ -113,10 +120,16 @@ def test_large_cells_are_summarized(tmp_path):
     """Two large cells at 80 % and 60 %: the median between them, and both ends."""
     found = {}
     for S, seconds in ((300_000, 1.0), (400_000, 4.0 / 3.0)):
-        item = bench.Measurement(
-            "mqa_decode", "x", bench.Timing(0, seconds, 0, 1), "other",
-            bench.Timing(0, 2 * seconds, 0, 1), work=8e9, ceiling=1e10, error=1e-3,
-        )  # fmt: skip
+        item = timing.Measurement(
+            "mqa_decode",
+            "x",
+            timing.Timing(0, seconds, 0, 1),
+            "other",
+            timing.Timing(0, 2 * seconds, 0, 1),
+            work=8e9,
+            ceiling=1e10,
+            error=1e-3,
+        )
         found[Spec(2, S)] = [item]
     config = dataclasses.replace(TINY, kv=("bf16",), lengths=("uniform",))
     (row,) = study._share_rows(found, config)

@@ -11,9 +11,17 @@ from experiments.mfa_quality import PRESETS, Config, study, tasks, training, var
 from jaxlab.core import logging
 
 TINY = Config(
-    num_seeds=2, learning_rates=(4e-3, 8e-3), tasks=("recall",), variants=("MHA", "MFA"),
-    num_layers=1, recall_length=8, pairs=(1, 3), tokens=64, num_steps=20, eval_batches=2,
-)  # fmt: skip
+    num_seeds=2,
+    learning_rates=(4e-3, 8e-3),
+    tasks=("recall",),
+    variants=("MHA", "MFA"),
+    num_layers=1,
+    recall_length=8,
+    pairs=(1, 3),
+    tokens=64,
+    num_steps=20,
+    eval_batches=2,
+)
 
 
 def test_recall_asks_for_values_that_were_told(key):
@@ -153,9 +161,18 @@ def test_attention_learns_to_recall(optax_promotes, tmp_path):
     Eight bits are a guess among all tokens, two a guess among the values that were told.
     """
     config = dataclasses.replace(
-        TINY, d_model=64, num_layers=2, recall_length=16, pairs=(2, 4), tokens=1024,
-        num_steps=600, num_seeds=3, learning_rates=(4e-3,), variants=("MHA",), eval_batches=8,
-    )  # fmt: skip
+        TINY,
+        d_model=64,
+        num_layers=2,
+        recall_length=16,
+        pairs=(2, 4),
+        tokens=1024,
+        num_steps=600,
+        num_seeds=3,
+        learning_rates=(4e-3,),
+        variants=("MHA",),
+        eval_batches=8,
+    )
     result = study.run(config, tmp_path)
     losses = training.read_curves(tmp_path / "recall/MHA/seeds", "loss")[1][-1]
     assert losses.mean() + 3 * losses.std(ddof=1) < 1.0, result.summary

@@ -13,15 +13,17 @@ def test_every_published_figure_that_can_be_computed_is_reproduced(tmp_path):
     verdicts = {row.metric: row.verdict for row in result.rows}
     measured = {metric for metric, verdict in verdicts.items() if verdict == "measured"}
     assert measured == {
-        "Bound of the planner, 2A2F at 4K", "Bound of the planner, 4A2F at 8K",
-        "Bound of the planner, 3A2F at 4K, BF16 cache", "Bound of the planner, 16A2F at 32K",
+        "Bound of the planner, 2A2F at 4K",
+        "Bound of the planner, 4A2F at 8K",
+        "Bound of the planner, 3A2F at 4K, BF16 cache",
+        "Bound of the planner, 16A2F at 32K",
         "Bound of the planner, 3A4F at 4K, twice the experts",
-    }  # fmt: skip
+    }
     missed = {metric for metric, verdict in verdicts.items() if verdict == "not reproduced"}
     assert missed == {
         "Cards for all experts on L4 (300 GB/s), too slow for attention",
         "Requests of 8K in a micro-batch of an accelerator",
-    }  # fmt: skip
+    }
     for row in result.rows:
         if row.metric in measured:
             assert row.value > row.paper  # a bound
@@ -81,7 +83,8 @@ MINE = {
     "accelerators": [{"name": "L40S", "usd_per_hour": 0.9, "flops": 7.33e14, "bandwidth": 8.64e11}],
     "models": [
         {
-            "name": "Mine", "d_model": 7168,
+            "name": "Mine",
+            "d_model": 7168,
             "attention": [[61, {"kind": "mfa", "num_heads": 64, "head_dim": 256, "q_rank": 2048}]],
             "ffn": [
                 {"num_layers": 56, "hidden": 5120, "num_active": 4, "num_experts": 49},
@@ -89,7 +92,7 @@ MINE = {
             ],
         }
     ],
-}  # fmt: skip
+}
 
 
 def test_models_and_accelerators_of_ones_own(tmp_path):
@@ -100,9 +103,12 @@ def test_models_and_accelerators_of_ones_own(tmp_path):
     path = tmp_path / "mine.json"
     path.write_text(json.dumps(MINE))
     config = dataclasses.replace(
-        SMALL, own=str(path), models=("Mine", "Step-3"), accelerators=("L40S", "H800"),
+        SMALL,
+        own=str(path),
+        models=("Mine", "Step-3"),
+        accelerators=("L40S", "H800"),
         planned="Mine",
-    )  # fmt: skip
+    )
     mine, step3 = study.run(config, tmp_path).tables[0].rows
     assert mine[1:] == step3[1:] and mine[0] == "Mine"
     assert "L40S" in study.run(config, tmp_path).tables[0].columns

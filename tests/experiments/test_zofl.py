@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from experiments import zofl as experiment
-from experiments.result import VERDICTS
+from experiments.harness.result import VERDICTS
 from experiments.zofl import analysis, external, methods, problems, study, tables, units
 from experiments.zofl.analysis import Comparison
 from experiments.zofl.units import PUBLISHED, TUNED, Record, Unit
@@ -16,9 +16,14 @@ from jaxlab.core import logging
 from jaxlab.zeroth_order import method, zofl
 
 TINY = experiment.Config(
-    num_seeds=2, tuning_seeds=1, sigmas=(0.0,), max_queries=400, problems=("HS7", "qp-2"),
-    methods=("zofl", "zob-gda"), thorough=False,
-)  # fmt: skip
+    num_seeds=2,
+    tuning_seeds=1,
+    sigmas=(0.0,),
+    max_queries=400,
+    problems=("HS7", "qp-2"),
+    methods=("zofl", "zob-gda"),
+    thorough=False,
+)
 
 
 @pytest.fixture
@@ -56,9 +61,14 @@ def test_the_best_point_of_a_lane_goes_by_the_noise_of_the_lane(x64):
     """qp-2 at x0 = 0: a point beyond the corner is kept if it violates by no more than sigma."""
     task = problems.make_task("qp-2", 200)
     unit = units.run_unit(
-        task, methods.TABLE["switching"], sigmas=(0.0, 0.1), num_seeds=4, tuning_seeds=2, seed=0,
+        task,
+        methods.TABLE["switching"],
+        sigmas=(0.0, 0.1),
+        num_seeds=4,
+        tuning_seeds=2,
+        seed=0,
         quick=True,
-    )  # fmt: skip
+    )
     exact, noisy = unit.record.best_violation[:, TUNED, :, -1]
     assert exact.max() <= problems.allowance(0.0) < noisy.max() < problems.allowance(0.1) + 0.5
 
@@ -102,9 +112,11 @@ def test_a_gap_below_the_optimum_does_not_solve():
     task = problems.make_task("HS7", 300)
     for gap, solved in ((-0.9, 0.0), (-0.05, 1.0), (0.05, 1.0), (0.9, 0.0)):
         comparison = Comparison(
-            dataclasses.replace(TINY, num_seeds=4, sigmas=(0.01,)), {"HS7": task}, ("zofl",),
+            dataclasses.replace(TINY, num_seeds=4, sigmas=(0.01,)),
+            {"HS7": task},
+            ("zofl",),
             {("HS7", "zofl"): _unit(gap, 0.02)},
-        )  # fmt: skip
+        )
         assert analysis.solved_shares(comparison, "zofl", 0, 0.1).tolist() == [solved]
     assert analysis.accuracies(0.01) == (0.1,) and analysis.accuracies(0.0) == (0.1, 0.001)
 
@@ -147,7 +159,7 @@ def test_a_tuned_unit_runs_the_candidate_that_it_chose(x64):
     best = unit.record.best_gap[0, :, :, -1]
     alone = units.run_unit(
         task, chosen._replace(default=chosen.grid[index]), tuning_seeds=0, **common
-    )  # fmt: skip
+    )
     np.testing.assert_allclose(best[TUNED], alone.record.best_gap[0, PUBLISHED, :, -1], rtol=1e-5)
 
 
@@ -228,9 +240,11 @@ def test_duels_by_hand():
     task = problems.make_task("HS7", 300)._replace(price=1.0)
     for rival, expected in cases.values():
         comparison = Comparison(
-            dataclasses.replace(TINY, num_seeds=4), {"HS7": task}, ("zofl", "zob-gda"),
+            dataclasses.replace(TINY, num_seeds=4),
+            {"HS7": task},
+            ("zofl", "zob-gda"),
             {("HS7", "zofl"): ours, ("HS7", "zob-gda"): rival},
-        )  # fmt: skip
+        )
         found = analysis.duel(comparison, "HS7", "zob-gda", 0)
         assert found is not None and found.outcome == expected
         counts, losers = tables._count(comparison, 0)
@@ -243,18 +257,22 @@ def test_duels_by_hand():
         ]
     # The best rival is the one whose duel is hardest: the mean of its seeds, not their median.
     three = Comparison(
-        dataclasses.replace(TINY, num_seeds=4), {"HS7": task}, ("zofl", "zob-gda", "zoeg"),
+        dataclasses.replace(TINY, num_seeds=4),
+        {"HS7": task},
+        ("zofl", "zob-gda", "zoeg"),
         {
             ("HS7", "zofl"): _unit(1e-3, 0.0),
             ("HS7", "zob-gda"): _unit(np.asarray([1e-9, 1e-9, 1e-9, 0.9]), 0.0),
             ("HS7", "zoeg"): _unit(2e-4, 0.0),
         },
-    )  # fmt: skip
+    )
     assert analysis.best_rival(three, "HS7", 0) == "zoeg"
     assert tables._count(three, 0)[0][analysis.WORSE] == 1
     both = Comparison(
-        dataclasses.replace(TINY, num_seeds=4), {"HS7": task}, ("zofl", "zob-gda"),
+        dataclasses.replace(TINY, num_seeds=4),
+        {"HS7": task},
+        ("zofl", "zob-gda"),
         {("HS7", "zofl"): _unit(0.0, 0.2), ("HS7", "zob-gda"): _unit(0.0, 0.3)},
-    )  # fmt: skip
+    )
     found = analysis.duel(both, "HS7", "zob-gda", 0)
     assert found is not None and found.outcome == analysis.NEITHER

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import bench_zeroth_order
+from experiments.bench import zeroth_order
 from experiments.zofl import (
     PRESETS,
     Config,
@@ -19,7 +19,8 @@ from experiments.zofl import (
     theory,
     violation,
 )
-from jaxlab.zeroth_order import direction_sets, policy_search, profiles, qcqp
+from jaxlab.zeroth_order import direction_sets, profiles
+from jaxlab.zeroth_order.problems import policy_search, qcqp
 
 
 @pytest.fixture(scope="module")
@@ -116,14 +117,14 @@ def test_instances_of_other_draws_need_no_other_program():
 
 def test_timings_at_tiny_sizes():
     """Work is counted right, and the rival in numpy makes the same rollouts as the problem."""
-    (batch,) = bench_zeroth_order.batches(3, 4)
-    (stream,) = bench_zeroth_order.streamed(1000, 8)
-    (tuned,) = bench_zeroth_order.rollouts(2, 3)
+    (batch,) = zeroth_order.batches(3, 4)
+    (stream,) = zeroth_order.streamed(1000, 8)
+    (tuned,) = zeroth_order.rollouts(2, 3)
     for item, work in ((batch, 12.0), (stream, 8.0), (tuned, 2 * 17 * 4.0)):
         assert item.work == work and item.rival is not None
         assert item.rate == pytest.approx(work / item.ours.median_s)
     gains = policy_search.START[None] + np.linspace(-0.1, 0.1, 24).reshape(3, 2, 4)
-    cost, peak = bench_zeroth_order._numpy_rollouts(gains)
+    cost, peak = zeroth_order._numpy_rollouts(gains)
     exact = jax.vmap(policy_search.policy_search_problem().exact)
     f, h = exact(jnp.asarray(gains, jnp.float32).reshape(3, 8))
     np.testing.assert_allclose(cost, f, rtol=1e-5)
@@ -152,9 +153,10 @@ def test_leakage_is_reproduced_and_a_leaking_subspace_is_not(x64, monkeypatch):
     verdicts = _verdicts(violation.leakage_part(TINY))
     assert set(verdicts.values()) == {"reproduced"}
     monkeypatch.setattr(
-        violation, "_usual_violation",
+        violation,
+        "_usual_violation",
         lambda test, options, keys, num_steps: (np.full(8, 1e-3), np.arange(8) == 0),
-    )  # fmt: skip
+    )
     rows, tables, _ = violation.leakage_part(TINY)
     assert rows[0].verdict == "not reproduced" and rows[0].value == 1.0
     assert tables[0].rows[0][-2:] == (1, 1)

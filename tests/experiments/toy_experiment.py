@@ -6,7 +6,7 @@ import pathlib
 import time
 from typing import Literal
 
-from experiments import result
+from experiments.harness import result
 
 SUMMARY = "Adds up a number, for the tests"
 

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 
-from experiments import bench
+from experiments.bench import timing
 
 SUMMARY = "A toy benchmark"
 
@@ -20,7 +20,7 @@ def silent_check():
 
 
 def benchmark():
-    return [bench.Measurement("sum", "3 numbers", bench.Timing(0.5, 1e-3, 1e-5, 10), work=3.0)]
+    return [timing.Measurement("sum", "3 numbers", timing.Timing(0.5, 1e-3, 1e-5, 10), work=3.0)]
 
 
 def run(out):

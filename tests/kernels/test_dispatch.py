@@ -11,9 +11,10 @@ from jaxlab.kernels.rms_up_rope import rms_up_rope
 
 FP8 = jnp.float8_e4m3fn
 MACHINES = {
-    "hopper": ("gpu", "cuda", 9.0, "mosaic_gpu"), "ampere": ("gpu", "cuda", 8.0, "triton"),
+    "hopper": ("gpu", "cuda", 9.0, "mosaic_gpu"),
+    "ampere": ("gpu", "cuda", 8.0, "triton"),
     "tpu": ("tpu", "tpu", 0.0, "tpu_custom_call"),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(params=MACHINES)

@@ -164,9 +164,11 @@ def test_merge_is_the_whole():
                 lse2.append(np.log2(total))
             owner.append(b)
     got, got_lse = jax.jit(plan.merge_partials, static_argnums=3)(
-        jnp.asarray(np.array(out), jnp.float32), jnp.asarray(np.array(lse2), jnp.float32),
-        jnp.asarray(owner), 3,
-    )  # fmt: skip
+        jnp.asarray(np.array(out), jnp.float32),
+        jnp.asarray(np.array(lse2), jnp.float32),
+        jnp.asarray(owner),
+        3,
+    )
     weight = np.exp2(scores)
     want = weight @ values / weight.sum(-1, keepdims=True)
     np.testing.assert_allclose(got[:2], want, atol=2e-6)
@@ -228,9 +230,12 @@ def specs(dtype, *, S_q=1, H=64, C=256, page=64, v_transposed=False):
     B, P, N = 4, 8, 40
     v_page = (N, C, page) if v_transposed else (N, page, C)
     shapes = [
-        ((B, S_q, H, C), jnp.bfloat16), ((N, page, C), dtype), (v_page, dtype),
-        ((B, P), jnp.int32), ((B,), jnp.int32),
-    ]  # fmt: skip
+        ((B, S_q, H, C), jnp.bfloat16),
+        ((N, page, C), dtype),
+        (v_page, dtype),
+        ((B, P), jnp.int32),
+        ((B,), jnp.int32),
+    ]
     if jnp.dtype(dtype).itemsize == 1:
         shapes += [((N, page), jnp.float32), (() if v_transposed else (N, page), jnp.float32)]
     return [jax.ShapeDtypeStruct(*shape) for shape in shapes]
@@ -386,9 +391,7 @@ def test_splits_of_triton_are_the_card_s(monkeypatch):
 def test_float32_is_exact_in_triton_too():
     """Not TensorFloat-32, which the interpreter would not show."""
     (q, k, v, table, lens), _ = draw(np.random.default_rng(7), lens=[3, 16], H=16)
-    jaxpr = str(
-        jax.make_jaxpr(lambda *x: triton.mqa_decode(*x, scale=0.3))(q, k, v, table, lens)
-    )  # fmt: skip
+    jaxpr = str(jax.make_jaxpr(lambda *x: triton.mqa_decode(*x, scale=0.3))(q, k, v, table, lens))
     assert jaxpr.count("precision=(Precision.HIGHEST, Precision.HIGHEST)") == 2
 
 

@@ -52,8 +52,10 @@ def test_reference_is_attention(causal, block):
 
 def test_equals_the_attention_of_jax():
     rng = np.random.default_rng(1)
-    q, k, v = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in
-               ((2, 16, 8, 32), (2, 16, 32), (2, 16, 32)))  # fmt: skip
+    q, k, v = (
+        jnp.asarray(rng.normal(size=s), jnp.float32)
+        for s in ((2, 16, 8, 32), (2, 16, 32), (2, 16, 32))
+    )
     ours, theirs = jax.jit(
         lambda q, k, v: (
             api.mqa_prefill(q, k, v),
@@ -111,8 +113,10 @@ def test_backward_in_blocks(block, x64):
 def test_token_by_token_is_prefill():
     """The last tokens through the paged decode kernel, one and several at a time."""
     rng = np.random.default_rng(6)
-    q, k, v = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in
-               ((2, 32, 4, 32), (2, 32, 32), (2, 32, 32)))  # fmt: skip
+    q, k, v = (
+        jnp.asarray(rng.normal(size=s), jnp.float32)
+        for s in ((2, 32, 4, 32), (2, 32, 32), (2, 32, 32))
+    )
     whole = jax.jit(api.mqa_prefill)(q, k, v)
     pages = [x.reshape(4, 16, 32) for x in (k, v)]
     table = jnp.asarray([[0, 1], [2, 3]], jnp.int32)
@@ -142,9 +146,15 @@ def test_tpu_kernel_in_the_interpreter(causal):
 def test_hopper_kernel_in_the_interpreter(H, causal):
     """Blocks with and without mask, a length inside a block, an empty request."""
     operands = draw(
-        np.random.default_rng(8), B=2, T=3, S=150, H=H, starts=(0, 140), lens=(0, 143),
+        np.random.default_rng(8),
+        B=2,
+        T=3,
+        S=150,
+        H=H,
+        starts=(0, 140),
+        lens=(0, 143),
         dtype=jnp.bfloat16,
-    )  # fmt: skip
+    )
     out, lse2 = mosaic_gpu.forward(*operands, scale=0.3, causal=causal, interpret=True)
     want, want_lse = oracle(*operands, 0.3, causal)
     np.testing.assert_allclose(jnp.asarray(out, jnp.float32), want, atol=1e-2)

@@ -67,10 +67,13 @@ def test_kernels_lower_at_the_published_size(kernel, platform, target):
     specs = [
         jax.ShapeDtypeStruct(shape, dtype)
         for shape, dtype in (
-            ((N, R), jnp.bfloat16), ((R, H, C), jnp.bfloat16), ((N,), jnp.float32),
-            ((N, C // 2), jnp.float32), ((N, C // 2), jnp.float32),
+            ((N, R), jnp.bfloat16),
+            ((R, H, C), jnp.bfloat16),
+            ((N,), jnp.float32),
+            ((N, C // 2), jnp.float32),
+            ((N, C // 2), jnp.float32),
         )
-    ]  # fmt: skip
+    ]
     with compat.target():
         low = jax.jit(kernel.rms_up_rope).trace(*specs).lower(lowering_platforms=(platform,))
     assert target in low.as_text()

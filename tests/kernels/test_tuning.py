@@ -110,7 +110,8 @@ def test_launches_on_a_gpu_fit_its_memory(monkeypatch):
     assert stages(api.Call(1, 64, 256, 64, bf16, bf16, False)) == [2]  # 2 x 64 KB of 227
     assert stages(api.Call(2, 64, 128, 64, bf16, bf16, False)) == [2, 1, 3, 4, 5]  # 32 KB each
     splits = {
-        c.num_splits for c in api.candidates(api.Call(1, 8, 64, 64, bf16, bf16, False), 8, 64)
+        c.num_splits
+        for c in api.candidates(api.Call(1, 8, 64, 64, bf16, bf16, False), 8, 64)
         if c.impl == "triton"
-    }  # fmt: skip
+    }
     assert splits == {8, 16, 32, 64, 128}  # 32 of 2 pages each, a quarter to four times as many

@@ -11,7 +11,7 @@ from scipy import stats
 from scipy.special import ndtr
 
 from jaxlab.queueing import forecast, scenario
-from jaxlab.queueing.occupancy import QueueInputs
+from jaxlab.queueing.census.occupancy import QueueInputs
 
 MODEL = scenario.BedModel(num_lags=20, bed_cap=64)
 
@@ -90,9 +90,14 @@ def test_annual_admissions_formula(x64):
     years = (2020, 2021, 2022, 2023)
     births = {2026: 21_000.0, 2024: 19_000.0, 2025: 20_500.0}
     got = forecast.annual_admissions(
-        jnp.asarray(past), years, births, eta=0.7, psi=1.02, baseline_years=(2020, 2021, 2022),
+        jnp.asarray(past),
+        years,
+        births,
+        eta=0.7,
+        psi=1.02,
+        baseline_years=(2020, 2021, 2022),
         base_year=2025,
-    )  # fmt: skip
+    )
     totals = [400.0, 400.0, 500.0]
     for k, year in enumerate((2024, 2025, 2026)):
         annual = np.mean(totals) * (births[year] / births[2025]) ** 0.7 * 1.02 ** (year - 2025)
@@ -113,9 +118,9 @@ def test_projected_beds_equal_a_python_loop(x64):
         arrival=jnp.asarray([[[0, 1], [2, 2]], [[1, 0], [0, 1]]], jnp.int32),
         stay=jnp.asarray([[[2, 1], [0, 0]], [[1, 2], [2, 0]]], jnp.int32),
     )
-    got = jax.jit(
-        lambda h, a, d: forecast.project_beds(h, a, d, model=MODEL, chunk=1)
-    )(history, jnp.asarray(admissions), draws)  # fmt: skip
+    got = jax.jit(lambda h, a, d: forecast.project_beds(h, a, d, model=MODEL, chunk=1))(
+        history, jnp.asarray(admissions), draws
+    )
     lam, mu, sig2 = (np.asarray(x) for x in (history.lam, history.mu, history.sig2))
     for r, y, i in np.ndindex(2, 2, 2):
         a, s = int(draws.arrival[r, y, i]), int(draws.stay[r, y, i])

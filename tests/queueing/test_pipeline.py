@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import rivals_pipeline
+from experiments.rivals import pipeline
 from jaxlab import queueing as q
 
 UNITS = q.CALGARY_SITES[2:5:2]  # an exponential and a Weibull unit
@@ -15,9 +15,7 @@ UNITS = q.CALGARY_SITES[2:5:2]  # an exponential and a Weibull unit
 
 @pytest.fixture(scope="module")
 def planner():
-    return jax.jit(
-        functools.partial(q.plan, num_days=730, u_max=192, warmup="drop"),
-    )
+    return jax.jit(functools.partial(q.plan, num_days=730, u_max=192, warmup="drop"))
 
 
 def draw(seed):
@@ -29,7 +27,7 @@ def test_beds_equal_statsmodels_and_scipy(planner):
     stays, patients = draw(3)
     with jax.enable_x64(True):
         plan = jax.device_get(planner(jax.tree.map(jnp.asarray, patients)))
-    expected = rivals_pipeline.plan(stays)
+    expected = pipeline.plan(stays)
     found = np.stack([plan.beds.average, *plan.beds.risk, plan.beds.peak])
     np.testing.assert_array_equal(found, expected)
     counts = np.bincount(stays.day[stays.site == 0], minlength=730)
@@ -125,9 +123,10 @@ def test_a_law_without_a_mean_is_not_planned_with():
         patients = q.Patients(*map(jnp.asarray, (day, np.minimum(stay, 400.0), one, one)))
         plan = jax.device_get(
             jax.jit(
-                lambda p: q.plan(p, 200, u_max=512, grid=q.GRID[:1], families=("fisk",),
-                                 variant="fisk_mean")
+                lambda p: q.plan(
+                    p, 200, u_max=512, grid=q.GRID[:1], families=("fisk",), variant="fisk_mean"
+                )
             )(patients)
-        )  # fmt: skip
+        )
     assert plan.laws.kappa[0] < 1
     assert np.isnan(plan.rho[:, 1:]).all() and (plan.beds.risk == -1).all()

@@ -8,8 +8,10 @@ import pytest
 from scipy import stats
 from scipy.special import ndtr
 
-from jaxlab.queueing import conditional, occupancy, scenario
-from jaxlab.queueing.occupancy import QueueInputs
+from jaxlab.queueing import scenario
+from jaxlab.queueing.census import occupancy
+from jaxlab.queueing.census.occupancy import QueueInputs
+from jaxlab.queueing.stays import conditional
 
 DEMO = {"base": 3.2, "amplitude": 0.2, "los": 9.5, "phase": 20}
 

@@ -110,9 +110,19 @@ def test_learned_temperature_of_softmax_weights(key):
 
     zeros = jnp.zeros((3, 1))
     context = rl.Context(
-        obs, zeros, obs, jnp.zeros(3, bool), zeros, (), q, q, q, jnp.asarray(0.5),
-        weights.init_stats(), jnp.zeros((), jnp.int32),
-    )  # fmt: skip
+        obs,
+        zeros,
+        obs,
+        jnp.zeros(3, bool),
+        zeros,
+        (),
+        q,
+        q,
+        q,
+        jnp.asarray(0.5),
+        weights.init_stats(),
+        jnp.zeros((), jnp.int32),
+    )
     _, found = policy.loss(params, key, context)
     log_weight = scipy.special.log_softmax(np.asarray(found.values, np.float64) / 0.5, axis=0)
     kl = np.mean(np.sum(np.exp(log_weight) * (log_weight + np.log(16)), axis=0))
@@ -151,9 +161,15 @@ def test_observations_can_be_stored_in_bytes(key):
         return x, x
 
     task = envs.Task(
-        "counter", 2, 1, (-1.0,), (1.0,), 50, reset,
+        "counter",
+        2,
+        1,
+        (-1.0,),
+        (1.0,),
+        50,
+        reset,
         lambda x, action: (x + 1.0, x + 1.0, jnp.zeros(()), jnp.zeros((), bool)),
-    )  # fmt: skip
+    )
     wide, narrow = (learner(task, obs_dtype=dtype) for dtype in (None, jnp.uint8))
     states = [jax.jit(x.step)(jax.jit(x.init)(key))[0] for x in (wide, narrow)]
     assert states[1].replay.data.obs.dtype == jnp.uint8

@@ -52,9 +52,7 @@ def learned():
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         flow = generators.make_flow(1, 1, **FAST)
         mean = generators.make_mean_flow(1, 1, **FAST)
-        return {
-            "flow": (flow, fit(flow, old, tilted)), "mean_flow": (mean, fit(mean, old, tilted))
-        }  # fmt: skip
+        return {"flow": (flow, fit(flow, old, tilted)), "mean_flow": (mean, fit(mean, old, tilted))}
 
 
 def draws(learned, name, num_steps, key):
@@ -66,7 +64,7 @@ def draws(learned, name, num_steps, key):
                 generator, params, key, obs, num_particles=20_000, num_steps=num_steps
             )
         )()
-    )[:, 0, 0]  # fmt: skip
+    )[:, 0, 0]
 
 
 def test_learned_flow_is_the_tilted_policy(learned, key):
@@ -183,9 +181,7 @@ def test_best_of_many_is_the_largest_of_as_many(key):
     """Q = a and K uniform draws on [0, 1]: the mean of the best is K / (K + 1)."""
     for K in (1, 4, 32):
         actions = jax.random.uniform(jax.random.fold_in(key, K), (K, 20_000, 1))
-        chosen, values = critics.best_of(
-            lambda obs, a: a[..., 0], jnp.zeros((20_000, 3)), actions
-        )  # fmt: skip
+        chosen, values = critics.best_of(lambda obs, a: a[..., 0], jnp.zeros((20_000, 3)), actions)
         error = 5 * np.sqrt(K / ((K + 1) ** 2 * (K + 2)) / 20_000)
         np.testing.assert_allclose(chosen.mean(), K / (K + 1), atol=error)
         np.testing.assert_array_equal(chosen[:, 0], values.max(axis=0))

@@ -118,8 +118,14 @@ def test_temperature_waits_for_its_turn(key):
         alphas.append(float(metrics["policy/alpha"]))
     # Two critic updates a step: it moves after the third and the sixth.
     assert [a != b for a, b in zip(alphas, [5.0, *alphas], strict=False)] == [
-        False, False, True, False, False, True, False,
-    ]  # fmt: skip
+        False,
+        False,
+        True,
+        False,
+        False,
+        True,
+        False,
+    ]
     np.testing.assert_allclose(alphas[2], 5.0 * np.exp(-7e-3), rtol=1e-5)  # Adam's first step
 
 
@@ -298,10 +304,13 @@ def test_bad_policies():
     with pytest.raises(ValueError, match="policy is for 2 actions"):
         tiny(tiny_policy()._replace(action_size=2))
     for change, message in (
-        ({"num_particles": 0}, "num_particles"), ({"weighting": "sharp"}, "weighting must be"),
-        ({"noise_scale": -1.0}, "noise_scale"), ({"temperature": 1.0}, "leave temperature out"),
-        ({"gradient_weight": -0.1}, "gradient_weight"), ({"alpha_every": 0}, "alpha_every"),
-    ):  # fmt: skip
+        ({"num_particles": 0}, "num_particles"),
+        ({"weighting": "sharp"}, "weighting must be"),
+        ({"noise_scale": -1.0}, "noise_scale"),
+        ({"temperature": 1.0}, "leave temperature out"),
+        ({"gradient_weight": -0.1}, "gradient_weight"),
+        ({"alpha_every": 0}, "alpha_every"),
+    ):
         with pytest.raises(ValueError, match=message):
             mirror_descent.make_mirror_descent(
                 generators.make_flow(3, 1, hidden=SMALL), **{"num_particles": 3, **change}
@@ -313,23 +322,37 @@ def test_bad_policies():
 FAST = {"hidden": (32, 32)}
 METHODS = {
     "FPMD-R": lambda: mirror_descent.make_mirror_descent(
-        generators.make_flow(1, 1, num_steps=4, **FAST), num_particles=4,
-        optimizer=optax.adam(2e-3), alpha_every=2,
+        generators.make_flow(1, 1, num_steps=4, **FAST),
+        num_particles=4,
+        optimizer=optax.adam(2e-3),
+        alpha_every=2,
     ),
     "FPMD-M": lambda: mirror_descent.make_mirror_descent(
-        generators.make_mean_flow(1, 1, **FAST), num_particles=4, optimizer=optax.adam(2e-3),
+        generators.make_mean_flow(1, 1, **FAST),
+        num_particles=4,
+        optimizer=optax.adam(2e-3),
         alpha_every=2,
     ),
     "FPMD-M softmax": lambda: mirror_descent.make_mirror_descent(
-        generators.make_mean_flow(1, 1, **FAST), num_particles=4, optimizer=optax.adam(2e-3),
-        alpha_every=2, weighting="softmax", num_samples=8, temperature=0.02,
+        generators.make_mean_flow(1, 1, **FAST),
+        num_particles=4,
+        optimizer=optax.adam(2e-3),
+        alpha_every=2,
+        weighting="softmax",
+        num_samples=8,
+        temperature=0.02,
     ),
     "FPMD-M gradient": lambda: mirror_descent.make_mirror_descent(
-        generators.make_mean_flow(1, 1, **FAST), num_particles=4, optimizer=optax.adam(2e-3),
-        alpha_every=2, gradient_weight=0.1,
+        generators.make_mean_flow(1, 1, **FAST),
+        num_particles=4,
+        optimizer=optax.adam(2e-3),
+        alpha_every=2,
+        gradient_weight=0.1,
     ),
     "DPMD": lambda: mirror_descent.make_mirror_descent(
-        generators.make_diffusion(1, 1, **FAST), num_particles=4, optimizer=optax.adam(2e-3),
+        generators.make_diffusion(1, 1, **FAST),
+        num_particles=4,
+        optimizer=optax.adam(2e-3),
         alpha_every=2,
     ),
     "SDAC": lambda: rl.sdac(
@@ -350,7 +373,7 @@ METHODS = {
         1, 1, **FAST, optimizer=optax.adam(2e-3), alpha_every=100, num_samples=40, num_states=2
     ),
     "DIME": lambda: rl.dime(1, 1, **FAST, learning_rate=2e-3, alpha_learning_rate=2e-3),
-}  # fmt: skip
+}
 
 
 QUICK = ("FPMD-M", "SAC")
@@ -366,9 +389,15 @@ def test_every_method_finds_the_best_action(key, name):
     make = rl.make_gaussian_critics if name in ("DACER", "DIME") else rl.make_critics
     critics = make(1, 1, hidden=(32, 32))
     learner = rl.make_learner(
-        env, policy, critics=critics, batch_size=64, capacity=4000, warmup=400,
-        critic_learning_rate=2e-3, reward_scale=1.0,
-    )  # fmt: skip
+        env,
+        policy,
+        critics=critics,
+        batch_size=64,
+        capacity=4000,
+        warmup=400,
+        critic_learning_rate=2e-3,
+        reward_scale=1.0,
+    )
 
     @jax.jit
     def train(keys):
@@ -384,8 +413,9 @@ def test_every_method_finds_the_best_action(key, name):
             alpha = jnp.exp(state.log_alpha)
             return rl.evaluate(
                 lambda k, obs: policy.act(params, k, obs, q, alpha, False),
-                envs.make_env(envs.bandit(lambda a: -8.0 * jnp.sum((a - 0.5) ** 2)), 200), key,
-            )  # fmt: skip
+                envs.make_env(envs.bandit(lambda a: -8.0 * jnp.sum((a - 0.5) ** 2)), 200),
+                key,
+            )
 
         return jax.vmap(judge)(states, jax.random.split(key, 3))
 

@@ -29,9 +29,7 @@ def test_shifts_move_by_whole_pixels(key):
         nn.random_shift(key, jnp.broadcast_to(image.reshape(1, -1), (2000, 256)), SHAPE, pad=2)
     ).reshape(2000, 16, 16)
     wide = np.pad(image[..., 0], 2, mode="edge")
-    windows = {
-        wide[i : i + 16, j : j + 16].tobytes(): (i, j) for i in range(5) for j in range(5)
-    }  # fmt: skip
+    windows = {wide[i : i + 16, j : j + 16].tobytes(): (i, j) for i in range(5) for j in range(5)}
     found = [windows[x.astype(np.float64).tobytes()] for x in moved]
     counts = np.array([found.count(w) for w in windows.values()])
     assert counts.min() > 40 and len(set(found)) == 25
@@ -46,9 +44,14 @@ def test_encoder_learns_from_the_observation_alone(key):
 
     def total(p, target, next_obs):
         data = critics_lib.Transitions(
-            obs, action, jnp.ones(5), jnp.zeros(5, bool), critics.encode(p, next_obs), action,
+            obs,
+            action,
+            jnp.ones(5),
+            jnp.zeros(5, bool),
+            critics.encode(p, next_obs),
+            action,
             jnp.zeros(5),
-        )  # fmt: skip
+        )
         return critics.loss(p, target, key, data, 0.9)[0]
 
     one, two = (jax.grad(total)(params, params, x)["encoder"] for x in (obs, other))
@@ -63,8 +66,9 @@ def test_encoder_learns_from_the_observation_alone(key):
 
     jax.tree.map(
         functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6),
-        jax.grad(plain)(params)["encoder"], two,
-    )  # fmt: skip
+        jax.grad(plain)(params)["encoder"],
+        two,
+    )
 
 
 def dot():
@@ -91,14 +95,24 @@ def test_a_policy_that_sees(optax_promotes, key):
     critics = rl.make_pixel_critics(SHAPE, 1, hidden=(32, 32), trunk=16)
     size = jax.eval_shape(critics.encode, jax.eval_shape(critics.init, key), jnp.zeros((256,))).size
     policy = mirror_descent.make_mirror_descent(
-        generators.make_mean_flow(size, 1, hidden=(32, 32), trunk=16), num_particles=8,
-        weighting="scale_std", temperature=1.0, optimizer=optax.adam(2e-3), alpha_every=2,
-    )  # fmt: skip
+        generators.make_mean_flow(size, 1, hidden=(32, 32), trunk=16),
+        num_particles=8,
+        weighting="scale_std",
+        temperature=1.0,
+        optimizer=optax.adam(2e-3),
+        alpha_every=2,
+    )
     learner = rl.make_learner(
-        envs.make_env(dot(), 8), policy, critics=critics, batch_size=64, capacity=4000, warmup=800,
-        critic_learning_rate=2e-3, reward_scale=1.0,
+        envs.make_env(dot(), 8),
+        policy,
+        critics=critics,
+        batch_size=64,
+        capacity=4000,
+        warmup=800,
+        critic_learning_rate=2e-3,
+        reward_scale=1.0,
         augment=functools.partial(nn.random_shift, shape=SHAPE, pad=1),
-    )  # fmt: skip
+    )
 
     @jax.jit
     def train(key):

@@ -26,12 +26,19 @@ def context(q, *, batch=64, size=1, seed=0, **changes):
     obs, next_obs = jnp.asarray(rng.normal(size=(2, batch, 2)), jnp.float32)
     actions = jnp.asarray(rng.uniform(-1, 1, (3, batch, size)), jnp.float32)
     defaults = {
-        "obs": obs, "action": actions[0], "next_obs": next_obs,
-        "terminated": jnp.zeros(batch, bool), "next_action": actions[1], "extras": actions[2],
-        "q": q, "q_first": lambda o, a: 2.0 - 3.0 * q(o, a), "q_target": lambda o, a: -q(o, a) - 1,
-        "alpha": jnp.asarray(0.5), "stats": Stats(jnp.zeros(()), jnp.ones(())),
+        "obs": obs,
+        "action": actions[0],
+        "next_obs": next_obs,
+        "terminated": jnp.zeros(batch, bool),
+        "next_action": actions[1],
+        "extras": actions[2],
+        "q": q,
+        "q_first": lambda o, a: 2.0 - 3.0 * q(o, a),
+        "q_target": lambda o, a: -q(o, a) - 1,
+        "alpha": jnp.asarray(0.5),
+        "stats": Stats(jnp.zeros(()), jnp.ones(())),
         "updates": jnp.zeros((), jnp.int32),
-    }  # fmt: skip
+    }
     return Context(**{**defaults, **changes})
 
 
@@ -255,9 +262,10 @@ def test_advantages_by_a_loop():
     reward, value, next_value = rng.normal(size=(3, T, B)).astype(np.float32)
     terminated, truncated = rng.random((2, T, B)) < 0.15
     got, target = ppo.gae(
-        *map(jnp.asarray, (reward, value, next_value, terminated, truncated)), gamma=0.9,
+        *map(jnp.asarray, (reward, value, next_value, terminated, truncated)),
+        gamma=0.9,
         gae_lambda=0.8,
-    )  # fmt: skip
+    )
     want = np.zeros((T, B))
     for b in range(B):
         for t in range(T):

@@ -28,18 +28,30 @@ def scripted():
     def reset(key):
         no = jnp.zeros(ENVS, bool)
         return envs.State(
-            jnp.zeros((STEPS, ENVS, 2)), jnp.asarray(SEEN[0]), jnp.zeros(ENVS), no, no,
-            jnp.asarray(SEEN[0]), no, jnp.zeros(ENVS, jnp.int32), jax.random.split(key, ENVS),
-        )  # fmt: skip
+            jnp.zeros((STEPS, ENVS, 2)),
+            jnp.asarray(SEEN[0]),
+            jnp.zeros(ENVS),
+            no,
+            no,
+            jnp.asarray(SEEN[0]),
+            no,
+            jnp.zeros(ENVS, jnp.int32),
+            jax.random.split(key, ENVS),
+        )
 
     def step(state, action):
         t = state.time[0]
         tables = (SEEN[1:], REWARD, TERMINATED, TRUNCATED, OBS[1:])
         obs, reward, terminated, truncated, final = (jnp.asarray(x)[t] for x in tables)
         return state._replace(
-            physics=state.physics.at[t].set(action), obs=obs, reward=reward, final_obs=final,
-            terminated=terminated, truncated=truncated, time=state.time + 1,
-        )  # fmt: skip
+            physics=state.physics.at[t].set(action),
+            obs=obs,
+            reward=reward,
+            final_obs=final,
+            terminated=terminated,
+            truncated=truncated,
+            time=state.time + 1,
+        )
 
     return envs.Env("scripted", ENVS, 2, 2, STEPS, reset, step)
 
@@ -47,10 +59,20 @@ def scripted():
 def run(num_epochs, key):
     """Returns states before and after a step of so many gradients of all data, and metrics."""
     algorithm = rl.make_ppo(
-        scripted(), hidden=HIDDEN, num_steps=STEPS, num_epochs=num_epochs, num_minibatches=1,
-        learning_rate=RATE, gamma=GAMMA, gae_lambda=LAMBDA, clip_eps=CLIP, value_coef=0.7,
-        entropy_coef=0.3, max_grad_norm=1e9, reward_scale=0.5,
-    )  # fmt: skip
+        scripted(),
+        hidden=HIDDEN,
+        num_steps=STEPS,
+        num_epochs=num_epochs,
+        num_minibatches=1,
+        learning_rate=RATE,
+        gamma=GAMMA,
+        gae_lambda=LAMBDA,
+        clip_eps=CLIP,
+        value_coef=0.7,
+        entropy_coef=0.3,
+        max_grad_norm=1e9,
+        reward_scale=0.5,
+    )
 
     @jax.jit
     def go(key):
@@ -92,14 +114,20 @@ def by_hand(params, old, action):
     slope = (-ratio * advantage * ~outside / ratio.size)[..., None]  # of the loss in log p
     error = outputs(params, SEEN[:-1])[1] - target
     std = np.exp(np.asarray(params["log_std"], np.float64))
-    return {
-        "log_std": np.sum(slope * (z**2 - 1), axis=(0, 1)) - 0.3,
-        "policy": np.sum(slope * z / std, axis=(0, 1)),
-        "value": np.array([0.7 * 2 * error.mean()]),
-    }, {
-        "critic/loss": np.mean(error**2), "policy/kl": np.mean(ratio - 1 - np.log(ratio)),
-        "policy/clipped": np.mean(np.abs(ratio - 1) > CLIP),
-    }, outside, ratio  # fmt: skip
+    return (
+        {
+            "log_std": np.sum(slope * (z**2 - 1), axis=(0, 1)) - 0.3,
+            "policy": np.sum(slope * z / std, axis=(0, 1)),
+            "value": np.array([0.7 * 2 * error.mean()]),
+        },
+        {
+            "critic/loss": np.mean(error**2),
+            "policy/kl": np.mean(ratio - 1 - np.log(ratio)),
+            "policy/clipped": np.mean(np.abs(ratio - 1) > CLIP),
+        },
+        outside,
+        ratio,
+    )
 
 
 def pick(tree):

@@ -59,10 +59,13 @@ def leaking_policy(**options):
     def loss(params, key, context):
         zero = jnp.zeros((1, 1))
         found = {
-            "obs": jnp.mean(context.obs), "next_obs": jnp.mean(context.next_obs),
-            "action": jnp.mean(context.next_action), "q": context.q(zero, zero)[0],
-            "q_first": context.q_first(zero, zero)[0], "q_target": context.q_target(zero, zero)[0],
-        }  # fmt: skip
+            "obs": jnp.mean(context.obs),
+            "next_obs": jnp.mean(context.next_obs),
+            "action": jnp.mean(context.next_action),
+            "q": context.q(zero, zero)[0],
+            "q_first": context.q_first(zero, zero)[0],
+            "q_target": context.q_target(zero, zero)[0],
+        }
         return params["w"], rl.Improvement(jnp.zeros(3), jnp.zeros(()), found)
 
     policy = rl.Policy(
@@ -74,9 +77,15 @@ def leaking_policy(**options):
 def make(**options):
     env = envs.make_env(walk(), 2)
     return rl.make_learner(
-        env, leaking_policy(**options), critics=leaking_critics(), batch_size=16, capacity=40,
-        warmup=20, critic_learning_rate=RATE, tau=0.5,
-    )  # fmt: skip
+        env,
+        leaking_policy(**options),
+        critics=leaking_critics(),
+        batch_size=16,
+        capacity=40,
+        warmup=20,
+        critic_learning_rate=RATE,
+        tau=0.5,
+    )
 
 
 def test_everyone_is_given_his_own(key):
@@ -143,9 +152,15 @@ def test_loss_of_the_critics_by_hand(key):
     env = envs.make_env(envs.Task("rule", 2, 1, (-1.0,), (1.0,), 3, reset, step), 2)
     critics = rl.make_critics(2, 1, hidden=SMALL)
     algorithm = rl.make_learner(
-        env, leaking_policy(propose=propose, loss=loss), critics=critics, batch_size=64,
-        capacity=200, warmup=100, gamma=0.8, reward_scale=0.5,
-    )  # fmt: skip
+        env,
+        leaking_policy(propose=propose, loss=loss),
+        critics=critics,
+        batch_size=64,
+        capacity=200,
+        warmup=100,
+        gamma=0.8,
+        reward_scale=0.5,
+    )
     state = jax.jit(algorithm.init)(key)
     state = state._replace(critics_target=critics.init(jax.random.fold_in(key, 1)))
     _, found = jax.jit(algorithm.step)(state)
@@ -235,9 +250,12 @@ def test_a_loss_looks_at_its_own_state_and_critics(key, name):
         "q_target": finite_at(2.0) if "q_target" in allowed else no_critic,
     }
     context = rl.Context(
-        terminated=jnp.zeros(3, bool), alpha=jnp.asarray(0.5), stats=weights.init_stats(),
-        updates=jnp.zeros((), jnp.int32), **fields,
-    )  # fmt: skip
+        terminated=jnp.zeros(3, bool),
+        alpha=jnp.asarray(0.5),
+        stats=weights.init_stats(),
+        updates=jnp.zeros((), jnp.int32),
+        **fields,
+    )
     params = policy.init(key)
     (value, found), grads = jax.jit(
         lambda params: jax.value_and_grad(policy.loss, has_aux=True)(params, key, context)
@@ -250,8 +268,8 @@ def test_a_loss_looks_at_its_own_state_and_critics(key, name):
 def test_a_step_through_the_sampler_climbs_the_target_critics(key):
     """mf2: with no weight on the flow its gradient is that of minus q_target of a sample."""
     policy = rl.make_mirror_descent(
-        rl.make_mean_flow(1, 1, hidden=(16,)), num_particles=1, gradient_weight=0.0,
-    )  # fmt: skip
+        rl.make_mean_flow(1, 1, hidden=(16,)), num_particles=1, gradient_weight=0.0
+    )
     obs, params = jnp.full((64, 1), 2.0), policy.init(key)
 
     def q_target(obs, action):
@@ -259,10 +277,19 @@ def test_a_step_through_the_sampler_climbs_the_target_critics(key):
 
     zeros = jnp.zeros((64, 1))
     context = rl.Context(
-        obs, zeros, zeros, jnp.zeros(64, bool), zeros, (), lambda o, a: 0.0 * a[..., 0],
-        lambda o, a: 0.0 * a[..., 0], q_target, jnp.asarray(0.5), weights.init_stats(),
+        obs,
+        zeros,
+        zeros,
+        jnp.zeros(64, bool),
+        zeros,
+        (),
+        lambda o, a: 0.0 * a[..., 0],
+        lambda o, a: 0.0 * a[..., 0],
+        q_target,
+        jnp.asarray(0.5),
+        weights.init_stats(),
         jnp.zeros((), jnp.int32),
-    )  # fmt: skip
+    )
 
     adam = optax.adam(1e-2)
 
@@ -289,9 +316,17 @@ def test_temperature_of_dacer_goes_against_its_entropy(key, target, sign):
     )
     zeros = jnp.zeros((3, 1))
     context = rl.Context(
-        zeros, zeros, zeros, jnp.zeros(3, bool), zeros, (), *(lambda o, a: a[..., 0],) * 3,
-        jnp.ones(()), weights.init_stats(), jnp.asarray(10, jnp.int32),
-    )  # fmt: skip
+        zeros,
+        zeros,
+        zeros,
+        jnp.zeros(3, bool),
+        zeros,
+        (),
+        *(lambda o, a: a[..., 0],) * 3,
+        jnp.ones(()),
+        weights.init_stats(),
+        jnp.asarray(10, jnp.int32),
+    )
     _, found = jax.jit(lambda p: policy.loss(p, key, context))(policy.init(key))
     assert sign * float(found.entropy_gap) > 1.0
 

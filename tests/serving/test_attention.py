@@ -110,9 +110,10 @@ def test_mfa_is_mha_with_repeated_keys(tokens, key):
     H, C = config.num_heads, config.head_dim
     query = jnp.einsum("dr,rhc->dhc", params.query_down, params.query_up).reshape(D, H * C)
     mha = attention.GqaParams(
-        query, *(jnp.tile(w, (1, H)) for w in (params.key, params.value)),
+        query,
+        *(jnp.tile(w, (1, H)) for w in (params.key, params.value)),
         params.out.reshape(H * C, D),
-    )  # fmt: skip
+    )
     want, _ = attention.make_gqa(D, H, head_dim=C, theta=config.theta).apply(mha, x, pos)
     got, _ = factorized.make_mfa(config).apply(params, x, pos)
     np.testing.assert_allclose(got, want, atol=1e-13)

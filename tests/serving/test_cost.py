@@ -15,9 +15,7 @@ CONTEXTS = np.array([8192, 32768])
 @pytest.mark.parametrize("name", PER_TOKEN)
 def test_costs_of_a_token_to_three_digits(name):
     found = cost.token_cost(catalog.MODELS[name], CONTEXTS)
-    cells = (
-        *found.kv_bytes, *found.attention_flops, found.linear_flops, found.ffn_flops
-    )  # fmt: skip
+    cells = (*found.kv_bytes, *found.attention_flops, found.linear_flops, found.ffn_flops)
     assert [float(f"{cell:.3g}") for cell in cells] == list(PER_TOKEN[name])
 
 
@@ -97,8 +95,9 @@ def test_four_bits_and_verified_tokens_double_the_intensity():
     for spec in (qwen, mla):
         once = cost.token_cost(spec, 8192)
         for other in (
-            cost.token_cost(spec.with_cache(0.5), 8192), cost.token_cost(spec, 8192, mtp=two)
-        ):  # fmt: skip
+            cost.token_cost(spec.with_cache(0.5), 8192),
+            cost.token_cost(spec, 8192, mtp=two),
+        ):
             assert other == once._replace(kv_bytes=once.kv_bytes / 2)
         np.testing.assert_allclose(
             cost.arithmetic_intensity(spec, 8192, mtp=two),

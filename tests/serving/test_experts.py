@@ -38,8 +38,9 @@ def test_equals_every_expert_under_a_mask(drawn):
     params, x = drawn
     want, p, kept = dense(params, x)
     routing = experts.route(params.router, x, K)
-    np.testing.assert_allclose(jax.jit(experts.moe, static_argnames="num_active")(
-        params, x, num_active=K), want, atol=2e-6)  # fmt: skip
+    np.testing.assert_allclose(
+        jax.jit(experts.moe, static_argnames="num_active")(params, x, num_active=K), want, atol=2e-6
+    )
     np.testing.assert_allclose(routing.prob, p, rtol=1e-5)
     assert np.all(np.take_along_axis(kept, np.asarray(routing.expert), 1))
     assert np.all(np.diff(np.asarray(routing.weight), axis=1) <= 0.0)

@@ -128,9 +128,11 @@ def test_eight_bits_keep_a_scale_per_token(key):
 
 def test_key_reuse_stores_one_vector():
     cache, done = append(
-        poisoned(key_reuse=True), [0] * B, [3, 0, 0, 0],
+        poisoned(key_reuse=True),
+        [0] * B,
+        [3, 0, 0, 0],
         np.random.default_rng(0).normal(size=(L, B, T, C)).astype(np.float32),
-    )  # fmt: skip
+    )
     assert cache.v_pages is None and gather(cache, 0)[1] is None and done.all()
     assert paged_cache.bytes_per_token(cache) == L * C * 4
 
@@ -188,9 +190,7 @@ def test_the_same_under_64_bits(x64):
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, quantization.FP8], ids=["bfloat16", "float8"])
 def test_narrow_pages_are_written_in_place(dtype):
     """By what XLA compiles for a CPU, not by a clock: all pages are not converted, not copied."""
-    cache = paged_cache.init_cache(
-        1, 64, batch=2, max_pages=4, head_dim=16, page=8, dtype=dtype
-    )  # fmt: skip
+    cache = paged_cache.init_cache(1, 64, batch=2, max_pages=4, head_dim=16, page=8, dtype=dtype)
 
     def step(cache):
         x, pos = jnp.ones((2, 1, 16)), jnp.ones((2, 1), jnp.int32)
@@ -207,9 +207,10 @@ def test_pages_are_copied_only_where_they_are_shared():
     cache = jax.eval_shape(poisoned)
     jaxpr = jax.make_jaxpr(paged_cache.reserve)(cache, jnp.ones(B, jnp.int32))
     touching = [
-        eqn.primitive.name for eqn in jaxpr.eqns
+        eqn.primitive.name
+        for eqn in jaxpr.eqns
         if any(getattr(x.aval, "shape", ()) == cache.k_pages.shape for x in eqn.outvars)
-    ]  # fmt: skip
+    ]
     assert touching == ["cond"]
 
 
@@ -252,9 +253,12 @@ def test_writing_without_reserving_writes_into_the_shared_page():
 
 
 GOOD = {
-    "layer": 0, "k": jnp.zeros((B, 1, C)), "v": jnp.zeros((B, 1, C)),
-    "pos": jnp.zeros((B, 1), jnp.int32), "keep": jnp.ones((B, 1), bool),
-}  # fmt: skip
+    "layer": 0,
+    "k": jnp.zeros((B, 1, C)),
+    "v": jnp.zeros((B, 1, C)),
+    "pos": jnp.zeros((B, 1), jnp.int32),
+    "keep": jnp.ones((B, 1), bool),
+}
 
 
 @pytest.mark.parametrize(
@@ -285,9 +289,10 @@ def test_other_numbers_that_do_not_fit_are_refused():
         with pytest.raises(ValueError, match="layer must name"):
             paged_cache.gather(cache, layer)
     for lens, message in (
-        (jnp.full(B, -1, jnp.int32), "0 or more"), (jnp.ones(B), "lens must be integers"),
+        (jnp.full(B, -1, jnp.int32), "0 or more"),
+        (jnp.ones(B), "lens must be integers"),
         (jnp.ones(B - 1, jnp.int32), "lens must be integers"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(ValueError, match=message):
             paged_cache.truncate(cache, lens)
     with pytest.raises(ValueError, match="source must be an integer"):

@@ -61,9 +61,15 @@ def every(on, max_servers, max_tpot, most_local, **options):
     for nA, nF, M in itertools.product(servers, servers, (1, 2, 3, 4)):
         for local in range(1, most_local):
             found = planner.evaluate(
-                SPEC, on, on, num_attention=nA, num_ffn=nF, micro_batches=M,
-                batch=local * 8 * nA * M, **options,
-            )  # fmt: skip
+                SPEC,
+                on,
+                on,
+                num_attention=nA,
+                num_ffn=nF,
+                micro_batches=M,
+                batch=local * 8 * nA * M,
+                **options,
+            )
             if found.tpot > max_tpot or max(found.attention_bytes, found.ffn_bytes) > on.memory:
                 break
             yield found
@@ -80,9 +86,7 @@ def every(on, max_servers, max_tpot, most_local, **options):
 def test_the_plan_is_the_best_of_all(name, context, max_servers, max_tpot, want):
     """The most throughput; of equals the quickest; of those the fewest servers."""
     on = catalog.ACCELERATORS[name]
-    best = planner.plan(
-        SPEC, on, on, context=context, max_servers=max_servers, max_tpot=max_tpot
-    )  # fmt: skip
+    best = planner.plan(SPEC, on, on, context=context, max_servers=max_servers, max_tpot=max_tpot)
     all_ = list(every(on, max_servers, max_tpot, 400, context=context))
     most = max(found.tokens_per_gpu_second for found in all_)
     equals = [f for f in all_ if f.tokens_per_gpu_second >= most * (1 - 1e-9)]
@@ -118,9 +122,15 @@ def test_bad_input_is_named():
         planner.evaluate(SPEC, H800, H800, context=1, num_attention=1, num_ffn=1, batch=0)
     with pytest.raises(ValueError, match="network"):
         planner.evaluate(
-            SPEC, H800, H800, context=1, num_attention=1, num_ffn=1, batch=8,
+            SPEC,
+            H800,
+            H800,
+            context=1,
+            num_attention=1,
+            num_ffn=1,
+            batch=8,
             efficiency=planner.Efficiency(network=1.5),
-        )  # fmt: skip
+        )
     for wrong in (0.5, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="context must be a whole number"):
             planner.plan(SPEC, H800, H800, context=wrong)

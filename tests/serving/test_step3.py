@@ -151,9 +151,7 @@ def test_gradients_reach_every_weight(model):
     ],
 )
 def test_configurations_are_checked(change, message):
-    for make in (
-        lambda config: step3.init_step3(jax.random.key(0), config), step3.num_parameters
-    ):  # fmt: skip
+    for make in (lambda config: step3.init_step3(jax.random.key(0), config), step3.num_parameters):
         with pytest.raises(ValueError, match=message):
             make(TINY._replace(**change))
     with pytest.raises(ValueError, match="key_reuse must be False"):
@@ -161,9 +159,18 @@ def test_configurations_are_checked(change, message):
 
 
 MICRO = step3.Step3Config(
-    vocab=16, num_layers=3, d_model=12, num_heads=2, head_dim=16, q_rank=6, dense_layers=(1,),
-    dense_hidden=8, num_experts=4, num_active=2, expert_hidden=5,
-)  # fmt: skip
+    vocab=16,
+    num_layers=3,
+    d_model=12,
+    num_heads=2,
+    head_dim=16,
+    q_rank=6,
+    dense_layers=(1,),
+    dense_hidden=8,
+    num_experts=4,
+    num_active=2,
+    expert_hidden=5,
+)
 
 
 def forward_in_numpy(params, tokens, config):
@@ -263,8 +270,10 @@ def test_implementations_are_not_ignored(num_tokens):
     def run(impl):
         return jax.eval_shape(
             lambda p, c, t: step3.step3_decode_step(p, c, t, TINY, impl=impl),
-            params, jax.eval_shape(make_cache), tokens,
-        )  # fmt: skip
+            params,
+            jax.eval_shape(make_cache),
+            tokens,
+        )
 
     for impl in ("mosaic_gpu", "mosaic_tpu", "triton"):
         with pytest.raises(NotImplementedError, match=impl):
@@ -293,9 +302,11 @@ def test_parameters_of_another_model_are_refused(change, message):
         jax.eval_shape(lambda p, t: step3.step3_forward(p, t, other), params, tokens)
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(
-            lambda p, c, t: step3.step3_decode_step(p, c, t, other), params,
-            jax.eval_shape(make_cache), tokens,
-        )  # fmt: skip
+            lambda p, c, t: step3.step3_decode_step(p, c, t, other),
+            params,
+            jax.eval_shape(make_cache),
+            tokens,
+        )
 
 
 @pytest.mark.parametrize(
@@ -315,7 +326,7 @@ def test_caches_of_another_model_are_refused(options, requests, message):
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(
             lambda p, c, t: step3.step3_decode_step(p, c, t, TINY), params, cache, tokens
-        )  # fmt: skip
+        )
 
 
 def test_tokens_are_of_the_vocabulary(model):

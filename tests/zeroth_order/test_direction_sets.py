@@ -10,9 +10,14 @@ import scipy.stats
 from jaxlab.zeroth_order import direction_sets
 
 CASES = [
-    ("gaussian", 5, 3), ("sphere", 5, 3), ("orthonormal", 5, 3), ("block", 5, 3),
-    ("rademacher", 5, 3), ("hadamard", 5, 3), ("hadamard", 8, 8),
-]  # fmt: skip
+    ("gaussian", 5, 3),
+    ("sphere", 5, 3),
+    ("orthonormal", 5, 3),
+    ("block", 5, 3),
+    ("rademacher", 5, 3),
+    ("hadamard", 5, 3),
+    ("hadamard", 8, 8),
+]
 
 
 @pytest.mark.parametrize(("kind", "n", "B"), CASES)
@@ -101,9 +106,14 @@ def test_parts_of_a_set_are_its_columns(key, kind):
 
 @pytest.mark.parametrize(
     ("n", "B", "kind", "message"),
-    [(3, 4, "orthonormal", "at most 3"), (3, 2, "coordinate", "all n = 3"), (3, 0, "sphere", "at"),
-     (3, 2, "spherical", "kind must be"), (5, 9, "hadamard", "at most 8")],
-)  # fmt: skip
+    [
+        (3, 4, "orthonormal", "at most 3"),
+        (3, 2, "coordinate", "all n = 3"),
+        (3, 0, "sphere", "at"),
+        (3, 2, "spherical", "kind must be"),
+        (5, 9, "hadamard", "at most 8"),
+    ],
+)
 def test_impossible_sets_are_refused(key, n, B, kind, message):
     with pytest.raises(ValueError, match=message):
         direction_sets.directions(key, n, B, kind)

@@ -26,10 +26,15 @@ def _stacked_jacobian():
     return jax.jacfwd(lambda x: jnp.concatenate([jnp.ravel(v) for v in _smooth(x)]))(jnp.asarray(X))
 
 
-@pytest.mark.parametrize(("kind", "central", "order"), [
-    ("orthonormal", True, 2), ("coordinate", True, 2), ("coordinate", False, 1),
-    ("orthonormal", False, 1),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kind", "central", "order"),
+    [
+        ("orthonormal", True, 2),
+        ("coordinate", True, 2),
+        ("coordinate", False, 1),
+        ("orthonormal", False, 1),
+    ],
+)
 def test_full_orthonormal_sets_find_the_gradient_up_to_the_order_of_the_radius(
     key, x64, kind, central, order
 ):
@@ -95,8 +100,14 @@ def test_common_noise_cancels_and_fresh_noise_does_not(key):
     S = jnp.eye(2)
     for central in (True, False):
         run = lambda common: estimators.two_point(  # noqa: E731
-            noisy, jnp.zeros(2), S, 0.5, key, central=central, common_noise=common  # noqa: B023
-        )[1][0]  # fmt: skip
+            noisy,
+            jnp.zeros(2),
+            S,
+            0.5,
+            key,
+            central=central,  # noqa: B023
+            common_noise=common,  # noqa: B023
+        )[1][0]
         np.testing.assert_allclose(run(True), [1.0, 0.0], atol=1e-5)
         assert np.abs(run(False) - np.array([1.0, 0.0])).min() > 1e-2
 
@@ -150,9 +161,14 @@ def test_no_query_leaves_the_box_and_linear_functions_stay_exact(key, x64):
         points = estimators.probe_points(x, plus, 1e-2, central=central, S_minus=minus)
         assert bool(((points >= lb[None]) & (points <= ub[None])).all())
         _, D, _ = estimators.two_point(
-            lambda x, k: (a @ x, jnp.zeros((0,))), x, plus, 1e-2, key, central=central,
+            lambda x, k: (a @ x, jnp.zeros((0,))),
+            x,
+            plus,
+            1e-2,
+            key,
+            central=central,
             S_minus=minus,
-        )  # fmt: skip
+        )
         used = 0.5 * (plus + minus) if central else plus
         np.testing.assert_allclose(D[0], a @ used, atol=1e-12)
         assert np.linalg.matrix_rank(np.asarray(used)) == 3  # no variable is lost

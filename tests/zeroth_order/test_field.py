@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import scipy.optimize
 
-from jaxlab.zeroth_order import field, hock_schittkowski
+from jaxlab.zeroth_order import field
+from jaxlab.zeroth_order.problems import hock_schittkowski
 
 
 def _derivatives(problem, x):
@@ -22,10 +23,13 @@ def _qp_step(grad, J, h, m_eq, eta, metric):
     below = {"type": "ineq", "fun": lambda d: -h[m_eq:] - J[m_eq:] @ d, "jac": lambda d: -J[m_eq:]}
     constraints = [equal] * bool(m_eq) + [below] * bool(len(h) - m_eq)
     found = scipy.optimize.minimize(
-        lambda d: grad @ d + d @ inverse @ d / (2 * eta), np.zeros(len(grad)),
-        jac=lambda d: grad + inverse @ d / eta, constraints=constraints, method="SLSQP",
+        lambda d: grad @ d + d @ inverse @ d / (2 * eta),
+        np.zeros(len(grad)),
+        jac=lambda d: grad + inverse @ d / eta,
+        constraints=constraints,
+        method="SLSQP",
         options={"ftol": 1e-16, "maxiter": 500},
-    )  # fmt: skip
+    )
     return found.x
 
 
@@ -117,8 +121,9 @@ def test_shapes_that_do_not_match_are_refused():
 def test_streamed_probe_is_the_dense_one(key, x64, kind, central):
     """The same key gives the same directions, noise and velocity, with 2 of 6 in memory."""
     noisy = lambda x, k: (  # noqa: E731
-        jnp.sum(x**3) + 1e-3 * jax.random.normal(k), jnp.stack([x @ x - 1.0])
-    )  # fmt: skip
+        jnp.sum(x**3) + 1e-3 * jax.random.normal(k),
+        jnp.stack([x @ x - 1.0]),
+    )
     x = jnp.linspace(-1.0, 1.0, 8)
     settings = {"B": 6, "kind": kind, "u": 1e-2, "central": central, "center_repeats": 2}
     dense = field.probe(key, noisy, x, **settings)

@@ -14,9 +14,12 @@ CONTRADICTIONS = {
     "the same row twice": (lambda x: jnp.stack([x[0] - 1.0, x[0] - 3.0]), 2, 2, [2.0]),
     "inequalities": (lambda x: jnp.stack([x[0] - 1.0, 3.0 - x[0]]), 0, 2, [2.0]),
     "three rows of rank two": (
-        lambda x: jnp.stack([x[0] - 1.0, x[1] - 1.0, x[0] + 3.0 * x[1] - 2.0]), 3, 3, None,
+        lambda x: jnp.stack([x[0] - 1.0, x[1] - 1.0, x[0] + 3.0 * x[1] - 2.0]),
+        3,
+        3,
+        None,
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("form", ["subspace", "plugin"])
@@ -71,9 +74,11 @@ def test_a_run_can_be_differentiated_backwards(key, x64):
 def test_gradient_is_whole_at_bounds_that_hold_the_point(key, x64, form):
     """A linear objective in a corner of its box: every form finds its gradient exactly."""
     p = zo.make_problem(
-        lambda x: (x[0] + 2.0 * x[1] + 3.0 * x[2], jnp.zeros(0)), jnp.array([1.0, 5.0, 3.0]),
-        lower=1.0, upper=5.0,
-    )  # fmt: skip
+        lambda x: (x[0] + 2.0 * x[1] + 3.0 * x[2], jnp.zeros(0)),
+        jnp.array([1.0, 5.0, 3.0]),
+        lower=1.0,
+        upper=5.0,
+    )
     config = zo.resolve(p, zo.ZOFLConfig(form=form, eta=1.0, bounds="clip"))
     field = zo.zofl_field(key, p, p.x0, config, t=jnp.asarray(0))
     np.testing.assert_allclose(field.F, [-1.0, -2.0, -3.0], atol=1e-9)
@@ -81,11 +86,16 @@ def test_gradient_is_whole_at_bounds_that_hold_the_point(key, x64, form):
 
 @pytest.mark.parametrize(
     "fun, m_eq",
-    [(lambda x: (0.0 * x[0], jnp.stack([x[0] + x[1] - 1.0])), 1),  # nothing to minimize
-     (lambda x: (x[0] + x[1], jnp.stack([x[0] + x[1] - 1.0])), 1),  # nothing along the constraint
-     (lambda x: (0.0 * x[0] + 3.0, jnp.zeros(0)), 0)],  # nothing at all
+    [
+        (lambda x: (0.0 * x[0], jnp.stack([x[0] + x[1] - 1.0])), 1),  # nothing to minimize
+        (
+            lambda x: (x[0] + x[1], jnp.stack([x[0] + x[1] - 1.0])),
+            1,
+        ),  # nothing along the constraint
+        (lambda x: (0.0 * x[0] + 3.0, jnp.zeros(0)), 0),
+    ],  # nothing at all
     ids=["feasibility", "linear", "constant"],
-)  # fmt: skip
+)
 def test_default_step_without_curvature(key, x64, fun, m_eq):
     p = zo.make_problem(fun, jnp.array([3.0, 4.0]), m_eq=m_eq)
     state, _ = jax.jit(lambda k: zo.run(zo.make_zofl(p), k, num_steps=60))(key)
@@ -118,13 +128,18 @@ def test_a_donated_state_leaves_the_problem_alone(key):
 
 @pytest.mark.parametrize(
     "make, match",
-    [(lambda p: zo.make_zofl(p, zo.ZOFLConfig(u=jnp.asarray(-1.0))), "radius u must be positive"),
-     (lambda p: zo.make_zofl(p, zo.ZOFLConfig(eta=np.float32(0.0))), "eta must be in"),
-     (lambda p: zo.make_zofl(p, zo.ZOFLConfig(K=1.0, gain=0.5)), "two names for one choice"),
-     (lambda p: zo.make_zo_minmax(p, alpha=jnp.asarray(-1.0)), "alpha must be positive"),
-     (lambda p: zo.noise.with_noise(p, jnp.asarray(-1e-3)), "at least 0"),
-     (lambda p: zo.make_problem(p.q, p.x0, sigma=-1.0), "sigma must be at least 0")],
-)  # fmt: skip
+    [
+        (
+            lambda p: zo.make_zofl(p, zo.ZOFLConfig(u=jnp.asarray(-1.0))),
+            "radius u must be positive",
+        ),
+        (lambda p: zo.make_zofl(p, zo.ZOFLConfig(eta=np.float32(0.0))), "eta must be in"),
+        (lambda p: zo.make_zofl(p, zo.ZOFLConfig(K=1.0, gain=0.5)), "two names for one choice"),
+        (lambda p: zo.make_zo_minmax(p, alpha=jnp.asarray(-1.0)), "alpha must be positive"),
+        (lambda p: zo.noise.with_noise(p, jnp.asarray(-1e-3)), "at least 0"),
+        (lambda p: zo.make_problem(p.q, p.x0, sigma=-1.0), "sigma must be at least 0"),
+    ],
+)
 def test_bad_numbers_in_arrays_are_refused(make, match):
     with pytest.raises(ValueError, match=match):
         make(zo.hs("HS43"))

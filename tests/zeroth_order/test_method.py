@@ -153,9 +153,13 @@ def test_the_loop_resumes_it_exactly(key, tmp_path):
 def test_order_of_points():
     feasible, worse, infeasible = (1.0, 0.0), (2.0, 1e-5), (0.0, 0.3)
     order = [
-        (feasible, worse, True), (worse, feasible, False), (worse, infeasible, True),
-        (infeasible, feasible, False), ((5.0, 0.2), infeasible, True), (feasible, feasible, False),
-    ]  # fmt: skip
+        (feasible, worse, True),
+        (worse, feasible, False),
+        (worse, infeasible, True),
+        (infeasible, feasible, False),
+        ((5.0, 0.2), infeasible, True),
+        (feasible, feasible, False),
+    ]
     for a, b, expected in order:
         pair = tuple(tuple(map(jnp.asarray, point)) for point in (a, b))
         assert bool(kkt.better(*pair, 1e-4)) == expected

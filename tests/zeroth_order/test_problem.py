@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlab.zeroth_order import ask_tell, hock_schittkowski, method, problem, zofl
+from jaxlab.zeroth_order import ask_tell, method, problem, zofl
+from jaxlab.zeroth_order.problems import hock_schittkowski
 from jaxlab.zeroth_order.settings import ZOFLConfig
 
 
@@ -64,10 +65,17 @@ def test_host_code_behind_the_same_oracle(key):
     np.testing.assert_allclose(ends[0], 1.0 / 3.0, atol=1e-3)
 
 
-@pytest.mark.parametrize("config", [
-    ZOFLConfig(), ZOFLConfig(scheme="midpoint", eta=0.1), ZOFLConfig(scheme="mid_reuse"),
-    ZOFLConfig(eta=0.1, armijo=3), ZOFLConfig(ineq="slack", eta=0.1),
-], ids=["euler", "midpoint", "mid_reuse", "armijo", "slack"])  # fmt: skip
+@pytest.mark.parametrize(
+    "config",
+    [
+        ZOFLConfig(),
+        ZOFLConfig(scheme="midpoint", eta=0.1),
+        ZOFLConfig(scheme="mid_reuse"),
+        ZOFLConfig(eta=0.1, armijo=3),
+        ZOFLConfig(ineq="slack", eta=0.1),
+    ],
+    ids=["euler", "midpoint", "mid_reuse", "armijo", "slack"],
+)
 def test_ask_and_tell_follow_the_same_path(key, x64, config):
     p = hock_schittkowski.hs("HS71")
     outside = ask_tell.external_problem(p.x0, m_eq=1, m_ineq=1, lower=1.0, upper=5.0)
@@ -102,12 +110,15 @@ def _fun(x):
 
 @pytest.mark.parametrize(
     ("x0", "settings", "message"),
-    [(jnp.array([1.0, jnp.nan, 0.0]), {}, r"must be finite, got \[nan\] at \[1\]"),
-     (jnp.arange(3), {}, "floating"), (jnp.ones(3), {"m_eq": 3}, "between 0 and the 2"),
-     (jnp.ones(3), {"lower": 2.0}, "within its bounds"),
-     (jnp.ones(3), {"lower": 2.0, "upper": 0.0}, "must not exceed"),
-     (jnp.ones(3), {"lower": {"a": 1.0}}, "structure of x0")],
-)  # fmt: skip
+    [
+        (jnp.array([1.0, jnp.nan, 0.0]), {}, r"must be finite, got \[nan\] at \[1\]"),
+        (jnp.arange(3), {}, "floating"),
+        (jnp.ones(3), {"m_eq": 3}, "between 0 and the 2"),
+        (jnp.ones(3), {"lower": 2.0}, "within its bounds"),
+        (jnp.ones(3), {"lower": 2.0, "upper": 0.0}, "must not exceed"),
+        (jnp.ones(3), {"lower": {"a": 1.0}}, "structure of x0"),
+    ],
+)
 def test_bad_problems_are_refused(x0, settings, message):
     with pytest.raises(ValueError, match=message):
         problem.make_problem(_fun, x0, **settings)

@@ -6,8 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlab.zeroth_order import hock_schittkowski, method, settings, zofl
+from jaxlab.zeroth_order import method, settings, zofl
 from jaxlab.zeroth_order.problem import make_problem
+from jaxlab.zeroth_order.problems import hock_schittkowski
 from jaxlab.zeroth_order.settings import ZOFLConfig
 from tests.zeroth_order.quadratics import matrices, quadratic
 
@@ -77,8 +78,9 @@ def test_order_of_the_local_violation(key, x64, scheme, order):
     """Oracle 6: from a feasible point on a curved constraint one step violates it by eta^order."""
     problem = make_problem(
         lambda x: (x[0] + 2.0 * x[1], jnp.stack([x[0] ** 2 + 3.0 * x[1] ** 2 + x[1] ** 3 - 1.0])),
-        jnp.array([1.0, 0.0]), m_eq=1,
-    )  # fmt: skip
+        jnp.array([1.0, 0.0]),
+        m_eq=1,
+    )
     violations = []
     for eta in (0.02, 0.01):
         # At a fixed K; with K = a / eta the feedback at the half step itself is of order eta^2.
@@ -156,10 +158,18 @@ def test_lyapunov_function_decreases(key, x64):
 
 @pytest.mark.parametrize(
     ("changes", "queries"),
-    [({}, 1 + 2 * 5), ({"scheme": "midpoint"}, 2 * (1 + 2 * 5)), ({"scheme": "mid_reuse"}, 12),
-     ({"B": 3}, 1 + 2 * 3), ({"central": False}, 1 + 5), ({"center_repeats": 4}, 4 + 10),
-     ({"armijo": 3}, 1 + 10 + 3), ({"metric": "newton"}, 1 + 10 + 20), ({"kind": "exact"}, 1)],
-)  # fmt: skip
+    [
+        ({}, 1 + 2 * 5),
+        ({"scheme": "midpoint"}, 2 * (1 + 2 * 5)),
+        ({"scheme": "mid_reuse"}, 12),
+        ({"B": 3}, 1 + 2 * 3),
+        ({"central": False}, 1 + 5),
+        ({"center_repeats": 4}, 4 + 10),
+        ({"armijo": 3}, 1 + 10 + 3),
+        ({"metric": "newton"}, 1 + 10 + 20),
+        ({"kind": "exact"}, 1),
+    ],
+)
 def test_queries_are_counted_and_made(key, changes, queries):
     """Oracle 13: the counter equals the evaluations that the oracle has really seen."""
     made = []
@@ -169,12 +179,16 @@ def test_queries_are_counted_and_made(key, changes, queries):
         return np.zeros((), np.float32)
 
     def fun(x):
-        seen = jax.pure_callback(count, jax.ShapeDtypeStruct((), x.dtype), x,
-                                 vmap_method="sequential")  # fmt: skip
+        seen = jax.pure_callback(
+            count, jax.ShapeDtypeStruct((), x.dtype), x, vmap_method="sequential"
+        )
         return jnp.sum(x**2) + seen, jnp.stack([x[0] - 1.0, x[1] ** 2 - 1.0]) + seen
 
-    quiet = make_problem(lambda x: (jnp.sum(x**2), jnp.stack([x[0] - 1.0, x[1] ** 2 - 1.0])),
-                         jnp.full(5, 0.7), m_eq=1)  # fmt: skip
+    quiet = make_problem(
+        lambda x: (jnp.sum(x**2), jnp.stack([x[0] - 1.0, x[1] ** 2 - 1.0])),
+        jnp.full(5, 0.7),
+        m_eq=1,
+    )
     problem = make_problem(fun, jnp.full(5, 0.7), m_eq=1)._replace(exact=quiet.exact)
     algorithm = zofl.make_zofl(problem, ZOFLConfig(eta=0.05, **changes))
     state, _ = jax.jit(algorithm.step)(jax.jit(algorithm.init)(key))
@@ -227,15 +241,16 @@ def test_bounds_hold_at_every_iterate_and_query(key):
         return np.zeros((), np.float32)
 
     def q(x, k):
-        mark = jax.pure_callback(remember, jax.ShapeDtypeStruct((), x.dtype), x,
-                                 vmap_method="sequential")  # fmt: skip
+        mark = jax.pure_callback(
+            remember, jax.ShapeDtypeStruct((), x.dtype), x, vmap_method="sequential"
+        )
         f, h = problem.q(x, k)
         return f + mark, h
 
     algorithm = zofl.make_zofl(problem._replace(q=q), ZOFLConfig(scheme="midpoint"))
-    state, x = jax.jit(
-        lambda k: method.run(algorithm, k, num_steps=100, observe=lambda s: s.x)
-    )(key)  # fmt: skip
+    state, x = jax.jit(lambda k: method.run(algorithm, k, num_steps=100, observe=lambda s: s.x))(
+        key
+    )
     jax.block_until_ready(x)
     points = np.concatenate([np.stack(seen), x])
     assert points.min() >= 1.0 and points.max() <= 5.0
@@ -390,16 +405,26 @@ def test_a_batch_of_instances_equals_the_instances(key, x64):
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"B": 1}, "at least as many directions as equalities"), ({"u": -1.0}, "radius u"),
-     ({"gain": 2.0}, "gain must be"), ({"eta": 0.0}, "eta must be"), ({"beta": 1.0}, "beta must"),
-     ({"kind": "spheres"}, "kind must be"), ({"gain": jnp.ones(3)}, "one number or"),
-     ({"ema": 0.5}, "form='plugin'"), ({"metric": "newton", "form": "plugin"}, "subspace"),
-     ({"integral_gain": -1.0}, "FL-PI"),
-     ({"integral_gain": 1.0, "feedback": "diagonal"}, "integral"),
-     ({"armijo": 2, "scheme": "midpoint"}, "line search"), ({"chunk": 5}, "cannot be drawn"),
-     ({"center_repeats": 0}, "center_repeats"), ({"K": float("nan")}, "K must be"),
-     ({"metric": "newton", "central": False}, "central"), ({"B": 9}, "at most 5")],
-)  # fmt: skip
+    [
+        ({"B": 1}, "at least as many directions as equalities"),
+        ({"u": -1.0}, "radius u"),
+        ({"gain": 2.0}, "gain must be"),
+        ({"eta": 0.0}, "eta must be"),
+        ({"beta": 1.0}, "beta must"),
+        ({"kind": "spheres"}, "kind must be"),
+        ({"gain": jnp.ones(3)}, "one number or"),
+        ({"ema": 0.5}, "form='plugin'"),
+        ({"metric": "newton", "form": "plugin"}, "subspace"),
+        ({"integral_gain": -1.0}, "FL-PI"),
+        ({"integral_gain": 1.0, "feedback": "diagonal"}, "integral"),
+        ({"armijo": 2, "scheme": "midpoint"}, "line search"),
+        ({"chunk": 5}, "cannot be drawn"),
+        ({"center_repeats": 0}, "center_repeats"),
+        ({"K": float("nan")}, "K must be"),
+        ({"metric": "newton", "central": False}, "central"),
+        ({"B": 9}, "at most 5"),
+    ],
+)
 def test_settings_that_contradict_are_refused(key, changes, message):
     with pytest.raises(ValueError, match=message):
         algorithm = zofl.make_zofl(quadratic(0), ZOFLConfig(**changes))
@@ -412,6 +437,7 @@ def test_schedules():
     radius = settings.shrinking_radius(0.1, 0.02)
     np.testing.assert_allclose([radius(jnp.asarray(3.0)), radius(jnp.asarray(99.0))], [0.05, 0.02])
     np.testing.assert_allclose(
-        [settings.default_radius(s, jnp.float32) for s in (0.0, 1e-3, 1.0)], [1e-2, 0.1, 0.1],
+        [settings.default_radius(s, jnp.float32) for s in (0.0, 1e-3, 1.0)],
+        [1e-2, 0.1, 0.1],
         rtol=1e-6,
-    )  # fmt: skip
+    )

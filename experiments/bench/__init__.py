@@ -1,0 +1,1 @@
+"""Benchmarks: timing, ceilings of the device, the accelerator suite, one module per benchmark."""

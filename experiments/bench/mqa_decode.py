@@ -1,0 +1,237 @@
+"""Timings of paged decode attention against cuDNN, JAX's paged attention, and a gather in XLA."""
+
+import dataclasses
+import functools
+import math
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from experiments.bench import ceilings, timing
+from jaxlab.kernels.mqa_decode import api, ref, specs
+from jaxlab.kernels.mqa_decode.specs import Spec, Workload
+
+SUMMARY = "Paged decode attention: share of the copy bandwidth, against cuDNN and JAX's kernels"
+
+
+def run(out: pathlib.Path) -> list[timing.Measurement]:
+    """Times what this machine can: a small grid on a CPU, all slices on an accelerator."""
+    del out
+    if jax.default_backend() == "cpu":
+        return cells(specs.ON_CPU)
+    return [*few(), *many(), *ragged(), *eight_bits(), *verify()]
+
+
+def few() -> list[timing.Measurement]:
+    """Equal lengths in bfloat16, up to 64 requests: an entry of the accelerator suite."""
+    return [*ceilings.measured(), *cells([spec for spec in specs.GRID if spec.B <= 64])]
+
+
+def many() -> list[timing.Measurement]:
+    """Equal lengths in bfloat16, 128 requests and more."""
+    return cells([spec for spec in specs.GRID if spec.B > 64])
+
+
+def ragged() -> list[timing.Measurement]:
+    """Lognormal and bimodal lengths."""
+    return cells(specs.RAGGED)
+
+
+def eight_bits() -> list[timing.Measurement]:
+    """Keys and values in FP8, multiplied in 16 bits or in eight."""
+    return cells(specs.EIGHT_BITS)
+
+
+def verify() -> list[timing.Measurement]:
+    """Two and four tokens a request."""
+    return cells(specs.VERIFY)
+
+
+def check() -> dict[str, float]:
+    """Every implementation that runs here against the reference; raises where one is off."""
+    found = {}
+    many = (24, 2700, "lognormal")  # a thousand pages: every processor has runs of several requests
+    for spec in (
+        Spec(5, 700, "lognormal"),
+        Spec(*many),
+        Spec(*many, "fp8"),
+        Spec(*many, "direct"),
+        Spec(*many, S_q=2),
+        Spec(24, 2700, "bimodal", S_q=4),
+        Spec(2, 300, S_q=2, H=16, C=128),
+    ):
+        work = specs.make(spec)
+        want = _exact(work, spec)
+        call = _call(work, spec)
+        for impl in api.IMPLS:
+            if not api.why_not(impl, call):
+                got = _ours(work, spec, impl)(jnp.int32(0), work.q, *_rest(work))
+                error = timing.deviation(got, want)
+                found[f"{impl}: {spec.name}"] = error
+                _require_small(error, f"{impl} on {spec.name}", spec)
+    return found
+
+
+def cells(grid: Sequence[Spec], *, repeats: int = 10) -> list[timing.Measurement]:
+    """Times ours beside every rival that runs, a record for each pair.
+
+    A cell that fails is named in the note of the last record, and costs no other its figures.
+
+    Raises:
+        RuntimeError: if every cell fails.
+    """
+    records, failures = [], []
+    for spec in grid:
+        try:
+            records += _cell(spec, repeats)
+        except Exception as error:  # memory, compiler, a wrong result: of many kinds
+            failures.append(f"{spec.name}: {_first_line(error)}")
+    if not records:
+        raise RuntimeError("; ".join(failures))
+    if failures:
+        note = f"{records[-1].note} Not measured: {'; '.join(failures)}."
+        records[-1] = dataclasses.replace(records[-1], note=note)
+    return records
+
+
+def _cell(spec: Spec, repeats: int) -> list[timing.Measurement]:
+    work = specs.make(spec)
+    calls = _calls(work)
+    f = _ours(work, spec, None)
+    rest = _rest(work)
+    ours = timing.measure_chain(f, work.q, *rest, calls=calls, repeats=repeats)
+    error = timing.deviation(f(jnp.int32(0), work.q, *rest), _exact(work, spec))
+    _require_small(error, spec.name, spec)
+    rivals, silent = [], []
+    for name, rival, operands in (*_dense(work, spec), *_paged(work, spec)):
+        try:
+            timed = timing.measure_chain(rival, work.q, *operands, calls=calls, repeats=repeats)
+            rivals.append((name, timed))
+        except Exception as failure:  # a rival's own limits, of which there are many kinds
+            silent.append(f"{name} does not run: {_first_line(failure)}")
+    flops = work.num_flops / ours.median_s / 1e12
+    common = {
+        "name": f"mqa_decode, {api.choose(_call(work, spec))}",
+        "shape": spec.name,
+        "ours": ours,
+        "work": float(work.num_bytes),
+        "work_unit": "B",
+        "ceiling": ceilings.copy_bandwidth(),
+        "error": error,
+        "note": f"{flops:.3g} TFLOP/s on {spec.name}. " + " ".join(silent),
+    }
+    return [
+        timing.Measurement(**common, rival_name=name, rival=timed) for name, timed in rivals
+    ] or [timing.Measurement(**common)]
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0][:150]
+
+
+def _rest(work: Workload) -> tuple:
+    return work.k_pages, work.v_pages, work.tables, work.lens
+
+
+def _call(work: Workload, spec: Spec) -> api.Call:
+    return api.Call(
+        spec.S_q, spec.H, spec.C, spec.page, work.q.dtype, work.k_pages.dtype, spec.kv == "direct"
+    )
+
+
+def _ours(work: Workload, spec: Spec, impl: api.Impl | None) -> Callable:
+    """Returns `f(i, q, k_pages, v_pages, tables, lens)`; calls take the tables in turn."""
+
+    def f(i, q, k_pages, v_pages, tables, lens):
+        table = _turn(i, tables)
+        return api.mqa_decode(
+            q,
+            k_pages,
+            v_pages,
+            table,
+            lens,
+            impl=impl,
+            v_transposed=spec.kv == "direct",
+            **work.scales,
+        )
+
+    return f
+
+
+def _exact(work: Workload, spec: Spec) -> jax.Array:
+    f = functools.partial(
+        ref.mqa_decode, scale=spec.C**-0.5, v_transposed=spec.kv == "direct", **work.scales
+    )
+    return jax.jit(f)(work.q, work.k_pages, work.v_pages, work.tables[0], work.lens)[0]
+
+
+def _require_small(error: float, what: str, spec: Spec) -> None:
+    """Sixteen bits in and out; products of eight bits err by some percent of a value.
+
+    Raises:
+        AssertionError: if the error is larger: the time of a wrong result is worth nothing.
+    """
+    if not error <= (0.1 if spec.kv == "direct" else 2e-2):
+        raise AssertionError(f"{what} is off by {error:.3g} of the largest value")
+
+
+def _dense(work: Workload, spec: Spec) -> Iterator[tuple[str, Callable, tuple]]:
+    """Attention on a cache that was gathered before: cuDNN on a GPU, XLA on a CPU."""
+    if spec.S_q > 1 or spec.kv not in ("bf16", "f32"):
+        return
+    S = work.tables.shape[2] * spec.page
+    # One dense cache, which the device's own caches may hold where it is small, while ours are
+    # always cold: a copy per call, or a choice among several, would be charged to the rival.
+    caches = [
+        jax.jit(lambda x, t: x[t].reshape(spec.B, S, 1, spec.C))(x, work.tables[0])
+        for x in (work.k_pages, work.v_pages)
+    ]
+    on_gpu = jax.default_backend() == "gpu"
+
+    def dense(i, q, k, v, lens):
+        return jax.nn.dot_product_attention(
+            q, k, v, key_value_seq_lengths=lens, implementation="cudnn" if on_gpu else "xla"
+        )
+
+    yield "cuDNN, dense cache" if on_gpu else "jax.nn, dense cache", dense, (*caches, work.lens)
+
+    def gathered(i, q, k_pages, v_pages, tables, lens):
+        table = _turn(i, tables)
+        k, v = (x[table].reshape(spec.B, S, 1, spec.C) for x in (k_pages, v_pages))
+        return jax.nn.dot_product_attention(q, k, v, key_value_seq_lengths=lens)
+
+    yield "jax.nn on gathered pages", gathered, _rest(work)
+
+
+def _paged(work: Workload, spec: Spec) -> Iterator[tuple[str, Callable, tuple]]:
+    """JAX's own paged attention in Triton."""
+    if jax.default_backend() != "gpu" or spec.S_q > 1 or spec.kv != "bf16":
+        return
+    try:
+        from jax.experimental.pallas.ops.gpu.paged_attention import paged_attention
+    except ImportError:
+        return
+
+    def paged(i, q, k_pages, v_pages, tables, lens):
+        scaled = q[:, 0] * jnp.asarray(spec.C**-0.5, q.dtype)
+        table = _turn(i, tables)
+        return paged_attention(scaled, k_pages[None], v_pages[None], table, lens)[:, None]
+
+    yield "JAX's paged_attention (Triton)", paged, _rest(work)
+
+
+def _calls(work: Workload) -> int:
+    """Calls in one program: about 20 ms of them and all tables; one on a CPU.
+
+    There XLA would prepare a cache that does not change once for all calls.
+    """
+    if jax.default_backend() == "cpu":
+        return 1
+    return max(work.tables.shape[0], min(200, math.ceil(0.02 * 2e12 / work.num_bytes)))
+
+
+def _turn(i: jax.Array, tables: jax.Array) -> jax.Array:
+    """The table of call i; what it leads to depends on i, so that it is not done once for all."""
+    return tables[i % tables.shape[0]] + jnp.minimum(i, 0).astype(tables.dtype)

@@ -1,0 +1,186 @@
+"""Timing of a function with compile time apart, measured records, and the benchmark runner."""
+
+import dataclasses
+import pathlib
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from experiments.harness import result, words
+
+COLUMNS = (
+    "Benchmark",
+    "Shape",
+    "Compile",
+    "Ours",
+    "Rival",
+    "Rival / ours",
+    "Rate",
+    "Of ceiling",
+    "Error",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """Seconds of one call: compile time, median and interquartile range of `n` later calls."""
+
+    compile_s: float
+    median_s: float
+    iqr_s: float
+    n: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Measurement:
+    """One benchmark at one shape, timed beside its rival in the same process.
+
+    Args:
+        name: What is timed.
+        shape: Its size in words, e.g. "5 sites x 2,922 days".
+        ours: Timing of our function.
+        rival_name: What the rival is; empty without one.
+        rival: Timing of the rival at the same shape.
+        work: Units of work in one call: bytes, FLOPs, patients.
+        work_unit: What `work` counts, e.g. "B", "FLOP", "patients".
+        ceiling: Most units a second this device reached in a measured peak test.
+        error: Largest deviation of our result from the reference.
+        note: One sentence a reader needs to judge the figures.
+    """
+
+    name: str
+    shape: str
+    ours: Timing
+    rival_name: str = ""
+    rival: Timing | None = None
+    work: float | None = None
+    work_unit: str = ""
+    ceiling: float | None = None
+    error: float | None = None
+    note: str = ""
+
+    @property
+    def ratio(self) -> float | None:
+        """Median time of the rival over ours: above 1 we are faster."""
+        return None if self.rival is None else self.rival.median_s / self.ours.median_s
+
+    @property
+    def rate(self) -> float | None:
+        """Units of work a second."""
+        return None if self.work is None else self.work / self.ours.median_s
+
+
+def measure(fn: Callable[..., Any], *args: Any, repeats: int = 10) -> Timing:
+    """Times `fn(*args)`, waiting for its result.
+
+    A jitted function is made to compile afresh. The compile time is that of the first call less
+    the median later call, so it holds tracing, lowering and compilation, and is about 0 for a
+    function that JAX does not compile. One more call warms up before the timed ones.
+
+    Args:
+        fn: The function; it must not donate its arguments.
+        args: Its arguments, already on the device.
+        repeats: Number of timed calls, at least 2.
+
+    Raises:
+        ValueError: if `repeats` is below 2.
+    """
+    import jax  # here, so that the runner and its tables need no JAX
+
+    if repeats < 2:
+        raise ValueError(f"repeats must be at least 2 to show a spread, got {repeats}")
+
+    def call() -> float:
+        start = time.perf_counter()
+        jax.block_until_ready(fn(*args))
+        return time.perf_counter() - start
+
+    jax.block_until_ready(args)
+    getattr(fn, "clear_cache", lambda: None)()
+    first = call()
+    call()
+    seconds = [call() for _ in range(repeats)]
+    lower, median, upper = statistics.quantiles(seconds, n=4, method="inclusive")
+    return Timing(max(first - median, 0.0), median, upper - lower, repeats)
+
+
+def measure_chain(
+    fn: Callable[..., Any], x: Any, *args: Any, calls: int, repeats: int = 10
+) -> Timing:
+    """Times one of `calls` calls x = fn(i, x, *args) in one program, for what takes microseconds.
+
+    The host starts the chain once, so that its own time is shared by all calls; each needs the
+    result of the one before, so that none is left out.
+
+    Raises:
+        ValueError: if `calls` is below 1.
+    """
+    import jax
+
+    if calls < 1:
+        raise ValueError(f"calls must be at least 1, got {calls}")
+
+    def chain(x: Any, *args: Any) -> Any:
+        return jax.lax.fori_loop(0, calls, lambda i, x: fn(i, x, *args), x)
+
+    timing = measure(jax.jit(chain), x, *args, repeats=repeats)
+    return dataclasses.replace(timing, median_s=timing.median_s / calls, iqr_s=timing.iqr_s / calls)
+
+
+def deviation(got: Any, want: Any) -> float:
+    """Returns the largest difference of two arrays over the largest value of the second."""
+    import jax.numpy as jnp
+
+    got, want = (x.astype(jnp.float32) for x in (got, want))
+    return float(jnp.max(jnp.abs(got - want)) / jnp.max(jnp.abs(want)))
+
+
+def as_table(measurements: Sequence[Measurement], title: str = "Timings") -> result.Table:
+    """Returns measurements as a table: median and interquartile range of each side."""
+
+    def row(item: Measurement) -> tuple[str | float, ...]:
+        rival = f"{_time(item.rival)} ({item.rival_name})" if item.rival else "–"
+        ratio = f"{item.ratio:.3g} ×" if item.ratio else "–"
+        rate = f"{words.number(item.rate)} {item.work_unit}/s" if item.rate else "–"
+        share = f"{item.rate / item.ceiling:.0%}" if item.rate and item.ceiling else "–"
+        compiled = words.duration(item.ours.compile_s)
+        error = "–" if item.error is None else words.number(item.error)
+        return (item.name, item.shape, compiled, _time(item.ours), rival, ratio, rate, share, error)
+
+    columns, rows = COLUMNS, [row(item) for item in measurements]
+    if all(item.error is None for item in measurements):
+        columns, rows = columns[:-1], [cells[:-1] for cells in rows]
+    notes = " ".join(dict.fromkeys(item.note for item in measurements if item.note))
+    calls = ", ".join(sorted({str(item.ours.n) for item in measurements}))
+    return result.Table(
+        title,
+        columns,
+        tuple(rows),
+        f"Median and interquartile range of {calls} calls; a ratio above 1 means that we are "
+        f"faster. {notes}".rstrip(),
+    )
+
+
+def run(name: str, module: Any, out: pathlib.Path, *, command: str) -> result.Result:
+    """Runs one benchmark module, prints its table and writes `result.json` and the raw timings."""
+    start = time.perf_counter()
+    measurements = module.run(out)
+    outcome = result.Result(
+        experiment=f"bench_{name}",
+        title=module.SUMMARY,
+        kind="benchmark",
+        tables=(as_table(measurements),),
+        environment=result.environment(),
+        seconds=time.perf_counter() - start,
+        command=command,
+        finished=words.now(),
+    )
+    result.write(out / "measurements.json", measurements)
+    result.write(out / "result.json", outcome)
+    words.show(outcome)
+    return outcome
+
+
+def _time(timing: Timing) -> str:
+    return f"{words.duration(timing.median_s)}, IQR {words.duration(timing.iqr_s)}"

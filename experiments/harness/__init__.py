@@ -1,0 +1,1 @@
+"""What every study stands on: records of results, units of work, verdicts, the report."""

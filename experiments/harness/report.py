@@ -1,0 +1,341 @@
+"""One self-contained page, and a Markdown table, from the results that runs left behind."""
+
+import base64
+import html
+import pathlib
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from experiments.harness import result, words
+
+HEADLINES = 4  # rows shown as large numbers
+_CSS = pathlib.Path(__file__).with_name("report.css")
+_TOP = "top"
+_KINDS = ("experiment", "benchmark", "accelerator suite")
+_MEDIA = {".png": "image/png", ".svg": "image/svg+xml"}
+
+
+class Run(NamedTuple):
+    """A result and the folder that holds its figures."""
+
+    folder: pathlib.Path
+    result: result.Result
+
+
+def load(paths: Iterable[pathlib.Path]) -> tuple[list[Run], list[str]]:
+    """Reads every `result.json` at or under `paths`.
+
+    Returns:
+        The readable runs, and one message for each path that holds none or a broken one.
+    """
+    runs, problems = [], []
+    for path in paths:
+        files = [path] if path.is_file() else sorted(path.rglob("result.json"))
+        if not files:
+            problems.append(f"{path} holds no result.json")
+        for file in files:
+            try:
+                runs.append(Run(file.parent, result.read(file, result.Result)))
+            except (ValueError, OSError) as error:
+                problems.append(str(error))
+    return runs, problems
+
+
+def latest(runs: Sequence[Run]) -> list[Run]:
+    """Returns the newest run of every command and device, experiments first.
+
+    The plain smoke run of an experiment shows that things work; it is left out once there is a run
+    of a larger preset. Runs with flags of their own (a user's data) are studies apart and stay.
+    """
+    newest: dict[tuple[str, ...], Run] = {}
+    for run in sorted(runs, key=lambda run: run.result.finished):
+        outcome, where = run.result, words.device(run.result.environment)
+        newest[outcome.experiment, outcome.preset, _own_flags(outcome), where] = run
+    larger = {name for name, preset, own, _ in newest if preset != "smoke" and not own}
+    kept = [
+        run
+        for (name, preset, own, _), run in newest.items()
+        if preset != "smoke" or own or name not in larger
+    ]
+    return sorted(
+        kept,
+        key=lambda run: (_KINDS.index(run.result.kind), run.result.experiment, run.result.preset),
+    )
+
+
+def _own_flags(outcome: result.Result) -> str:
+    """The flags of the command besides its preset: they make a study of its own."""
+    flags = re.sub(r"--preset[ =]\S+", "", outcome.command)
+    return flags[flags.find("--") :].strip() if "--" in flags else ""
+
+
+def write(path: pathlib.Path, runs: Sequence[Run], missing: Sequence[str] = ()) -> None:
+    """Writes the page for `runs`; `missing` names experiments that have no result yet."""
+    result.write_text(path, page(runs, missing))
+
+
+def page(runs: Sequence[Run], missing: Sequence[str] = ()) -> str:
+    """Returns the page: no scripts, no links to other files, figures inlined."""
+    only = runs[0].result if len(runs) == 1 and not missing else None
+    title = (only.title or only.experiment) if only else "What was measured"
+    anchors = [_TOP] if only else [f"r{index}" for index in range(len(runs))]
+    entries = [
+        f'<li><a href="#{anchor}">{_e(_title(run.result))}</a> '
+        f"<span>{_e(_origin(run.result))}</span></li>"
+        for anchor, run in zip(anchors, runs, strict=True)
+    ]
+    contents = f'<nav aria-label="Results"><ol>{"".join(entries)}</ol></nav>' if not only else ""
+    sections = [_section(run, anchor) for anchor, run in zip(anchors, runs, strict=True)]
+    unmeasured = "".join(
+        f"<li><strong>{_e(name)}</strong>: "
+        f"<code>python -m experiments run {_e(name)} --preset cpu</code></li>"
+        for name in missing
+    )
+    legend = "".join(
+        f"<li>{_verdict(verdict)} {_e(meaning)}</li>"
+        for verdict, meaning in result.VERDICTS.items()
+    )
+    parts = [
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        '<meta name="color-scheme" content="light dark">',
+        f"<title>{_e(title)} · jaxlab</title>",
+        f"<style>{_CSS.read_text(encoding='utf-8')}</style></head><body>",
+        '<a class="skip" href="#main">Skip to the results</a>',
+        f'<header><p class="kicker">jaxlab · measured results</p><h1 id="{_TOP}">{_e(title)}</h1>',
+        "" if only else "<p>Each claim beside our own figure, the baselines and the paper's.</p>",
+        f'</header>{contents}<main id="main">',
+        *sections,
+        f'<section aria-labelledby="missing"><h2 id="missing">Not measured yet</h2>'
+        f'<ul class="missing">{unmeasured}</ul></section>'
+        if missing
+        else "",
+        '</main><footer><h2>How to read the verdicts</h2><ul class="legend">',
+        f"{legend}</ul><p>Every figure on this page was produced by a run; what no run produced "
+        'reads "not measured". '
+        f"Written {_e(words.when(words.now()))}.</p></footer></body></html>\n",
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def markdown(runs: Sequence[Run]) -> str:
+    """Returns the rows of all runs as one GitHub table, followed by how each was run."""
+    lines = [f"| Claim | {' | '.join(words.COMPARISON)} |", "|---|---|--:|--:|--:|---|"]
+    notes = []
+    for outcome in (run.result for run in runs if run.result.rows):
+        for claim, rows in _by_claim(outcome).items():
+            for row in rows:
+                cells = (claim if row is rows[0] else "", *words.comparison(row))
+                lines.append("| " + " | ".join(map(_markdown, cells)) + " |")
+        facts = (words.device(outcome.environment), words.versions(outcome.environment))
+        told = "; ".join(_markdown(fact) for fact in facts if fact)
+        notes.append(
+            f"- {_markdown(_title(outcome))} `{outcome.command}` ({told}). "
+            f"In brackets after our figures: {_markdown(outcome.interval_label)}."
+        )
+    return "\n".join([*lines, "", *notes]) + "\n"
+
+
+def _title(outcome: result.Result) -> str:
+    return outcome.title or outcome.experiment
+
+
+def _origin(outcome: result.Result) -> str:
+    parts = (outcome.preset and f"preset {outcome.preset}", words.device(outcome.environment))
+    return " · ".join(part for part in parts if part)
+
+
+def _markdown(said: str) -> str:
+    said = re.sub(r"([\\|`*\[\]])", r"\\\1", " ".join(said.split()))
+    return said.replace("&", "&amp;").replace("<", "&lt;")
+
+
+# The page, piece by piece
+
+_e = html.escape
+
+
+def _section(run: Run, anchor: str) -> str:
+    """One result; it has a heading of its own unless it is titled by the page's."""
+    outcome = run.result
+    parts = [f'<section aria-labelledby="{anchor}">']
+    head = "h2" if anchor == _TOP else "h3"
+    if anchor != _TOP:
+        parts.append(f'<h2 id="{anchor}">{_e(_title(outcome))}</h2>')
+    if origin := _origin(outcome):
+        parts.append(f'<p class="origin">{_e(origin)}</p>')
+    if outcome.summary:
+        parts.append(f'<p class="summary">{_e(outcome.summary)}</p>')
+    parts.append(_headlines(outcome))
+    if outcome.rows:
+        parts.append(f"<{head}>Claims and figures</{head}>")
+        parts.append(_claims(outcome))
+    parts.extend(_figure(run.folder, figure) for figure in outcome.figures)
+    parts.extend(_table(table) for table in outcome.tables)
+    if outcome.limits:
+        items = "".join(f"<li>{_e(limit)}</li>" for limit in outcome.limits)
+        parts.append(f'<{head}>What this does not show</{head}><ul class="limits">{items}</ul>')
+    parts.append(f"<{head}>How it was run</{head}>{_facts(outcome)}</section>")
+    return "\n".join(part for part in parts if part)
+
+
+def _headlines(outcome: result.Result) -> str:
+    """The first figures as large numbers, each with what it is compared with."""
+    cards = []
+    for row in outcome.rows:
+        if row.value is None or len(cards) == HEADLINES:
+            continue
+        compared = []
+        if row.interval:
+            compared.append(f"{outcome.interval_label}: {words.span(row.interval)}")
+        if row.paper is not None:
+            compared.append(f"paper: {words.paper(row)}")
+        if row.baseline:
+            compared.append(f"{row.baseline[0]}: {words.quantity(row.baseline[1], row.unit)}")
+        lines = "".join(f"<span>{_e(line)}</span>" for line in compared)
+        cards.append(
+            f'<div class="card"><dt>{_e(row.metric)}</dt>'
+            f"<dd><strong>{_e(words.number(row.value))}</strong> {_e(row.unit)}</dd>"
+            f'<dd class="compared">{lines}</dd><dd>{_verdict(row.verdict)}</dd></div>'
+        )
+    return f'<dl class="cards">{"".join(cards)}</dl>' if cards else ""
+
+
+def _claims(outcome: result.Result) -> str:
+    """All figures, grouped by claim."""
+    bodies = []
+    for claim, rows in _by_claim(outcome).items():
+        lines = [
+            f'<tr class="claim"><th colspan="{len(words.COMPARISON)}" scope="rowgroup">'
+            f"<div>{_e(claim)}</div></th></tr>"
+        ]
+        for row in rows:
+            ours = _value(words.quantity(row.value, row.unit), row.value)
+            if row.interval:
+                ours += f"<small>{_e(words.span(row.interval))}</small>"
+            baseline = "–"
+            if row.baseline:
+                name, figure = row.baseline
+                baseline = f"{_e(words.quantity(figure, row.unit))}<small>{_e(name)}</small>"
+            note = f"<small>{_e(row.note)}</small>" if row.note else ""
+            # On a phone the verdict stands under the figure's name and its column is hidden.
+            verdict = _verdict(row.verdict)
+            lines.append(
+                f'<tr><th scope="row">{_e(row.metric)}{note}<div class="narrow">{verdict}</div>'
+                f'</th><td class="n ours">{ours}</td><td class="n">{baseline}</td>'
+                f'<td class="n">{_e(words.paper(row))}</td><td class="wide">{verdict}</td></tr>'
+            )
+        bodies.append(f"<tbody>{''.join(lines)}</tbody>")
+    kinds = ("", ' class="n"', ' class="n"', ' class="n"', ' class="wide"')
+    header = "".join(
+        f'<th scope="col"{kind}>{name}</th>'
+        for name, kind in zip(words.COMPARISON, kinds, strict=True)
+    )
+    return _scroll(
+        f'<table class="claims"><caption><div>{_e(_caption(outcome))}</div></caption>'
+        f"<thead><tr>{header}</tr></thead>{''.join(bodies)}</table>",
+        "Claims and figures",
+    )
+
+
+def _by_claim(outcome: result.Result) -> dict[str, list[result.Row]]:
+    groups: dict[str, list[result.Row]] = {}
+    for row in outcome.rows:
+        groups.setdefault(row.claim, []).append(row)
+    return groups
+
+
+def _caption(outcome: result.Result) -> str:
+    about = f"Claims of {outcome.paper}. " if outcome.paper else ""
+    below = ""
+    if any(row.interval for row in outcome.rows):
+        below = f"Small print below our figure: {outcome.interval_label}. "
+    return f"{about}{below}A dash: nothing to compare with."
+
+
+def _table(table: result.Table) -> str:
+    kind = [
+        ' class="n"' if index and any(words.is_figure(row[index]) for row in table.rows) else ""
+        for index in range(len(table.columns))
+    ]
+    header = "".join(
+        f'<th scope="col"{kind[index]}>{_e(name)}</th>' for index, name in enumerate(table.columns)
+    )
+    lines = []
+    for raw, row in zip(table.rows, words.cells(table), strict=True):
+        first, *rest = (_value(shown, value) for shown, value in zip(row, raw, strict=True))
+        data = "".join(f"<td{kind[index]}>{shown}</td>" for index, shown in enumerate(rest, 1))
+        lines.append(f'<tr><th scope="row">{first}</th>{data}</tr>')
+    note = f"<small>{_e(table.caption)}</small>" if table.caption else ""
+    return _scroll(
+        f"<table><caption><div><strong>{_e(table.title)}</strong>{note}</div></caption>"
+        f"<thead><tr>{header}</tr></thead><tbody>{''.join(lines)}</tbody></table>",
+        table.title,
+    )
+
+
+def _figure(folder: pathlib.Path, figure: result.Figure) -> str:
+    path = (folder / figure.path).resolve()
+    caption = f"<figcaption>{_e(figure.caption)}</figcaption>"
+    # A result file may come from someone else: it must not pull in files beyond its own folder.
+    inside = path.is_relative_to(folder.resolve()) and path.suffix.lower() in _MEDIA
+    if not inside or not path.is_file():
+        told = f"The picture {_e(figure.path)} is not in the run folder."
+        return f"<figure><p>{told}</p>{caption}</figure>"
+    data = base64.b64encode(path.read_bytes()).decode("ascii")
+    source = f"data:{_MEDIA[path.suffix.lower()]};base64,{data}"
+    alt = _e(figure.alt or figure.caption)
+    return f'<figure><img src="{source}" alt="{alt}">{caption}</figure>'
+
+
+def _facts(outcome: result.Result) -> str:
+    took = "" if outcome.seconds is None else words.duration(outcome.seconds)
+    if outcome.resumed and took:
+        took += ", counted from the last resume"
+    facts = {
+        "Command": f"<code>{_e(outcome.command)}</code>" if outcome.command else "",
+        "Device": _e(words.device(outcome.environment)),
+        "Versions": _e(words.versions(outcome.environment)),
+        "Time taken": _e(took),
+        "Finished": _e(words.when(outcome.finished)),
+    }
+    items = "".join(
+        f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in facts.items() if value
+    )
+    settings = "".join(
+        f'<tr><th scope="row">{_e(name)}</th><td>{_e(value)}</td></tr>'
+        for name, value in _flatten(outcome.config)
+    )
+    details = ""
+    if settings:
+        table = f"<table><caption>Settings of this run</caption><tbody>{settings}</tbody></table>"
+        details = f"<details><summary>All settings</summary>{_scroll(table, 'Settings')}</details>"
+    return f'<dl class="facts">{items}</dl>{details}'
+
+
+def _flatten(config: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    flat = []
+    for name, value in config.items():
+        if isinstance(value, dict):
+            flat += _flatten(value, f"{prefix}{name}.")
+        elif isinstance(value, list):
+            flat.append((prefix + name, ", ".join(map(str, value))))
+        else:
+            flat.append((prefix + name, "none" if value is None else str(value)))
+    return flat
+
+
+def _scroll(table: str, label: str) -> str:
+    """A table in its own scrolling box, reachable by keyboard."""
+    return f'<div class="scroll" role="region" aria-label="{_e(label)}" tabindex="0">{table}</div>'
+
+
+def _value(shown: str, value: Any) -> str:
+    return f'<span class="none">{_e(shown)}</span>' if value is None else _e(shown)
+
+
+def _verdict(verdict: str) -> str:
+    name = verdict.replace(" ", "-")
+    shape = f'<span aria-hidden="true">{words.SHAPES[verdict]}</span>'
+    return f'<span class="verdict v-{name}">{shape} {_e(verdict)}</span>'

@@ -1,0 +1,1 @@
+"""Arrival rates: seasonal decompositions, regressions and smoothers of daily counts."""

@@ -1,0 +1,468 @@
+"""Seasonal-trend decomposition by LOESS, the search for its configuration, and rolling variances.
+
+Sources: Cleveland, Cleveland, McRae and Terpenning 1990 (STL); Bandara, Hyndman and Bergmeir 2021
+(MSTL); arXiv:2510.02852 (the 72 configurations, the variance of the length of stay).
+"""
+
+import itertools
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Int, Shaped
+
+from jaxlab.queueing.arrivals import loess
+
+Degree2 = Literal["linear", "quadratic"]
+"""Meaning of degree 2: a line, as in the reference implementations, or a true local parabola."""
+
+MIN_VARIANCE = 1e-6
+"""Least length-of-stay variance, days^2."""
+
+
+class STLResult(NamedTuple):
+    """`y = trend + seasonal + resid`, with the robustness weights of the last pass."""
+
+    trend: Float[Array, "*B T"]
+    seasonal: Float[Array, "*B T"]
+    resid: Float[Array, "*B T"]
+    weights: Float[Array, "*B T"]
+
+
+class MSTLResult(NamedTuple):
+    """`y = trend + sum of the P seasonal components + resid`."""
+
+    trend: Float[Array, "*B T"]
+    seasonal: Float[Array, "*B P T"]
+    resid: Float[Array, "*B T"]
+    weights: Float[Array, "*B T"]
+
+
+class STLConfig(NamedTuple):
+    """One configuration of the search (Python values, static under jit)."""
+
+    seasonal: int = 7
+    trend: int = 15
+    seasonal_degree: int = 1
+    trend_degree: int = 1
+    robust: bool = False
+
+
+class GridSelection(NamedTuple):
+    """Configuration of least residual SD for each series."""
+
+    best: Int[Array, " K"]
+    """Index into the grid."""
+    result: STLResult
+    """Its decomposition, fields `[K, T]`."""
+    resid_sd: Float[Array, "K G"]
+    """Sample SD of the residual under every configuration."""
+
+
+GRID: tuple[STLConfig, ...] = tuple(
+    STLConfig(*values)
+    for values in itertools.product((7, 15, 31), (15, 31, 61), (1, 2), (1, 2), (False, True))
+)
+"""The paper's 72 configurations; the first of equals is the one of least degree, not robust."""
+
+
+class _Plan(NamedTuple):
+    """The three smoothers of one configuration for series of one length."""
+
+    seasonal: loess.Smoother
+    trend: loess.Smoother
+    low_pass: loess.Banded | loess.Dense
+
+
+def stl(
+    y: Float[Array, "*B T"],
+    *,
+    period: int = 7,
+    seasonal: int = 7,
+    trend: int | None = 15,
+    low_pass: int | None = None,
+    degrees: tuple[int, int, int] = (1, 1, 1),
+    robust: bool = False,
+    inner: int | None = None,
+    outer: int | None = None,
+    degree2: Degree2 = "linear",
+) -> STLResult:
+    """Decomposes series into trend, seasonal and residual.
+
+    Args:
+        y: `[..., T]` float series without gaps, T >= 2 * period.
+        period: steps per season.
+        seasonal: span of the cycle-subseries smoother, odd, >= 3.
+        trend: span of the trend smoother, odd, > period; None is `default_trend`.
+        low_pass: span of the low-pass smoother, odd, > period; None is the smallest such.
+        degrees: of the seasonal, trend and low-pass polynomials, each 0, 1 or 2.
+        robust: whether to downweight outliers; only sets the defaults of `inner` and `outer`.
+        inner: seasonal-trend sweeps per pass; default 5, robust 2.
+        outer: passes with new robustness weights after the first; default 0, robust 15.
+        degree2: see `Degree2`.
+
+    Returns:
+        `STLResult` with fields `[..., T]`.  If a fit is exact to rounding, its weights are noise.
+
+    Raises:
+        ValueError: if an argument is outside its range (checked at trace time).
+
+    Source: Cleveland et al. 1990, section 2; equal to statsmodels' `STL` for degrees 0 and 1.
+    """
+    _check_series(y, period)
+    trend = default_trend(period, seasonal) if trend is None else trend
+    low_pass = period + 1 + period % 2 if low_pass is None else low_pass
+    _check_span("seasonal", seasonal)
+    _check_span("trend", trend, above=period)
+    _check_span("low_pass", low_pass, above=period)
+    inner = (2 if robust else 5) if inner is None else inner
+    outer = (15 if robust else 0) if outer is None else outer
+    if inner < 1 or outer < 0:
+        raise ValueError(f"inner must be >= 1 and outer >= 0, got {inner} and {outer}")
+    if len(degrees) != 3:
+        raise ValueError(f"degrees must be three: seasonal, trend, low-pass; got {degrees}")
+    seasonal_degree, trend_degree, low_pass_degree = (_degree(d, degree2) for d in degrees)
+    plan = _Plan(
+        loess.smoother(y.shape[-1], span=seasonal, degree=seasonal_degree, period=period, extend=1),
+        loess.smoother(y.shape[-1], span=trend, degree=trend_degree),
+        _low_pass(y.shape[-1], period, low_pass, low_pass_degree),
+    )
+    plan = _cast(plan, y)
+
+    def decompose(y: Array) -> STLResult:
+        return _decompose(y, plan, period=period, inner=inner, outer=outer)
+
+    return _over_last_axis(decompose)(y)
+
+
+def stl_grid_select(
+    y: Float[Array, "K T"],
+    grid: tuple[STLConfig, ...] = GRID,
+    *,
+    period: int = 7,
+    degree2: Degree2 = "linear",
+) -> GridSelection:
+    """Chooses for each series the configuration of least residual SD; the first of equals wins.
+
+    Configurations that differ only by a degree 2 that means 1 are computed once, so that their SDs
+    are equal to the last bit; with `degree2="linear"` the default grid costs 18 decompositions.
+
+    Args:
+        y: `[K, T]` float series.
+        grid: configurations, tried with `low_pass` of degree 1 and default span.
+        period: steps per season.
+        degree2: see `Degree2`.
+
+    Returns:
+        `GridSelection`.
+
+    Raises:
+        ValueError: as `stl`, or if `y` is not a matrix or the grid is empty.
+
+    Source: arXiv:2510.02852, choice of the decomposition.
+    """
+    _check_series(y, period)
+    if y.ndim != 2:
+        raise ValueError(f"y must be [K, T], got shape {y.shape}; use y[None] for one series")
+    if not grid:
+        raise ValueError("grid must hold at least one STLConfig, got none")
+    for config in grid:
+        _check_span("seasonal", config.seasonal)
+        _check_span("trend", config.trend, above=period)
+    plain = [
+        config._replace(
+            seasonal_degree=_degree(config.seasonal_degree, degree2),
+            trend_degree=_degree(config.trend_degree, degree2),
+            robust=bool(config.robust),
+        )
+        for config in grid
+    ]
+    distinct = sorted(set(plain), key=lambda config: config.robust)  # one batch plain, one robust
+    groups = [list(g) for _, g in itertools.groupby(distinct, key=lambda config: config.robust)]
+    results = [_decompose_group(y, group, period) for group in groups]
+    result = jax.tree.map(lambda *parts: jnp.concatenate(parts), *results)  # [distinct, K, T]
+
+    index = np.array([distinct.index(config) for config in plain])
+    resid_sd = jnp.std(result.resid, axis=-1, ddof=1)[index].T
+    best = jnp.argmin(resid_sd, axis=-1).astype(jnp.int32)
+    chosen = jnp.asarray(index)[best][None, :, None]
+    result = jax.tree.map(lambda part: jnp.take_along_axis(part, chosen, axis=0)[0], result)
+    return GridSelection(best, result, resid_sd)
+
+
+def mstl(
+    y: Float[Array, "*B T"],
+    *,
+    periods: tuple[int, ...] = (7, 365),
+    windows: tuple[int, ...] | None = None,
+    iterate: int = 2,
+    trend: int | None = None,
+    low_pass: int | None = None,
+    degrees: tuple[int, int, int] = (1, 1, 1),
+    robust: bool = False,
+    inner: int | None = None,
+    outer: int | None = None,
+    degree2: Degree2 = "linear",
+) -> MSTLResult:
+    """Decomposes series with several seasons by STL for each period in turn.
+
+    Args:
+        y: `[..., T]` float series, T > 2 * max(periods).
+        periods: P seasons in steps, increasing.
+        windows: seasonal span for each period; default 11, 15, 19, ...
+        iterate: rounds over the periods (one if there is a single period).
+        trend, low_pass, degrees, robust, inner, outer, degree2: as in `stl`, for every period.
+
+    Returns:
+        `MSTLResult`; trend and weights are those of the last decomposition.
+
+    Raises:
+        ValueError: as `stl`, or if periods are not increasing or do not match the windows.
+
+    Source: Bandara, Hyndman and Bergmeir 2021, algorithm 1, without its Box-Cox transform.
+    """
+    windows = tuple(11 + 4 * i for i in range(len(periods))) if windows is None else windows
+    if not periods or list(periods) != sorted(set(periods)) or len(windows) != len(periods):
+        raise ValueError(
+            f"periods must increase and have one window each, got {periods} with windows {windows}"
+        )
+    if y.shape[-1] <= 2 * periods[-1]:
+        raise ValueError(f"y must have T > 2 * {periods[-1]} steps, got shape {y.shape}")
+    if iterate < 1:
+        raise ValueError(f"iterate must be >= 1, got {iterate}")
+
+    def sweep(carry: tuple[Array, STLResult], _: Any) -> tuple[tuple[Array, STLResult], None]:
+        seasonal, result = carry
+        for i, (period, window) in enumerate(zip(periods, windows, strict=True)):
+            rest = y - (jnp.sum(seasonal, axis=0) - seasonal[i])
+            result = stl(
+                rest,
+                period=period,
+                seasonal=window,
+                trend=trend,
+                low_pass=low_pass,
+                degrees=degrees,
+                robust=robust,
+                inner=inner,
+                outer=outer,
+                degree2=degree2,
+            )
+            seasonal = seasonal.at[i].set(result.seasonal)
+        return (seasonal, result), None
+
+    zero = jnp.zeros_like(y)
+    start = (jnp.zeros((len(periods), *y.shape), y.dtype), STLResult(zero, zero, zero, zero))
+    rounds = iterate if len(periods) > 1 else 1
+    (seasonal, last), _ = lax.scan(sweep, start, None, length=rounds)
+    return MSTLResult(last.trend, jnp.moveaxis(seasonal, 0, -2), last.resid, last.weights)
+
+
+def default_trend(period: int, seasonal: int) -> int:
+    """Returns the smallest odd trend span of at least `1.5 period / (1 - 1.5 / seasonal)`.
+
+    Source: Cleveland et al. 1990, section 3.4.
+    """
+    _check_span("seasonal", seasonal)
+    span = int(np.ceil(1.5 * period / (1 - 1.5 / seasonal)))
+    return span + (span + 1) % 2
+
+
+def rolling_sd(resid: Float[Array, "*B T"], window: int) -> Float[Array, "*B T"]:
+    """Computes the centered rolling sample SD; near the ends the window keeps what lies inside.
+
+    Args:
+        resid: `[..., T]` float, T >= 2.
+        window: odd number of steps, >= 3.
+
+    Returns:
+        `[..., T]` SD with divisor (number of points - 1).
+
+    Raises:
+        ValueError: if the window is even or below 3, or T < 2.
+
+    Source: arXiv:2510.02852, variance of the length of stay.
+    """
+    _check_span("window", window)
+    num_steps = resid.shape[-1]
+    if num_steps < 2:
+        raise ValueError(f"a standard deviation needs T >= 2 steps, got {num_steps}")
+    position = np.arange(num_steps)[:, None] + np.arange(window) - window // 2
+    inside = (position >= 0) & (position < num_steps)
+    position = np.clip(position, 0, num_steps - 1)
+    count = inside.sum(-1).astype(resid.dtype)
+
+    def one(x: Float[Array, " T"]) -> Float[Array, " T"]:
+        mean = jnp.sum(jnp.where(inside, x[position], 0.0), axis=-1) / count
+        deviation = jnp.where(inside, x[position] - mean[:, None], 0.0)
+        variance = jnp.sum(deviation**2, axis=-1) / (count - 1)
+        positive = variance > 0
+        return jnp.where(positive, jnp.sqrt(jnp.where(positive, variance, 1.0)), 0.0)
+
+    return _over_last_axis(one)(resid)
+
+
+def rolling_variance_select(
+    resid: Float[Array, "*B T"], *, windows: tuple[int, ...] = (7, 15, 31)
+) -> tuple[Float[Array, "*B T"], Int[Array, "*B"]]:
+    """Estimates a time-varying variance with the window whose rolling SD is most stable.
+
+    Stability is the coefficient of variation (SD / mean over time) of the rolling SD: the least
+    wins, and the longer window wins ties.
+
+    Args:
+        resid: `[..., T]` residual of daily mean length of stay, days.
+        windows: odd candidate windows, days.
+
+    Returns:
+        `(sig2, window)`: variance `[..., T]`, days^2, at least `MIN_VARIANCE`; chosen window
+        `[...]`, int32.
+
+    Raises:
+        ValueError: as `rolling_sd`, or if there is no window.
+
+    Source: arXiv:2510.02852, variance of the length of stay.
+    """
+    if not windows:
+        raise ValueError("windows must hold at least one odd number, got none")
+    longest_first = sorted(windows, reverse=True)
+    sd = jnp.stack([rolling_sd(resid, window) for window in longest_first])
+    mean = jnp.mean(sd, axis=-1)
+    positive = mean > 0
+    score = jnp.where(positive, jnp.std(sd, axis=-1) / jnp.where(positive, mean, 1.0), 0.0)
+    chosen = jnp.argmin(score, axis=0)
+    best_sd = jnp.take_along_axis(sd, chosen[None, ..., None], axis=0)[0]
+    window = jnp.asarray(longest_first, jnp.int32)[chosen]
+    return jnp.maximum(best_sd**2, MIN_VARIANCE), window
+
+
+def _decompose(
+    y: Float[Array, " T"], plan: _Plan, *, period: int, inner: int, outer: int
+) -> STLResult:
+    """Runs the inner and outer loops of STL."""
+
+    def robust_pass(carry: STLResult, _: Any) -> tuple[STLResult, None]:
+        weights = loess.bisquare(carry.resid)
+        cycle_gains = loess.gains(plan.seasonal, weights, period)
+        trend_gains = loess.gains(plan.trend, weights)
+
+        def sweep(components: tuple[Array, Array], _: Any) -> tuple[tuple[Array, Array], None]:
+            trend, _ = components
+            cycles = _smooth_cycles(plan.seasonal, cycle_gains, weights, y - trend, period)
+            low = loess.correlate(plan.low_pass, cycles)[0]
+            seasonal = cycles[period:-period] - low
+            adjusted = y - seasonal
+            trend = loess.smooth(plan.trend, trend_gains, weights * adjusted, adjusted)
+            return (trend, seasonal), None
+
+        (trend, seasonal), _ = lax.scan(sweep, (carry.trend, carry.seasonal), None, length=inner)
+        return STLResult(trend, seasonal, y - trend - seasonal, weights), None
+
+    zero = jnp.zeros_like(y)  # a zero residual has unit weights: the first pass is not robust
+    result, _ = lax.scan(robust_pass, STLResult(zero, zero, zero, zero), None, length=outer + 1)
+    return result
+
+
+def _smooth_cycles(
+    parts: loess.Smoother,
+    cycle_gains: loess.Gains,
+    weights: Float[Array, " T"],
+    detrended: Float[Array, " T"],
+    period: int,
+) -> Float[Array, " n_out"]:
+    """Smooths each cycle-subseries, from one period before the series to one period after it."""
+    otherwise = jnp.pad(detrended, period)
+    cycles = loess.smooth(parts, cycle_gains, weights * detrended, otherwise, period)
+    # An undefined value outside the series repeats its neighbor.
+    first, last = cycle_gains.defined[:period], cycle_gains.defined[-period:]
+    body = cycles[period:-period]
+    return jnp.concatenate(
+        [
+            jnp.where(first, cycles[:period], body[:period]),
+            body,
+            jnp.where(last, cycles[-period:], body[-period:]),
+        ]
+    )
+
+
+def _decompose_group(y: Float[Array, "K T"], group: list[STLConfig], period: int) -> STLResult:
+    """Decomposes all series under configurations of equal `robust`: fields `[len(group), K, T]`."""
+    num_steps = y.shape[-1]
+    seasonal_width = max(config.seasonal for config in group)
+    trend_width = max(config.trend for config in group)
+    seasonal_degree = max(config.seasonal_degree for config in group)
+    trend_degree = max(config.trend_degree for config in group)
+    low_pass = _low_pass(num_steps, period, period + 1 + period % 2, 1)
+    plans = [
+        _Plan(
+            loess.smoother(
+                num_steps,
+                span=config.seasonal,
+                degree=config.seasonal_degree,
+                period=period,
+                extend=1,
+                width=seasonal_width,
+                max_degree=seasonal_degree,
+            ),
+            loess.smoother(
+                num_steps,
+                span=config.trend,
+                degree=config.trend_degree,
+                width=trend_width,
+                max_degree=trend_degree,
+            ),
+            low_pass,
+        )
+        for config in group
+    ]
+    inner, outer = (2, 15) if group[0].robust else (5, 0)
+    stacked = _cast(jax.tree.map(lambda *parts: np.stack(parts), *plans), y)
+
+    def decompose(y: Array, plan: _Plan) -> STLResult:
+        return _decompose(y, plan, period=period, inner=inner, outer=outer)
+
+    return jax.vmap(jax.vmap(decompose, (0, None)), (None, 0))(y, stacked)
+
+
+def _over_last_axis(function: Callable[[Array], Any]) -> Callable[[Array], Any]:
+    """Lets a function of `[T]` take `[..., T]`."""
+
+    def batched(x: Array) -> Any:
+        return function(x) if x.ndim == 1 else jax.vmap(batched)(x)
+
+    return batched
+
+
+def _low_pass(num_steps: int, period: int, span: int, degree: int) -> loess.Banded | loess.Dense:
+    """Moving averages of lengths period, period and 3, then LOESS, as one filter."""
+    box = np.full(period, 1 / period)
+    before = np.convolve(np.convolve(box, box), np.full(3, 1 / 3))
+    return loess.linear_filter(num_steps, span=span, degree=degree, before=before)
+
+
+def _cast(plan: _Plan, y: Array) -> _Plan:
+    return jax.tree.map(lambda leaf: leaf.astype(y.dtype), plan)
+
+
+def _check_series(y: Shaped[Array, "*B T"], period: int) -> None:
+    if not jnp.issubdtype(y.dtype, jnp.floating):
+        raise ValueError(f"y must be floating point, got {y.dtype}; convert with y.astype(float)")
+    if not isinstance(period, int | np.integer) or period < 2:
+        raise ValueError(f"period must be an integer >= 2, got {period}")
+    if y.ndim < 1 or y.shape[-1] < 2 * period:
+        raise ValueError(f"y must have T >= 2 * period = {2 * period} steps, got shape {y.shape}")
+
+
+def _check_span(name: str, span: int, *, above: int = 2) -> None:
+    if not isinstance(span, int | np.integer) or span % 2 == 0 or span < 3 or span <= above:
+        raise ValueError(f"{name} must be an odd integer >= 3 and > {above}, got {span}")
+
+
+def _degree(degree: int, degree2: Degree2) -> int:
+    if degree2 not in ("linear", "quadratic"):
+        raise ValueError(f'degree2 must be "linear" or "quadratic", got {degree2!r}')
+    if degree not in (0, 1, 2):
+        raise ValueError(f"LOESS degrees must be 0, 1 or 2, got {degree}")
+    return min(degree, 1) if degree2 == "linear" else degree

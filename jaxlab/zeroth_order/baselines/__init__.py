@@ -1,0 +1,1 @@
+"""Methods that ZOFL is compared with, under its interface."""

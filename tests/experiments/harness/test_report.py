@@ -1,0 +1,300 @@
+"""The page and the Markdown table: complete, self-contained, escaped, and only measured figures."""
+
+import base64
+import dataclasses
+import html.parser
+import re
+
+import pytest
+
+from experiments.harness import report, result, words
+
+PNG = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
+NASTY = """<b onclick="x('&')">|`*[a](b)\\"""
+ENVIRONMENT = result.Environment("TPU v9", "tpu", 4, "Some CPU", 8, {"jax": "0.10.2"})
+ROWS = (
+    result.Row("Claim A", "Beds", 26, (25.0, 27.5), ("85 % rule", 20), 24, "better", "beds"),
+    result.Row("Claim B", "Coverage", None, verdict="not measured", note="Needs data."),
+    result.Row("Claim A", "Loss", 0.131704, paper="1 to 2 %"),
+)
+RESULT = result.Result(
+    "toy",
+    ROWS,
+    figures=(result.Figure("a.png", "The caption", "The alternative"),),
+    tables=(result.Table("Beds", ("Site", "Beds", "Law"), (("1", 14.5, "Fisk"), ("2", None, ""))),),
+    title="A toy",
+    summary="It adds.",
+    limits=("It is a toy.",),
+    preset="cpu",
+    config={"seed": 77, "stl": {"span": 15}, "sites": [3, 4], "data": None},
+    environment=ENVIRONMENT,
+    seconds=431.2,
+    command="python -m experiments run toy",
+    finished="2025-11-23T04:00:00",
+)
+
+
+class Page(html.parser.HTMLParser):
+    """Elements as `(tag, attributes, enclosing tags)` and the words a reader sees."""
+
+    VOID = ("meta", "img", "br")
+
+    def __init__(self, markup):
+        super().__init__()
+        self.elements, self.words, self.open = [], [], []
+        self.feed(markup)
+        self.close()
+        self.text = " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs), tuple(self.open)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag, f"</{tag}> closes nothing"
+
+    def handle_data(self, data):
+        if self.open[-1:] != ["style"]:
+            self.words.append(data)
+
+    def all(self, tag):
+        return [attributes for name, attributes, _ in self.elements if name == tag]
+
+
+@pytest.fixture
+def run(tmp_path):
+    (tmp_path / "a.png").write_bytes(PNG)
+    return report.Run(tmp_path, RESULT)
+
+
+@pytest.mark.parametrize("missing", [(), ("other",)], ids=["one_run", "with_contents"])
+def test_page_is_sound_and_self_contained(run, missing):
+    page = Page(report.page([run], missing))
+    assert page.open == []
+    assert len(page.all("h1")) == len(page.all("main")) == len(page.all("footer")) == 1
+    assert page.all("html") == [{"lang": "en"}]
+    assert "viewport" in [meta.get("name") for meta in page.all("meta")]
+    for forbidden in ("script", "link", "iframe", "object"):
+        assert page.all(forbidden) == []
+    ids = {attributes["id"] for _, attributes, _ in page.elements if "id" in attributes}
+    for _, attributes, _ in page.elements:
+        assert attributes.get("src", "data:").startswith("data:")
+        if "href" in attributes:
+            assert attributes["href"].startswith("#") and attributes["href"][1:] in ids
+        if "aria-labelledby" in attributes:
+            assert attributes["aria-labelledby"] in ids
+    assert all(cell["scope"] in ("row", "col", "rowgroup") for cell in page.all("th"))
+    assert len(page.all("caption")) == len(page.all("table"))
+    assert all("div" in above for tag, _, above in page.elements if tag == "table")
+    # Headings go down one level at a time.
+    levels = [int(tag[1]) for tag, _, _ in page.elements if re.fullmatch(r"h[1-6]", tag)]
+    assert levels[0] == 1
+    assert all(after - before <= 1 for before, after in zip(levels, levels[1:], strict=False))
+    assert "url(" not in report.page([run]) and "@import" not in report.page([run])
+
+
+def test_page_shows_all_that_was_measured(run):
+    page = Page(report.page([run]))
+    for said in (
+        "A toy",
+        "It adds.",
+        "Claim A",
+        "Claim B",
+        "26 beds",
+        "25 to 27.5",
+        "95 % interval",
+        "20 beds",
+        "85 % rule",
+        "24 beds",
+        "0.1317",
+        "1 to 2 %",
+        "Needs data.",
+        "better",
+        "14.5",
+        "Fisk",
+        "It is a toy.",
+        "python -m experiments run toy",
+        "4 × TPU v9",
+        "jax 0.10.2",
+        "7 min 11 s",
+        "23 November 2025, 04:00",
+        "stl.span",
+        "15",
+        "3, 4",
+        "77",
+    ):
+        assert said in page.text, said
+    assert page.text.index("Claim A") < page.text.index("Claim B")
+
+
+def test_page_has_no_figure_without_a_run(run):
+    """Every digit on the page comes from the result, from CSS or from the date of writing."""
+    empty = result.Result("toy", (result.Row("Claim", "Beds", None, verdict="not measured"),))
+    page = Page(report.page([report.Run(run.folder, empty)], missing=("other",)))
+    told = page.text.split("Written")[0]
+    assert re.findall(r"\d+", told) == []
+    assert "not measured" in told
+    assert "python -m experiments run other --preset cpu" in told
+
+
+def test_everything_is_escaped(run):
+    rows = (
+        result.Row(NASTY, NASTY, 1.0, None, (NASTY, 1.0), NASTY, unit=NASTY, note=NASTY),
+        result.Row(NASTY, NASTY, None, verdict="not measured"),
+    )
+    nasty = dataclasses.replace(
+        RESULT,
+        experiment=NASTY,
+        rows=rows,
+        figures=(result.Figure("a.png", NASTY, NASTY), result.Figure(NASTY, NASTY)),
+        tables=(result.Table(NASTY, (NASTY, NASTY), ((NASTY, None),), NASTY),),
+        limits=(NASTY,),
+        config={NASTY: {NASTY: [NASTY]}},
+        environment=result.Environment(NASTY, "tpu", 1, NASTY, 1, {NASTY: NASTY}),
+        **dict.fromkeys(
+            ("title", "summary", "paper", "interval_label", "preset", "command", "finished"), NASTY
+        ),
+    )
+    page = Page(report.page([run._replace(result=nasty), run], missing=(NASTY,)))
+    assert page.all("b") == [] and page.open == []
+    assert not any("onclick" in attributes for _, attributes, _ in page.elements)
+    assert page.text.count(NASTY) > 20
+    # In Markdown every row has as many unescaped bars as the header.
+    lines = report.markdown([run._replace(result=nasty), run]).splitlines()
+    bars = [len(re.findall(r"(?<!\\)(?:\\\\)*\|", line)) for line in lines if line.startswith("|")]
+    assert len(bars) == 2 + 2 + 3 and set(bars) == {7}
+    assert "<b" not in "".join(line for line in lines if line.startswith("|"))
+
+
+def test_an_empty_table_and_an_empty_result_still_make_a_page(tmp_path):
+    empty = result.Result("toy", tables=(result.Table("Nothing", ("a", "b"), ()),))
+    page = Page(report.page([report.Run(tmp_path, empty), report.Run(tmp_path, RESULT)]))
+    assert "Nothing" in page.text and page.open == []
+
+
+def test_figures_are_inlined_byte_for_byte(run):
+    (picture,) = Page(report.page([run])).all("img")
+    header, _, data = picture["src"].partition(",")
+    assert header == "data:image/png;base64" and base64.b64decode(data) == PNG
+    assert picture["alt"] == "The alternative"
+
+
+@pytest.mark.parametrize("path", ["../secret.png", "gone.png", "notes.txt"])
+def test_figures_outside_the_run_folder_stay_out(tmp_path, path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (tmp_path / "secret.png").write_bytes(PNG)
+    (folder / "notes.txt").write_text("private")
+    figure = result.Figure(path, "The caption")
+    page = Page(report.page([report.Run(folder, result.Result("toy", figures=(figure,)))]))
+    assert page.all("img") == []
+    assert f"{path} is not in the run folder" in page.text and "The caption" in page.text
+
+
+def test_verdicts_differ_without_color():
+    assert words.SHAPES.keys() == result.VERDICTS.keys()
+    assert len(set(words.SHAPES.values())) == len(words.SHAPES)
+    css = report._CSS.read_text(encoding="utf-8")
+    for verdict in result.VERDICTS:
+        assert f".v-{verdict.replace(' ', '-')}" in css
+
+
+def test_load_tells_what_it_could_not_read(tmp_path):
+    for name in ("good", "broken", "empty"):
+        (tmp_path / name).mkdir()
+    result.write(tmp_path / "good" / "result.json", RESULT)
+    (tmp_path / "broken" / "result.json").write_text("{")
+    runs, problems = report.load([tmp_path, tmp_path / "empty"])
+    assert runs == [report.Run(tmp_path / "good", RESULT)]
+    assert len(problems) == 2
+    assert "broken" in problems[0] and "empty holds no result.json" in problems[1]
+
+
+def test_latest_keeps_the_newest_run_that_tells_something(tmp_path):
+    def at(finished, **changes):
+        changed = dataclasses.replace(RESULT, finished=finished, **changes)
+        return report.Run(tmp_path / finished, changed)
+
+    gpu = dataclasses.replace(ENVIRONMENT, device="GPU")
+    runs = [
+        at("2025-03", kind="benchmark", experiment="a_bench"),
+        at("2025-04"),
+        at("2025-02"),
+        at("2025-06", preset="smoke"),
+        at("2025-01", preset="smoke", experiment="untried"),
+        at("2025-05", environment=gpu),
+    ]
+    kept = [run.folder.name for run in report.latest(runs)]
+    assert sorted(kept) == ["2025-01", "2025-03", "2025-04", "2025-05"]
+    assert kept[-1] == "2025-03"  # benchmarks come after experiments
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (26, "26"),
+        (26.0, "26"),
+        (0, "0"),
+        (0.0, "0"),
+        (-3.25, "−3.25"),
+        (0.131704, "0.1317"),
+        (1 / 3, "0.3333"),
+        (28.4999, "28.5"),
+        (2024, "2024"),
+        (12345.678, "12,346"),
+        (1234567, "1,234,567"),
+        (3.2e-5, "3.2×10⁻⁵"),
+        (-1e-9, "−1×10⁻⁹"),
+        (7.94e11, "7.94×10¹¹"),
+        (0.99996, "1"),
+        (100, "100"),
+    ],
+)
+def test_numbers_read_well(value, shown):
+    assert words.number(value) == shown
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [
+        (0, "0 s"),
+        (4.2e-8, "0.042 µs"),
+        (1.234e-5, "12.3 µs"),
+        (0.31, "310 ms"),
+        (59.94, "59.9 s"),
+        (431.2, "7 min 11 s"),
+        (3599.7, "60 min 00 s"),
+        (7265, "2 h 01 min"),
+    ],
+)
+def test_durations_read_well(seconds, shown):
+    assert words.duration(seconds) == shown
+
+
+@pytest.mark.parametrize(
+    ("column", "shown"),
+    [
+        ([20, 38.8, None], ["20.0", "38.8", "not measured"]),
+        ([14, 39], ["14", "39"]),
+        ([2016, 2023], ["2016", "2023"]),
+        ([0.238, 0.0012], ["0.2380", "0.0012"]),
+        ([12000, 9], ["12,000", "9"]),
+        ([1.0, 1e-7], ["1", "1×10⁻⁷"]),
+        (["Fisk", True], ["Fisk", "yes"]),
+        ([-1.5, 2], ["−1.5", "2.0"]),
+    ],
+)
+def test_columns_align_their_decimals(column, shown):
+    table = result.Table("t", ("x",), tuple((value,) for value in column))
+    assert [row[0] for row in words.cells(table)] == shown
+
+
+def test_terminal_shows_the_same_figures(capsys):
+    bracketed = dataclasses.replace(RESULT.rows[0], metric="Beds [bold]")
+    words.show(dataclasses.replace(RESULT, rows=(bracketed, *RESULT.rows[1:])))
+    told = " ".join(capsys.readouterr().out.split())
+    for said in ("26 beds", "[bold]", "4 × TPU v9", "not measured", "14.5"):
+        assert said in told
