@@ -13,8 +13,9 @@ import numpy as np
 from experiments.bench import timing
 from jaxlab import envs, rl
 from jaxlab.core.types import Algorithm
+from jaxlab.learning import replay
 from jaxlab.rl import critics as critics_lib
-from jaxlab.rl import replay, weights
+from jaxlab.rl import weights
 
 SUMMARY = (
     "Reinforcement learning: the jitted loop against Python's and Brax's, one step against twenty"

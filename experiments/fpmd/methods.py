@@ -12,8 +12,9 @@ from jaxlab import rl
 from jaxlab.core.types import Algorithm
 from jaxlab.diffusion import ddpm
 from jaxlab.envs import Env
+from jaxlab.learning import ppo
 from jaxlab.rl import critics as critics_lib
-from jaxlab.rl import generators, ppo
+from jaxlab.rl import generators
 
 OURS = ("FPMD-R", "FPMD-M")
 TUNED = ("SAC", "SAC, best of K", "TD3", "TD3, best of K", "PPO")

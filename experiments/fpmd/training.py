@@ -18,8 +18,9 @@ from jaxlab import envs, rl
 from jaxlab.core import logging, loop
 from jaxlab.core.types import Algorithm, Metrics
 from jaxlab.envs import small_tasks
+from jaxlab.learning import replay
 from jaxlab.rl import critics as critics_lib
-from jaxlab.rl import generators, replay
+from jaxlab.rl import generators
 
 NFES = (1, 2, 5, 10, 20)
 """Steps of one sample, of the curve of return against network evaluations."""

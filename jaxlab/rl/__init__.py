@@ -1,5 +1,8 @@
 """Reinforcement learning: one learner, and policies from flows and diffusions to Gaussians."""
 
+from jaxlab.learning.evaluation import evaluate
+from jaxlab.learning.normalization import normalize_obs
+from jaxlab.learning.ppo import gae, make_ppo
 from jaxlab.rl.acting import MODES, Mode, act, num_evaluations
 from jaxlab.rl.backprop_diffusion import dacer, dime
 from jaxlab.rl.critics import (
@@ -12,7 +15,6 @@ from jaxlab.rl.critics import (
 )
 from jaxlab.rl.deterministic import td3
 from jaxlab.rl.diffusion_baselines import dipo, qsm, qvpo
-from jaxlab.rl.evaluation import evaluate
 from jaxlab.rl.gaussian import sac
 from jaxlab.rl.generators import Generator, draw, make_diffusion, make_flow, make_mean_flow
 from jaxlab.rl.learner import (
@@ -24,9 +26,7 @@ from jaxlab.rl.learner import (
     updates_per_step,
 )
 from jaxlab.rl.mirror_descent import dpmd, fpmd_m, fpmd_r, make_mirror_descent
-from jaxlab.rl.normalization import normalize_obs
 from jaxlab.rl.policy import Context, Improvement, Policy, decaying_adam
-from jaxlab.rl.ppo import gae, make_ppo
 from jaxlab.rl.soft_diffusion import sdac
 from jaxlab.rl.weights import WEIGHTINGS, Weighting, importance_weights, softmax_weights
 

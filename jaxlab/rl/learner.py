@@ -17,9 +17,10 @@ from jaxtyping import Array, Float, Int
 
 from jaxlab.core.types import Algorithm, Metrics, Transition
 from jaxlab.envs import Env, State
+from jaxlab.learning import normalization
+from jaxlab.learning import replay as replay_lib
 from jaxlab.rl import critics as critics_lib
-from jaxlab.rl import normalization, weights
-from jaxlab.rl import replay as replay_lib
+from jaxlab.rl import weights
 from jaxlab.rl.critics import Critics
 from jaxlab.rl.policy import Context, Policy
 

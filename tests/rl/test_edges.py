@@ -9,7 +9,8 @@ import scipy.stats
 
 from jaxlab import envs, rl
 from jaxlab.diffusion import ddpm
-from jaxlab.rl import replay, soft_diffusion, weights
+from jaxlab.learning import replay
+from jaxlab.rl import soft_diffusion, weights
 
 pytestmark = pytest.mark.usefixtures("optax_promotes")
 SMALL = (8,)

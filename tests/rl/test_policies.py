@@ -11,8 +11,9 @@ import scipy.stats
 
 from jaxlab import rl
 from jaxlab.diffusion import ddpm
+from jaxlab.learning import ppo
 from jaxlab.nn import Mlp
-from jaxlab.rl import backprop_diffusion, gaussian, generators, ppo, soft_diffusion
+from jaxlab.rl import backprop_diffusion, gaussian, generators, soft_diffusion
 from jaxlab.rl import critics as critics_lib
 from jaxlab.rl.policy import Context
 from jaxlab.rl.weights import Stats

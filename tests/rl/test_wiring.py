@@ -10,8 +10,9 @@ import optax
 import pytest
 
 from jaxlab import envs, rl
+from jaxlab.learning import ppo
 from jaxlab.rl import critics as critics_lib
-from jaxlab.rl import ppo, weights
+from jaxlab.rl import weights
 
 pytestmark = pytest.mark.usefixtures("optax_promotes")
 SMALL = (8,)

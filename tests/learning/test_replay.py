@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlab.rl import replay
+from jaxlab.learning import replay
 
 EXAMPLE = {"x": jnp.zeros((2,)), "n": jnp.zeros((), jnp.int32)}
 

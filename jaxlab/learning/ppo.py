@@ -14,7 +14,6 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxlab.core.types import Algorithm, Metrics, Transition
 from jaxlab.envs import Env, State
 from jaxlab.nn import Mlp
-from jaxlab.rl import generators
 
 
 class PpoState(NamedTuple):
@@ -72,7 +71,7 @@ def gae(
 def make_ppo(
     env: Env,
     *,
-    hidden: tuple[int, ...] = generators.HIDDEN,
+    hidden: tuple[int, ...] = (256, 256, 256),
     num_steps: int = 400,
     num_epochs: int = 10,
     num_minibatches: int = 32,

@@ -1,0 +1,1 @@
+"""What every reinforcement learner is made of: replay, returns, normalization, evaluation, PPO."""
