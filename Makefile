@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
-PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal --durations 20
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --durations 20
 
 .PHONY: demo test test-all lint notebooks bench clean
 
@@ -12,8 +12,10 @@ demo: .venv/demo.installed  ## a bed planning study on real data; ends with the 
 test: .venv/test.installed  ## the suite, without the tests that take minutes
 	$(PYTEST)
 
-test-all: .venv/test.installed  ## every test
+test-all: .venv/test.installed  ## every test, then the suite again as two other processors compute
 	$(PYTEST) -m "not gpu"
+	XLA_FLAGS=--xla_cpu_max_isa=AVX2 $(PYTEST)
+	XLA_FLAGS=--xla_cpu_max_isa=SSE4_2 $(PYTEST)
 
 lint: .venv/test.installed  ## style, types, and the arrows between the rooms
 	$(BIN)/ruff check .

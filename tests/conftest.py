@@ -1,8 +1,11 @@
-"""Settings that every test runs under: strict promotion, a compile cache, one seed."""
+"""Settings that every test runs under: strict promotion, a compile cache, bounded memory."""
 
+import collections
+import gc
 import os
 import pathlib
 import platform
+import resource
 import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -43,3 +46,55 @@ def x64():
     """Float64 for the duration of one test."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_of_one_module():
+    """Forgets compiled programs after each module: a worker would keep gigabytes of them."""
+    _forget_peak()
+    yield
+    jax.clear_caches()
+    gc.collect()
+
+
+# What each folder takes, printed at the end: minutes and memory are a budget that rooms share.
+
+_FOLDERS: dict[str, list[tuple[float, float]]] = collections.defaultdict(list)
+_STATUS, _REFS = pathlib.Path("/proc/self/status"), pathlib.Path("/proc/self/clear_refs")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    report.user_properties.append(("peak_gib", _peak_gib()))
+    return report
+
+
+def pytest_runtest_logreport(report):
+    folder = "/".join(pathlib.PurePath(report.location[0]).parts[:-1][:3])
+    peak = dict(report.user_properties).get("peak_gib", 0.0)
+    _FOLDERS[folder].append((report.duration, peak))
+
+
+def pytest_terminal_summary(terminalreporter):
+    terminalreporter.section("seconds of a core and peak memory of a worker, by folder")
+    for folder, found in sorted(_FOLDERS.items(), key=lambda entry: -sum(s for s, _ in entry[1])):
+        seconds, peak = sum(s for s, _ in found), max(peak for _, peak in found)
+        terminalreporter.write_line(f"{folder:32}{seconds:8.1f} s{peak:8.2f} GiB")
+
+
+def _forget_peak() -> None:
+    """Starts the peak anew where Linux lets us; elsewhere it is that of the worker so far."""
+    try:
+        _REFS.write_text("5")
+    except OSError:
+        return
+
+
+def _peak_gib() -> float:
+    if _STATUS.exists():
+        fields = dict(
+            line.split(":", 1) for line in _STATUS.read_text().splitlines() if ":" in line
+        )
+        return int(fields["VmHWM"].split()[0]) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
