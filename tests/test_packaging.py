@@ -61,7 +61,7 @@ def test_wheel_holds_the_library_alone(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"jaxlab"}
-    assert "jaxlab/kernels/__init__.py" in names
+    assert {"jaxlab/kernels/__init__.py", "jaxlab/py.typed"} <= set(names)
     assert any(name.endswith("LICENSE") for name in names)
 
 
