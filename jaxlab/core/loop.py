@@ -15,7 +15,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from jaxlab.core import checkpoint, logging
-from jaxlab.core.types import Algorithm, Metrics, PyTree
+from jaxlab.core.types import Algorithm, Mean, Metrics, PyTree
 
 
 class LoopResult(NamedTuple):
@@ -54,7 +54,8 @@ def run(
     """Runs `algorithm` for `num_steps` steps, resuming from `directory` if it holds a checkpoint.
 
     A chunk of `chunk_size` steps is one compiled `lax.scan` with its state donated; metrics are
-    averaged over the chunk on the device and fetched once. Between chunks the host evaluates,
+    averaged over the chunk on the device and fetched once. A `Mean` is summed instead, and left out
+    where it counted nothing. Between chunks the host evaluates,
     logs, saves and decides whether to stop. SIGTERM and SIGINT finish the chunk, save, and end the
     process (exit status 143, or KeyboardInterrupt); a second signal ends it at once.
 
@@ -158,19 +159,25 @@ def _compile_chunk(step: Callable, state: PyTree, length: int) -> Callable:
     def one_step(state: PyTree, _: None) -> tuple[PyTree, Metrics]:
         state, metrics = step(state)
         for name, value in metrics.items():
-            if value.shape:
+            if shape := jnp.shape(jax.tree.leaves(value)[0]):
                 raise ValueError(
-                    f"metric {name!r} must be a scalar, got shape {value.shape}; reduce it in step."
+                    f"metric {name!r} must be a scalar, got shape {shape}; reduce it in step."
                 )
         return state, metrics
 
     def chunk(state: PyTree) -> tuple[PyTree, Metrics]:
         state, metrics = jax.lax.scan(one_step, state, length=length)
-        return state, jax.tree.map(lambda x: jnp.mean(x, axis=0, dtype=jnp.float32), metrics)
+        return state, {name: _over_steps(value) for name, value in metrics.items()}
 
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     jitted = jax.jit(chunk, donate_argnums=0, out_shardings=(shardings, None))
     return jitted.lower(state).compile()
+
+
+def _over_steps(value: jax.Array | Mean) -> jax.Array | Mean:
+    if isinstance(value, Mean):
+        return Mean(*(jnp.sum(x, axis=0, dtype=jnp.float32) for x in value))
+    return jnp.mean(value, axis=0, dtype=jnp.float32)
 
 
 def _check_config(given: Mapping[str, Any] | None, stored: dict, folder: pathlib.Path) -> None:
@@ -192,7 +199,13 @@ def _with_shardings(abstract: PyTree, shardings: PyTree) -> PyTree:
 
 
 def _to_host(metrics: Mapping[str, Any]) -> dict[str, float]:
-    return {name: float(value) for name, value in jax.device_get(dict(metrics)).items()}
+    fetched = {}
+    for name, value in jax.device_get(dict(metrics)).items():
+        if not isinstance(value, Mean):
+            fetched[name] = float(value)
+        elif value.count != 0 or not np.isfinite(value.total):
+            fetched[name] = float(np.divide(value.total, value.count))
+    return fetched
 
 
 def _check_finite(metrics: Mapping[str, float], first: int, last: int, saved: int) -> None:

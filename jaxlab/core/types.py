@@ -7,8 +7,28 @@ import jax
 
 PyTree = Any
 """Any nesting of dicts, tuples and dataclasses with arrays as leaves."""
-Metrics = dict[str, jax.Array]
-"""Scalars reported by one step, named `group/name`."""
+
+
+class Mean(NamedTuple):
+    """A metric that is a ratio of sums, such as the mean return of the episodes that ended.
+
+    The loop adds up both over a chunk of steps and logs `total / count`; it leaves the metric out
+    where nothing was counted, since 0.0 would read like a result.
+
+    Attributes:
+        total: sum of what was counted in this step, `[]` or `[seeds]`.
+        count: how many were counted, of the same shape.
+
+    Example:
+        `{"env/return": Mean(jnp.sum(jnp.where(done, returns, 0.0)), jnp.sum(done))}`
+    """
+
+    total: jax.Array
+    count: jax.Array
+
+
+Metrics = dict[str, jax.Array | Mean]
+"""Numbers of one step, named `group/name`: `[]` each, or `[seeds]` for seeds side by side."""
 
 
 class Algorithm(NamedTuple):
@@ -21,10 +41,14 @@ class Algorithm(NamedTuple):
     Attributes:
         init: `init(key) -> state`, a pytree whose leaves are arrays of fixed shape and dtype.
         step: `step(state) -> (state, metrics)`, the state with the same structure.
+        axes: where the seeds lie in the state of an algorithm that trains several side by side, as
+            `jax.vmap` takes it, so that `jax.vmap(look, in_axes=(axes,))(state)` looks at each of
+            them; None for one run.
     """
 
     init: Callable[[jax.Array], PyTree]
     step: Callable[[PyTree], tuple[PyTree, Metrics]]
+    axes: Any = None
 
 
 class Transition(NamedTuple):

@@ -50,6 +50,23 @@ def test_equals_a_python_loop_and_averages_metrics_over_chunks(key):
         assert metrics["walk/first"] == pytest.approx(np.mean(chunk), rel=1e-5)
 
 
+def test_a_ratio_of_sums_is_summed_and_left_out_where_nothing_was_counted(key):
+    def step(state):
+        state, _ = walk().step(state)
+        k = state["steps"]
+        ended = (k > 10) & (k % 3 == 0)  # an "episode" of k points ends at steps 12, 15 and 18
+        total = jnp.where(ended, k, 0).astype(jnp.float32)
+        return state, {"env/return": types.Mean(total, ended.astype(jnp.int32))}
+
+    logged = []
+    algorithm = types.Algorithm(walk().init, step)
+    log = [lambda s, m: logged.append(m.get("env/return"))]
+    result = loop.run(algorithm, key, num_steps=23, chunk_size=5, log=log)
+    # Chunks end at 5, 10, 15, 20, 23; a mean over steps would say 5.4 and 3.6, and 0 elsewhere.
+    assert logged == [None, None, (12 + 15) / 2, 18.0, 21.0]
+    assert result.metrics["env/return"] == 21.0
+
+
 def test_traces_one_program_per_chunk_length(key):
     traces = []
 
