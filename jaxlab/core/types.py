@@ -1,6 +1,6 @@
 """Records that every system shares."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -27,7 +27,7 @@ class Mean(NamedTuple):
     count: jax.Array
 
 
-Metrics = dict[str, jax.Array | Mean]
+Metrics = Mapping[str, jax.Array | Mean]
 """Numbers of one step, named `group/name`: `[]` each, or `[seeds]` for seeds side by side."""
 
 

@@ -199,10 +199,10 @@ def make_ppo(
         )
         flat = jax.tree.map(lambda x: x.reshape(total, *x.shape[2:]), (data, advantage, target))
 
-        def epoch(carry: tuple, key: jax.Array) -> tuple[tuple, Metrics]:
+        def epoch(carry: tuple, key: jax.Array) -> tuple[tuple, dict[str, jax.Array]]:
             order = jax.random.permutation(key, total).reshape(num_minibatches, -1)
 
-            def minibatch(carry: tuple, index: jax.Array) -> tuple[tuple, Metrics]:
+            def minibatch(carry: tuple, index: jax.Array) -> tuple[tuple, dict[str, jax.Array]]:
                 params, opt_state = carry
                 batch = jax.tree.map(lambda x: x[index], flat)
                 grads, metrics = jax.grad(loss, has_aux=True)(params, batch)

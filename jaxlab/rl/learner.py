@@ -268,7 +268,7 @@ def make_learner(
         batch: Transition,
         index: jax.Array,
         next_action: jax.Array,
-    ) -> tuple[TrainState, Metrics]:
+    ) -> tuple[TrainState, dict[str, Any]]:
         """One gradient step of the policy, then temperature, targets and statistics."""
         key_loss, key_refine = jax.random.split(key)
         obs, next_obs = (
@@ -423,7 +423,7 @@ def _without_failed(transition: Transition, failed: jax.Array) -> Transition:
     return kept._replace(terminated=kept.terminated | jnp.all(failed))
 
 
-def _mean(metrics: Metrics) -> Metrics:
+def _mean(metrics: Any) -> dict[str, Any]:
     return {name: jnp.mean(x, axis=0) for name, x in metrics.items()}
 
 
