@@ -2,11 +2,13 @@
 
 import dataclasses
 import datetime
+import functools
 import json
 import math
 import os
 import pathlib
 import platform
+import subprocess
 import types
 import typing
 from typing import Any, Literal
@@ -189,6 +191,22 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:  # a checkout on the path, not installed
             continue
     return found
+
+
+@functools.cache
+def commit() -> str:
+    """Returns the git commit of this checkout, "-dirty" when files differ; "" outside of one."""
+    root = pathlib.Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():  # or git would find that of a folder above
+        return ""
+    command = ("git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40")
+    try:
+        done = subprocess.run(
+            (*command, "--exclude=*"), capture_output=True, text=True, check=True, timeout=60
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip()
 
 
 def environment() -> Environment:

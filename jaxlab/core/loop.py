@@ -110,7 +110,7 @@ def run(
         for logger in loggers:
             if close := getattr(logger, "close", None):
                 stack.callback(close)
-        signals = stack.enter_context(_signals_caught())
+        signals = stack.enter_context(signals_caught())
 
         chunks, metrics, step, saved = {}, {}, start, start
         for num_chunks in range(1, num_steps + 1):
@@ -149,7 +149,7 @@ def run(
                 break
         if signals:  # also one that came while the last chunk was logged
             stack.close()
-            raise KeyboardInterrupt if signal.SIGINT in signals else SystemExit(143)
+            leave(signals)
     return LoopResult(state, step, metrics)
 
 
@@ -218,12 +218,18 @@ def _check_finite(metrics: Mapping[str, float], first: int, last: int, saved: in
 
 
 @contextlib.contextmanager
-def _signals_caught() -> Iterator[list[int]]:
-    """Collects the first SIGTERM or SIGINT; the previous handlers are back for the second."""
-    caught: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield caught
+def signals_caught() -> Iterator[list[int]]:
+    """Collects the first SIGTERM or SIGINT in the list it yields; a second one ends the process.
+
+    Within another `signals_caught`, in any thread, it yields the list of that one, so that what
+    runs many loops and the loop at work learn of the same signal. In a thread of a program that
+    catches none, the list stays empty.
+    """
+    outer = getattr(signal.getsignal(signal.SIGINT), "caught", None)
+    if outer is not None or threading.current_thread() is not threading.main_thread():
+        yield [] if outer is None else outer
         return
+    caught: list[int] = []
     previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def restore_handlers() -> None:
@@ -231,15 +237,24 @@ def _signals_caught() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
     def handle(number: int, frame: Any) -> None:
+        if caught:
+            restore_handlers()
+            signal.raise_signal(number)
         caught.append(number)
-        restore_handlers()
 
+    handle.caught = caught  # pyright: ignore[reportFunctionMemberAccess]
     for number in previous:
         signal.signal(number, handle)
     try:
         yield caught
     finally:
         restore_handlers()
+
+
+def leave(signals: Sequence[int]) -> None:
+    """Ends the program if a signal was caught: KeyboardInterrupt, or exit status 143 of SIGTERM."""
+    if signals:
+        raise KeyboardInterrupt if signal.SIGINT in signals else SystemExit(143)
 
 
 def _any_process(flag: bool) -> bool:
