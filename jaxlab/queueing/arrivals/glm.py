@@ -267,13 +267,16 @@ def longest_uphill(gain, slack: Float[Array, ""]) -> Float[Array, ""]:
     return jax.lax.stop_gradient(factors[jnp.argmax(gains >= -slack)])
 
 
-def is_small(decrement: Float[Array, ""], total: Float[Array, ""]) -> Bool[Array, ""]:
+def is_small(
+    decrement: Float[Array, ""], total: Float[Array, ""], *, noise: Float[Array, ""] | float = 0.0
+) -> Bool[Array, ""]:
     """Returns whether a squared Newton decrement (likelihood units) is at the rounding level.
 
-    A log rate of rounding error r moves the decrement by total r^2, total the sum of the means.
+    A log rate of rounding error r moves the decrement by total r^2, total the sum of the means;
+    `noise` is what the rounding of the score itself may add.
     """
     eps = float(jnp.finfo(decrement.dtype).eps)
-    return jnp.abs(decrement) <= 0.01 * eps**0.5 + (64.0 * eps) ** 2 * total
+    return jnp.abs(decrement) <= 0.01 * eps**0.5 + (64.0 * eps) ** 2 * total + noise
 
 
 def _newton_step(coef, counts, x, penalty, offset, weight):
@@ -284,6 +287,8 @@ def _newton_step(coef, counts, x, penalty, offset, weight):
     decrement = jnp.sum(score * delta)
     delta = jnp.where(jnp.all(jnp.isfinite(delta)), delta, 0.0)
     move = dot(x, delta)
+    # What rounding may do to the score: of sums that cancel, where one day outweighs the others.
+    blur = dot(jnp.abs(x).T, weight * counts + mean) + dot(jnp.abs(penalty), jnp.abs(coef))
     curve = jnp.sum(delta * dot(penalty, delta))
 
     def gain(factor):  # of the penalized likelihood, written without cancellation
@@ -294,7 +299,7 @@ def _newton_step(coef, counts, x, penalty, offset, weight):
     eps = float(jnp.finfo(coef.dtype).eps)
     slack = jnp.sum((weight * counts + mean) * jnp.abs(move))
     slack = 8.0 * eps * (slack + jnp.sum(jnp.abs(coef * dot(penalty, delta))))
-    small = is_small(decrement, jnp.sum(mean))
+    small = is_small(decrement, jnp.sum(mean), noise=4.0 * eps * jnp.sum(jnp.abs(delta) * blur))
     # At the solution rounding must not shorten the step: it carries the derivative.
     factor = jnp.where(small, 1.0, longest_uphill(gain, slack))
     return coef + factor * delta, small

@@ -151,12 +151,37 @@ def test_glm_never_diverges(x64, dtype):
     assert float(fit.cov[3, -1, -1]) > 1.0  # an estimate at minus infinity is not called certain
 
 
-def test_glm_unfinished_is_flagged(x64):
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_glm_converges_whatever_the_order_of_its_sums(x64, dtype):
+    """One day outweighs the others, and each case adds the days up in another order."""
+    rng = np.random.default_rng(14)
+    design = rates.rate_design(210, trend="linear", harmonics=0).matrix
+    counts, designs = np.zeros((64, 210)), np.empty((64, *design.shape))
+    for i, level in enumerate(np.logspace(3, 8, 64)):
+        order = rng.permutation(210)
+        counts[i, rng.integers(210)] = round(level)
+        designs[i] = design[order]
+    fit = jax.jit(jax.vmap(functools.partial(glm.poisson_glm, iterations=60)))(
+        jnp.asarray(counts, dtype), jnp.asarray(designs, dtype)
+    )
+    assert np.all(fit.converged), np.flatnonzero(~np.asarray(fit.converged))
+    tolerance = 1e-4 if dtype == "float32" else 1e-7
+    mean, total = np.asarray(fit.mean, np.float64), counts.sum(1)
+    np.testing.assert_allclose(mean.sum(1), total, rtol=tolerance)
+    # A trend keeps the mean day of the admissions too.
+    day = designs[:, :, 1]
+    np.testing.assert_allclose(
+        (mean * day).sum(1) / total, (counts * day).sum(1) / total, atol=tolerance
+    )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_glm_unfinished_is_flagged(x64, dtype):
     counts, _ = _seasonal_counts(6, 200)
     x = rates.rate_design(200, harmonics=1).matrix
     for iterations, enough in ((1, False), (25, True)):
         run = functools.partial(glm.poisson_glm, design=x, iterations=iterations)
-        assert bool(jax.jit(run)(counts * 1e3).converged) == enough
+        assert bool(jax.jit(run)(jnp.asarray(counts * 1e3, dtype)).converged) == enough
 
 
 def test_glm_penalty_meets_its_normal_equations(x64):
