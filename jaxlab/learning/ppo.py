@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from jaxlab.core.types import Algorithm, Metrics, Transition
 from jaxlab.envs import Env, State
+from jaxlab.learning import returns
 from jaxlab.nn import Mlp
 
 
@@ -32,40 +33,6 @@ class PpoState(NamedTuple):
     returns: Float[Array, " E"]
     finished: Float[Array, " E"]
     key: Array
-
-
-def gae(
-    reward: Float[Array, "T B"],
-    value: Float[Array, "T B"],
-    next_value: Float[Array, "T B"],
-    terminated: Bool[Array, "T B"],
-    truncated: Bool[Array, "T B"],
-    *,
-    gamma: float,
-    gae_lambda: float,
-) -> tuple[Float[Array, "T B"], Float[Array, "T B"]]:
-    """Computes generalized advantages; truncation keeps the bootstrap, and ends the sum.
-
-    Args:
-        value: V of the observation acted on.
-        next_value: V of the true next observation, before any new start.
-
-    Returns:
-        `(advantage, target)`, target = advantage + value.
-
-    Source: Schulman et al. 2016, eq. 16; differs by bootstrapping truncated steps.
-    """
-    alive = 1.0 - terminated.astype(reward.dtype)
-    goes_on = 1.0 - (terminated | truncated).astype(reward.dtype)
-    delta = reward + gamma * alive * next_value - value
-
-    def back(later: jax.Array, inputs: tuple) -> tuple[jax.Array, jax.Array]:
-        delta, goes_on = inputs
-        now = delta + gamma * gae_lambda * goes_on * later
-        return now, now
-
-    _, advantage = jax.lax.scan(back, jnp.zeros_like(reward[0]), (delta, goes_on), reverse=True)
-    return advantage, advantage + value
 
 
 def make_ppo(
@@ -155,13 +122,13 @@ def make_ppo(
                 after.final_obs,
                 extras=logp_of(state.params, obs, action),
             )
-            returns = state.returns + after.reward
+            total_reward = state.returns + after.reward
             done = after.terminated | after.truncated
             state = state._replace(
                 env=after,
                 failures=state.failures + jnp.sum(after.failed, dtype=jnp.int32),
-                returns=jnp.where(done, 0.0, returns),
-                finished=jnp.where(done, returns, state.finished),
+                returns=jnp.where(done, 0.0, total_reward),
+                finished=jnp.where(done, total_reward, state.finished),
             )
             return state, transition
 
@@ -188,13 +155,12 @@ def make_ppo(
         key, key_rollout, key_epochs = jax.random.split(state.key, 3)
         state, data = rollout(state._replace(key=key), key_rollout)
         value, next_value = (value_of(state.params, x) for x in (data.obs, data.next_obs))
-        advantage, target = gae(
+        advantage, target = returns.gae(
             reward_scale * data.reward,
             value,
             next_value,
-            data.terminated,
-            data.truncated,
-            gamma=gamma,
+            gamma * (1.0 - data.terminated.astype(jnp.float32)),
+            data.terminated | data.truncated,
             gae_lambda=gae_lambda,
         )
         flat = jax.tree.map(lambda x: x.reshape(total, *x.shape[2:]), (data, advantage, target))

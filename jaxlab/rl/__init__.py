@@ -2,7 +2,8 @@
 
 from jaxlab.learning.evaluation import evaluate
 from jaxlab.learning.normalization import normalize_obs
-from jaxlab.learning.ppo import gae, make_ppo
+from jaxlab.learning.ppo import make_ppo
+from jaxlab.learning.returns import gae
 from jaxlab.rl.acting import MODES, Mode, act, num_evaluations
 from jaxlab.rl.backprop_diffusion import dacer, dime
 from jaxlab.rl.critics import (

@@ -3,7 +3,6 @@
 Haarnoja et al. 2018, arXiv:1812.05905.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +11,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
+from jaxlab.learning import distributions
 from jaxlab.nn import Mlp
 from jaxlab.rl import critics, generators
 from jaxlab.rl.policy import Context, Improvement, Policy
@@ -110,16 +110,4 @@ def draw(
     log_std = jnp.clip(log_std, *LOG_STD)
     noise = jax.random.normal(key, mean.shape, mean.dtype)
     x = mean + jnp.exp(log_std) * noise
-    return jnp.tanh(x), squashed_logp(x, noise, log_std)
-
-
-def squashed_logp(
-    x: Float[Array, "... A"], noise: Float[Array, "... A"], log_std: Float[Array, "... A"]
-) -> Float[Array, "..."]:
-    """Returns the log-density of tanh(x) with x = mean + exp(log_std) noise.
-
-    log(1 - tanh(x)^2) = 2 (log 2 - x - softplus(-2 x)), which does not cancel.
-    """
-    normal = -0.5 * noise**2 - log_std - 0.5 * math.log(2.0 * math.pi)
-    stretch = 2.0 * (math.log(2.0) - x - jax.nn.softplus(-2.0 * x))
-    return jnp.sum(normal - stretch, axis=-1)
+    return jnp.tanh(x), distributions.squashed_logp(x, noise, log_std)

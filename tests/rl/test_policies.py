@@ -11,9 +11,9 @@ import scipy.stats
 
 from jaxlab import rl
 from jaxlab.diffusion import ddpm
-from jaxlab.learning import ppo
+from jaxlab.learning import distributions
 from jaxlab.nn import Mlp
-from jaxlab.rl import backprop_diffusion, gaussian, generators, soft_diffusion
+from jaxlab.rl import backprop_diffusion, generators, soft_diffusion
 from jaxlab.rl import critics as critics_lib
 from jaxlab.rl.policy import Context
 from jaxlab.rl.weights import Stats
@@ -48,7 +48,7 @@ def test_squashed_density_integrates_to_one(x64):
     mean, log_std = 0.7, -0.3
     x = jnp.linspace(-12.0, 12.0, 400_001)[:, None]
     noise = (x - mean) / np.exp(log_std)
-    logp = np.asarray(gaussian.squashed_logp(x, noise, jnp.full_like(x, log_std)))
+    logp = np.asarray(distributions.squashed_logp(x, noise, jnp.full_like(x, log_std)))
     a = np.tanh(np.asarray(x)[:, 0])
     np.testing.assert_allclose(np.trapezoid(np.exp(logp), a), 1.0, atol=1e-6)
     want = scipy.stats.norm(mean, np.exp(log_std)).logpdf(np.asarray(x)[:, 0])
@@ -255,28 +255,6 @@ def test_proposal_is_the_best_particle_and_noise(key):
     np.testing.assert_allclose(noise.std(), 0.1, atol=0.005)
     best = np.abs(np.asarray(propose(jnp.asarray(0.0))[0]))
     assert best.mean() < 0.15  # of sixteen draws the nearest to zero
-
-
-def test_advantages_by_a_loop():
-    rng = np.random.default_rng(0)
-    T, B = 12, 5
-    reward, value, next_value = rng.normal(size=(3, T, B)).astype(np.float32)
-    terminated, truncated = rng.random((2, T, B)) < 0.15
-    got, target = ppo.gae(
-        *map(jnp.asarray, (reward, value, next_value, terminated, truncated)),
-        gamma=0.9,
-        gae_lambda=0.8,
-    )
-    want = np.zeros((T, B))
-    for b in range(B):
-        for t in range(T):
-            for j in range(t, T):
-                delta = reward[j, b] + 0.9 * (not terminated[j, b]) * next_value[j, b] - value[j, b]
-                want[t, b] += 0.72 ** (j - t) * delta
-                if terminated[j, b] or truncated[j, b]:
-                    break
-    np.testing.assert_allclose(got, want, atol=1e-5)
-    np.testing.assert_allclose(target, want + value, atol=1e-5)
 
 
 def test_bound_of_the_entropy_is_exact_for_the_reverse_of_the_noising(key):
