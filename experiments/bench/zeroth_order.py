@@ -5,7 +5,6 @@ import functools
 import pathlib
 import time
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +13,7 @@ import scipy.optimize
 
 from experiments.bench import timing
 from jaxlab import zeroth_order as zo
+from jaxlab.zeroth_order import CurvedQuadratic
 from jaxlab.zeroth_order.problems import policy_search
 
 SUMMARY = "Constrained zeroth-order optimization: instances a second against numpy, scipy, optax"
@@ -22,22 +22,6 @@ ETA, GAIN, RADIUS = 0.15, 0.5, 1e-3
 TUNED_STEPS = 60
 TOLERANCE = 1e-6
 """Relative accuracy of the objective; the violation must be at most 1e-4."""
-
-
-class Instances(NamedTuple):
-    """Quadratic objectives on curved equalities, `[I, ...]`: h_i = r_i |x|^2 / 2 + a_i'x + b_i.
-
-    Attributes:
-        Q: `[I, N, N]`.  c: `[I, N]`.  r: `[I, M_EQ]`.  A: `[I, M_EQ, N]`.  b: `[I, M_EQ]`.
-        x0: `[I, N]`, an infeasible start.
-    """
-
-    Q: np.ndarray
-    c: np.ndarray
-    r: np.ndarray
-    A: np.ndarray
-    b: np.ndarray
-    x0: np.ndarray
 
 
 def run(out: pathlib.Path) -> list[timing.Measurement]:
@@ -50,8 +34,8 @@ def batches(num_instances: int = 1000, num_steps: int = 200) -> list[timing.Meas
     from experiments.rivals import zofl
 
     (ours,) = batches_gpu(num_instances, num_steps)
-    data = draw(num_instances)
-    q = functools.partial(_evaluate, data, np)
+    data = zo.draw_curved_quadratics(num_instances, n=N, m=M_EQ)
+    q = functools.partial(_evaluate, data)
     rival = _timed(
         lambda: zofl.numpy_zofl(
             q, data.x0, m_eq=M_EQ, eta=ETA, a=GAIN, u=RADIUS, num_directions=N, num_steps=num_steps
@@ -64,7 +48,7 @@ def batches(num_instances: int = 1000, num_steps: int = 200) -> list[timing.Meas
 def batches_gpu(num_instances: int = 100_000, num_steps: int = 200) -> list[timing.Measurement]:
     """The batch alone, an entry of the accelerator suite."""
     with jax.enable_x64(True):
-        data = jax.tree.map(jnp.asarray, draw(num_instances))
+        data = jax.tree.map(jnp.asarray, zo.draw_curved_quadratics(num_instances, n=N, m=M_EQ))
         keys = jax.random.split(jax.random.key(0), num_instances)
         algorithm = solver(num_steps)
         timed = timing.measure(jax.jit(jax.vmap(algorithm)), keys, data, repeats=5)
@@ -83,7 +67,7 @@ def solutions(num_instances: int = 1000, num_rival: int = 100) -> list[timing.Me
     from experiments.rivals import zofl
 
     with jax.enable_x64(True):
-        data = draw(num_instances)
+        data = zo.draw_curved_quadratics(num_instances, n=N, m=M_EQ)
         on_device = jax.tree.map(jnp.asarray, data)
         keys = jax.random.split(jax.random.key(0), num_instances)
         f_star = np.asarray(jax.jit(jax.vmap(optimum))(on_device))
@@ -107,7 +91,7 @@ def solutions(num_instances: int = 1000, num_rival: int = 100) -> list[timing.Me
                     lambda k, d, exact=exact: (
                         zofl.optax_penalty(
                             k,
-                            problem_of(d),
+                            zo.curved_quadratic(d),
                             num_steps=2000,
                             learning_rate=0.03,
                             weight=10.0,
@@ -192,33 +176,14 @@ def rollouts_gpu(num_instances: int = 600, num_steps: int = 100) -> list[timing.
     ]
 
 
-def draw(num_instances: int, seed: int = 0) -> Instances:
-    """Draws instances that have a feasible point, and starts near it."""
-    rng = np.random.default_rng(seed)
-    size = (num_instances,)
-    root = rng.normal(size=(*size, N, N))
-    feasible = rng.normal(size=(*size, N))
-    r = rng.uniform(0.1, 0.5, size=(*size, M_EQ))
-    A = rng.normal(size=(*size, M_EQ, N))
-    b = -np.einsum("imn,in->im", A, feasible) - 0.5 * r * (feasible**2).sum(-1, keepdims=True)
-    return Instances(
-        Q=root @ root.swapaxes(1, 2) / N + np.eye(N),
-        c=rng.normal(size=(*size, N)),
-        r=r,
-        A=A,
-        b=b,
-        x0=feasible + 0.3 * rng.normal(size=(*size, N)),
-    )
-
-
-def _evaluate(data: Instances, xp, x):
-    """Values at points `[I, Q, N]`: f `[I, Q]` and h `[I, Q, M_EQ]`."""
-    f = 0.5 * (x @ data.Q * x).sum(-1) + xp.einsum("iqn,in->iq", x, data.c)
+def _evaluate(data: CurvedQuadratic, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Values of a batch in NumPy, at points `[I, Q, N]`: f `[I, Q]` and h `[I, Q, M_EQ]`."""
+    f = 0.5 * (x @ data.Q * x).sum(-1) + np.einsum("iqn,in->iq", x, data.c)
     h = 0.5 * data.r[:, None] * (x**2).sum(-1, keepdims=True)
-    return f, h + xp.einsum("imn,iqn->iqm", data.A, x) + data.b[:, None]
+    return f, h + np.einsum("imn,iqn->iqm", data.A, x) + data.b[:, None]
 
 
-def _scipy(one: Instances, method: str, tolerance: float) -> np.ndarray:
+def _scipy(one: CurvedQuadratic, method: str, tolerance: float) -> np.ndarray:
     """Solves one instance with a plain NumPy callback: f and h, and their differences, at once."""
     steps = 1e-7 * np.concatenate([np.zeros((1, N)), np.eye(N)]) if method == "SLSQP" else 0.0
     seen: dict[str, np.ndarray] = {"x": np.full(N, np.nan)}
@@ -253,21 +218,12 @@ def _scipy(one: Instances, method: str, tolerance: float) -> np.ndarray:
     ).x
 
 
-def problem_of(one: Instances, f_star: float | None = None) -> zo.Problem:
-    """One instance, its data possibly traced."""
-
-    def fun(x):
-        return 0.5 * x @ one.Q @ x + one.c @ x, 0.5 * one.r * (x @ x) + one.A @ x + one.b
-
-    return zo.make_problem(fun, one.x0, m_eq=M_EQ, f_star=f_star)
-
-
 def solver(num_steps: int, **options) -> Callable:
     """Returns `solve(key, one) -> x` of ZOFL; options as in `ZOFLConfig`."""
     config = zo.ZOFLConfig(**{"eta": ETA, "gain": GAIN, "u": RADIUS} | options)
 
-    def solve(key: jax.Array, one: Instances) -> jax.Array:
-        algorithm = zo.make_zofl(problem_of(one), config)
+    def solve(key: jax.Array, one: CurvedQuadratic) -> jax.Array:
+        algorithm = zo.make_zofl(zo.curved_quadratic(one), config)
         return zo.run(algorithm, key, num_steps=num_steps, log_every=num_steps)[0].x
 
     return solve
@@ -278,17 +234,17 @@ def tuned_solver() -> Callable:
     return solver(TUNED_STEPS, eta=0.2, gain=1.0, kind="coordinate", scheme="momentum")
 
 
-def optimum(one: Instances) -> jax.Array:
+def optimum(one: CurvedQuadratic) -> jax.Array:
     """Objective at the optimum, by first-order FL run for long."""
-    problem = problem_of(one)
+    problem = zo.curved_quadratic(one)
     algorithm = zo.make_zofl(problem, zo.ZOFLConfig(eta=ETA, gain=GAIN, kind="exact"))
     state, _ = zo.run(algorithm, jax.random.key(0), num_steps=5000, log_every=5000)
     return problem.exact(state.x)[0]
 
 
-def is_solved(data: Instances, x: jax.Array, f_star: np.ndarray) -> np.ndarray:
-    f, h = (np.asarray(v) for v in jax.vmap(lambda d, x: problem_of(d).exact(x))(data, x))
-    f0 = np.asarray(jax.vmap(lambda d: problem_of(d).exact(d.x0)[0])(data))
+def is_solved(data: CurvedQuadratic, x: jax.Array, f_star: np.ndarray) -> np.ndarray:
+    f, h = (np.asarray(v) for v in jax.vmap(lambda d, x: zo.curved_quadratic(d).exact(x))(data, x))
+    f0 = np.asarray(jax.vmap(lambda d: zo.curved_quadratic(d).exact(d.x0)[0])(data))
     gap = np.maximum(f - f_star, 0.0) / np.maximum(1.0, np.abs(f0 - f_star))
     return (gap <= TOLERANCE) & (np.abs(h).max(-1) <= 1e-4)
 

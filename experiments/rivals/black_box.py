@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxlab.zeroth_order.problem import Problem
+
 FAILED_VALUE = 1e10
 """What a solver is told of f and each h where the black box returned something not finite."""
 
@@ -62,9 +64,9 @@ class Stop(Exception):
 class BlackBox:
     """Counts, caches and records the queries of one run; the one mutable object here."""
 
-    def __init__(self, problem, budget, seed, feasibility_tol, difference_step):
+    def __init__(self, problem: Problem, budget: int, seed: int, difference_step: float | None):
         self.problem, self.budget = problem, budget
-        self.feasibility_tol = feasibility_tol
+        self.feasibility_tol = float(problem.feasibility_tol)
         self.key = jax.random.key(seed)
         self.dtype = np.asarray(problem.x0).dtype
         self.x0, self.lb, self.ub = (

@@ -38,20 +38,18 @@ def solve(
     budget: int,
     seed: int = 0,
     tol: float = 1e-10,
-    feasibility_tol: float = 1e-4,
     difference_step: float | None = None,
 ) -> Trace:
     """Runs one solver on one problem.
 
     Args:
-        problem: the problem.
+        problem: the problem. CMA-ES, nevergrad and NOMAD, which know no equalities, are given two
+            inequalities for each, half of its `feasibility_tol` wide.
         method: one of `METHODS`. SLSQP and trust-constr get forward differences of the black box,
             n further queries a gradient, which turn backward at an upper bound.
         budget: most joint queries.
         seed: of the noise and of the solver's own draws.
         tol: the solver's own tolerance (on steps, or the trust region).
-        feasibility_tol: largest violation of a feasible point. CMA-ES, nevergrad and NOMAD, which
-            know no equalities, are given two inequalities of half this width each.
         difference_step: of forward differences; sqrt(max(rounding unit, sigma)) if None, which
             balances noise with curvature of order one.
 
@@ -64,7 +62,7 @@ def solve(
     if budget < 1:
         raise ValueError(f"budget must be at least 1, got {budget}")
     package = None if method in SCIPY else _import(method)
-    box = BlackBox(problem, budget, seed, feasibility_tol, difference_step)
+    box = BlackBox(problem, budget, seed, difference_step)
     box.warm_up()
     stop, returned = "solver", None
     start = time.perf_counter()

@@ -39,6 +39,7 @@ def run_unit(
         rows = []
         for sigma in sigmas:
             noisy = noise.with_noise(task.problem, sigma)
+            noisy = noisy._replace(feasibility_tol=problems.allowance(sigma))
             always_same = sigma == 0.0 and solver in solvers.SCIPY
             runs = [
                 _trace(task, solver, noisy, sigma, seed + index)
@@ -54,13 +55,7 @@ def run_unit(
 
 
 def _trace(task: Task, solver: str, noisy, sigma: float, seed: int) -> Record:
-    found = solvers.solve(
-        noisy,
-        solver,
-        budget=min(QUERIES, task.budget),
-        seed=seed,
-        feasibility_tol=problems.allowance(sigma),
-    )
+    found = solvers.solve(noisy, solver, budget=min(QUERIES, task.budget), seed=seed)
     count = len(found.f)
     at = np.linspace(0, max(count - 1, 0), units.NUM_POINTS).round().astype(int)
     here = found.x[at] if count else np.repeat(found.best_x[None], at.size, axis=0)

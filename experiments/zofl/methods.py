@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.zofl.problems import Task, allowance
+from experiments.zofl.problems import Task
 from jaxlab.core.types import Algorithm
 from jaxlab.zeroth_order import settings, zofl
 from jaxlab.zeroth_order.baselines import (
@@ -85,7 +85,8 @@ class Method(NamedTuple):
 
     Attributes:
         label: name in tables and figures.
-        make: `make(task, problem, candidate, num_steps)`, with the noisy `problem`.
+        make: `make(task, problem, candidate, num_steps)`, with the noisy `problem`, whose
+            `feasibility_tol` decides which measured point is the answer.
         queries: joint queries `(at the start, per step)` for a problem.
         grid: candidates.  default: the published or default one.
         missing: says why the method does not apply to a task, "" where it does.
@@ -121,7 +122,7 @@ def _zofl(label: str, probes: int = 1, **options) -> Method:
 
     def make(task: Task, problem: Problem, candidate: Candidate, num_steps: int) -> Algorithm:
         gain = candidate[1] * jnp.where(problem.sigma > 0.0, 0.1, 0.5)
-        config = settings.ZOFLConfig(gain=gain, feasibility_tol=_kept(problem), **options)
+        config = settings.ZOFLConfig(gain=gain, **options)
         algorithm = zofl.make_zofl(problem, config)
 
         def init(key: jax.Array):
@@ -143,13 +144,7 @@ def _primal_dual(build: Callable[..., Algorithm], alpha: float, u: float) -> Cal
     """A method with a primal step, a dual step and a radius."""
 
     def make(task: Task, problem: Problem, candidate: Candidate, num_steps: int) -> Algorithm:
-        return build(
-            problem,
-            alpha=alpha * candidate[0],
-            beta=candidate[1],
-            u=_radius(problem, u),
-            feasibility_tol=_kept(problem),
-        )
+        return build(problem, alpha=alpha * candidate[0], beta=candidate[1], u=_radius(problem, u))
 
     return make
 
@@ -163,16 +158,14 @@ def _penalty(build: Callable[..., Algorithm]) -> Callable[..., Algorithm]:
     def make(task: Task, problem: Problem, candidate: Candidate, num_steps: int) -> Algorithm:
         rho, m = candidate[0], candidate[1]
         alpha = penalty.BASE_STEP * m / jnp.maximum(1.0, rho)
-        return build(problem, rho=rho, alpha=alpha, feasibility_tol=_kept(problem))
+        return build(problem, rho=rho, alpha=alpha)
 
     return make
 
 
 def _switching(task: Task, problem: Problem, candidate: Candidate, num_steps: int) -> Algorithm:
     alpha = penalty.BASE_STEP * candidate[0]
-    return penalty.make_switching(
-        problem, alpha=alpha, tau=candidate[1], feasibility_tol=_kept(problem)
-    )
+    return penalty.make_switching(problem, alpha=alpha, tau=candidate[1])
 
 
 def _lb_sgd(task: Task, problem: Problem, candidate: Candidate, num_steps: int) -> Algorithm:
@@ -186,15 +179,12 @@ def _lb_sgd(task: Task, problem: Problem, candidate: Candidate, num_steps: int) 
         T_in=max(3, num_steps // LB_SGD_CUTS),
         # A start closer to a constraint than the radius would never be left.
         u=jnp.minimum(radius, 0.1 * task.slack),
-        feasibility_tol=_kept(problem),
     )
 
 
 def _szo_qq(task: Task, problem: Problem, candidate: Candidate, num_steps: int) -> Algorithm:
     M0, M = smoothness(task)
-    return safe_qcqp.make_szo_qq(
-        problem, M=M / candidate[0], mu=0.5 * M0 * candidate[1], feasibility_tol=_kept(problem)
-    )
+    return safe_qcqp.make_szo_qq(problem, M=M / candidate[0], mu=0.5 * M0 * candidate[1])
 
 
 def _safeopt(task: Task, problem: Problem, candidate: Candidate, num_steps: int) -> Algorithm:
@@ -204,7 +194,6 @@ def _safeopt(task: Task, problem: Problem, candidate: Candidate, num_steps: int)
         beta=candidate[1],
         capacity=SAFEOPT_QUERIES,
         resolution=int(SAFEOPT_GRID ** (1.0 / problem.n)),
-        feasibility_tol=_kept(problem),
     )
 
 
@@ -236,10 +225,6 @@ def _directions(problem: Problem) -> int:
 
 def _radius(problem: Problem, published: float) -> jax.Array:
     return jnp.maximum(published, settings.default_radius(problem.sigma, problem.x0.dtype))
-
-
-def _kept(problem: Problem) -> float | jax.Array:
-    return allowance(problem.sigma)
 
 
 def _around(problem: Problem) -> tuple[int, int]:

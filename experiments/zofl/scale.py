@@ -39,7 +39,7 @@ def instances_part(num_instances: int) -> Part:
         optimum = jax.jit(jax.vmap(family.optimum))
         shares, seconds = [], []
         for seed in range(3):
-            data = jax.tree.map(jnp.asarray, family.draw(num_instances, seed))
+            data = jax.tree.map(jnp.asarray, zo.draw_curved_quadratics(num_instances, seed=seed))
             keys = jax.random.split(jax.random.key(seed), num_instances)
             f_star = np.asarray(optimum(data))
             start = time.perf_counter()
@@ -138,18 +138,10 @@ def memory_part() -> Part:
 
 def _queries_to_gap(n: int, B: int, seed: int, out: pathlib.Path) -> float | None:
     """Runs on the training loop, with checkpoints, until the gap is reached; None if it is not."""
-    problem = zo.sphere(n, jax.random.key(seed))
+    problem = zo.sphere(n, jax.random.key(seed))._replace(feasibility_tol=GAP)
     algorithm = zo.make_zofl(
         problem,
-        zo.ZOFLConfig(
-            eta=0.5 * B / n,
-            gain=0.1,
-            u=1.0,
-            B=B,
-            kind="hadamard",
-            chunk=min(B, 8),
-            feasibility_tol=GAP,
-        ),
+        zo.ZOFLConfig(eta=0.5 * B / n, gain=0.1, u=1.0, B=B, kind="hadamard", chunk=min(B, 8)),
     )
     exact, f_star, f0 = problem.exact, problem.f_star, problem.exact(problem.x0)[0]
 

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array
 
 from experiments.zofl.methods import Method
-from experiments.zofl.problems import Task, tolerance
+from experiments.zofl.problems import Task, allowance, tolerance
 from jaxlab.zeroth_order import kkt, method, noise
 
 NUM_POINTS = 60
@@ -210,6 +210,7 @@ def _compile(
 
     def lane(key: Array, sigma: Array, candidate: Array) -> Record:
         noisy = noise.with_noise(task.problem, sigma)
+        noisy = noisy._replace(feasibility_tol=allowance(sigma))
         algorithm = chosen_method.make(task, noisy, candidate, num_steps)
 
         def period(state: method.State, count: Array) -> tuple[method.State, Record]:

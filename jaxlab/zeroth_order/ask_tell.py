@@ -53,6 +53,7 @@ def external_problem(
     lower: PyTree | float | None = None,
     upper: PyTree | float | None = None,
     sigma: float = 0.0,
+    feasibility_tol: float = 1e-4,
     name: str = "",
 ) -> Problem:
     """Describes a problem whose values only `tell` knows; arguments as in `make_problem`.
@@ -64,7 +65,14 @@ def external_problem(
         raise ValueError(f"m_eq and m_ineq must be at least 0, got {m_eq} and {m_ineq}")
     zeros = (0.0, jnp.zeros((m_eq + m_ineq,)))
     described = problems.make_problem(
-        lambda x: zeros, x0, m_eq=m_eq, lower=lower, upper=upper, sigma=sigma, name=name
+        lambda x: zeros,
+        x0,
+        m_eq=m_eq,
+        lower=lower,
+        upper=upper,
+        sigma=sigma,
+        feasibility_tol=feasibility_tol,
+        name=name,
     )
     return described._replace(q=_not_callable, exact=None)
 

@@ -12,13 +12,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxlab.core.types import Algorithm, Metrics, PyTree
 from jaxlab.zeroth_order import kkt
-from jaxlab.zeroth_order.problem import Problem
+from jaxlab.zeroth_order.problem import Problem, check_tolerance
 
 RUNNING, BAD_START, DIVERGED = 0, 1, 2
 """Status of an instance: running; no finite step from the start; frozen after it diverged."""
@@ -95,7 +93,6 @@ def make_algorithm(
     *,
     init_inner: Callable[[Array, Array], tuple[PyTree, int]],
     update: Callable[..., Proposal],
-    feasibility_tol: float | Array = 1e-4,
 ) -> Algorithm:
     """Makes an `Algorithm` of a method's update.
 
@@ -104,13 +101,14 @@ def make_algorithm(
         init_inner: `init_inner(key, x0) -> (inner, queries)`, the queries it made a static int.
         update: `update(key, x, inner, t, step_scale) -> Proposal`; `t` is int32 and counts from 0,
             `step_scale` is to multiply the step.
-        feasibility_tol: largest violation of a point that counts as feasible.
 
     Returns:
         `(init, step)` over `State`; the metrics are the fields of `_metrics` and the update's own.
+
+    Raises:
+        ValueError: if `problem.feasibility_tol` is not one number of at least 0.
     """
-    if not isinstance(feasibility_tol, Tracer) and not np.all(np.asarray(feasibility_tol) >= 0.0):
-        raise ValueError(f"feasibility_tol must be at least 0, got {feasibility_tol}")
+    check_tolerance(problem.feasibility_tol)
     dtype = problem.x0.dtype
 
     def init(key: Array) -> State:
@@ -157,7 +155,7 @@ def make_algorithm(
         violation = kkt.max_violation(proposal.h, problem.m_eq)
         measured = (proposal.at, proposal.f, violation)
         best = (state.best_x, state.best_f, state.best_violation)
-        take = accepted & kkt.better(measured[1:], best[1:], feasibility_tol)
+        take = accepted & kkt.better(measured[1:], best[1:], problem.feasibility_tol)
         best_x, best_f, best_violation = _select(take, measured, best)
 
         num_accepted = (state.t - state.rejected + 1).astype(dtype)

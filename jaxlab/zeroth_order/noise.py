@@ -14,11 +14,9 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.core import Tracer
 from jaxtyping import Array, Float
 
-from jaxlab.zeroth_order.problem import Problem
+from jaxlab.zeroth_order.problem import Problem, check_level
 
 Perturb = Callable[[Array, Float[Array, " d"]], Float[Array, " d"]]
 
@@ -36,7 +34,7 @@ def with_noise(problem: Problem, sigma: float | Array) -> Problem:
     Raises:
         ValueError: if a concrete sigma is negative or not finite.
     """
-    _check_level(sigma, "sigma")
+    check_level(sigma, "sigma")
 
     def perturb(key: Array, values: Array) -> Array:
         z = jax.random.normal(key, values.shape, values.dtype)
@@ -58,7 +56,7 @@ def with_relative_noise(problem: Problem, sigma: float | Array) -> Problem:
     Raises:
         ValueError: if a concrete sigma is negative or not finite.
     """
-    _check_level(sigma, "sigma")
+    check_level(sigma, "sigma")
 
     def perturb(key: Array, values: Array) -> Array:
         z = jax.random.normal(key, values.shape, values.dtype)
@@ -81,7 +79,7 @@ def with_student_noise(problem: Problem, sigma: float | Array, df: float | Array
     Raises:
         ValueError: if a concrete sigma is negative or a concrete df not positive, or not finite.
     """
-    _check_level(sigma, "sigma")
+    check_level(sigma, "sigma")
     if isinstance(df, (int, float)) and not 0.0 < df < math.inf:
         raise ValueError(f"df must be positive and finite, got {df}; use with_noise for df = inf")
 
@@ -108,7 +106,7 @@ def with_quantization(problem: Problem, step: float | Array) -> Problem:
     Raises:
         ValueError: if a concrete step is negative or not finite.
     """
-    _check_level(step, "step")
+    check_level(step, "step")
 
     def perturb(key: Array, values: Array) -> Array:
         del key
@@ -147,13 +145,6 @@ def _perturbed(problem: Problem, perturb: Perturb, sigma: float | Array) -> Prob
         return values[0], values[1:]
 
     return problem._replace(q=q, sigma=sigma)
-
-
-def _check_level(level: float | Array, name: str) -> None:
-    if not isinstance(level, Tracer) and not np.all(
-        (np.asarray(level) >= 0.0) & np.isfinite(np.asarray(level))
-    ):
-        raise ValueError(f"{name} must be at least 0 and finite, got {level}")
 
 
 def _total(problem: Problem, sigma: float | Array) -> float | Array:

@@ -30,6 +30,8 @@ class Problem(NamedTuple):
         m_eq: number of equalities.  m_ineq: number of inequalities.
         lb: `[n]`, lower bounds, -inf where there is none.  ub: `[n]`, upper bounds.
         sigma: standard deviation of the noise on every value; 0 for a deterministic oracle.
+        feasibility_tol: largest violation of a point that counts as feasible, in the units of h.
+            Every method orders the points it has measured by it.
         exact: `exact(x) -> (f, h)` without noise, or None for a genuine black box. Reports and
             first-order methods use it; a zeroth-order method never does.
         f_star: optimal or best known value, or None.  x_star: `[n]` a minimizer, or None.
@@ -44,6 +46,7 @@ class Problem(NamedTuple):
     lb: Float[Array, " n"]
     ub: Float[Array, " n"]
     sigma: float | Array = 0.0
+    feasibility_tol: float | Array = 1e-4
     exact: Callable[[Array], tuple[Array, Array]] | None = None
     f_star: float | None = None
     x_star: Float[Array, " n"] | None = None
@@ -70,6 +73,7 @@ def make_problem(
     upper: PyTree | float | None = None,
     takes_key: bool = False,
     sigma: float | Array = 0.0,
+    feasibility_tol: float | Array = 1e-4,
     f_star: float | None = None,
     x_star: PyTree | None = None,
     name: str = "",
@@ -86,19 +90,20 @@ def make_problem(
         upper: upper bounds likewise.
         takes_key: `fun` is noisy and draws from the key it is given.
         sigma: standard deviation of that noise, which chooses default radii and gains.
+        feasibility_tol: largest violation of a point that counts as feasible, in the units of h.
         f_star: optimal value, if known.  x_star: a minimizer like `x0`, if known.
         name: short name for tables.
 
     Raises:
         ValueError: if `x0` is not finite, not floating or outside the bounds, a bound has another
-            structure, `sigma` is negative, `fun` does not return `(scalar, vector)`, or it has
-            fewer than `m_eq` constraints.
+            structure, `sigma` or `feasibility_tol` is negative, `fun` does not return
+            `(scalar, vector)`, or it has fewer than `m_eq` constraints.
     """
     dtypes = {leaf.dtype for leaf in map(jnp.asarray, jax.tree.leaves(x0))}
     if not dtypes or not all(jnp.issubdtype(dtype, jnp.floating) for dtype in dtypes):
         raise ValueError(f"x0 must hold floating arrays, got {sorted(map(str, dtypes))}")
-    if not isinstance(sigma, Tracer) and not np.all(np.asarray(sigma) >= 0.0):
-        raise ValueError(f"sigma must be at least 0, got {sigma}")
+    check_level(sigma, "sigma")
+    check_tolerance(feasibility_tol)
     start, unravel = ravel_pytree(x0)
     lb = _bound(lower, -jnp.inf, x0, start, "lower")
     ub = _bound(upper, jnp.inf, x0, start, "upper")
@@ -116,7 +121,48 @@ def make_problem(
     exact = None if takes_key else lambda x: q(x, jax.random.key(0))
     if x_star is not None:
         x_star = ravel_pytree(x_star)[0].astype(start.dtype)
-    return Problem(q, start, m_eq, m - m_eq, lb, ub, sigma, exact, f_star, x_star, unravel, name)
+    return Problem(
+        q=q,
+        x0=start,
+        m_eq=m_eq,
+        m_ineq=m - m_eq,
+        lb=lb,
+        ub=ub,
+        sigma=sigma,
+        feasibility_tol=feasibility_tol,
+        exact=exact,
+        f_star=f_star,
+        x_star=x_star,
+        unravel=unravel,
+        name=name,
+    )
+
+
+def check_level(level: float | Array, name: str) -> None:
+    """Checks a level of noise or a tolerance; what is traced passes.
+
+    Raises:
+        ValueError: if it is negative or not finite.
+    """
+    if isinstance(level, Tracer):
+        return
+    values = np.asarray(level)
+    if not np.all((values >= 0.0) & np.isfinite(values)):
+        raise ValueError(f"{name} must be at least 0 and finite, got {level}")
+
+
+def check_tolerance(feasibility_tol: float | Array) -> None:
+    """Checks a tolerance on the violation.
+
+    Raises:
+        ValueError: if it is negative, not finite, or not one number.
+    """
+    if np.shape(feasibility_tol) != ():
+        raise ValueError(
+            f"feasibility_tol must be one number, got shape {np.shape(feasibility_tol)}; it is "
+            "compared with the largest violation, so divide the constraints by their own scales"
+        )
+    check_level(feasibility_tol, "feasibility_tol")
 
 
 def check_start(x0: Array, lb: Array, ub: Array) -> None:
@@ -177,7 +223,8 @@ def scaled(problem: Problem) -> Problem:
     """Returns the problem with f and every h_i divided by max(1, |value at the start|).
 
     The scale is measured with one query at `x0` (of `exact` where there is one). Each value has its
-    own scale, so add noise to the scaled problem and not before: `sigma` is left as it is.
+    own scale, so add noise to the scaled problem and not before: `sigma` is left as it is, and
+    `feasibility_tol` then counts scaled violations.
     """
     if problem.exact is not None:
         f0, h0 = problem.exact(problem.x0)

@@ -64,7 +64,6 @@ class ZOFLConfig(NamedTuple):
         center_repeats: queries of the iterate whose mean is its value.
         common_noise: both sides of a difference share their noise key.
         chunk: directions in memory at a time, for n of a million; None for all.
-        feasibility_tol: largest violation that counts as feasible in the best point so far.
     """
 
     eta: float | Array | Schedule | None = None
@@ -93,7 +92,6 @@ class ZOFLConfig(NamedTuple):
     center_repeats: int = 1
     common_noise: bool = False
     chunk: int | None = None
-    feasibility_tol: float | Array = 1e-4
 
 
 def resolve(problem: Problem, config: ZOFLConfig) -> ZOFLConfig:

@@ -115,9 +115,7 @@ def make_zofl(
         following = _project(problem, at + eta * F)
         return method.Proposal(following, memory, at, here.q0[0], here.q0[1:], queries, metrics)
 
-    return method.make_algorithm(
-        problem, init_inner=init_inner, update=update, feasibility_tol=config.feasibility_tol
-    )
+    return method.make_algorithm(problem, init_inner=init_inner, update=update)
 
 
 def _start(

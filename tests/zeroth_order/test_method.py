@@ -9,16 +9,17 @@ from jaxlab.core import loop
 from jaxlab.zeroth_order import kkt, method, noise, zofl
 from jaxlab.zeroth_order.method import Proposal
 from jaxlab.zeroth_order.problem import make_problem
+from jaxlab.zeroth_order.problems import hock_schittkowski
 from jaxlab.zeroth_order.settings import ZOFLConfig
 from tests.zeroth_order.quadratics import quadratic
 
 PATH = np.array([[3.0, 0.5], [2.0, -0.1], [1.0, 0.2], [4.0, -0.2], [0.5, 0.3], [1.5, -0.3]])
 
 
-def _replay(path):
+def _replay(path, tol=1e-4):
     """A method that visits given points; f is the first coordinate, h the second."""
     points = jnp.asarray(path, jnp.float32)
-    problem = make_problem(lambda x: (x[0], x[1:]), points[0])
+    problem = make_problem(lambda x: (x[0], x[1:]), points[0], feasibility_tol=tol)
 
     def update(key, x, inner, t, step_scale):
         f, h = problem.exact(x)
@@ -37,6 +38,13 @@ def test_best_point_average_and_queries(key):
     np.testing.assert_allclose(state.average, np.vstack([PATH[1:], PATH[-1:]]).mean(0), rtol=1e-6)
     np.testing.assert_array_equal(history["zo/queries"], 2 + 7 * np.arange(1, 7))
     np.testing.assert_allclose(history["zo/violation_ineq"], np.maximum(PATH[:, 1], 0), rtol=1e-6)
+
+
+def test_the_tolerance_of_a_problem_decides_which_point_is_best(key):
+    """Up to 0.35 only the first point is infeasible; one trace serves every tolerance."""
+    solve = jax.jit(lambda tol: method.run(_replay(PATH, tol)[1], key, num_steps=6)[0].best_x)
+    np.testing.assert_allclose(solve(0.35), PATH[4], rtol=1e-6)
+    np.testing.assert_allclose(solve(0.25), PATH[2], rtol=1e-6)
 
 
 def test_without_a_feasible_point_the_least_violation_is_best(key):
@@ -176,6 +184,22 @@ def test_kkt_gap_by_hand(x64):
     assert float(kkt.kkt_gap(grad, J[:0], h[:0], lam[:0], 0)) == pytest.approx(np.sqrt(5))
 
 
-def test_a_negative_tolerance_is_refused():
-    with pytest.raises(ValueError, match="feasibility_tol"):
-        zofl.make_zofl(quadratic(0), ZOFLConfig(feasibility_tol=-1.0))
+@pytest.mark.parametrize(
+    ("tol", "match"),
+    [(-1.0, "at least 0 and finite"), (np.inf, "at least 0"), (np.zeros(2), "must be one number")],
+)
+def test_a_tolerance_that_orders_nothing_is_refused(tol, match):
+    """Where a problem is made, and where a method takes one that was changed."""
+    with pytest.raises(ValueError, match=f"feasibility_tol.*{match}"):
+        make_problem(lambda x: jnp.sum(x), jnp.ones(2), feasibility_tol=tol)
+    with pytest.raises(ValueError, match=f"feasibility_tol.*{match}"):
+        zofl.make_zofl(quadratic(0)._replace(feasibility_tol=tol), ZOFLConfig())
+
+
+def test_a_donated_state_leaves_the_problem_alone(key):
+    p = hock_schittkowski.hs("HS43")
+    algorithm = zofl.make_zofl(p)
+    start = np.asarray(p.x0).copy()
+    state = jax.jit(algorithm.step, donate_argnums=0)(algorithm.init(key))
+    np.testing.assert_array_equal(p.x0, start)
+    assert jnp.isfinite(jax.block_until_ready(state)[0].f)

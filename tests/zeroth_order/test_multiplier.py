@@ -160,3 +160,21 @@ def test_bad_arguments_are_refused():
         multiplier.fl_multiplier(A, b, 0, solver="enumerate")
     with pytest.raises(ValueError, match="iterations"):
         multiplier.fl_multiplier(A, b, 0, iterations=0)
+
+
+def test_derivative_of_the_multiplier_in_both_modes(x64):
+    """Against central differences of the solution, inside the faces of its active sets."""
+    rng = np.random.default_rng(3)
+    for m_eq in (0, 2):
+        J = rng.normal(size=(6, 8))
+        A, b = jnp.asarray(J @ J.T), jnp.asarray(3.0 * rng.normal(size=6))
+
+        @jax.jit
+        def solve(t, A=A, b=b, m_eq=m_eq):
+            lam, _ = multiplier.nnqp(A * (1.0 + t * jnp.cos(A)), b * (1.0 + jnp.sin(t * b)), m_eq)
+            return lam
+
+        assert 0 < int((solve(0.0)[m_eq:] == 0.0).sum()) < 6 - m_eq  # some are active, some not
+        want = (solve(1e-6) - solve(-1e-6)) / 2e-6
+        np.testing.assert_allclose(jax.jacfwd(solve)(0.0), want, atol=1e-6)
+        np.testing.assert_allclose(jax.jacrev(solve)(0.0), want, atol=1e-6)

@@ -165,6 +165,8 @@ def test_bad_levels_are_named():
     p = quadratic()
     with pytest.raises(ValueError, match="sigma must be at least 0 and finite, got -0.1"):
         noise.with_noise(p, -0.1)
+    with pytest.raises(ValueError, match="at least 0"):
+        noise.with_noise(p, jnp.asarray(-1e-3))
     with pytest.raises(ValueError, match="sigma"):
         noise.with_relative_noise(p, float("inf"))
     with pytest.raises(ValueError, match="df must be positive"):

@@ -116,6 +116,7 @@ def _fun(x):
         (jnp.ones(3), {"m_eq": 3}, "between 0 and the 2"),
         (jnp.ones(3), {"lower": 2.0}, "within its bounds"),
         (jnp.ones(3), {"lower": 2.0, "upper": 0.0}, "must not exceed"),
+        (jnp.ones(3), {"sigma": -1.0}, "sigma must be at least 0"),
         (jnp.ones(3), {"lower": {"a": 1.0}}, "structure of x0"),
     ],
 )

@@ -42,7 +42,6 @@ def make_lb_sgd(
     u: float | Array = 0.01,
     delta: float | Array = 0.01,
     reg: float | Array = 1e-4,
-    feasibility_tol: float | Array = 1e-4,
 ) -> Algorithm:
     """Makes safe log-barrier descent, 2B queries a step (1 + B if `problem.sigma` is 0).
 
@@ -75,7 +74,6 @@ def make_lb_sgd(
         u: radius of the differences.
         delta: probability that a certificate fails.
         reg: least slack by which the barrier's terms are divided.
-        feasibility_tol: see `method.make_algorithm`.
 
     Raises:
         ValueError: if the problem has equalities, its start is known not to be strictly feasible,
@@ -135,9 +133,7 @@ def make_lb_sgd(
         }
         return Proposal(x_next, following, x, q0[0], q0[1:], queries, metrics)
 
-    return method.make_algorithm(
-        problem, init_inner=init_inner, update=update, feasibility_tol=feasibility_tol
-    )
+    return method.make_algorithm(problem, init_inner=init_inner, update=update)
 
 
 def estimate_smoothness(

@@ -36,7 +36,6 @@ def make_zob_gda(
     u: float | Array = 0.003,
     block_size: int | None = None,
     y_max: float | Array = 100.0,
-    feasibility_tol: float | Array = 1e-4,
 ) -> Algorithm:
     """Makes zeroth-order block gradient descent ascent, b + 1 queries an iteration.
 
@@ -51,7 +50,6 @@ def make_zob_gda(
         u: relative difference step of the first iteration.
         block_size: b, coordinates a block; ceil(sqrt(n)) when None.
         y_max: cap of the duals.
-        feasibility_tol: see `method.make_algorithm`.
 
     Raises:
         ValueError: if a setting is not positive or the block does not fit n.
@@ -70,9 +68,7 @@ def make_zob_gda(
         metrics = {"zo/dual_max": jnp.max(y_next, initial=0.0)}
         return Proposal(x_next, y_next, x, q0[0], q0[1:], block_size + 1, metrics)
 
-    return method.make_algorithm(
-        problem, init_inner=init_inner, update=update, feasibility_tol=feasibility_tol
-    )
+    return method.make_algorithm(problem, init_inner=init_inner, update=update)
 
 
 def make_zob_sgda(
@@ -84,7 +80,6 @@ def make_zob_sgda(
     u: float | Array = 0.003,
     block_size: int | None = None,
     y_max: float | Array = 100.0,
-    feasibility_tol: float | Array = 1e-4,
 ) -> Algorithm:
     """Makes smoothed zeroth-order block gradient descent ascent, b + 1 queries an iteration.
 
@@ -99,7 +94,6 @@ def make_zob_sgda(
         u: relative difference step of the first iteration.
         block_size: b, coordinates a block; ceil(0.75 sqrt(n)) when None.
         y_max: cap of the duals.
-        feasibility_tol: see `method.make_algorithm`.
 
     Raises:
         ValueError: if a setting is not positive or the block does not fit n.
@@ -130,9 +124,7 @@ def make_zob_sgda(
         inner = SmoothedInner(y_next, z_next)
         return Proposal(x_next, inner, x, q0[0], q0[1:], block_size + 1, metrics)
 
-    return method.make_algorithm(
-        problem, init_inner=init_inner, update=update, feasibility_tol=feasibility_tol
-    )
+    return method.make_algorithm(problem, init_inner=init_inner, update=update)
 
 
 def moved_points(

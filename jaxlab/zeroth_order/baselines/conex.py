@@ -45,7 +45,6 @@ def make_szo_conex(
     beta: float | Array = 0.009,
     u: float | Array = 0.01,
     theta: float | Array = 1.0,
-    feasibility_tol: float | Array = 1e-4,
 ) -> Algorithm:
     """Makes zeroth-order constraint extrapolation; its answer is `State.average`.
 
@@ -68,7 +67,6 @@ def make_szo_conex(
         alpha: primal step.  beta: dual step.
         u: difference radius; a query is about u sqrt(n) away, cut off at the bounds.
         theta: extrapolation.
-        feasibility_tol: see `method.make_algorithm`.
 
     Raises:
         ValueError: if a step or the radius is not positive.
@@ -110,6 +108,4 @@ def make_szo_conex(
         metrics = {"zo/dual_max": jnp.max(y, initial=0.0)}
         return Proposal(x_next, following, x, q0[0], q0[1:], 2 * num_functions, metrics)
 
-    return method.make_algorithm(
-        problem, init_inner=init_inner, update=update, feasibility_tol=feasibility_tol
-    )
+    return method.make_algorithm(problem, init_inner=init_inner, update=update)

@@ -33,11 +33,7 @@ class AugmentedInner(NamedTuple):
 
 
 def make_pdgd(
-    problem: Problem,
-    *,
-    alpha: float | Array = 0.2,
-    beta: float | Array = 0.1,
-    feasibility_tol: float | Array = 1e-4,
+    problem: Problem, *, alpha: float | Array = 0.2, beta: float | Array = 0.1
 ) -> Algorithm:
     """Makes primal-dual gradient descent, one first-order evaluation an iteration.
 
@@ -47,7 +43,6 @@ def make_pdgd(
     Args:
         problem: a problem with `exact`.
         alpha: primal step.  beta: dual step.
-        feasibility_tol: see `method.make_algorithm`.
 
     Raises:
         ValueError: if the problem has no `exact`, or a step is not positive.
@@ -69,9 +64,7 @@ def make_pdgd(
         }
         return Proposal(x_next, y_next, x, f, h, 1, metrics)
 
-    return method.make_algorithm(
-        problem, init_inner=init_inner, update=update, feasibility_tol=feasibility_tol
-    )
+    return method.make_algorithm(problem, init_inner=init_inner, update=update)
 
 
 def make_alm(
@@ -81,7 +74,6 @@ def make_alm(
     rho: float | Array = 1.0,
     growth: float | Array = 1.1,
     rho_max: float | Array = 1e15,
-    feasibility_tol: float | Array = 1e-4,
 ) -> Algorithm:
     """Makes the augmented Lagrangian method, one first-order evaluation an iteration.
 
@@ -96,7 +88,6 @@ def make_alm(
         rho: first penalty.  growth: its factor an iteration.
         rho_max: cap of the penalty, which would overflow float32 after 930 iterations; the default
             is above what the published 300 reach.
-        feasibility_tol: see `method.make_algorithm`.
 
     Raises:
         ValueError: if the problem has no `exact`, or a setting is not positive.
@@ -123,9 +114,7 @@ def make_alm(
         inner = AugmentedInner(y_next, jnp.minimum(growth * penalty, rho_max))
         return Proposal(x_next, inner, x, f, h, 1, metrics)
 
-    return method.make_algorithm(
-        problem, init_inner=init_inner, update=update, feasibility_tol=feasibility_tol
-    )
+    return method.make_algorithm(problem, init_inner=init_inner, update=update)
 
 
 def linearize(

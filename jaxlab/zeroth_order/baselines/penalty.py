@@ -40,7 +40,6 @@ def make_quadratic_penalty(
     u: float | Array | None = None,
     B: int | None = None,
     kind: direction_sets.Kind = "orthonormal",
-    feasibility_tol: float | Array = 1e-4,
 ) -> Algorithm:
     """Makes descent on f + (rho/2) sum [c_i]_+^2, 1 + 2B queries a step.
 
@@ -54,14 +53,11 @@ def make_quadratic_penalty(
         u: radius of the differences; None is `settings.default_radius`.
         B: directions; None is min(n, max(2 m_eq, 16)), n for `coordinate`.
         kind: direction set, see `direction_sets.directions`.
-        feasibility_tol: see `method.make_algorithm`.
 
     Raises:
         ValueError: if a setting is not positive or B does not fit `kind`.
     """
-    return _make_penalty(
-        problem, _half_square, rho, alpha, u=u, B=B, kind=kind, feasibility_tol=feasibility_tol
-    )
+    return _make_penalty(problem, _half_square, rho, alpha, u=u, B=B, kind=kind)
 
 
 def make_exact_penalty(
@@ -72,7 +68,6 @@ def make_exact_penalty(
     u: float | Array | None = None,
     B: int | None = None,
     kind: direction_sets.Kind = "orthonormal",
-    feasibility_tol: float | Array = 1e-4,
 ) -> Algorithm:
     """Makes descent on f + rho sum [c_i]_+, 1 + 2B queries a step.
 
@@ -87,14 +82,11 @@ def make_exact_penalty(
         u: radius of the differences; None is `settings.default_radius`.
         B: directions; None is min(n, max(2 m_eq, 16)), n for `coordinate`.
         kind: direction set, see `direction_sets.directions`.
-        feasibility_tol: see `method.make_algorithm`.
 
     Raises:
         ValueError: if a setting is not positive or B does not fit `kind`.
     """
-    return _make_penalty(
-        problem, _identity, rho, alpha, u=u, B=B, kind=kind, feasibility_tol=feasibility_tol
-    )
+    return _make_penalty(problem, _identity, rho, alpha, u=u, B=B, kind=kind)
 
 
 def make_switching(
@@ -105,7 +97,6 @@ def make_switching(
     u: float | Array | None = None,
     B: int | None = None,
     kind: direction_sets.Kind = "orthonormal",
-    feasibility_tol: float | Array = 1e-4,
 ) -> Algorithm:
     """Makes the switching method, 1 + 2B queries a step.
 
@@ -121,7 +112,6 @@ def make_switching(
         u: radius of the differences; None is `settings.default_radius`.
         B: directions; None is min(n, max(2 m_eq, 16)), n for `coordinate`.
         kind: direction set, see `direction_sets.directions`.
-        feasibility_tol: see `method.make_algorithm`.
 
     Raises:
         ValueError: if a setting is not positive or B does not fit `kind`.
@@ -140,9 +130,7 @@ def make_switching(
         metrics = {"zo/restoring": (chosen > 0).astype(x.dtype)}
         return Proposal(x_next, inner, x, q0[0], q0[1:], queries, metrics)
 
-    return method.make_algorithm(
-        problem, init_inner=_nothing, update=update, feasibility_tol=feasibility_tol
-    )
+    return method.make_algorithm(problem, init_inner=_nothing, update=update)
 
 
 def _make_penalty(
@@ -154,7 +142,6 @@ def _make_penalty(
     u: float | Array | None,
     B: int | None,
     kind: direction_sets.Kind,
-    feasibility_tol: float | Array,
 ) -> Algorithm:
     """Descends on f + rho sum shape([c_i]_+)."""
     if alpha is None:
@@ -173,9 +160,7 @@ def _make_penalty(
         x_next = jnp.clip(x - alpha * step_scale * G[0], problem.lb, problem.ub)
         return Proposal(x_next, inner, x, q0[1], q0[2:], queries, {"zo/penalized": q0[0]})
 
-    return method.make_algorithm(
-        problem, init_inner=_nothing, update=update, feasibility_tol=feasibility_tol
-    )
+    return method.make_algorithm(problem, init_inner=_nothing, update=update)
 
 
 def _make_measure(

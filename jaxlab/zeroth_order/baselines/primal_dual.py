@@ -56,7 +56,6 @@ def make_zo_minmax(
     u: float | Array = 1e-3,
     B: int = 1,
     y_max: float | Array = 100.0,
-    feasibility_tol: float | Array = 1e-4,
 ) -> Algorithm:
     """Makes zeroth-order gradient descent ascent on the sphere, B + 1 queries an iteration.
 
@@ -69,7 +68,6 @@ def make_zo_minmax(
         alpha: primal step.  beta: dual step.  u: difference radius.
         B: directions, the columns of a sphere set with scale n/B.
         y_max: cap of the duals.
-        feasibility_tol: see `method.make_algorithm`.
 
     Raises:
         ValueError: if a setting is not positive.
@@ -81,7 +79,7 @@ def make_zo_minmax(
     def schedule(t: Array) -> Iteration:
         return Iteration(alpha, u, 0.0)
 
-    return _make_alternating(problem, gradient, B, schedule, beta, y_max, feasibility_tol)
+    return _make_alternating(problem, gradient, B, schedule, beta, y_max)
 
 
 def make_zoagp(
@@ -92,7 +90,6 @@ def make_zoagp(
     u: float | Array = 0.003,
     decay: float | Array = 0.1,
     y_max: float | Array = 100.0,
-    feasibility_tol: float | Array = 1e-4,
 ) -> Algorithm:
     """Makes zeroth-order alternating gradient projection, n + 1 queries an iteration.
 
@@ -107,7 +104,6 @@ def make_zoagp(
         u: difference step of the first iteration.
         decay: regularization of the duals in the first iteration.
         y_max: cap of the duals.
-        feasibility_tol: see `method.make_algorithm`.
 
     Raises:
         ValueError: if a setting is not positive.
@@ -121,7 +117,7 @@ def make_zoagp(
         root = jnp.sqrt((t + 1).astype(problem.x0.dtype))
         return Iteration(alpha * (101.0 / (100.0 + root)), u / root, decay / jnp.sqrt(root))
 
-    return _make_alternating(problem, gradient, problem.n, schedule, beta, y_max, feasibility_tol)
+    return _make_alternating(problem, gradient, problem.n, schedule, beta, y_max)
 
 
 def make_zoeg(
@@ -131,7 +127,6 @@ def make_zoeg(
     beta: float | Array | None = None,
     u: float | Array = 1e-3,
     B: int = 1,
-    feasibility_tol: float | Array = 1e-4,
 ) -> Algorithm:
     """Makes the zeroth-order extra-gradient method on the sphere, 2 (B + 1) queries an iteration.
 
@@ -146,13 +141,12 @@ def make_zoeg(
         beta: step of y; alpha by default, as the method has it.
         u: difference radius.
         B: directions, the columns of a sphere set with scale n/B; new ones at xh.
-        feasibility_tol: see `method.make_algorithm`.
 
     Raises:
         ValueError: if a setting is not positive.
     """
     gradient = _sphere_gradient(problem, B)
-    return _make_extra_gradient(problem, gradient, B, alpha, beta, u, feasibility_tol)
+    return _make_extra_gradient(problem, gradient, B, alpha, beta, u)
 
 
 def make_zoceg(
@@ -161,7 +155,6 @@ def make_zoceg(
     alpha: float | Array = 0.03,
     beta: float | Array | None = None,
     u: float | Array = 1e-3,
-    feasibility_tol: float | Array = 1e-4,
 ) -> Algorithm:
     """Makes the coordinate extra-gradient method, 2 (n + 1) queries an iteration.
 
@@ -170,13 +163,12 @@ def make_zoceg(
     Args:
         problem: the problem.
         alpha: step of x.  beta: step of y; alpha by default.  u: difference step.
-        feasibility_tol: see `method.make_algorithm`.
 
     Raises:
         ValueError: if a setting is not positive.
     """
     gradient = _coordinate_gradient(problem)
-    return _make_extra_gradient(problem, gradient, problem.n, alpha, beta, u, feasibility_tol)
+    return _make_extra_gradient(problem, gradient, problem.n, alpha, beta, u)
 
 
 def _make_alternating(
@@ -186,7 +178,6 @@ def _make_alternating(
     schedule: Callable[[Array], Iteration],
     beta: float | Array,
     y_max: float | Array,
-    feasibility_tol: float | Array,
 ) -> Algorithm:
     """One primal step, the query at its end, and one dual step with what was measured there."""
     m_eq = problem.m_eq
@@ -209,9 +200,7 @@ def _make_alternating(
         metrics = {"zo/dual_max": jnp.max(y_next, initial=0.0)}
         return Proposal(x_next, inner, x_next, q_next[0], q_next[1:], num_differences + 1, metrics)
 
-    return method.make_algorithm(
-        problem, init_inner=init_inner, update=update, feasibility_tol=feasibility_tol
-    )
+    return method.make_algorithm(problem, init_inner=init_inner, update=update)
 
 
 def _make_extra_gradient(
@@ -221,7 +210,6 @@ def _make_extra_gradient(
     alpha: float | Array,
     beta: float | Array | None,
     u: float | Array,
-    feasibility_tol: float | Array,
 ) -> Algorithm:
     beta = alpha if beta is None else beta
     lagrangian.check_positive({"alpha": alpha, "beta": beta})
@@ -248,9 +236,7 @@ def _make_extra_gradient(
         metrics = {"zo/dual_max": jnp.max(y_next, initial=0.0)}
         return Proposal(x_next, y_next, x, q0[0], q0[1:], 2 * (num_differences + 1), metrics)
 
-    return method.make_algorithm(
-        problem, init_inner=init_inner, update=update, feasibility_tol=feasibility_tol
-    )
+    return method.make_algorithm(problem, init_inner=init_inner, update=update)
 
 
 def _query(problem: Problem, key: Array, x: Array) -> Array:

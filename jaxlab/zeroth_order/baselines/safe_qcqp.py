@@ -33,7 +33,6 @@ def make_szo_qq(
     mu: float | Array = 1.0,
     u: float | Array | None = None,
     num_sweeps: int = 100,
-    feasibility_tol: float | Array = 1e-4,
 ) -> Algorithm:
     """Makes safe sequential quadratically constrained optimization, n + 1 queries a step.
 
@@ -64,7 +63,6 @@ def make_szo_qq(
             mu of half the smoothness of f makes f decrease.
         u: largest radius of the differences; None is `settings.default_radius`.
         num_sweeps: sweeps of the dual ascent.
-        feasibility_tol: see `method.make_algorithm`.
 
     Raises:
         ValueError: if the problem has equalities, its start is known not to be strictly feasible,
@@ -126,9 +124,7 @@ def make_szo_qq(
         x_next = jnp.clip(x + d, lb, ub)  # again, for x + (y - x) need not round to y
         return Proposal(x_next, slope_next, x, q0[0], c, n + 1, metrics)
 
-    return method.make_algorithm(
-        problem, init_inner=init_inner, update=update, feasibility_tol=feasibility_tol
-    )
+    return method.make_algorithm(problem, init_inner=init_inner, update=update)
 
 
 def solve_qcqp(

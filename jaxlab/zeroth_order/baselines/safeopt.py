@@ -60,7 +60,6 @@ def make_safeopt(
     beta: float | Array = 2.0,
     capacity: int = 64,
     resolution: int | None = None,
-    feasibility_tol: float | Array = 1e-4,
 ) -> Algorithm:
     """Makes SafeOpt; one query a step, `capacity` queries in all.
 
@@ -89,7 +88,6 @@ def make_safeopt(
         beta: half width of the confidence bounds, in standard deviations.
         capacity: number of queries.
         resolution: grid points in each dimension; None is the most with 1024 points in all.
-        feasibility_tol: see `method.make_algorithm`.
 
     Raises:
         ValueError: if the problem has equalities, more than 4 variables or infinite bounds, its
@@ -191,9 +189,7 @@ def make_safeopt(
         queries = jnp.where(hold, 0, 1).astype(jnp.int32)
         return Proposal(x_next, memory, x, q[0], q[1:], queries, {"zo/safe_share": memory.share})
 
-    return method.make_algorithm(
-        problem, init_inner=init_inner, update=update, feasibility_tol=feasibility_tol
-    )
+    return method.make_algorithm(problem, init_inner=init_inner, update=update)
 
 
 def gp_posterior(

@@ -1,4 +1,4 @@
-"""Fourteen small constrained test problems of Hock and Schittkowski with their optima.
+"""Fifteen small constrained test problems of Hock and Schittkowski with their optima.
 
 Source: Hock and Schittkowski, Test Examples for Nonlinear Programming Codes (1981), by its numbers.
 Equalities come first; an inequality that the book writes as g(x) >= 0 is here -g(x) <= 0.
@@ -53,6 +53,12 @@ def _hs6(x: Array) -> Value:
 def _hs7(x: Array) -> Value:
     x1, x2 = x
     return jnp.log1p(x1**2) - x2, jnp.stack([(1 + x1**2) ** 2 + x2**2 - 4])
+
+
+def _hs12(x: Array) -> Value:
+    x1, x2 = x
+    f = 0.5 * x1**2 + x2**2 - x1 * x2 - 7 * x1 - 7 * x2
+    return f, jnp.stack([4 * x1**2 + x2**2 - 25])
 
 
 def _hs26(x: Array) -> Value:
@@ -192,6 +198,7 @@ class _Entry(NamedTuple):
 _TABLE = {
     "HS6": _Entry(_hs6, 1, (-1.2, 1), 0.0, (1, 1)),
     "HS7": _Entry(_hs7, 1, (2, 2), -math.sqrt(3), (0, math.sqrt(3))),
+    "HS12": _Entry(_hs12, 0, (0, 0), -30.0, (2, 3)),
     "HS26": _Entry(_hs26, 1, (-2.6, 2, 2), 0.0, (1, 1, 1)),
     "HS28": _Entry(_hs28, 1, (-4, 1, 1), 0.0, (0.5, -0.5, 0.5)),
     "HS39": _Entry(_hs39, 2, (2, 2, 2, 2), -1.0, (1, 1, 0, 0)),

@@ -338,6 +338,7 @@ def test_settings_can_be_traced(x64, key):
     ("build", "settings", "match"),
     [
         (primal_dual.make_zo_minmax, {"alpha": 0.0}, "alpha must be positive"),
+        (primal_dual.make_zo_minmax, {"alpha": jnp.asarray(-1.0)}, "alpha must be positive"),
         (primal_dual.make_zo_minmax, {"u": -1.0}, "radius u"),
         (primal_dual.make_zo_minmax, {"B": 0}, "at least 1"),
         (primal_dual.make_zoagp, {"beta": -0.1}, "beta must be positive"),

@@ -14,6 +14,7 @@ from jaxlab.zeroth_order.problems import hock_schittkowski
 BOOK = {
     "HS6": (4.84, 0.0),
     "HS7": (-0.39056209, -1.7320508),
+    "HS12": (0.0, -30.0),
     "HS26": (21.16, 0.0),
     "HS28": (13.0, 0.0),
     "HS39": (-2.0, -1.0),
@@ -57,6 +58,9 @@ def book_form(name, x):
         return (1 - x[0]) ** 2, [10 * (x[1] - x[0] ** 2)], []
     if name == "HS7":
         return np.log(1 + x[0] ** 2) - x[1], [(1 + x[0] ** 2) ** 2 + x[1] ** 2 - 4], []
+    if name == "HS12":
+        f = 0.5 * x @ np.array([[1, -1], [-1, 2]]) @ x - 7 * x.sum()
+        return f, [], [25 - [4, 1] @ x**2]
     if name == "HS26":
         return gaps[0] ** 2 + gaps[1] ** 4, [x[0] + x[0] * x[1] ** 2 + x[2] ** 4 - 3], []
     if name == "HS28":
