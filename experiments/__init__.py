@@ -2,17 +2,20 @@
 
 Run `python -m experiments --help`.
 
-An *experiment* is a module with four names:
+An *experiment* is a package whose `__init__` imports no JAX and has three names:
 
 * `SUMMARY`: one line, a string literal.
 * `Config`: a frozen dataclass; every field has a one-line docstring and becomes a flag.
 * `PRESETS`: a dict from `smoke`, `cpu` and `gpu` to a `Config`.
-* `run(config, out, *, resume=False) -> experiments.harness.result.Result`: writes `metrics.jsonl`,
-  figures and checkpoints into the folder `out`; it raises `ValueError` or `FileNotFoundError`
-  for what the user got wrong before it writes the first file.
+
+Its module `study` has `run(config, out) -> experiments.harness.result.Result`, which computes what
+the folder `out` does not hold yet, by `experiments.harness.units`, and writes figures there. It
+raises `ValueError` or `FileNotFoundError` for what the user got wrong before it writes the first
+file. `tests/experiments/toy_study` is the smallest one.
 
 A *benchmark* is a module with `SUMMARY` and `run(out)`, a list of
 `experiments.bench.timing.Measurement`.
+
 Both are listed here by hand and imported only when they are run.
 """
 

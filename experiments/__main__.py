@@ -1,20 +1,13 @@
 """The command line: `python -m experiments list | run | resume | report | bench | gpu`."""
 
-import ast
-import contextlib
 import dataclasses
-import importlib
-import importlib.util
+import functools
 import io
-import os
 import pathlib
 import shlex
-import signal
 import sys
-import threading
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
 
 try:
     import rich  # noqa: F401  (so that a missing one is named here)
@@ -22,9 +15,9 @@ try:
 except ModuleNotFoundError as error:
     sys.exit(f"error: the command line needs {error.name}: pip install -e '.[experiments]'")
 
-import experiments
 from experiments.bench import suite, timing
-from experiments.harness import flags, report, result, words
+from experiments.harness import flags, report, result, runs, words
+from experiments.harness.names import Names, find, listing, load
 
 PROG = flags.PROG
 RUNS = pathlib.Path("runs")
@@ -55,17 +48,6 @@ examples:
   {PROG} run icu_occupancy --preset cpu --help # its flags and their defaults
   {PROG} report --markdown                     # the table for a README
 """
-
-
-@dataclasses.dataclass(frozen=True)
-class Names:
-    """What can be run, by name: the modules of experiments and benchmarks, the suite."""
-
-    experiments: Mapping[str, str] = dataclasses.field(
-        default_factory=lambda: experiments.EXPERIMENTS
-    )
-    benches: Mapping[str, str] = dataclasses.field(default_factory=lambda: experiments.BENCHES)
-    entries: Sequence[suite.Entry] = suite.SUITE
 
 
 def main(argv: Sequence[str] | None = None, names: Names | None = None) -> int:
@@ -108,9 +90,9 @@ class ListFlags:
 
 def _list(args: Sequence[str], names: Names) -> int:
     flags.parse(ListFlags, args, "list")
-    print(_listing("experiments", names.experiments))
+    print(listing("experiments", names.experiments))
     print(f"  presets: {', '.join(PRESETS)}\n")
-    print(_listing("benchmarks", names.benches))
+    print(listing("benchmarks", names.benches))
     return 0
 
 
@@ -120,8 +102,8 @@ def _run(args: Sequence[str], names: Names) -> int:
             raise flags.Mistake(f"run which experiment? There are: {', '.join(names.experiments)}")
         print(f"usage: {PROG} run NAME [--preset {'|'.join(PRESETS)}] [--out DIR] [--flags]\n")
         print("Runs an experiment in a new folder, runs/NAME/<date-time>/, and writes there")
-        print("config.json, metrics.jsonl, result.json, figures, checkpoints/ and report.html.\n")
-        print(_listing("experiments", names.experiments), end="\n\n")
+        print("config.json, metrics.jsonl, result.json, figures, units/ and report.html.\n")
+        print(listing("experiments", names.experiments), end="\n\n")
         print("presets (the first is the default):")
         print("\n".join(f"  {name:8}{what}" for name, what in PRESETS.items()))
         print(f"\nThe flags of an experiment: {PROG} run NAME --help")
@@ -129,24 +111,27 @@ def _run(args: Sequence[str], names: Names) -> int:
     name, *rest = args
     if name.startswith("-"):
         raise flags.Mistake(f"the name comes first: {PROG} run NAME {shlex.join(args)}")
-    module = _import(name, names.experiments, "experiment")
-    chosen = _parse_run(name, module, rest)
-    out = _new_folder(chosen.out, RUNS / name)
+    package = find(name, names.experiments, "experiment")
+    chosen = flags.parse_run(name, package, rest, RUNS / name)
     start = result.Start(
         experiment=name,
         preset=chosen.preset,
         config=_or_mistake(result.encode, chosen.config),
-        command=shlex.join([*PROG.split(), "run", name, *_deciding(rest)]),
+        command=shlex.join([*PROG.split(), "run", name, *flags.deciding(rest)]),
         started=words.now(),
         versions=result.versions(),
+        commit=result.commit(),
+        layout=result.LAYOUT,
     )
-    result.write(out / "config.json", start)
-    return _carry_out(module, start, chosen.config, out, resume=False, minutes=chosen.minutes)
+    runs.join()
+    out = runs.begin(start, chosen.out, RUNS / name)
+    study = _study(name, names)
+    return runs.carry_out(study, start, chosen.config, out, minutes=chosen.minutes)
 
 
 @dataclasses.dataclass(frozen=True)
 class ResumeFlags:
-    """Goes on with a stopped run, from its last checkpoint and with its own settings."""
+    """Goes on with a stopped run, from what it kept and with its own settings."""
 
     dir: Annotated[
         tyro.conf.Positional[str], tyro.conf.arg(metavar="DIR", help_behavior_hint="")
@@ -164,22 +149,30 @@ def _resume(args: Sequence[str], names: Names) -> int:
         raise flags.Mistake(f"resume needs a run folder{hint}")
     out = pathlib.Path(given.dir)
     start = _or_mistake(result.read, out / "config.json", result.Start)
-    module = _import(start.experiment, names.experiments, "experiment")
-    flags.known(start.preset, module.PRESETS, "preset")
-    try:
-        config = result.decode(module.Config, start.config)
-    except ValueError as error:
-        raise flags.Mistake(f"{out / 'config.json'} does not fit this version: {error}") from None
+    package = find(start.experiment, names.experiments, "experiment")
     if (out / "result.json").exists():
         print(f"{out} is finished; nothing to resume")
-        return _write_report(out)
-    for package, version in result.versions().items():
-        if start.versions.get(package, version) != version:
-            print(
-                f"note: begun with {package} {start.versions[package]}, going on with {version}",
-                file=sys.stderr,
-            )
-    return _carry_out(module, start, config, out, resume=True, minutes=given.minutes)
+        return runs.show(out)
+    if start.layout != result.LAYOUT:
+        by = start.versions.get("jaxlab", "of an unknown version")
+        raise flags.Mistake(f"{out} was begun by jaxlab {by}; start a new run")
+    flags.known(start.preset, package.PRESETS, "preset")
+    try:
+        config = result.decode(package.Config, start.config)
+    except ValueError as error:
+        raise flags.Mistake(f"{out / 'config.json'} does not fit this version: {error}") from None
+    now = result.versions() | {"commit": result.commit()}
+    for what, then in (start.versions | {"commit": start.commit}).items():
+        if now.get(what, then) != then:
+            print(f"note: begun with {what} {then}, going on with {now[what]}", file=sys.stderr)
+    runs.join()
+    study = _study(start.experiment, names)
+    return runs.carry_out(study, start, config, out, resumed=True, minutes=given.minutes)
+
+
+def _study(name: str, names: Names) -> Callable[[], Any]:
+    """What imports the study of an experiment, when the run's folder has been named."""
+    return functools.partial(load, name, f"{names.experiments[name]}.study")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,25 +197,25 @@ class ReportFlags:
 def _report(args: Sequence[str], names: Names) -> int:
     given = flags.parse(ReportFlags, args, "report")
     default = [path for path in (RUNS, RESULTS) if path.is_dir()]
-    runs, problems = report.load(given.dirs or default)
+    found, problems = report.load(given.dirs or default)
     if given.dirs and problems:
         raise flags.Mistake(problems[0])
     for problem in problems:
         if "holds no result.json" not in problem:  # an empty default folder is no news
             print(f"skipped: {problem}", file=sys.stderr)
-    if not runs:
+    if not found:
         raise flags.Mistake(
             f"no results yet; make some with: {PROG} run {next(iter(names.experiments))}"
         )
     missing = []
     if not given.dirs:
-        runs = report.latest(runs)
-        missing = sorted(set(names.experiments) - {run.result.experiment for run in runs})
+        found = report.latest(found)
+        missing = sorted(set(names.experiments) - {run.result.experiment for run in found})
     if given.markdown:
-        print(report.markdown(runs), end="")
+        print(report.markdown(found), end="")
         return 0
     try:
-        report.write(given.out, runs, missing)
+        report.write(given.out, found, missing)
     except OSError as error:
         raise flags.Mistake(f"cannot write {given.out}: {error.strerror}") from None
     print(given.out)
@@ -244,9 +237,9 @@ class BenchFlags:
 def _bench(args: Sequence[str], names: Names) -> int:
     given = flags.parse(BenchFlags, args, "bench")
     for name in [given.name] if given.name else names.benches:
-        module = _import(name, names.benches, "benchmark")
+        module = find(name, names.benches, "benchmark")
         parent = given.out if given.name or given.out is None else given.out / name
-        out = _new_folder(parent, RUNS / f"bench_{name}")
+        out = runs.folder(parent, RUNS / f"bench_{name}")
         try:
             timing.run(name, module, out, command=f"{PROG} bench {name}")
         except ModuleNotFoundError as error:
@@ -303,175 +296,6 @@ def _gpu(args: Sequence[str], names: Names) -> int:
     print(f"{words.device(environment)}: {given.budget:.0f} s, results in {folder}")
     written = suite.run_suite(names.entries, environment, folder, budget_s=given.budget)
     return 0 if all(record.status == "ok" for record in written) else 1
-
-
-# What they share
-
-
-def _carry_out(
-    module: Any,
-    start: result.Start,
-    config: Any,
-    out: pathlib.Path,
-    *,
-    resume: bool,
-    minutes: float | None = None,
-) -> int:
-    """Runs the experiment, completes and writes its result and report."""
-    print(out, flush=True)
-    before, clock = _snapshot(out), time.perf_counter()
-    try:
-        with _at_most(minutes):
-            outcome = module.run(config, out, resume=resume)
-    except KeyboardInterrupt:
-        print(f"\nstopped; go on with: {PROG} resume {shlex.quote(str(out))}", file=sys.stderr)
-        return 130
-    except SystemExit:  # the training loop saved and leaves on SIGTERM
-        print(f"\nstopped; go on with: {PROG} resume {shlex.quote(str(out))}", file=sys.stderr)
-        raise
-    except (ValueError, OSError) as error:
-        # Until it writes, an experiment only reads its settings and its data, so this is the
-        # user's mistake; later it is ours and deserves its traceback.
-        if _snapshot(out) != before or sys.flags.dev_mode:
-            raise
-        if not resume:
-            (out / "config.json").unlink()
-            out.rmdir()
-        raise flags.Mistake(error) from None
-    seconds = time.perf_counter() - clock
-    outcome = dataclasses.replace(
-        outcome,
-        preset=start.preset,
-        config=start.config,
-        environment=result.environment(),
-        seconds=seconds,
-        resumed=resume,
-        command=start.command,
-        finished=words.now(),
-    )
-    result.write(out / "result.json", outcome)
-    words.show(outcome)
-    return _write_report(out)
-
-
-@contextlib.contextmanager
-def _at_most(minutes: float | None) -> Iterator[None]:
-    """Interrupts after so long, as Ctrl-C does: the training loop ends its chunk and saves."""
-    if minutes is None:
-        yield
-        return
-    if minutes <= 0.0:
-        raise ValueError(f"minutes must be positive, got {minutes}")
-    alarm = threading.Timer(60.0 * minutes, os.kill, (os.getpid(), signal.SIGINT))
-    alarm.daemon = True
-    alarm.start()
-    try:
-        yield
-    finally:
-        alarm.cancel()
-
-
-def _snapshot(folder: pathlib.Path) -> set[tuple[str, int]]:
-    return {(path.name, path.stat().st_mtime_ns) for path in folder.iterdir()}
-
-
-def _write_report(out: pathlib.Path) -> int:
-    runs, problems = report.load([out / "result.json"])
-    if problems:
-        raise flags.Mistake(problems[0])
-    report.write(out / "report.html", runs)
-    print(out / "report.html")
-    return 0
-
-
-def _parse_run(name: str, module: Any, args: Sequence[str]) -> Any:
-    """Parses `--preset`, `--out` and the experiment's own flags over the preset's values."""
-    preset = "smoke"
-    for index, arg in enumerate(args):
-        if arg == "--preset" and index + 1 < len(args):
-            preset = args[index + 1]
-        elif arg.startswith("--preset="):
-            preset = arg.removeprefix("--preset=")
-    flags.known(preset, module.PRESETS, "preset")
-    choice = Literal[tuple(module.PRESETS)]  # pyright: ignore[reportInvalidTypeForm]
-    kind = dataclasses.make_dataclass(
-        "RunFlags",
-        [
-            ("preset", Annotated[choice, tyro.conf.arg(help="Sets the defaults below.")], preset),
-            (
-                "out",
-                Annotated[
-                    pathlib.Path | None,
-                    tyro.conf.arg(
-                        help=f"Run folder, instead of {RUNS / name}/<date-time>.",
-                        metavar="DIR",
-                        help_behavior_hint="",
-                    ),
-                ],
-                None,
-            ),
-            (
-                "minutes",
-                Annotated[
-                    float | None, tyro.conf.arg(help="Stop after so long, saved, to be resumed.")
-                ],
-                None,
-            ),
-            ("config", Annotated[module.Config, tyro.conf.arg(name="")], module.PRESETS[preset]),
-        ],
-    )
-    kind.__doc__ = module.SUMMARY
-    return flags.parse(kind, args, f"run {name}")
-
-
-def _import(name: str, modules: Mapping[str, str], what: str) -> Any:
-    flags.known(name, modules, what)
-    try:
-        return importlib.import_module(modules[name])
-    except ModuleNotFoundError as error:
-        wanted = (error.name or "").partition(".")[0]
-        if wanted in ("experiments", "jaxlab", "kernels"):
-            raise
-        raise flags.Mistake(
-            f"{name} needs the package {wanted}: pip install -e '.[experiments]'"
-        ) from None
-
-
-def _listing(title: str, modules: Mapping[str, str]) -> str:
-    width = max(map(len, modules), default=0) + 2
-    return "\n".join([f"{title}:", *(f"  {n:{width}}{_summary(m)}" for n, m in modules.items())])
-
-
-def _summary(module: str) -> str:
-    """Reads `SUMMARY` from the source: importing it would import JAX and take a second."""
-    spec = importlib.util.find_spec(module)
-    if spec is None or spec.origin is None:
-        return "(missing)"
-    for node in ast.parse(pathlib.Path(spec.origin).read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "SUMMARY":
-            return ast.literal_eval(node.value)
-    return ""
-
-
-def _deciding(args: Sequence[str]) -> list[str]:
-    """The flags that decide the figures: where they are written and how long it takes do not."""
-    kept = list(args)
-    for flag in ("--out", "--minutes"):
-        kept = [arg for arg in kept if not arg.startswith(f"{flag}=")]
-        if flag in kept:
-            del kept[kept.index(flag) : kept.index(flag) + 2]
-    return kept
-
-
-def _new_folder(asked: pathlib.Path | None, parent: pathlib.Path) -> pathlib.Path:
-    if asked is None:
-        return result.new_folder(parent)
-    if asked.exists() and (not asked.is_dir() or any(asked.iterdir())):
-        raise flags.Mistake(
-            f"{asked} is not an empty folder; {PROG} resume goes on with a stopped run"
-        )
-    asked.mkdir(parents=True, exist_ok=True)
-    return asked
 
 
 def _or_mistake(fn: Any, *args: Any) -> Any:

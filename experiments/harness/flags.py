@@ -5,9 +5,10 @@ import dataclasses
 import difflib
 import io
 import itertools
+import pathlib
 import typing
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -66,6 +67,56 @@ def parse(kind: Any, args: Sequence[str], command: str) -> Any:
             known(flag, _flags(kind), "flag", f"{PROG} {command} --help lists them")
         raise Mistake(f"{token!r} is one argument too many; see {PROG} {command} --help")
     return flags
+
+
+def parse_run(name: str, package: Any, args: Sequence[str], folder: pathlib.Path) -> Any:
+    """Parses `--preset`, `--out`, `--minutes` and the experiment's own flags.
+
+    Args:
+        name: The experiment.
+        package: Its package, with SUMMARY, Config and PRESETS; flags override the preset's values.
+        args: What was typed after the name.
+        folder: Where runs of it are kept, for the help.
+
+    Returns:
+        A record with `preset`, `out`, `minutes` and `config`.
+
+    Raises:
+        Mistake: for whatever does not fit.
+        SystemExit: after printing the help that was asked for.
+    """
+    preset = "smoke"
+    for index, arg in enumerate(args):
+        if arg == "--preset" and index + 1 < len(args):
+            preset = args[index + 1]
+        elif arg.startswith("--preset="):
+            preset = arg.removeprefix("--preset=")
+    known(preset, package.PRESETS, "preset")
+
+    def flag(kind: Any, said: str, **options: Any) -> Any:
+        return Annotated[kind, tyro.conf.arg(help=said, **options)]
+
+    choice = Literal[tuple(package.PRESETS)]  # pyright: ignore[reportInvalidTypeForm]
+    where = f"Run folder, instead of {folder}/<date-time>."
+    fields = [
+        ("preset", flag(choice, "Sets the defaults below."), preset),
+        ("out", flag(pathlib.Path | None, where, metavar="DIR", help_behavior_hint=""), None),
+        ("minutes", flag(float | None, "Stop after so long, saved, to be resumed."), None),
+        ("config", Annotated[package.Config, tyro.conf.arg(name="")], package.PRESETS[preset]),
+    ]
+    kind = dataclasses.make_dataclass("RunFlags", fields)
+    kind.__doc__ = package.SUMMARY
+    return parse(kind, args, f"run {name}")
+
+
+def deciding(args: Sequence[str]) -> list[str]:
+    """The flags that decide the figures: where they are written and how long it takes do not."""
+    kept = list(args)
+    for flag in ("--out", "--minutes"):
+        kept = [arg for arg in kept if not arg.startswith(f"{flag}=")]
+        if flag in kept:
+            del kept[kept.index(flag) : kept.index(flag) + 2]
+    return kept
 
 
 def _flags(kind: Any, prefix: str = "--") -> list[str]:

@@ -11,8 +11,13 @@ import platform
 import subprocess
 import types
 import typing
+from collections.abc import Sequence
 from typing import Any, Literal
 
+import jaxlab
+
+LAYOUT = 1
+"""Of the run folders that this version begins and resumes, see `Start`."""
 VERDICTS = {
     "reproduced": "our figure agrees with the paper",
     "not reproduced": "our figure disagrees with the paper",
@@ -110,8 +115,32 @@ class Table:
 
 
 @dataclasses.dataclass(frozen=True)
+class Part:
+    """What one part of an experiment says: figures, pictures, tables, and their limits.
+
+    Args:
+        rows: Measured figures, the most telling first.
+        figures: Pictures.
+        tables: Free-form tables.
+        limits: What the figures do not show, one sentence each.
+    """
+
+    rows: tuple[Row, ...] = ()
+    figures: tuple[Figure, ...] = ()
+    tables: tuple[Table, ...] = ()
+    limits: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        for name in ("rows", "figures", "tables", "limits"):
+            _set(self, name, tuple(getattr(self, name)))
+
+
+@dataclasses.dataclass(frozen=True)
 class Environment:
-    """Where a run took place."""
+    """Where a run took place, and by which code: its versions and its git commit.
+
+    `commit` is empty outside a checkout, and ends in "-dirty" where files differ from it.
+    """
 
     device: str
     platform: str
@@ -119,6 +148,7 @@ class Environment:
     cpu: str
     cores: int
     versions: dict[str, str]
+    commit: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +168,7 @@ class Result:
         kind: `experiment`, or what else measured it.
         preset: Preset that the configuration started from.
         config: The configuration as plain data.
-        environment: Device and versions.
+        environment: Device, versions and commit.
         seconds: Wall-clock time of the run; of its last part after a resume.
         resumed: Whether the run was continued from a checkpoint.
         command: What to type to run it again.
@@ -170,7 +200,10 @@ class Result:
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """What a run folder says from its first second on, so that it can be resumed."""
+    """What a run folder says from its first second on, so that it can be resumed.
+
+    `layout` counts the ways in which folders have kept what was begun; 0 is that of 0.4 and before.
+    """
 
     experiment: str
     preset: str
@@ -178,19 +211,51 @@ class Start:
     command: str
     started: str
     versions: dict[str, str]
+    commit: str = ""
+    layout: int = 0
+
+
+def assemble(
+    parts: Sequence[Part],
+    *,
+    experiment: str,
+    title: str = "",
+    summary: str = "",
+    paper: str = "",
+    interval_label: str = "95 % interval",
+) -> Result:
+    """Puts the parts of an experiment together, in their order; the other fields are of `Result`.
+
+    Raises:
+        ValueError: if two parts wrote a picture to the same file.
+    """
+    figures = tuple(figure for part in parts for figure in part.figures)
+    paths = [figure.path for figure in figures]
+    if twice := sorted({path for path in paths if paths.count(path) > 1}):
+        raise ValueError(f"figures must have files of their own, got {', '.join(twice)} twice")
+    return Result(
+        experiment=experiment,
+        rows=tuple(row for part in parts for row in part.rows),
+        figures=figures,
+        tables=tuple(table for part in parts for table in part.tables),
+        title=title,
+        summary=summary,
+        paper=paper,
+        interval_label=interval_label,
+        limits=tuple(limit for part in parts for limit in part.limits),
+    )
 
 
 def versions() -> dict[str, str]:
     """Returns the versions that decide a result, without importing any of the packages."""
     from importlib import metadata
 
-    found = {"python": platform.python_version()}
-    for package in ("jaxlab", "jax", "jaxlib", "numpy"):
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:  # a checkout on the path, not installed
-            continue
-    return found
+    packages = ("jax", "jaxlib", "numpy")
+    return {
+        "python": platform.python_version(),
+        "jaxlab": jaxlab.__version__,
+        **{package: metadata.version(package) for package in packages},
+    }
 
 
 @functools.cache
@@ -220,6 +285,7 @@ def environment() -> Environment:
         cpu=_cpu_model(),
         cores=os.cpu_count() or 1,
         versions=versions(),
+        commit=commit(),
     )
 
 

@@ -145,6 +145,8 @@ def run(
             for place in places:
                 if place.unit.name not in found and not signals:
                     finish(place.unit.name, _stored(place))
+    with contextlib.suppress(OSError):
+        (out / "checkpoints").rmdir()  # unless something in it is to go on
     loop.leave(signals)
     if errors:
         error = errors[0][1]

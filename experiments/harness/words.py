@@ -64,10 +64,14 @@ def device(environment: result.Environment | None) -> str:
 
 
 def versions(environment: result.Environment | None) -> str:
-    """Returns the versions in words, "" where they are unknown."""
+    """Returns the versions and the commit in words, "" where they are unknown."""
     if environment is None:
         return ""
-    return ", ".join(f"{name} {version}" for name, version in environment.versions.items())
+    told = [f"{name} {version}" for name, version in environment.versions.items()]
+    if environment.commit:
+        hexadecimal, _, changed = environment.commit.partition("-")
+        told.append(f"commit {hexadecimal[:10]}{' with changes' if changed else ''}")
+    return ", ".join(told)
 
 
 def cell(value: Any) -> str:

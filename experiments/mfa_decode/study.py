@@ -26,7 +26,7 @@ MANY = 524_288
 PAPER_SHARE = 94.0
 
 
-def run(config: Config, out: pathlib.Path, *, resume: bool = False) -> Result:
+def run(config: Config, out: pathlib.Path, *, resume: bool = True) -> Result:
     """Times what is missing, a file a cell; a killed run loses the cell it was at."""
     specs = grid(config)
     copied = ceilings.copy_bandwidth()

@@ -6,6 +6,10 @@ import pathlib
 
 from experiments.harness.result import Result
 
+# A batch of LAPACK calls waits, on a thread of XLA's CPU pool, for parts of it that it has queued
+# to the same pool: as many such batches at a time as there are threads lock up for good (jaxlib
+# 0.10.2). It must be set before JAX starts its backend.
+os.environ.setdefault("PJRT_NPROC", "16")
 SUMMARY = "Constrained optimization from function values: ZOFL against 13 zeroth-order rivals"
 
 
@@ -80,10 +84,6 @@ PRESETS = {
 
 def run(config: Config, out: pathlib.Path, *, resume: bool = False) -> Result:
     """Runs the comparison, then the studies of theory, scale and portraits."""
-    # A batch of LAPACK calls waits, on a thread of XLA's CPU pool, for parts of it that it has
-    # queued to the same pool: as many such batches at a time as there are threads lock up for good
-    # (jaxlib 0.10.2). It must be set before JAX starts its backend.
-    os.environ.setdefault("PJRT_NPROC", "16")
     from experiments.zofl import study  # here, so that --help needs no JAX
 
     return study.run(config, out, resume=resume)

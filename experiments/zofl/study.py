@@ -55,7 +55,7 @@ QUICK = 5000
 """Queries up to which compiling takes longer than running."""
 
 
-def run(config: Config, out: pathlib.Path, *, resume: bool = False) -> Result:
+def run(config: Config, out: pathlib.Path, *, resume: bool = True) -> Result:
     """Runs or resumes the comparison, then the studies beside it."""
     names = config.problems or tuple(problems.TABLE)
     compared = config.methods or tuple(methods.TABLE)

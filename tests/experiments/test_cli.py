@@ -1,5 +1,6 @@
 """The command line on a toy experiment: run, stop, resume, report; mistakes in one line."""
 
+import importlib.util
 import json
 import pathlib
 import subprocess
@@ -10,13 +11,14 @@ import jax.numpy as jnp
 import pytest
 
 import experiments
+import jaxlab
 from experiments import __main__ as command_line
 from experiments.bench import suite, timing
-from experiments.harness import result
+from experiments.harness import names, result
 
 HERE = pathlib.Path(__file__).parent
-NAMES = command_line.Names(
-    experiments={"toy": "toy_experiment"},
+NAMES = names.Names(
+    experiments={"toy": "toy_study"},
     benches={"sums": "toy_targets"},
     entries=(suite.Entry("first", "check", "toy_targets:check", 60.0),),
 )
@@ -46,12 +48,13 @@ def call(capsys):
 
 def test_run_leaves_a_complete_folder(call, tmp_path):
     status, out, err = call("run", "toy", "--preset", "smoke")
-    assert (status, err) == (0, "")
+    assert status == 0
+    assert [line.split()[1] for line in err.splitlines()] == "0/3 1/3 1/3 2/3 2/3 3/3".split()
     lines = out.strip().splitlines()
     folder, page = pathlib.Path(lines[0]), pathlib.Path(lines[-1])
     assert folder.parent == pathlib.Path("runs/toy") and page == folder / "report.html"
     names = {path.name for path in folder.iterdir()}
-    assert names == {"config.json", "metrics.jsonl", "result.json", "report.html", "state.json"}
+    assert names == {"config.json", "metrics.jsonl", "result.json", "report.html", "units"}
     kept = result.read(folder / "result.json", result.Result)
     assert kept.rows[0].value == 1.5
     assert kept.preset == "smoke"
@@ -126,13 +129,16 @@ def test_interrupted_then_resumed_is_as_if_never_interrupted(call, tmp_path):
 
 
 def test_a_run_stops_in_time_and_goes_on(call, tmp_path):
-    status, _, err = call(
-        "run", "toy", "--preset", "cpu", "--pause", "0.02", "--minutes", "0.005", "--out", "piece"
-    )
+    # The third step lasts until the time is up. On a machine so slow that it is up before the third
+    # step begins, the run ends after what it was at then: at most three steps are done either way.
+    flags = ("--preset", "cpu", "--wait-at", "2", "--minutes", "0.005", "--out", "piece")
+    status, _, err = call("run", "toy", *flags)
     assert status == 130 and "resume piece" in err
-    done = json.loads((tmp_path / "piece" / "state.json").read_text())[0]
-    assert 1 <= done < 30
+    assert len(list((tmp_path / "piece").glob("units/*.npz"))) <= 3
     assert "minutes" not in result.read(tmp_path / "piece" / "config.json", result.Start).command
+    config = json.loads((tmp_path / "piece" / "config.json").read_text())
+    config["config"]["wait_at"] = None
+    (tmp_path / "piece" / "config.json").write_text(json.dumps(config))
     assert call("resume", "piece", "--minutes", "9")[0] == 0
     kept = result.read(tmp_path / "piece" / "result.json", result.Result)
     assert kept.rows[0].value == 15.0
@@ -167,12 +173,14 @@ def test_resume_tells_of_other_versions(call, tmp_path):
         (["run", "toy", "--num-steps", "2000"], ["num_steps is beyond what a toy"]),
         (["run", "toy", "--data", "gone.csv"], ["gone.csv"]),
         (["run", "toy", "--minutes", "0"], ["minutes must be positive, got 0"]),
+        (["run", "toy", "--minutes", "nan"], ["minutes must be positive, got nan"]),
         (["run", "toy", "--out", "full"], ["full is not an empty folder"]),
         (["resume"], ["resume needs a run folder"]),
         (["resume", "nowhere"], ["nowhere has no config.json"]),
         (["resume", "broken"], ["broken/config.json", "not readable JSON"]),
         (["resume", "stranger"], ["unknown experiment stranger", "there is: toy"]),
         (["resume", "retired"], ["unknown preset huge", "smoke, cpu, gpu"]),
+        (["resume", "old"], ["old was begun by jaxlab 0.4.0", "start a new run"]),
         (["resume", "outdated"], ["does not fit this version", "momentum"]),
         (["report"], ["no results yet", "python -m experiments run toy"]),
         (["report", "full"], ["full holds no result.json"]),
@@ -187,9 +195,10 @@ def test_mistakes_are_one_line_and_leave_nothing(call, tmp_path, args, expected)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").write_text("mine")
     for folder, changed in {
-        "stranger": result.Start("stranger", "smoke", {}, "", "", {}),
-        "retired": result.Start("toy", "huge", {}, "", "", {}),
-        "outdated": result.Start("toy", "smoke", {"momentum": 1}, "", "", {}),
+        "stranger": result.Start("stranger", "smoke", {}, "", "", {}, layout=result.LAYOUT),
+        "retired": result.Start("toy", "huge", {}, "", "", {}, layout=result.LAYOUT),
+        "outdated": result.Start("toy", "smoke", {"momentum": 1}, "", "", {}, layout=result.LAYOUT),
+        "old": result.Start("toy", "smoke", {}, "", "", {"jaxlab": "0.4.0"}),
     }.items():
         result.write(tmp_path / folder / "config.json", changed)
     (tmp_path / "broken").mkdir()
@@ -232,8 +241,8 @@ def test_list_imports_no_experiment_and_no_jax():
         "import sys; from experiments.__main__ import main; "
         f"sys.path.insert(0, {str(HERE)!r}); "
         "from experiments.__main__ import Names; "
-        "main(['list'], Names(experiments={'toy': 'toy_experiment'})); main(['run', '--help']); "
-        "print(sorted({'jax', 'toy_experiment', 'matplotlib'} & set(sys.modules)))"
+        "main(['list'], Names(experiments={'toy': 'toy_study'})); main(['run', '--help']); "
+        "print(sorted({'jax', 'toy_study', 'matplotlib'} & set(sys.modules)))"
     )
     root = pathlib.Path(experiments.__file__).parents[1]
     done = subprocess.run(
@@ -241,6 +250,16 @@ def test_list_imports_no_experiment_and_no_jax():
     )
     assert "toy  Adds up a number, for the tests" in done.stdout
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_run_says_which_code_it_was_made_by(call, tmp_path, monkeypatch):
+    monkeypatch.setattr(result, "commit", lambda: "0123456789" * 4 + "-dirty")
+    assert call("run", "toy", "--out", "here")[0] == 0
+    start = result.read(tmp_path / "here" / "config.json", result.Start)
+    kept = result.read(tmp_path / "here" / "result.json", result.Result)
+    assert start.commit == kept.environment.commit == "0123456789" * 4 + "-dirty"
+    assert kept.environment.versions["jaxlab"] == jaxlab.__version__
+    assert "commit 0123456789 with changes" in (tmp_path / "here" / "report.html").read_text()
 
 
 def test_report_gathers_the_newest_runs_and_what_is_missing(call, tmp_path):
@@ -328,5 +347,7 @@ def test_every_listed_name_keeps_the_protocol():
     """What the package lists can be found, and says in one line what it is."""
     for modules in (experiments.EXPERIMENTS, experiments.BENCHES):
         for module in modules.values():
-            summary = command_line._summary(module)
+            summary = names.summary(module)
             assert summary and summary != "(missing)" and "\n" not in summary, module
+    for package in experiments.EXPERIMENTS.values():
+        assert importlib.util.find_spec(f"{package}.study") is not None

@@ -1,9 +1,11 @@
 """Records: what they refuse, what JSON keeps of them, and how files are written."""
 
 import dataclasses
+import html
 import json
 import os
 import pathlib
+import subprocess
 from typing import Any, Literal
 
 import jax
@@ -11,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.harness import result
+import experiments
+from experiments.harness import report, result
 
 ENVIRONMENT = result.Environment("TPU v9", "tpu", 4, "Some CPU", 8, {"jax": "0.10.2"})
 FULL = result.Result(
@@ -35,6 +38,9 @@ FULL = result.Result(
     command="run it",
     finished="2025-11-23T04:00:00",
 )
+
+
+CURATED = sorted(pathlib.Path(experiments.__file__).parent.glob("results/**/result.json"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,3 +210,72 @@ def test_environment_tells_this_process():
     assert found.versions["jax"] == jax.__version__
     assert found.versions["numpy"] == np.__version__
     assert found.cpu and found.cores >= 1
+
+
+@pytest.mark.parametrize("path", CURATED, ids=lambda path: path.parent.name)
+def test_curated_results_of_older_versions_are_read_and_shown(path):
+    kept = result.read(path, result.Result)
+    page = report.page([report.Run(path.parent, kept)])
+    data = json.loads(path.read_text(encoding="utf-8"))
+    assert len(kept.rows) == len(data["rows"]) and len(kept.tables) == len(data["tables"])
+    for row in kept.rows:
+        assert html.escape(row.metric) in page
+    assert "is not in the run folder" not in page
+
+
+def test_parts_are_put_together_in_their_order():
+    rows = [result.Row("c", name, 1.0) for name in "abc"]
+    figures = [result.Figure(f"{name}.png", name) for name in "ab"]
+    table = result.Table("t", ("x",), ((1,),))
+    parts = (
+        result.Part(rows=rows[:1], figures=figures[:1], limits=("first",)),
+        result.Part(tables=(table,)),
+        result.Part(rows=rows[1:], figures=figures[1:], limits=("second", "third")),
+    )
+    whole = result.assemble(parts, experiment="toy", title="A toy", summary="s", paper="p")
+    assert whole == result.Result(
+        "toy",
+        tuple(rows),
+        tuple(figures),
+        (table,),
+        title="A toy",
+        summary="s",
+        paper="p",
+        limits=("first", "second", "third"),
+    )
+    with pytest.raises(ValueError, match="files of their own, got a.png twice"):
+        result.assemble([parts[0], result.Part(figures=figures)], experiment="toy")
+
+
+def test_the_commit_is_that_of_this_checkout_or_none(tmp_path, monkeypatch):
+    """Asked of a repository made here, with and without changes, and of a folder inside of one."""
+
+    def git(*args):
+        identity = ("-c", "user.name=a", "-c", "user.email=b")
+        command = ("git", "-C", str(tmp_path), *identity, *args)
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    def asked(root):
+        monkeypatch.setattr(result, "__file__", str(root / "experiments" / "harness" / "result.py"))
+        result.commit.cache_clear()
+        return result.commit()
+
+    (tmp_path / "inside").mkdir()
+    git("init", "-q")
+    (tmp_path / "a").write_text("1")
+    git("add", "a")
+    git("commit", "-qm", "first")
+    git("tag", "v1")
+    head = git("rev-parse", "HEAD")
+    try:
+        assert asked(tmp_path) == head
+        (tmp_path / "new").write_text("not tracked")
+        assert asked(tmp_path) == head
+        (tmp_path / "a").write_text("2")
+        assert asked(tmp_path) == f"{head}-dirty"
+        assert asked(tmp_path / "inside") == ""
+        monkeypatch.setenv("PATH", str(tmp_path))
+        assert asked(tmp_path) == ""  # without git
+    finally:
+        result.commit.cache_clear()

@@ -1,0 +1,231 @@
+"""A run, from its folder to its report: begun, stopped in time, shared by processes, completed."""
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import shlex
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from experiments.harness import flags, report, result, words
+
+
+def join() -> None:
+    """Makes this process one of several, where Slurm or the variables `JAX_*` say that it is.
+
+    Raises:
+        Mistake: if only some of the variables are set.
+    """
+    from jaxlab.core import sharding  # here, so that listing and reporting need no JAX
+
+    try:
+        sharding.initialize()
+    except ValueError as error:
+        raise flags.Mistake(error) from None
+
+
+def begin(start: result.Start, asked: pathlib.Path | None, parent: pathlib.Path) -> pathlib.Path:
+    """Makes the run's folder, the same for all processes, and writes `config.json` there.
+
+    Args:
+        start: What is to be run.
+        asked: The folder that the user names; it must be empty or not there yet.
+        parent: Where a folder named by date and time is made without one.
+
+    Raises:
+        Mistake: if the folder holds something already, or cannot be written.
+    """
+
+    def make() -> str:
+        out = folder(asked, parent)
+        result.write(out / "config.json", start)
+        return str(out)
+
+    return pathlib.Path(_agreed(make))
+
+
+def folder(asked: pathlib.Path | None, parent: pathlib.Path) -> pathlib.Path:
+    """Makes a folder to write to: the one that is asked for, or a new one under `parent`.
+
+    Raises:
+        Mistake: if it holds something already, or cannot be made.
+    """
+    try:
+        if asked is None:
+            return result.new_folder(parent)
+        if asked.exists() and (not asked.is_dir() or any(asked.iterdir())):
+            raise flags.Mistake(
+                f"{asked} is not an empty folder; {flags.PROG} resume goes on with a stopped run"
+            )
+        asked.mkdir(parents=True, exist_ok=True)
+        return asked
+    except OSError as error:
+        raise flags.Mistake(f"cannot write {asked or parent}: {error.strerror}") from None
+
+
+def carry_out(
+    study: Callable[[], Any],
+    start: result.Start,
+    config: Any,
+    out: pathlib.Path,
+    *,
+    resumed: bool = False,
+    minutes: float | None = None,
+) -> int:
+    """Runs a study, completes and writes its result and report, and returns the exit status.
+
+    Of several processes only the first writes into the folder and prints, units aside.
+
+    Args:
+        study: Imports the study and returns its module, with `run(config, out)`.
+        start: What is run, as `config.json` has it.
+        config: Its settings.
+        out: The run folder.
+        resumed: Whether the folder holds what a stopped run left.
+        minutes: Time until the run is stopped, saved, to be resumed; None lets it end.
+
+    Raises:
+        Mistake: for settings or data that do not fit, before anything is written.
+    """
+    first = _process() == 0
+    if first:
+        print(out, flush=True)
+    clock = time.perf_counter()
+    try:
+        with _at_most(minutes), _own_folder(out) as mine:
+            outcome = _run(study, config, mine)
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if first:
+            told = f"{flags.PROG} resume {shlex.quote(str(out))}"
+            print(f"\nstopped; go on with: {told}", file=sys.stderr)
+        if isinstance(stop, SystemExit):  # SIGTERM, its exit status
+            raise
+        return 130
+    except flags.Mistake:
+        if first and not resumed:
+            _discard(out)
+        raise
+    if not first:
+        return 0
+    outcome = dataclasses.replace(
+        outcome,
+        preset=start.preset,
+        config=start.config,
+        environment=result.environment(),
+        seconds=time.perf_counter() - clock,
+        resumed=resumed,
+        command=start.command,
+        finished=words.now(),
+    )
+    result.write(out / "result.json", outcome)
+    words.show(outcome)
+    return show(out)
+
+
+def show(out: pathlib.Path) -> int:
+    """Writes the report of a finished run, prints its path, and returns the exit status."""
+    found, problems = report.load([out / "result.json"])
+    if problems:
+        raise flags.Mistake(problems[0])
+    report.write(out / "report.html", found)
+    print(out / "report.html")
+    return 0
+
+
+def _run(study: Callable[[], Any], config: Any, out: pathlib.Path) -> result.Result:
+    """Until it writes, a study only reads its settings and its data: an error is the user's then.
+
+    Later it is ours, and deserves its traceback.
+    """
+    module, before = study(), _snapshot(out)
+    try:
+        return module.run(config, out)
+    except (ValueError, OSError) as error:
+        if _snapshot(out) != before or sys.flags.dev_mode:
+            raise
+        raise flags.Mistake(error) from None
+
+
+def _snapshot(out: pathlib.Path) -> set[tuple[str, int]]:
+    return {(path.name, path.stat().st_mtime_ns) for path in out.iterdir()}
+
+
+def _discard(out: pathlib.Path) -> None:
+    """Takes back a folder in which nothing was written."""
+    (out / "config.json").unlink()
+    with contextlib.suppress(OSError):
+        for path in (out / "units", out / "checkpoints", out):
+            if path.exists():
+                path.rmdir()
+
+
+@contextlib.contextmanager
+def _at_most(minutes: float | None) -> Iterator[None]:
+    """Interrupts after so long, as Ctrl-C does: what is at work is finished or saved."""
+    if minutes is None:
+        yield
+        return
+    if not 0.0 < minutes < math.inf:
+        raise flags.Mistake(f"minutes must be positive, got {minutes:g}")
+    alarm = threading.Timer(60.0 * minutes, os.kill, (os.getpid(), signal.SIGINT))
+    alarm.daemon = True
+    alarm.start()
+    try:
+        yield
+    finally:
+        alarm.cancel()
+
+
+# Several processes
+
+
+@contextlib.contextmanager
+def _own_folder(out: pathlib.Path) -> Iterator[pathlib.Path]:
+    """The run folder for the first process; for another one that shares its units alone.
+
+    So whatever a study writes, figures and tables, is written by one process.
+    """
+    if _process() == 0:
+        yield out
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in ("units", "checkpoints"):
+            (out / name).mkdir(parents=True, exist_ok=True)
+            (pathlib.Path(scratch) / name).symlink_to((out / name).resolve())
+        yield pathlib.Path(scratch)
+
+
+def _process() -> int:
+    import jax
+
+    return jax.process_index()
+
+
+def _agreed(decide: Callable[[], str]) -> str:
+    """What the first process decides, text or `Mistake`, for all of them."""
+    import jax
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    if jax.process_count() == 1:
+        return decide()
+    said = np.zeros(4096, np.uint8)
+    if jax.process_index() == 0:
+        try:
+            text = json.dumps({"text": decide()})
+        except flags.Mistake as mistake:
+            text = json.dumps({"mistake": str(mistake)})
+        coded = np.frombuffer(text.encode(), np.uint8)
+        said[: coded.size] = coded
+    told = json.loads(bytes(multihost_utils.broadcast_one_to_all(said)).rstrip(b"\0"))
+    if "mistake" in told:
+        raise flags.Mistake(told["mistake"])
+    return told["text"]
