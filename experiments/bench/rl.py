@@ -182,7 +182,7 @@ def acting() -> list[timing.Measurement]:
             i: jax.Array, obs: jax.Array, params: Any, critic_params: Any, keys: jax.Array
         ) -> jax.Array:
             q = critics_lib.smaller(critics, critic_params)
-            action = rl.act(generator, params, keys[i], obs, q, mode=mode)
+            action = rl.act(keys[i], generator, params, obs, q, mode=mode)
             return obs.at[:, :ACTION].set(action)
 
         keys = jax.random.split(jax.random.key(2), calls)
@@ -246,21 +246,22 @@ def _parts(label: str, generator: rl.Generator) -> list[timing.Measurement]:
 
     def propose(params: Any, q_params: Any, obs: jax.Array) -> jax.Array:
         q = critics_lib.smaller(critics, q_params)
-        return policy.propose(params, params, key, obs, q, alpha)[0]
+        return policy.propose(key, params, params, obs, q, alpha)[0]
 
     def learn_critics(q_params: Any) -> Any:
         data = critics_lib.Transitions(obs, action, ones, ended, obs, action, jnp.zeros((B,)))
-        return jax.grad(critics.loss, has_aux=True)(q_params, q_params, key, data, 0.99)[0]
+        slope = jax.grad(critics.loss, argnums=1, has_aux=True)
+        return slope(key, q_params, q_params, data, 0.99)[0]
 
     def learn_policy(params: Any, q_params: Any) -> Any:
         q = critics_lib.smaller(critics, q_params)
         context = rl.Context(
             obs, action, obs, ended, action, (), q, q, q, alpha, stats, jnp.zeros((), jnp.int32)
         )
-        return jax.grad(policy.loss, has_aux=True)(params, key, context)[0]
+        return jax.grad(policy.loss, argnums=1, has_aux=True)(key, params, context)[0]
 
     timings = {
-        "draw a batch": timing.measure(jax.jit(lambda r: replay.sample(r, key, B)), ring),
+        "draw a batch": timing.measure(jax.jit(lambda r: replay.sample(key, r, B)), ring),
         "propose (sampler, best of K)": timing.measure(jax.jit(propose), params, q_params, obs),
         "gradient of the critics": timing.measure(jax.jit(learn_critics), q_params),
         "gradient of the policy": timing.measure(jax.jit(learn_policy), params, q_params),

@@ -53,7 +53,7 @@ def run() -> tuple[Latency, ...]:
 
     def gaussian(params: Any, q_params: Any, key: jax.Array, obs: jax.Array) -> jax.Array:
         q = critics_lib.smaller(critics, q_params)
-        return policy.act(params, key, obs, q, jnp.ones(()), False)
+        return policy.act(key, params, obs, q, jnp.ones(()), explore=False)
 
     params = policy.init(jax.random.key(0))
     found += [
@@ -73,7 +73,7 @@ def _act(
     obs: jax.Array,
 ) -> jax.Array:
     q = critics_lib.smaller(critics, q_params)
-    return rl.act(generator, params, key, obs, q, mode=mode)
+    return rl.act(key, generator, params, obs, q, mode=mode)
 
 
 def _time(act: Callable, batch: int, *params: Any) -> tuple[float, float]:

@@ -76,13 +76,13 @@ def make_method(name: str, env: Env, config: Config) -> Method:
     )
 
     def act(state: rl.TrainState, key: jax.Array, obs: jax.Array, explore: bool) -> jax.Array:
-        params = state.policy_average if policy.act_with_average else state.policy
-        q = critics_lib.smaller(critics, state.critics)
-        return policy.act(params, key, obs, q, jnp.exp(state.log_alpha), explore)
+        params = state.policy_average_params if policy.act_with_average else state.policy_params
+        q = critics_lib.smaller(critics, state.critic_params)
+        return policy.act(key, params, obs, q, jnp.exp(state.log_alpha), explore=explore)
 
     seeds = rl.over_seeds(learner, config.num_seeds)
     steps = rl.env_steps_per_step(env, policy) // env.num_envs
-    return Method(seeds, rl.SEED_AXES, act, steps, actor)
+    return Method(seeds, seeds.axes, act, steps, actor)
 
 
 def _ppo(env: Env, config: Config) -> Method:
@@ -97,16 +97,13 @@ def _ppo(env: Env, config: Config) -> Method:
         learning_rate=config.learning_rate,
     )
 
-    def init(key: jax.Array) -> ppo.PpoState:
-        seeds = jnp.arange(config.num_seeds)
-        return jax.vmap(lambda i: learner.init(jax.random.fold_in(key, i)))(seeds)
-
     def act(state: ppo.PpoState, key: jax.Array, obs: jax.Array, explore: bool) -> jax.Array:
         mean = ppo.act(env, state.params, obs, hidden=hidden)
         noise = jnp.exp(state.params["log_std"]) * jax.random.normal(key, mean.shape)
         return mean + noise if explore else mean
 
-    return Method(Algorithm(init, jax.vmap(learner.step)), 0, act, length, None)
+    seeds = rl.over_seeds(learner, config.num_seeds)
+    return Method(seeds, seeds.axes, act, length, None)
 
 
 def make_actor(name: str, env: Env, config: Config) -> Actor:

@@ -66,7 +66,7 @@ def run(config: Config) -> Course:
             key_data, key_loss = jax.random.split(jax.random.fold_in(key, i))
             actions = OLD_STD * jax.random.normal(key_data, (512, 1))
             weight = jnp.exp(log_density(TARGET, actions) - log_density(old, actions))[:, 0]
-            grads = jax.grad(generator.loss)(params, key_loss, obs, actions, weight)
+            grads = jax.grad(generator.loss, argnums=1)(key_loss, params, obs, actions, weight)
             updates, opt = optimizer.update(grads, opt)
             return optax.apply_updates(params, updates), opt
 
@@ -94,7 +94,7 @@ def run(config: Config) -> Course:
             ("FPMD-M, 1 step", mean, mean_params, 1),
         ):
             drawn = generators.draw(
-                generator, params, key_draw, zeros[:1], num_particles=SAMPLES, num_steps=num_steps
+                key_draw, generator, params, zeros[:1], num_particles=SAMPLES, num_steps=num_steps
             )[:, 0]
             found[f"w2/{name}"] = one_step.wasserstein(drawn[:, 0], other[:, 0])
             modes = jnp.asarray(TARGET.mean, jnp.float32)[:, None]

@@ -151,10 +151,10 @@ def _mean_return(
         def act(key: jax.Array, obs: jax.Array) -> jax.Array:
             if mode == "bon":  # the method's own way
                 return method.act(state, key, obs, False)
-            generator, params = _generator(method), state.policy_average
-            return rl.act(generator, params, key, obs, mode=mode, num_steps=num_steps)
+            generator, params = _generator(method), state.policy_average_params
+            return rl.act(key, generator, params, obs, mode=mode, num_steps=num_steps)
 
-        return jnp.mean(rl.evaluate(act, env, jax.random.key(EVALUATION_KEY)))
+        return jnp.mean(rl.evaluate(jax.random.key(EVALUATION_KEY), act, env))
 
     return of_one
 
@@ -170,9 +170,9 @@ def _looks(
     def draw(state: rl.TrainState, num_steps: int) -> jax.Array:
         obs = _states(state)
         return generators.draw(
-            generator,
-            state.policy_average,
             jax.random.key(0),
+            generator,
+            state.policy_average_params,
             obs,
             num_particles=PARTICLES,
             num_steps=num_steps,
@@ -219,10 +219,12 @@ def _weights(name: str, method: Method, state: Any) -> np.ndarray:
     policy, critics, _ = method.actor
 
     def of_one(state: rl.TrainState) -> jax.Array:
-        obs, q = _states(state), critics_lib.smaller(critics, state.critics)
+        obs, q = _states(state), critics_lib.smaller(critics, state.critic_params)
         alpha = jnp.exp(state.log_alpha)
         key = jax.random.key(0)
-        action = policy.propose(state.policy, state.policy_average, key, obs, q, alpha)[0]
+        action = policy.propose(
+            key, state.policy_params, state.policy_average_params, obs, q, alpha
+        )[0]
         kind = WEIGHTINGS[name]
         return jnp.log(rl.importance_weights(q(obs, action), state.stats, alpha, kind)[0])
 
@@ -259,7 +261,7 @@ def _goals(method: Method, state: Any) -> tuple[np.ndarray, np.ndarray]:
 
 def _states(state: rl.TrainState) -> jax.Array:
     """Observations of the replay, the same rows for all."""
-    return replay.sample(state.replay, jax.random.key(EVALUATION_KEY), STATES)[0].next_obs
+    return replay.sample(jax.random.key(EVALUATION_KEY), state.replay, STATES)[0].next_obs
 
 
 def _generator(method: Method) -> rl.Generator:

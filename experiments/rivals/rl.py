@@ -54,14 +54,14 @@ class Pendulums:
 
 
 class _Learned(NamedTuple):
-    policy: Any
-    average: Any
-    policy_opt: Any
-    critics: Any
-    targets: Any
-    critics_opt: Any
+    policy_params: Any
+    policy_average_params: Any
+    policy_opt_state: Any
+    critic_params: Any
+    target_critic_params: Any
+    critic_opt_state: Any
     log_alpha: jax.Array
-    alpha_opt: Any
+    alpha_opt_state: Any
     stats: weights.Stats
     updates: jax.Array
 
@@ -93,11 +93,11 @@ def host_loop(
         key_propose, key_critics, key_policy = jax.random.split(key, 3)
         alpha, ended = jnp.exp(state.log_alpha), jnp.zeros((batch_size,), bool)
         action, bonus, _ = policy.propose(
-            state.policy,
-            state.average,
             key_propose,
+            state.policy_params,
+            state.policy_average_params,
             batch["next_obs"],
-            critics_lib.smaller(critics, state.critics),
+            critics_lib.smaller(critics, state.critic_params),
             alpha,
         )
         data = critics_lib.Transitions(
@@ -109,18 +109,18 @@ def host_loop(
             action,
             bonus,
         )
-        grads = jax.grad(critics.loss, has_aux=True)(
-            state.critics, state.targets, key_critics, data, 0.99
+        grads = jax.grad(critics.loss, argnums=1, has_aux=True)(
+            key_critics, state.critic_params, state.target_critic_params, data, 0.99
         )[0]
-        steps, critics_opt = critic_optimizer.update(grads, state.critics_opt)
+        steps, critic_opt_state = critic_optimizer.update(grads, state.critic_opt_state)
         state = state._replace(
-            critics=optax.apply_updates(state.critics, steps),
-            critics_opt=critics_opt,
+            critic_params=optax.apply_updates(state.critic_params, steps),
+            critic_opt_state=critic_opt_state,
             updates=state.updates + 1,
         )
 
         def improve(state: _Learned) -> _Learned:
-            q = critics_lib.smaller(critics, state.critics)
+            q = critics_lib.smaller(critics, state.critic_params)
             context = rl.Context(
                 batch["obs"],
                 batch["action"],
@@ -130,21 +130,31 @@ def host_loop(
                 (),
                 q,
                 q,
-                critics_lib.smaller(critics, state.targets),
+                critics_lib.smaller(critics, state.target_critic_params),
                 alpha,
                 state.stats,
                 state.updates,
             )
-            grads, found = jax.grad(policy.loss, has_aux=True)(state.policy, key_policy, context)
-            steps, policy_opt = policy.optimizer.update(grads, state.policy_opt, state.policy)
-            params = optax.apply_updates(state.policy, steps)
-            cooled, alpha_opt = alpha_optimizer.update(found.entropy_gap, state.alpha_opt)
+            grads, found = jax.grad(policy.loss, argnums=1, has_aux=True)(
+                key_policy, state.policy_params, context
+            )
+            steps, policy_opt_state = policy.optimizer.update(
+                grads, state.policy_opt_state, state.policy_params
+            )
+            params = optax.apply_updates(state.policy_params, steps)
+            cooled, alpha_opt_state = alpha_optimizer.update(
+                found.entropy_gap, state.alpha_opt_state
+            )
             return state._replace(
-                policy=params,
-                policy_opt=policy_opt,
-                alpha_opt=alpha_opt,
-                average=optax.incremental_update(params, state.average, 0.005),
-                targets=optax.incremental_update(state.critics, state.targets, 0.005),
+                policy_params=params,
+                policy_opt_state=policy_opt_state,
+                alpha_opt_state=alpha_opt_state,
+                policy_average_params=optax.incremental_update(
+                    params, state.policy_average_params, 0.005
+                ),
+                target_critic_params=optax.incremental_update(
+                    state.critic_params, state.target_critic_params, 0.005
+                ),
                 log_alpha=optax.apply_updates(state.log_alpha, cooled),
                 stats=weights.update_stats(state.stats, found.values),
             )
@@ -153,8 +163,10 @@ def host_loop(
         return jax.lax.cond(due, improve, lambda state: state, state)
 
     def act(state: _Learned, key: jax.Array, obs: jax.Array) -> jax.Array:
-        q = critics_lib.smaller(critics, state.critics)
-        return policy.act(state.average, key, obs, q, jnp.exp(state.log_alpha), True)
+        q = critics_lib.smaller(critics, state.critic_params)
+        return policy.act(
+            key, state.policy_average_params, obs, q, jnp.exp(state.log_alpha), explore=True
+        )
 
     act_, update_ = jax.jit(act), jax.jit(update, donate_argnums=0)
     state, env = jax.jit(init)(jax.random.key(0)), Pendulums(num_envs)

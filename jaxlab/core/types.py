@@ -44,11 +44,14 @@ class Algorithm(NamedTuple):
         axes: where the seeds lie in the state of an algorithm that trains several side by side, as
             `jax.vmap` takes it, so that `jax.vmap(look, in_axes=(axes,))(state)` looks at each of
             them; None for one run.
+        seed_axes: where `learning.over_seeds` shall lay the seeds of this algorithm: 0, a leading
+            axis for every leaf, unless all seeds share some leaf (None there).
     """
 
     init: Callable[[jax.Array], PyTree]
     step: Callable[[PyTree], tuple[PyTree, Metrics]]
     axes: Any = None
+    seed_axes: Any = 0
 
 
 class Transition(NamedTuple):

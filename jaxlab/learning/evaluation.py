@@ -10,7 +10,7 @@ from jaxlab.envs import Env
 
 
 def evaluate(
-    act: Callable[[jax.Array, jax.Array], jax.Array], env: Env, key: jax.Array
+    key: jax.Array, act: Callable[[jax.Array, jax.Array], jax.Array], env: Env
 ) -> Float[Array, " N"]:
     """Plays one episode in each environment of a batch.
 

@@ -74,7 +74,7 @@ def add(replay: Replay, transitions: PyTree) -> Replay:
     return Replay(data, position, size)
 
 
-def sample(replay: Replay, key: jax.Array, batch_size: int) -> tuple[PyTree, Int[Array, " B"]]:
+def sample(key: jax.Array, replay: Replay, batch_size: int) -> tuple[PyTree, Int[Array, " B"]]:
     """Draws transitions with replacement, uniformly up to a share of size / 2^32.
 
     Returns:

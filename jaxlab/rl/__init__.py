@@ -4,6 +4,7 @@ from jaxlab.learning.evaluation import evaluate
 from jaxlab.learning.normalization import normalize_obs
 from jaxlab.learning.ppo import make_ppo
 from jaxlab.learning.returns import gae
+from jaxlab.learning.seeds import over_seeds
 from jaxlab.rl.acting import MODES, Mode, act, num_evaluations
 from jaxlab.rl.backprop_diffusion import dacer, dime
 from jaxlab.rl.critics import (
@@ -23,7 +24,6 @@ from jaxlab.rl.learner import (
     TrainState,
     env_steps_per_step,
     make_learner,
-    over_seeds,
     updates_per_step,
 )
 from jaxlab.rl.mirror_descent import dpmd, fpmd_m, fpmd_r, make_mirror_descent

@@ -14,9 +14,9 @@ MODES: tuple[Mode, ...] = get_args(Mode)
 
 
 def act(
+    key: jax.Array,
     generator: Generator,
     params: Any,
-    key: jax.Array,
     obs: Float[Array, "B O"],
     q: critics.Q | None = None,
     *,
@@ -47,15 +47,15 @@ def act(
         if q is None:
             raise ValueError("the mode bon chooses by critics: give q")
         drawn = generators.draw(
-            generator, params, key, obs, num_particles=num_particles, num_steps=num_steps
+            key, generator, params, obs, num_particles=num_particles, num_steps=num_steps
         )
         return critics.best_of(q, obs, drawn)[0]
     if mode in ("one_step", "zero_noise"):
         num_steps = 1
     if mode == "zero_noise":
         start = jnp.zeros((*obs.shape[:-1], generator.action_size), obs.dtype)
-        return jnp.clip(generator.sample(params, key, obs, start, num_steps), -1.0, 1.0)
-    drawn = generators.draw(generator, params, key, obs, num_particles=1, num_steps=num_steps)
+        return jnp.clip(generator.sample(key, params, obs, start, num_steps), -1.0, 1.0)
+    drawn = generators.draw(key, generator, params, obs, num_particles=1, num_steps=num_steps)
     return jnp.clip(drawn[0], -1.0, 1.0)
 
 

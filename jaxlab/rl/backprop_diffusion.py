@@ -59,45 +59,51 @@ def dacer(
     )
 
     def act(
-        params: Any, key: jax.Array, obs: jax.Array, q: critics.Q, alpha: jax.Array, explore: bool
+        key: jax.Array,
+        params: Any,
+        obs: jax.Array,
+        q: critics.Q,
+        alpha: jax.Array,
+        *,
+        explore: bool,
     ) -> jax.Array:
         key_draw, key_noise = jax.random.split(key)
-        action = generators.draw(generator, params, key_draw, obs, num_particles=1)[0]
+        action = generators.draw(key_draw, generator, params, obs, num_particles=1)[0]
         if explore:
             action = action + noise_scale * alpha * jax.random.normal(key_noise, action.shape)
         return jnp.clip(action, -1.0, 1.0)
 
     def propose(
+        key: jax.Array,
         params: Any,
         target_params: Any,
-        key: jax.Array,
         obs: jax.Array,
         q: critics.Q,
         alpha: jax.Array,
     ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
-        return act(target_params, key, obs, q, alpha, True), jnp.zeros(obs.shape[:1]), {}
+        return act(key, target_params, obs, q, alpha, explore=True), jnp.zeros(obs.shape[:1]), {}
 
-    def loss(params: Any, key: jax.Array, context: Context) -> tuple[jax.Array, Improvement]:
+    def loss(key: jax.Array, params: Any, context: Context) -> tuple[jax.Array, Improvement]:
         key_draw, key_entropy = jax.random.split(key)
-        action = generators.draw(generator, params, key_draw, context.obs, num_particles=1)[0]
+        action = generators.draw(key_draw, generator, params, context.obs, num_particles=1)[0]
         values = context.q(context.obs, jnp.clip(action, -1.0, 1.0))
         before = context.updates - POLICY_EVERY
         due = context.updates // alpha_every > before // alpha_every
         entropy = jax.lax.cond(
             due,
-            lambda: policy_entropy(params, key_entropy, context.obs[:num_states], context.alpha),
+            lambda: policy_entropy(key_entropy, params, context.obs[:num_states], context.alpha),
             lambda: jnp.asarray(entropy_per_dim * action_size, values.dtype),
         )
         gap = entropy - entropy_per_dim * action_size
         return -jnp.mean(values), Improvement(values, gap, {})
 
     def policy_entropy(
-        params: Any, key: jax.Array, obs: jax.Array, alpha: jax.Array
+        key: jax.Array, params: Any, obs: jax.Array, alpha: jax.Array
     ) -> Float[Array, ""]:
         """Mean over states of the entropy of what is acted, noise included."""
         key_draw, key_noise, key_fit = jax.random.split(key, 3)
         params = jax.lax.stop_gradient(params)
-        drawn = generators.draw(generator, params, key_draw, obs, num_particles=num_samples)
+        drawn = generators.draw(key_draw, generator, params, obs, num_particles=num_samples)
         drawn = drawn + noise_scale * alpha * jax.random.normal(key_noise, drawn.shape)
         keys = jax.random.split(key_fit, obs.shape[0])
         fit = jax.vmap(lambda k, x: mixture_entropy(k, x, num_components), (0, 1))
@@ -185,32 +191,38 @@ def dime(
     score = generators.noise_predictor(action_size, hidden)  # of the same shape
     network: Any = generators.TimedNetwork(hidden, action_size)
 
-    def chain(params: Any, key: jax.Array, obs: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def chain(key: jax.Array, params: Any, obs: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Returns actions and the integrand of the lower bound of their entropy."""
         key_start, key_steps = jax.random.split(key)
         start = jax.random.normal(key_start, (*obs.shape[:-1], action_size), obs.dtype)
-        x, entropy = reverse_chain(schedule, key_steps, score(params, obs), start)
+        x, entropy = reverse_chain(key_steps, schedule, score(params, obs), start)
         stretch = 2.0 * (math.log(2.0) - x - jax.nn.softplus(-2.0 * x))  # log(1 - tanh^2)
         return jnp.tanh(x), entropy + jnp.sum(stretch, axis=-1)
 
     def act(
-        params: Any, key: jax.Array, obs: jax.Array, q: critics.Q, alpha: jax.Array, explore: bool
+        key: jax.Array,
+        params: Any,
+        obs: jax.Array,
+        q: critics.Q,
+        alpha: jax.Array,
+        *,
+        explore: bool,
     ) -> jax.Array:
-        return chain(params, key, obs)[0]
+        return chain(key, params, obs)[0]
 
     def propose(
+        key: jax.Array,
         params: Any,
         target_params: Any,
-        key: jax.Array,
         obs: jax.Array,
         q: critics.Q,
         alpha: jax.Array,
     ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
-        action, entropy = chain(params, key, obs)
+        action, entropy = chain(key, params, obs)
         return action, alpha * entropy, {}
 
-    def loss(params: Any, key: jax.Array, context: Context) -> tuple[jax.Array, Improvement]:
-        action, entropy = chain(params, key, context.obs)
+    def loss(key: jax.Array, params: Any, context: Context) -> tuple[jax.Array, Improvement]:
+        action, entropy = chain(key, params, context.obs)
         values = context.q(context.obs, action)
         alpha = jax.lax.stop_gradient(context.alpha)
         mean = jnp.mean(jax.lax.stop_gradient(entropy))
@@ -237,8 +249,8 @@ def dime(
 
 
 def reverse_chain(
-    schedule: ddpm.Schedule,
     key: jax.Array,
+    schedule: ddpm.Schedule,
     score: Callable[[jax.Array, jax.Array], jax.Array],
     start: Float[Array, "... A"],
 ) -> tuple[Float[Array, "... A"], Float[Array, "..."]]:

@@ -40,7 +40,7 @@ class Critics(NamedTuple):
     Attributes:
         init: `init(key) -> params`.
         apply: `apply(params, features [..., F], action [..., A]) -> [2, ...]`, values.
-        loss: `loss(params, target_params, key, transitions, gamma) -> (loss, values [2, B])`.
+        loss: `loss(key, params, target_params, transitions, gamma) -> (loss, values [2, B])`.
         encode: `encode(params, obs) -> features`, what critics and policy look at; states as they
             are by default. It learns from the critics' loss alone.
     """
@@ -68,7 +68,7 @@ def make_critics(
         return jax.vmap(lambda p: network.apply(p, obs, action)[..., 0])(params)
 
     def loss(
-        params: Any, target_params: Any, key: jax.Array, data: Transitions, gamma: float
+        key: jax.Array, params: Any, target_params: Any, data: Transitions, gamma: float
     ) -> tuple[jax.Array, jax.Array]:
         del key
         q = apply(params, data.obs, data.action)
@@ -107,7 +107,7 @@ def make_gaussian_critics(
         return distribution(params, obs, action)[0]
 
     def loss(
-        params: Any, target_params: Any, key: jax.Array, data: Transitions, gamma: float
+        key: jax.Array, params: Any, target_params: Any, data: Transitions, gamma: float
     ) -> tuple[jax.Array, jax.Array]:
         means, stds = distribution(target_params, data.next_obs, data.next_action)
         lower = jnp.argmin(means, axis=0)[None]
@@ -175,7 +175,7 @@ def make_pixel_critics(
         return encoder.apply(params["encoder"], obs)
 
     def loss(
-        params: Any, target_params: Any, key: jax.Array, data: Transitions, gamma: float
+        key: jax.Array, params: Any, target_params: Any, data: Transitions, gamma: float
     ) -> tuple[jax.Array, jax.Array]:
         del key
         q = apply(params, encode(params, data.obs), data.action)

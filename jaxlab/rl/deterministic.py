@@ -49,7 +49,13 @@ def td3(
         return tried[0] if num_particles == 1 else critics.best_of(q, obs, tried)[0]
 
     def act(
-        params: Any, key: jax.Array, obs: jax.Array, q: critics.Q, alpha: jax.Array, explore: bool
+        key: jax.Array,
+        params: Any,
+        obs: jax.Array,
+        q: critics.Q,
+        alpha: jax.Array,
+        *,
+        explore: bool,
     ) -> jax.Array:
         action = jnp.tanh(network.apply(params, obs))
         if not explore and num_particles == 1:
@@ -57,9 +63,9 @@ def td3(
         return noisy(action, key, obs, q, exploration, jnp.inf)
 
     def propose(
+        key: jax.Array,
         params: Any,
         target_params: Any,
-        key: jax.Array,
         obs: jax.Array,
         q: critics.Q,
         alpha: jax.Array,
@@ -68,7 +74,7 @@ def td3(
         action = noisy(action, key, obs, q, smoothing, smoothing_clip)
         return action, jnp.zeros(obs.shape[:1]), {}
 
-    def loss(params: Any, key: jax.Array, context: Context) -> tuple[jax.Array, Improvement]:
+    def loss(key: jax.Array, params: Any, context: Context) -> tuple[jax.Array, Improvement]:
         values = context.q_first(context.obs, jnp.tanh(network.apply(params, context.obs)))
         return -jnp.mean(values), Improvement(values, jnp.zeros(()), {})
 

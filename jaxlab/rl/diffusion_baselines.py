@@ -63,10 +63,10 @@ def qvpo(
         generator, num_particles=num_particles, optimizer=optimizer, alpha_every=alpha_every
     )
 
-    def loss(params: Any, key: jax.Array, context: Context) -> tuple[jax.Array, Improvement]:
+    def loss(key: jax.Array, params: Any, context: Context) -> tuple[jax.Array, Improvement]:
         key_draw, key_uniform, key_loss = jax.random.split(key, 3)
         obs, old = context.obs, jax.lax.stop_gradient(params)
-        drawn = generators.draw(generator, old, key_draw, obs, num_particles=num_samples)
+        drawn = generators.draw(key_draw, generator, old, obs, num_particles=num_samples)
         best, values = critics.best_of(context.q, obs, drawn)
         top = jnp.max(values, axis=0)
         weight = top - jnp.mean(values, axis=0) if weighting == "advantage" else top * (top > 1.0)
@@ -81,7 +81,7 @@ def qvpo(
         )
         flat = [x.reshape(-1, *x.shape[2:]) for x in (repeated, actions, weights)]
         gap = noise_gap(context.alpha, action_size)
-        value = generator.loss(params, key_loss, *flat)
+        value = generator.loss(key_loss, params, *flat)
         return value, Improvement(top, gap, {"policy/weight_mean": jnp.mean(weight)})
 
     return base._replace(loss=loss)
@@ -120,22 +120,28 @@ def dipo(
     ascent = optax.adam(action_learning_rate)
 
     def act(
-        params: Any, key: jax.Array, obs: jax.Array, q: critics.Q, alpha: jax.Array, explore: bool
+        key: jax.Array,
+        params: Any,
+        obs: jax.Array,
+        q: critics.Q,
+        alpha: jax.Array,
+        *,
+        explore: bool,
     ) -> jax.Array:
-        drawn = generators.draw(generator, params, key, obs, num_particles=1)
+        drawn = generators.draw(key, generator, params, obs, num_particles=1)
         return jnp.clip(drawn[0], -1.0, 1.0)
 
     def propose(
+        key: jax.Array,
         params: Any,
         target_params: Any,
-        key: jax.Array,
         obs: jax.Array,
         q: critics.Q,
         alpha: jax.Array,
     ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
-        return act(target_params, key, obs, q, alpha, True), jnp.zeros(obs.shape[:1]), {}
+        return act(key, target_params, obs, q, alpha, explore=True), jnp.zeros(obs.shape[:1]), {}
 
-    def refine(params: Any, key: jax.Array, context: Context) -> jax.Array:
+    def refine(key: jax.Array, params: Any, context: Context) -> jax.Array:
         def climb(carry: tuple, _: None) -> tuple[tuple, None]:
             action, opt_state = carry
             grads = jax.grad(lambda a: -jnp.sum(context.q(context.obs, a)))(action)
@@ -147,9 +153,9 @@ def dipo(
         start = (context.extras, ascent.init(context.extras))
         return jax.lax.scan(climb, start, length=num_ascents)[0][0]
 
-    def loss(params: Any, key: jax.Array, context: Context) -> tuple[jax.Array, Improvement]:
+    def loss(key: jax.Array, params: Any, context: Context) -> tuple[jax.Array, Improvement]:
         ones = jnp.ones(context.extras.shape[:1])
-        value = generator.loss(params, key, context.obs, context.extras, ones)
+        value = generator.loss(key, params, context.obs, context.extras, ones)
         values = context.q(context.obs, context.extras)
         return value, Improvement(values, jnp.zeros(()), {})
 
@@ -186,7 +192,13 @@ def qsm(
     network: Any = Mlp(hidden, action_size)
 
     def act(
-        params: Any, key: jax.Array, obs: jax.Array, q: critics.Q, alpha: jax.Array, explore: bool
+        key: jax.Array,
+        params: Any,
+        obs: jax.Array,
+        q: critics.Q,
+        alpha: jax.Array,
+        *,
+        explore: bool,
     ) -> jax.Array:
         shape = (*obs.shape[:-1], action_size)
 
@@ -200,16 +212,16 @@ def qsm(
         return jax.lax.scan(langevin, start, jnp.arange(num_steps, dtype=jnp.int32))[0]
 
     def propose(
+        key: jax.Array,
         params: Any,
         target_params: Any,
-        key: jax.Array,
         obs: jax.Array,
         q: critics.Q,
         alpha: jax.Array,
     ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
-        return act(params, key, obs, q, alpha, True), jnp.zeros(obs.shape[:1]), {}
+        return act(key, params, obs, q, alpha, explore=True), jnp.zeros(obs.shape[:1]), {}
 
-    def loss(params: Any, key: jax.Array, context: Context) -> tuple[jax.Array, Improvement]:
+    def loss(key: jax.Array, params: Any, context: Context) -> tuple[jax.Array, Improvement]:
         slope = jax.grad(lambda a: jnp.sum(context.q(context.obs, a)))(context.action)
         error = network.apply(params, context.obs, context.action) - slope
         values = context.q(context.obs, context.action)

@@ -49,10 +49,10 @@ def sac(
     network: Any = Mlp(hidden, 2 * action_size, activation)
 
     def choose(
-        params: Any, key: jax.Array, obs: jax.Array, q: critics.Q
+        key: jax.Array, params: Any, obs: jax.Array, q: critics.Q
     ) -> tuple[jax.Array, jax.Array]:
         keys = jax.random.split(key, num_particles)
-        actions, logp = jax.vmap(lambda k: draw(network, params, k, obs))(keys)
+        actions, logp = jax.vmap(lambda k: draw(k, network, params, obs))(keys)
         if num_particles == 1:
             return actions[0], logp[0]
         values = q(obs[None], actions)
@@ -61,25 +61,31 @@ def sac(
         return jnp.take_along_axis(actions, best[..., None], axis=0)[0], logp[0]
 
     def act(
-        params: Any, key: jax.Array, obs: jax.Array, q: critics.Q, alpha: jax.Array, explore: bool
+        key: jax.Array,
+        params: Any,
+        obs: jax.Array,
+        q: critics.Q,
+        alpha: jax.Array,
+        *,
+        explore: bool,
     ) -> jax.Array:
         if not explore and num_particles == 1:
             return jnp.tanh(jnp.split(network.apply(params, obs), 2, axis=-1)[0])
-        return choose(params, key, obs, q)[0]
+        return choose(key, params, obs, q)[0]
 
     def propose(
+        key: jax.Array,
         params: Any,
         target_params: Any,
-        key: jax.Array,
         obs: jax.Array,
         q: critics.Q,
         alpha: jax.Array,
     ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
-        action, logp = choose(params, key, obs, q)
+        action, logp = choose(key, params, obs, q)
         return action, -alpha * logp, {}
 
-    def loss(params: Any, key: jax.Array, context: Context) -> tuple[jax.Array, Improvement]:
-        action, logp = draw(network, params, key, context.obs)
+    def loss(key: jax.Array, params: Any, context: Context) -> tuple[jax.Array, Improvement]:
+        action, logp = draw(key, network, params, context.obs)
         values = context.q(context.obs, action)
         alpha = jax.lax.stop_gradient(context.alpha)
         entropy = -jnp.mean(jax.lax.stop_gradient(logp))
@@ -103,7 +109,7 @@ def sac(
 
 
 def draw(
-    network: Any, params: Any, key: jax.Array, obs: Float[Array, "... O"]
+    key: jax.Array, network: Any, params: Any, obs: Float[Array, "... O"]
 ) -> tuple[Float[Array, "... A"], Float[Array, "..."]]:
     """Returns a = tanh(mean + std n) and its log-density."""
     mean, log_std = jnp.split(network.apply(params, obs), 2, axis=-1)

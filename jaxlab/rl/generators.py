@@ -27,9 +27,9 @@ class Generator(NamedTuple):
         action_size: A.  num_steps: N, network evaluations of a sample in training.
         init_noise: standard deviation of the noise a sample starts from.
         init: `init(key) -> params`.
-        sample: `sample(params, key, obs [..., O], start [..., A], num_steps) -> [..., A]`, not
+        sample: `sample(key, params, obs [..., O], start [..., A], num_steps) -> [..., A]`, not
             clipped; a diffusion has its own number of steps and takes None or that number.
-        loss: `loss(params, key, obs [B, O], action [B, A], weight [B]) -> []`.
+        loss: `loss(key, params, obs [B, O], action [B, A], weight [B]) -> []`.
     """
 
     kind: Literal["flow", "mean_flow", "diffusion"]
@@ -95,13 +95,13 @@ def make_flow(
         return lambda x, t: network.apply(params, obs, x, t)
 
     def sample(
-        params: Any, key: jax.Array, obs: jax.Array, start: jax.Array, num_steps: int
+        key: jax.Array, params: Any, obs: jax.Array, start: jax.Array, num_steps: int
     ) -> jax.Array:
         del key  # all its noise is in the start
         return rectified_flow.sample(velocity(params, obs), start, num_steps=num_steps)
 
     def loss(
-        params: Any, key: jax.Array, obs: jax.Array, action: jax.Array, weight: jax.Array
+        key: jax.Array, params: Any, obs: jax.Array, action: jax.Array, weight: jax.Array
     ) -> jax.Array:
         key_t, key_noise = jax.random.split(key)
         t = jax.random.uniform(key_t, action.shape[:-1])
@@ -145,13 +145,13 @@ def make_mean_flow(
         return lambda z, r, t: network.apply(params, obs, z, r, t)
 
     def sample(
-        params: Any, key: jax.Array, obs: jax.Array, start: jax.Array, num_steps: int
+        key: jax.Array, params: Any, obs: jax.Array, start: jax.Array, num_steps: int
     ) -> jax.Array:
         del key
         return mean_flow.sample(average(params, obs), start, num_steps=num_steps)
 
     def loss(
-        params: Any, key: jax.Array, obs: jax.Array, action: jax.Array, weight: jax.Array
+        key: jax.Array, params: Any, obs: jax.Array, action: jax.Array, weight: jax.Array
     ) -> jax.Array:
         key_times, key_noise = jax.random.split(key)
         r, t = mean_flow.sample_times(
@@ -192,7 +192,7 @@ def make_diffusion(
     predict = noise_predictor(action_size, hidden, time_size)
 
     def sample(
-        params: Any, key: jax.Array, obs: jax.Array, start: jax.Array, num_steps: int | None = None
+        key: jax.Array, params: Any, obs: jax.Array, start: jax.Array, num_steps: int | None = None
     ) -> jax.Array:
         if num_steps not in (None, schedule.num_steps):
             raise ValueError(
@@ -202,7 +202,7 @@ def make_diffusion(
         return ddpm.sample(schedule, key, predict(params, obs), start, clip=clip)
 
     def loss(
-        params: Any, key: jax.Array, obs: jax.Array, action: jax.Array, weight: jax.Array
+        key: jax.Array, params: Any, obs: jax.Array, action: jax.Array, weight: jax.Array
     ) -> jax.Array:
         key_t, key_noise = jax.random.split(key)
         t = jax.random.randint(key_t, action.shape[:-1], 0, schedule.num_steps)
@@ -223,9 +223,9 @@ def noise_predictor(
 
 
 def draw(
+    key: jax.Array,
     generator: Generator,
     params: Any,
-    key: jax.Array,
     obs: Float[Array, "B O"],
     *,
     num_particles: int,
@@ -244,7 +244,7 @@ def draw(
     key_start, key_chain = jax.random.split(key)
     shape = (num_particles, *obs.shape[:-1], generator.action_size)
     start = generator.init_noise * jax.random.normal(key_start, shape, obs.dtype)
-    return generator.sample(params, key_chain, obs[None], start, num_steps)
+    return generator.sample(key_chain, params, obs[None], start, num_steps)
 
 
 def _init(network: TimedNetwork, obs_size: int, action_size: int, num_times: int) -> Callable:

@@ -43,14 +43,14 @@ class TrainState(NamedTuple):
         key: of all draws.
     """
 
-    policy: Any
-    policy_average: Any
-    policy_opt: Any
-    critics: Any
-    critics_target: Any
-    critics_opt: Any
+    policy_params: Any
+    policy_average_params: Any
+    policy_opt_state: Any
+    critic_params: Any
+    target_critic_params: Any
+    critic_opt_state: Any
     log_alpha: Float[Array, ""]
-    alpha_opt: Any
+    alpha_opt_state: Any
     stats: weights.Stats
     obs_stats: normalization.ObsStats | tuple[()]
     replay: replay_lib.Replay
@@ -60,6 +60,18 @@ class TrainState(NamedTuple):
     returns: Float[Array, " E"]
     finished: Float[Array, " E"]
     key: Array
+
+
+def _seed_axes() -> Any:
+    state, ring = (typing.cast(Any, record) for record in (TrainState, replay_lib.Replay))
+    axes = state(*(0,) * len(TrainState._fields))
+    return axes._replace(replay=ring(0, None, None), updates=None)
+
+
+SEED_AXES = _seed_axes()
+"""Axes of seeds in a `TrainState` of several, as `jax.vmap` takes them. What all seeds share, the
+count of updates and where the replay is written, is one number: a branch that is rarely taken is
+skipped, and the replay is written in place."""
 
 
 def make_learner(
@@ -147,14 +159,14 @@ def make_learner(
             extras=_extras(jnp.zeros((1, env.action_size)), first=True),
         )
         state = TrainState(
-            policy=params,
-            policy_average=jax.tree.map(jnp.copy, params),
-            policy_opt=policy.optimizer.init(params),
-            critics=critic_params,
-            critics_target=jax.tree.map(jnp.copy, critic_params),
-            critics_opt=critic_optimizer.init(critic_params),
+            policy_params=params,
+            policy_average_params=jax.tree.map(jnp.copy, params),
+            policy_opt_state=policy.optimizer.init(params),
+            critic_params=critic_params,
+            target_critic_params=jax.tree.map(jnp.copy, critic_params),
+            critic_opt_state=critic_optimizer.init(critic_params),
             log_alpha=log_alpha,
-            alpha_opt=alpha_optimizer.init(log_alpha),
+            alpha_opt_state=alpha_optimizer.init(log_alpha),
             stats=weights.init_stats(),
             obs_stats=normalization.init_obs_stats(env.obs_size) if normalize_obs else (),
             replay=replay_lib.init(capacity, example, batch=E),
@@ -210,16 +222,16 @@ def make_learner(
         return state
 
     def act(state: TrainState, key: jax.Array) -> jax.Array:
-        params = state.policy_average if policy.act_with_average else state.policy
-        q = critics_lib.smaller(critics, state.critics)
+        params = state.policy_average_params if policy.act_with_average else state.policy_params
+        q = critics_lib.smaller(critics, state.critic_params)
         obs = normalization.normalize_obs(state.obs_stats, state.env.obs)
-        features = critics.encode(state.critics, obs)
-        return policy.act(params, key, features, q, jnp.exp(state.log_alpha), True)
+        features = critics.encode(state.critic_params, obs)
+        return policy.act(key, params, features, q, jnp.exp(state.log_alpha), explore=True)
 
     def update_critics(state: TrainState, key: jax.Array) -> tuple[TrainState, tuple]:
         """One gradient step; returns what the policy's own step needs."""
         key_batch, key_augment, key_action, key_target = jax.random.split(key, 4)
-        batch, index = replay_lib.sample(state.replay, key_batch, batch_size)
+        batch, index = replay_lib.sample(key_batch, state.replay, batch_size)
         dtype = state.env.obs.dtype
         batch = batch._replace(obs=batch.obs.astype(dtype), next_obs=batch.next_obs.astype(dtype))
         if augment is not None:
@@ -231,12 +243,12 @@ def make_learner(
             obs=normalization.normalize_obs(state.obs_stats, batch.obs),
             next_obs=normalization.normalize_obs(state.obs_stats, batch.next_obs),
         )
-        next_features = jax.lax.stop_gradient(critics.encode(state.critics, batch.next_obs))
-        q = critics_lib.smaller(critics, state.critics)
+        next_features = jax.lax.stop_gradient(critics.encode(state.critic_params, batch.next_obs))
+        q = critics_lib.smaller(critics, state.critic_params)
         next_action, bonus, metrics = policy.propose(
-            state.policy,
-            state.policy_average,
             key_action,
+            state.policy_params,
+            state.policy_average_params,
             next_features,
             q,
             jnp.exp(state.log_alpha),
@@ -251,14 +263,16 @@ def make_learner(
             next_action,
             jax.lax.stop_gradient(bonus),
         )
-        (loss, values), grads = jax.value_and_grad(critics.loss, has_aux=True)(
-            state.critics, state.critics_target, key_target, data, gamma
+        (loss, values), grads = jax.value_and_grad(critics.loss, argnums=1, has_aux=True)(
+            key_target, state.critic_params, state.target_critic_params, data, gamma
         )
-        params, opt_state = state.critics, state.critics_opt
+        params, opt_state = state.critic_params, state.critic_opt_state
         for _ in range(2 if double_critic_step else 1):
             steps, opt_state = critic_optimizer.update(grads, opt_state, params)
             params = optax.apply_updates(params, steps)
-        state = state._replace(critics=params, critics_opt=opt_state, updates=state.updates + 1)
+        state = state._replace(
+            critic_params=params, critic_opt_state=opt_state, updates=state.updates + 1
+        )
         metrics = {"critic/loss": loss, "critic/q": jnp.mean(values), **metrics}
         return state, (batch, index, next_action, metrics)
 
@@ -272,7 +286,7 @@ def make_learner(
         """One gradient step of the policy, then temperature, targets and statistics."""
         key_loss, key_refine = jax.random.split(key)
         obs, next_obs = (
-            jax.lax.stop_gradient(critics.encode(state.critics, x))
+            jax.lax.stop_gradient(critics.encode(state.critic_params, x))
             for x in (batch.obs, batch.next_obs)
         )
         context = Context(
@@ -282,33 +296,39 @@ def make_learner(
             terminated=batch.terminated,
             next_action=next_action,
             extras=batch.extras,
-            q=critics_lib.smaller(critics, state.critics),
-            q_first=lambda obs, action: critics.apply(state.critics, obs, action)[0],
-            q_target=critics_lib.smaller(critics, state.critics_target),
+            q=critics_lib.smaller(critics, state.critic_params),
+            q_first=lambda obs, action: critics.apply(state.critic_params, obs, action)[0],
+            q_target=critics_lib.smaller(critics, state.target_critic_params),
             alpha=jnp.exp(state.log_alpha),
             stats=state.stats,
             updates=state.updates,
         )
         if policy.refine is not None:
-            extras = policy.refine(state.policy, key_refine, context)
+            extras = policy.refine(key_refine, state.policy_params, context)
             context = context._replace(extras=extras)
             data = state.replay.data
             of_extras = replay_lib.write(state.replay._replace(data=data.extras), index, extras)
             data = data._replace(extras=of_extras.data)
             state = state._replace(replay=state.replay._replace(data=data))
-        (loss, found), grads = jax.value_and_grad(policy.loss, has_aux=True)(
-            state.policy, key_loss, context
+        (loss, found), grads = jax.value_and_grad(policy.loss, argnums=1, has_aux=True)(
+            key_loss, state.policy_params, context
         )
-        steps, policy_opt = policy.optimizer.update(grads, state.policy_opt, state.policy)
-        params = optax.apply_updates(state.policy, steps)
-        log_alpha, alpha_opt = _cool(state, found.entropy_gap)
+        steps, policy_opt_state = policy.optimizer.update(
+            grads, state.policy_opt_state, state.policy_params
+        )
+        params = optax.apply_updates(state.policy_params, steps)
+        log_alpha, alpha_opt_state = _cool(state, found.entropy_gap)
         state = state._replace(
-            policy=params,
-            policy_average=optax.incremental_update(params, state.policy_average, tau),
-            policy_opt=policy_opt,
-            critics_target=optax.incremental_update(state.critics, state.critics_target, tau),
+            policy_params=params,
+            policy_average_params=optax.incremental_update(
+                params, state.policy_average_params, tau
+            ),
+            policy_opt_state=policy_opt_state,
+            target_critic_params=optax.incremental_update(
+                state.critic_params, state.target_critic_params, tau
+            ),
             log_alpha=log_alpha,
-            alpha_opt=alpha_opt,
+            alpha_opt_state=alpha_opt_state,
             stats=weights.update_stats(state.stats, found.values, count=policy.policy_every),
         )
         metrics = {
@@ -323,14 +343,16 @@ def make_learner(
     def _cool(state: TrainState, gap: jax.Array) -> tuple[jax.Array, Any]:
         """Moves the temperature when as many critic updates have passed as it waits for."""
         if not policy.alpha_every:
-            return state.log_alpha, state.alpha_opt
+            return state.log_alpha, state.alpha_opt_state
         before = state.updates - policy.policy_every
         due = state.updates // policy.alpha_every > before // policy.alpha_every
         gap = gap.astype(state.log_alpha.dtype)
-        step, alpha_opt = alpha_optimizer.update(gap, state.alpha_opt, state.log_alpha)
-        moved = (optax.apply_updates(state.log_alpha, step), alpha_opt)
+        step, alpha_opt_state = alpha_optimizer.update(gap, state.alpha_opt_state, state.log_alpha)
+        moved = (optax.apply_updates(state.log_alpha, step), alpha_opt_state)
         return jax.tree.map(
-            lambda new, old: jnp.where(due, new, old), moved, (state.log_alpha, state.alpha_opt)
+            lambda new, old: jnp.where(due, new, old),
+            moved,
+            (state.log_alpha, state.alpha_opt_state),
         )
 
     def block(state: TrainState, key: jax.Array) -> tuple[TrainState, Metrics]:
@@ -363,40 +385,7 @@ def make_learner(
         metrics["env/return"] = jnp.mean(state.finished)
         return state, metrics
 
-    return Algorithm(init, step)
-
-
-def _seed_axes() -> Any:
-    state, ring = (typing.cast(Any, record) for record in (TrainState, replay_lib.Replay))
-    axes = state(*(0,) * len(TrainState._fields))
-    return axes._replace(replay=ring(0, None, None), updates=None)
-
-
-SEED_AXES = _seed_axes()
-"""Axes of seeds in the state of `over_seeds`, as `jax.vmap` takes them."""
-
-
-def over_seeds(learner: Algorithm, num_seeds: int) -> Algorithm:
-    """Trains several seeds side by side, as one algorithm whose metrics are `[num_seeds]`.
-
-    What all seeds share, the count of updates and where the replay is written, remains one number:
-    a branch that is rarely taken is skipped, and the replay is written in place.
-
-    Raises:
-        ValueError: if there is no seed.
-    """
-    if num_seeds < 1:
-        raise ValueError(f"num_seeds must be at least 1, got {num_seeds}")
-
-    def init(key: jax.Array) -> TrainState:
-        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(num_seeds))
-        return jax.vmap(learner.init, out_axes=SEED_AXES)(keys)
-
-    def step(state: TrainState) -> tuple[TrainState, Metrics]:
-        mapped = jax.vmap(learner.step, in_axes=(SEED_AXES,), out_axes=(SEED_AXES, 0))
-        return mapped(state)
-
-    return Algorithm(init, step)
+    return Algorithm(init, step, seed_axes=SEED_AXES)
 
 
 def env_steps_per_step(env: Env, policy: Policy, *, num_updates: int = 1) -> int:

@@ -87,10 +87,16 @@ def make_mirror_descent(
         return noise_scale * (1.0 if dual else alpha) * jax.random.normal(key, shape)
 
     def best(
-        params: Any, key: jax.Array, obs: jax.Array, q: critics.Q, alpha: jax.Array, explore: bool
+        key: jax.Array,
+        params: Any,
+        obs: jax.Array,
+        q: critics.Q,
+        alpha: jax.Array,
+        *,
+        explore: bool,
     ) -> tuple[jax.Array, jax.Array]:
         key_draw, key_noise = jax.random.split(key)
-        actions = generators.draw(generator, params, key_draw, obs, num_particles=num_particles)
+        actions = generators.draw(key_draw, generator, params, obs, num_particles=num_particles)
         if explore and weighting == "scale_std":  # there noise comes before the choice
             actions = actions + noise(key_noise, alpha, actions.shape)
             return critics.best_of(q, obs, actions)
@@ -98,20 +104,26 @@ def make_mirror_descent(
         return (chosen + noise(key_noise, alpha, chosen.shape) if explore else chosen), values
 
     def act(
-        params: Any, key: jax.Array, obs: jax.Array, q: critics.Q, alpha: jax.Array, explore: bool
+        key: jax.Array,
+        params: Any,
+        obs: jax.Array,
+        q: critics.Q,
+        alpha: jax.Array,
+        *,
+        explore: bool,
     ) -> jax.Array:
-        return best(params, key, obs, q, alpha, explore)[0]
+        return best(key, params, obs, q, alpha, explore=explore)[0]
 
     def propose(
+        key: jax.Array,
         params: Any,
         target_params: Any,
-        key: jax.Array,
         obs: jax.Array,
         q: critics.Q,
         alpha: jax.Array,
     ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
         del target_params
-        action, values = best(params, key, obs, q, alpha, True)
+        action, values = best(key, params, obs, q, alpha, explore=True)
         changed = jnp.mean((jnp.argmax(values, axis=0) != 0).astype(obs.dtype))
         spread = jnp.mean(jnp.std(values, axis=0))
         return (
@@ -120,7 +132,7 @@ def make_mirror_descent(
             {"policy/best_changed": changed, "policy/particle_q_std": spread},
         )
 
-    def loss(params: Any, key: jax.Array, context: Context) -> tuple[jax.Array, Improvement]:
+    def loss(key: jax.Array, params: Any, context: Context) -> tuple[jax.Array, Improvement]:
         key_sample = key
         if gradient_weight is not None:
             key, key_sample = jax.random.split(key)
@@ -128,7 +140,7 @@ def make_mirror_descent(
             context.alpha, A, entropy_per_dim=entropy_per_dim, noise_scale=noise_scale or 0.1
         )
         if weighting == "softmax":
-            value, values, metrics = _softmax_loss(params, key, context)
+            value, values, metrics = _softmax_loss(key, params, context)
             if target_kl is not None:
                 dual_loss = functools.partial(weights.kl_dual_loss, q=values, target_kl=target_kl)
                 gap = jax.grad(dual_loss)(jnp.log(context.alpha))
@@ -137,29 +149,29 @@ def make_mirror_descent(
             values = context.q(context.next_obs, action)
             scale = context.alpha if clipped else temperature
             weight, metrics = weights.importance_weights(values, context.stats, scale, weighting)
-            value = generator.loss(params, key, context.next_obs, action, weight)
+            value = generator.loss(key, params, context.next_obs, action, weight)
             metrics = {**metrics, "weight_max": jnp.max(weight)}
         if gradient_weight is not None:
-            sampled = generators.draw(generator, params, key_sample, context.obs, num_particles=1)
+            sampled = generators.draw(key_sample, generator, params, context.obs, num_particles=1)
             value = gradient_weight * value - jnp.mean(context.q_target(context.obs, sampled[0]))
         metrics = {f"policy/{name}": x for name, x in metrics.items()}
         return value, Improvement(values, gap, metrics)
 
     def _softmax_loss(
-        params: Any, key: jax.Array, context: Context
+        key: jax.Array, params: Any, context: Context
     ) -> tuple[jax.Array, Float[Array, "M B"], dict[str, jax.Array]]:
         """Several noisy samples a state, self-normalized: no factor Z(s)."""
         key_draw, key_noise, key_loss = jax.random.split(key, 3)
         old = jax.lax.stop_gradient(params)
         obs = context.next_obs
-        actions = generators.draw(generator, old, key_draw, obs, num_particles=num_samples)
+        actions = generators.draw(key_draw, generator, old, obs, num_particles=num_samples)
         actions = jnp.clip(actions + noise(key_noise, context.alpha, actions.shape), -1.0, 1.0)
         repeated = jnp.broadcast_to(obs, (num_samples, *obs.shape))
         values = context.q(obs[None], actions)
         weight = weights.softmax_weights(values, context.alpha if dual else temperature)
         flat = [x.reshape(-1, *x.shape[2:]) for x in (repeated, actions, weight)]
         share = jnp.mean(jax.vmap(weights.effective_share, 1)(jnp.log(weight + 1e-30)))
-        return generator.loss(params, key_loss, *flat), values, {"ess": share}
+        return generator.loss(key_loss, params, *flat), values, {"ess": share}
 
     return Policy(
         action_size=A,

@@ -64,24 +64,24 @@ class Policy(NamedTuple):
     Attributes:
         action_size: A.
         init: `init(key) -> params`.
-        act: `act(params, key, obs [B, O], q, alpha, explore) -> [B, A]`; `explore` is static.
-        propose: `propose(params, target_params, key, obs, q, alpha) -> (action, bonus, metrics)`:
+        act: `act(key, params, obs [B, O], q, alpha, *, explore) -> [B, A]`; `explore` is static.
+        propose: `propose(key, params, target_params, obs, q, alpha) -> (action, bonus, metrics)`:
             the next action whose value is the critics' target, and what is added to it, `[B]`.
-        loss: `loss(params, key, context) -> (loss, Improvement)`.
+        loss: `loss(key, params, context) -> (loss, Improvement)`.
         optimizer: of the parameters.
         act_with_average: act with the running average of the parameters.
         policy_every: critic updates for one of the policy and of all targets.
         alpha_init, alpha_every, alpha_learning_rate: of the temperature; it moves every so many
             critic updates, never if 0.
         extras: `extras(action [E, A])`, stored with transitions, or None for nothing.
-        refine: `refine(params, key, context) -> extras`, written back to the replay, or None.
+        refine: `refine(key, params, context) -> extras`, written back to the replay, or None.
     """
 
     action_size: int
     init: Callable[[jax.Array], Any]
     act: Callable[..., jax.Array]
     propose: Callable[..., tuple[jax.Array, jax.Array, dict[str, jax.Array]]]
-    loss: Callable[[Any, jax.Array, Context], tuple[jax.Array, Improvement]]
+    loss: Callable[[jax.Array, Any, Context], tuple[jax.Array, Improvement]]
     optimizer: optax.GradientTransformation
     act_with_average: bool = True
     policy_every: int = 2
@@ -89,7 +89,7 @@ class Policy(NamedTuple):
     alpha_every: int = 250
     alpha_learning_rate: float = 7e-3
     extras: Callable[[jax.Array], Any] | None = None
-    refine: Callable[[Any, jax.Array, Context], Any] | None = None
+    refine: Callable[[jax.Array, Any, Context], Any] | None = None
 
 
 def decaying_adam(

@@ -69,18 +69,18 @@ def sdac(
         alpha_every=alpha_every,
     )
 
-    def loss(params: Any, key: jax.Array, context: Context) -> tuple[jax.Array, Improvement]:
+    def loss(key: jax.Array, params: Any, context: Context) -> tuple[jax.Array, Improvement]:
         key_action, key_t, key_noise, key_reverse = jax.random.split(key, 4)
         obs = context.obs
         if from_replay:
             action = context.action
         else:
             old = jax.lax.stop_gradient(params)
-            action = base.propose(old, old, key_action, obs, context.q, context.alpha)[0]
+            action = base.propose(key_action, old, old, obs, context.q, context.alpha)[0]
         t = jax.random.randint(key_t, obs.shape[:1], 0, schedule.num_steps)
         x = ddpm.diffuse(schedule, action, jax.random.normal(key_noise, action.shape), t)
         if truncated:
-            noise = _within(schedule, key_reverse, num_samples, x, t)
+            noise = _within(key_reverse, schedule, num_samples, x, t)
         else:
             noise = reverse_sampling.draw_noise(key_reverse, num_samples, x)
         tried = reverse_sampling.candidates(schedule, x, noise, t)
@@ -102,7 +102,7 @@ def sdac(
 
 
 def _within(
-    schedule: ddpm.Schedule, key: jax.Array, num: int, x: jax.Array, t: jax.Array
+    key: jax.Array, schedule: ddpm.Schedule, num: int, x: jax.Array, t: jax.Array
 ) -> jax.Array:
     """Normal noise `[num, B, A]`, truncated to where candidates for x_t lie in [-1, 1]."""
     alpha_bar = schedule.alpha_bar.astype(x.dtype)[t][:, None]

@@ -31,7 +31,7 @@ def test_ring_keeps_the_newest():
 def test_draws_are_uniform_over_what_there_is(key):
     ring = replay.add(replay.init(30, EXAMPLE, batch=3), batch(5))
     ring = replay.add(ring, batch(8))
-    drawn, index = replay.sample(ring, key, 60_000)
+    drawn, index = replay.sample(key, ring, 60_000)
     counts = np.bincount(drawn["n"], minlength=11)[5:11]
     assert counts.sum() == 60_000 and set(np.asarray(index)) == set(range(6))
     assert np.abs(counts / 10_000 - 1).max() < 4 / np.sqrt(10_000)
@@ -39,7 +39,7 @@ def test_draws_are_uniform_over_what_there_is(key):
 
 def test_what_is_written_back_is_found_again(key):
     ring = replay.add(replay.init(6, EXAMPLE, batch=3), batch(0))
-    drawn, index = replay.sample(ring, key, 4)
+    drawn, index = replay.sample(key, ring, 4)
     ring = replay.write(ring, index, {**drawn, "x": drawn["x"] + 100.0})
     hit = np.isin(np.arange(3), index)
     np.testing.assert_array_equal(np.asarray(ring.data["x"])[:3, 0] >= 100.0, hit)

@@ -76,7 +76,7 @@ def test_truncated_noise_is_scipy_s(key, t, x):
     schedule = ddpm.linear_schedule()
     alpha_bar = float(schedule.alpha_bar[t])
     point, time = jnp.full((1, 1), x, jnp.float32), jnp.full((1,), t, jnp.int32)
-    drawn = np.asarray(soft_diffusion._within(schedule, key, 20_000, point, time))[:, 0, 0]
+    drawn = np.asarray(soft_diffusion._within(key, schedule, 20_000, point, time))[:, 0, 0]
     center, reach = x / np.sqrt(1 - alpha_bar), np.sqrt(alpha_bar / (1 - alpha_bar))
     want = scipy.stats.truncnorm(center - reach, center + reach)
     np.testing.assert_allclose(drawn.mean(), want.mean(), atol=5 * want.std() / np.sqrt(20_000))
@@ -124,12 +124,12 @@ def test_learned_temperature_of_softmax_weights(key):
         weights.init_stats(),
         jnp.zeros((), jnp.int32),
     )
-    _, found = policy.loss(params, key, context)
+    _, found = policy.loss(key, params, context)
     log_weight = scipy.special.log_softmax(np.asarray(found.values, np.float64) / 0.5, axis=0)
     kl = np.mean(np.sum(np.exp(log_weight) * (log_weight + np.log(16)), axis=0))
     np.testing.assert_allclose(found.entropy_gap, 0.5 * (0.7 - kl), rtol=1e-4)
     quiet, loud = (
-        policy.act(params, key, obs, q, jnp.asarray(alpha), True) for alpha in (1e-3, 5.0)
+        policy.act(key, params, obs, q, jnp.asarray(alpha), explore=True) for alpha in (1e-3, 5.0)
     )
     np.testing.assert_array_equal(quiet, loud)
     for options in ({"weighting": "raw"}, {"num_samples": 2}):
@@ -148,7 +148,7 @@ def test_entropy_of_sac_with_many_samples_is_its_policy_s(key):
         return action[..., 0]
 
     (alone, bonus, _), (best, bonus_best, _) = (
-        jax.jit(lambda key, p=p: p.propose(params, params, key, obs, q, jnp.ones(())))(key)
+        jax.jit(lambda key, p=p: p.propose(key, params, params, obs, q, jnp.ones(())))(key)
         for p in (one, many)
     )
     assert best.mean() > alone.mean() + 0.2
@@ -175,7 +175,7 @@ def test_observations_can_be_stored_in_bytes(key):
     states = [jax.jit(x.step)(jax.jit(x.init)(key))[0] for x in (wide, narrow)]
     assert states[1].replay.data.obs.dtype == jnp.uint8
     np.testing.assert_array_equal(states[0].replay.data.obs, states[1].replay.data.obs)
-    for a, b in zip(*(jax.tree.leaves(s.policy) for s in states), strict=True):
+    for a, b in zip(*(jax.tree.leaves(s.policy_params) for s in states), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
@@ -209,8 +209,8 @@ def test_one_state_without_a_batch(key):
         return jnp.min(critics.apply(q_params, obs, action), axis=0)
 
     obs = jnp.ones(3)
-    alone = rl.act(flow, params, key, obs, q, num_particles=5)
-    drawn = rl.draw(flow, params, key, obs, num_particles=5)
+    alone = rl.act(key, flow, params, obs, q, num_particles=5)
+    drawn = rl.draw(key, flow, params, obs, num_particles=5)
     best = drawn[jnp.argmax(q(jnp.broadcast_to(obs, (5, 3)), drawn))]
     np.testing.assert_allclose(alone, jnp.clip(best, -1.0, 1.0), rtol=1e-6)
 

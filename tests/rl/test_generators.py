@@ -28,7 +28,7 @@ def fit(generator, data, weight, *, steps=2000, batch=256, rate=2e-3):
             params, opt_state = carry
             key_data, key_loss = jax.random.split(key)
             a = data(key_data, batch)
-            grads = jax.grad(generator.loss)(params, key_loss, obs, a, weight(a[:, 0]))
+            grads = jax.grad(generator.loss, argnums=1)(key_loss, params, obs, a, weight(a[:, 0]))
             updates, opt_state = optimizer.update(grads, opt_state)
             return (optax.apply_updates(params, updates), opt_state), None
 
@@ -61,7 +61,7 @@ def draws(learned, name, num_steps, key):
     return np.asarray(
         jax.jit(
             lambda: generators.draw(
-                generator, params, key, obs, num_particles=20_000, num_steps=num_steps
+                key, generator, params, obs, num_particles=20_000, num_steps=num_steps
             )
         )()
     )[:, 0, 0]
@@ -105,7 +105,7 @@ def test_modes_that_one_step_averages(optax_promotes, key):
 
     def sides(generator, params, num_steps):
         drawn = generators.draw(
-            generator, params, key, jnp.zeros((1, 1)), num_particles=4000, num_steps=num_steps
+            key, generator, params, jnp.zeros((1, 1)), num_particles=4000, num_steps=num_steps
         )[:, 0, 0]
         near = [np.mean(np.abs(np.asarray(drawn) - m) < 0.3) for m in (-0.7, 0.0, 0.7)]
         return near
@@ -129,27 +129,27 @@ def test_modes_of_acting(learned, key):
 
     for name in ("flow", "mean_flow"):
         generator, params = learned[name]
-        act = functools.partial(acting.act, generator, params)
+        act = functools.partial(acting.act, generator=generator, params=params)
         network = generators.TimedNetwork(HIDDEN, 1, time_scale=8.0)
         zero = jnp.zeros((1, 1))
         ends = (jnp.zeros(1),) if name == "flow" else (jnp.zeros(1), jnp.ones(1))
         pass_ = network.apply(params, zero, zero, *ends)
         want = pass_ if name == "flow" else -pass_
-        got = act(key, obs, mode="zero_noise")
+        got = act(key, obs=obs, mode="zero_noise")
         np.testing.assert_allclose(got, jnp.broadcast_to(want, (50, 1)), atol=1e-6)
-        best = act(key, obs, q, mode="bon", num_particles=200)
+        best = act(key, obs=obs, q=q, mode="bon", num_particles=200)
         assert np.abs(best - 0.2).max() < 0.05
-        vanilla = act(key, obs, mode="vanilla", num_steps=50)
+        vanilla = act(key, obs=obs, mode="vanilla", num_steps=50)
         assert np.std(vanilla) > 0.15 and np.abs(vanilla).max() <= 1.0
-        one = act(key, obs, mode="one_step")
-        again = generators.draw(generator, params, key, obs, num_particles=1, num_steps=1)[0]
+        one = act(key, obs=obs, mode="one_step")
+        again = generators.draw(key, generator, params, obs, num_particles=1, num_steps=1)[0]
         np.testing.assert_allclose(one, np.clip(again, -1, 1), atol=1e-6)
     with pytest.raises(ValueError, match="give q"):
-        act(key, obs)
+        act(key, obs=obs)
     with pytest.raises(ValueError, match="mode must be"):
-        act(key, obs, q, mode="greedy")
+        act(key, obs=obs, q=q, mode="greedy")
     with pytest.raises(ValueError, match="obs must be floats"):
-        act(key, jnp.zeros((2, 1), int), q)
+        act(key, obs=jnp.zeros((2, 1), int), q=q)
     for bad in ({"mode": "greedy"}, {"mode": "bon", "num_particles": 0}):
         with pytest.raises(ValueError, match="at least 1"):
             acting.num_evaluations(**bad)
@@ -171,10 +171,10 @@ def test_bad_counts(key):
     flow = generators.make_flow(1, 1, hidden=(4,))
     params = flow.init(key)
     with pytest.raises(ValueError, match="num_particles and num_steps"):
-        generators.draw(flow, params, key, jnp.zeros((2, 1)), num_particles=0)
+        generators.draw(key, flow, params, jnp.zeros((2, 1)), num_particles=0)
     diffusion = generators.make_diffusion(1, 1, hidden=(4,))
     with pytest.raises(ValueError, match="made with 20 steps"):
-        acting.act(diffusion, diffusion.init(key), key, jnp.zeros((2, 1)), mode="one_step")
+        acting.act(key, diffusion, diffusion.init(key), jnp.zeros((2, 1)), mode="one_step")
 
 
 def test_best_of_many_is_the_largest_of_as_many(key):

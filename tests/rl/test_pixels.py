@@ -52,7 +52,7 @@ def test_encoder_learns_from_the_observation_alone(key):
             action,
             jnp.zeros(5),
         )
-        return critics.loss(p, target, key, data, 0.9)[0]
+        return critics.loss(key, p, target, data, 0.9)[0]
 
     one, two = (jax.grad(total)(params, params, x)["encoder"] for x in (obs, other))
     assert any(jnp.any(x != 0) for x in jax.tree.leaves(one))
@@ -118,13 +118,15 @@ def test_a_policy_that_sees(optax_promotes, key):
     def train(key):
         state = learner.init(key)
         state = jax.lax.scan(lambda s, _: learner.step(s), state, length=600)[0]
-        q = critics_lib.smaller(critics, state.critics)
+        q = critics_lib.smaller(critics, state.critic_params)
 
         def act(key, obs):
-            features = critics.encode(state.critics, obs)
-            return policy.act(state.policy_average, key, features, q, jnp.ones(()), False)
+            features = critics.encode(state.critic_params, obs)
+            return policy.act(
+                key, state.policy_average_params, features, q, jnp.ones(()), explore=False
+            )
 
-        return jnp.mean(rl.evaluate(act, envs.make_env(dot(), 200), jax.random.fold_in(key, 1)))
+        return jnp.mean(rl.evaluate(jax.random.fold_in(key, 1), act, envs.make_env(dot(), 200)))
 
     returns = np.array([train(k) for k in jax.random.split(key, 3)])
     assert returns.mean() - 3 * returns.std(ddof=1) / np.sqrt(3) > -1.5, returns

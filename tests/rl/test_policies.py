@@ -61,7 +61,7 @@ def test_entropy_bonus_of_sac_is_that_of_its_action(key):
     policy = rl.sac(2, 1, hidden=(8,))
     params = policy.init(key)
     obs = jax.random.normal(key, (5, 2))
-    action, bonus, _ = policy.propose(params, params, key, obs, None, 0.3)
+    action, bonus, _ = policy.propose(key, params, params, obs, None, 0.3)
     network = Mlp((8,), 2, jax.nn.gelu)
     out = np.asarray(network.apply(params, obs), np.float64)
     mean, std = out[:, :1], np.exp(out[:, 1:])
@@ -69,14 +69,14 @@ def test_entropy_bonus_of_sac_is_that_of_its_action(key):
     logp = scipy.stats.norm(mean, std).logpdf(x) - np.log(1 - np.tanh(x) ** 2)
     np.testing.assert_allclose(bonus, -0.3 * logp[:, 0], rtol=1e-3)
     np.testing.assert_allclose(
-        policy.act(params, key, obs, None, 0.3, False), np.tanh(mean), rtol=1e-5
+        policy.act(key, params, obs, None, 0.3, explore=False), np.tanh(mean), rtol=1e-5
     )
 
 
 @pytest.mark.parametrize("make", [rl.sac, rl.dime])
 def test_temperature_falls_where_there_is_entropy_enough(key, make):
     policy = make(2, 1, hidden=(8,), target_entropy=-5.0)
-    found = policy.loss(policy.init(key), key, context(lambda o, a: a[..., 0]))[1]
+    found = policy.loss(key, policy.init(key), context(lambda o, a: a[..., 0]))[1]
     entropy = found.metrics["policy/entropy"]
     np.testing.assert_allclose(found.entropy_gap, 0.5 * (entropy + 5.0), rtol=1e-5)
     assert found.entropy_gap > 0.0
@@ -87,7 +87,7 @@ def test_smoothing_of_td3_is_bounded(key):
     params, other = policy.init(key), policy.init(jax.random.fold_in(key, 1))
     obs = jnp.broadcast_to(jax.random.normal(key, (1, 2)), (20_000, 2))
     target = np.asarray(jnp.tanh(Mlp((8,), 1).apply(other, obs[:1])))[0, 0]
-    action = np.asarray(policy.propose(params, other, key, obs, None, 1.0)[0])[:, 0]
+    action = np.asarray(policy.propose(key, params, other, obs, None, 1.0)[0])[:, 0]
     noise = action - target
     assert np.abs(noise).max() <= 0.5 + 1e-6
     want = scipy.stats.norm(scale=0.2)  # clipped at 2.5 standard deviations
@@ -104,7 +104,7 @@ def test_loss_without_a_temperature_is_minus_the_value(key, make, which):
     """Of the state that was acted on: a value that does not depend on the action shows which."""
     policy = make(2, 1, hidden=(8,))
     info = context(lambda o, a: jnp.sin(o[..., 0]) + 0.0 * a[..., 0], alpha=jnp.zeros(()))
-    loss, found = policy.loss(policy.init(key), key, info)
+    loss, found = policy.loss(key, policy.init(key), info)
     values = getattr(info, which)(info.obs, info.action)
     np.testing.assert_allclose(found.values, values, rtol=1e-5)
     np.testing.assert_allclose(loss, -jnp.mean(values), rtol=1e-5)
@@ -117,7 +117,7 @@ def test_temperature_of_dacer_is_held_against_the_entropy_of_what_is_acted(key):
     params, gaps = policy.init(key), []
     for updates in (6, 8):  # two at a time: a multiple of four is passed by the second alone
         now = info._replace(updates=jnp.asarray(updates, jnp.int32))
-        gaps.append(policy.loss(params, key, now)[1].entropy_gap)
+        gaps.append(policy.loss(key, params, now)[1].entropy_gap)
     want = 0.5 * np.log(2 * np.pi * np.e * 25) + 0.9
     np.testing.assert_allclose(gaps, [0.0, want], atol=0.03)  # a variance of 25 to 26
 
@@ -130,11 +130,11 @@ def test_refined_actions_climb(key):
         return 0.4 * jnp.sign(obs[..., :1])
 
     info = context(lambda o, a: -3.0 * jnp.sum((a - top(o)) ** 2, axis=-1))
-    after = np.asarray(policy.refine(policy.init(key), key, info))
+    after = np.asarray(policy.refine(key, policy.init(key), info))
     before, best = np.asarray(info.extras), np.asarray(top(info.obs))
     assert np.all(np.abs(after - best) <= np.abs(before - best) + 0.06)
     assert np.abs(after - best).mean() < 0.25 * np.abs(before - best).mean()
-    up = policy.refine(policy.init(key), key, context(lambda o, a: 9.0 * a[..., 0]))
+    up = policy.refine(key, policy.init(key), context(lambda o, a: 9.0 * a[..., 0]))
     assert np.abs(np.asarray(up)).max() == 1.0  # kept within the bounds
 
 
@@ -142,7 +142,7 @@ def test_score_of_qsm_is_the_slope_of_the_critic(key):
     policy = rl.qsm(2, 1, hidden=(8,))
     params = policy.init(key)
     info = context(lambda o, a: jnp.sin(2.0 * a[..., 0]) * o[..., 0])
-    loss = policy.loss(params, key, info)[0]
+    loss = policy.loss(key, params, info)[0]
     out = Mlp((8,), 1).apply(params, info.obs, info.action)[:, 0]
     slope = 2.0 * np.cos(2.0 * info.action[:, 0]) * info.obs[:, 0]
     np.testing.assert_allclose(loss, np.mean((out - slope) ** 2), rtol=1e-5)
@@ -153,7 +153,7 @@ def test_langevin_steps_of_qsm(key):
     policy = rl.qsm(1, 1, hidden=(4,), num_steps=20)
     params = jax.tree.map(jnp.zeros_like, policy.init(key))
     params["params"]["layer_1"]["bias"] = jnp.full((1,), 0.8)
-    action = policy.act(params, key, jnp.zeros((50_000, 1)), None, 1.0, True)
+    action = policy.act(key, params, jnp.zeros((50_000, 1)), None, 1.0, explore=True)
     rng = np.random.default_rng(0)
     x = rng.normal(size=50_000)
     for i in range(20):
@@ -187,7 +187,7 @@ def test_sdac_regresses_to_the_exact_noise(key):
             alpha=jnp.asarray(alpha),
         )
         params = policy.init(key)
-        policy.loss(params, key, narrow)
+        policy.loss(key, params, narrow)
     finally:
         soft_diffusion.reverse_sampling.loss = original
     predict = generators.noise_predictor(1, (4,))(params, narrow.obs)
@@ -208,7 +208,7 @@ def test_truncated_noise_keeps_candidates_within(key):
     schedule = ddpm.linear_schedule(20)
     x = jax.random.normal(key, (30, 2))
     t = jax.random.randint(key, (30,), 0, 20)
-    noise = soft_diffusion._within(schedule, key, 200, x, t)
+    noise = soft_diffusion._within(key, schedule, 200, x, t)
     tried = jax.vmap(lambda e: ddpm.predict_data(schedule, x, e, t))(noise)
     assert np.abs(tried).max() <= 1.0 + 1e-3
 
@@ -217,12 +217,12 @@ def test_truncated_noise_keeps_candidates_within(key):
 def test_weights_of_qvpo(key, weighting):
     policy = rl.qvpo(2, 1, hidden=(8,), weighting=weighting, num_particles=2, num_samples=16)
     params = policy.init(key)
-    low = policy.loss(params, key, context(lambda o, a: a[..., 0] - 5.0))[1]
+    low = policy.loss(key, params, context(lambda o, a: a[..., 0] - 5.0))[1]
     weight = low.metrics["policy/weight_mean"]
     assert (weight > 0.0) == (weighting == "advantage")  # negative values teach the other nothing
     late = context(lambda o, a: a[..., 0] + 5.0, updates=jnp.asarray(10**6, jnp.int32))
     early = late._replace(updates=jnp.zeros((), jnp.int32))
-    assert policy.loss(params, key, late)[0] < policy.loss(params, key, early)[0]
+    assert policy.loss(key, params, late)[0] < policy.loss(key, params, early)[0]
     with pytest.raises(ValueError, match="advantage or value"):
         rl.qvpo(2, 1, weighting="relu")
 
@@ -238,8 +238,8 @@ def test_weighted_loss_of_mirror_descent_is_the_generators(key):
     values = 4.0 * np.asarray(info.next_action)[:, 0] + 2.0 * np.asarray(info.next_obs)[:, 0]
     z = np.clip((values - 0.5) / 2.0, -3, 3)
     weight = jnp.asarray(np.exp(z / 0.5), jnp.float32)
-    want = flow.loss(params, key, info.next_obs, info.next_action, weight)
-    np.testing.assert_allclose(policy.loss(params, key, info)[0], want, rtol=1e-5)
+    want = flow.loss(key, params, info.next_obs, info.next_action, weight)
+    np.testing.assert_allclose(policy.loss(key, params, info)[0], want, rtol=1e-5)
 
 
 def test_proposal_is_the_best_particle_and_noise(key):
@@ -250,7 +250,7 @@ def test_proposal_is_the_best_particle_and_noise(key):
     def q(obs, a):
         return -jnp.abs(a[..., 0])
 
-    propose = functools.partial(policy.propose, params, params, key, obs, q)
+    propose = functools.partial(policy.propose, key, params, params, obs, q)
     noise = np.asarray(propose(jnp.asarray(1.0))[0] - propose(jnp.asarray(0.0))[0])
     np.testing.assert_allclose(noise.std(), 0.1, atol=0.005)
     best = np.abs(np.asarray(propose(jnp.asarray(0.0))[0]))
@@ -262,13 +262,13 @@ def test_bound_of_the_entropy_is_exact_for_the_reverse_of_the_noising(key):
     schedule = ddpm.linear_schedule(8, scale=0.3)
     start = jax.random.normal(key, (4000, 2))
     x, integrand = backprop_diffusion.reverse_chain(
-        schedule, jax.random.fold_in(key, 1), lambda x, t: -x, start
+        jax.random.fold_in(key, 1), schedule, lambda x, t: -x, start
     )
     logp = scipy.stats.norm.logpdf(np.asarray(x, np.float64)).sum(axis=1)
     np.testing.assert_allclose(integrand, -logp, atol=1e-3)
     np.testing.assert_allclose(np.std(x), 1.0, atol=0.03)
     wide, bound = backprop_diffusion.reverse_chain(
-        schedule, jax.random.fold_in(key, 1), lambda x, t: 0.0 * x, start
+        jax.random.fold_in(key, 1), schedule, lambda x, t: 0.0 * x, start
     )
     true = 2 * (0.5 * np.log(2 * np.pi * np.e) + np.log(np.std(wide)))
     assert bound.mean() < true - 0.05  # elsewhere it is a bound from below
@@ -307,7 +307,8 @@ def test_gaussian_critics_find_mean_and_spread_of_returns():
             data = critics_lib.Transitions(
                 zeros, zeros, reward, jnp.ones(128, bool), zeros, zeros, jnp.zeros(128)
             )
-            grads = jax.grad(critics.loss, has_aux=True)(params, params, key_loss, data, 0.9)[0]
+            slope = jax.grad(critics.loss, argnums=1, has_aux=True)
+            grads = slope(key_loss, params, params, data, 0.9)[0]
             updates, opt_state = optimizer.update(grads, opt_state)
             return (optax.apply_updates(params, updates), opt_state), None
 

@@ -38,7 +38,7 @@ def leaking_critics():
         value = params["c"] + obs[..., 0]
         return jnp.stack([value + 5.0, value])
 
-    def loss(params, target_params, key, data, gamma):
+    def loss(key, params, target_params, data, gamma):
         value = params["c"] - jax.lax.stop_gradient(params["c"]) + target_params["c"]
         return value, jnp.stack([data.reward, data.reward])
 
@@ -48,16 +48,16 @@ def leaking_critics():
 def leaking_policy(**options):
     """Its parameter falls by one at each step, and is what it acts with, a hundredth of it."""
 
-    def act(params, key, obs, q, alpha, explore):
+    def act(key, params, obs, q, alpha, *, explore):
         return jnp.broadcast_to(params["w"] / 100.0, (*obs.shape[:-1], 1))
 
-    def propose(params, target_params, key, obs, q, alpha):
+    def propose(key, params, target_params, obs, q, alpha):
         action = jnp.full((*obs.shape[:-1], 1), 0.125)
         judged = jnp.mean(q(obs, action) - obs[:, 0])
         found = {"proposed_at": jnp.mean(obs), "judged_by": judged, "average": target_params["w"]}
         return action, jnp.zeros(obs.shape[:1]), found
 
-    def loss(params, key, context):
+    def loss(key, params, context):
         zero = jnp.zeros((1, 1))
         found = {
             "obs": jnp.mean(context.obs),
@@ -92,7 +92,9 @@ def make(**options):
 def test_everyone_is_given_his_own(key):
     algorithm = make()
     state = jax.jit(algorithm.init)(key)
-    state = state._replace(critics={"c": jnp.asarray(3.0)}, critics_target={"c": jnp.asarray(-2.0)})
+    state = state._replace(
+        critic_params={"c": jnp.asarray(3.0)}, target_critic_params={"c": jnp.asarray(-2.0)}
+    )
     after, found = jax.jit(algorithm.step)(state)
     assert found["critic/loss"] == -2.0  # the targets bootstrap
     np.testing.assert_allclose(found["critic/q"], 0.2 * 7.0, rtol=1e-6)  # the reward's scale
@@ -101,8 +103,10 @@ def test_everyone_is_given_his_own(key):
     np.testing.assert_allclose(found["q_first"], 8.0 - RATE, rtol=1e-5)
     assert found["q_target"] == -2.0 and found["action"] == 0.125
     assert found["next_obs"] == found["obs"] + 1.0 == found["proposed_at"]
-    np.testing.assert_allclose(after.critics_target["c"], 0.5 * (-2.0 + 3.0 - RATE), rtol=1e-5)
-    assert after.policy["w"] == -1.0 and after.policy_average["w"] == -0.5
+    np.testing.assert_allclose(
+        after.target_critic_params["c"], 0.5 * (-2.0 + 3.0 - RATE), rtol=1e-5
+    )
+    assert after.policy_params["w"] == -1.0 and after.policy_average_params["w"] == -0.5
 
 
 @pytest.mark.parametrize("average", [True, False])
@@ -118,13 +122,15 @@ def test_who_acts(key, average):
 
 
 def test_online_critics_judge_what_is_tried_in_acting(key):
-    def act(params, key, obs, q, alpha, explore):
+    def act(key, params, obs, q, alpha, *, explore):
         value = (q(obs, jnp.zeros((2, 1))) + alpha) / 100.0
         return value[:, None] if explore else jnp.full((2, 1), jnp.nan)
 
     algorithm = make(act=act)
     state = jax.jit(algorithm.init)(key)
-    state = state._replace(critics={"c": jnp.asarray(3.0)}, critics_target={"c": jnp.asarray(-2.0)})
+    state = state._replace(
+        critic_params={"c": jnp.asarray(3.0)}, target_critic_params={"c": jnp.asarray(-2.0)}
+    )
     after, _ = jax.jit(algorithm.step)(state)
     row = slice(20, 22)  # ten steps of the two environments before it: x is 0 again
     assert not np.any(after.replay.data.obs[row]) and not np.any(state.env.obs)
@@ -142,10 +148,10 @@ def test_loss_of_the_critics_by_hand(key):
         after = 0.5 * x + 0.25 * action
         return after, after, x[0] + 2.0 * action[0], after[1] > 0.3
 
-    def propose(params, target_params, key, obs, q, alpha):
+    def propose(key, params, target_params, obs, q, alpha):
         return jnp.tanh(obs[:, :1]), obs[:, 0] - obs[:, 1], {}
 
-    def loss(params, key, context):
+    def loss(key, params, context):
         names = ("obs", "action", "next_obs", "next_action", "terminated")
         seen = {name: getattr(context, name).astype(jnp.float32) for name in names}
         return params["w"], rl.Improvement(jnp.zeros(3), jnp.zeros(()), seen)
@@ -163,7 +169,7 @@ def test_loss_of_the_critics_by_hand(key):
         reward_scale=0.5,
     )
     state = jax.jit(algorithm.init)(key)
-    state = state._replace(critics_target=critics.init(jax.random.fold_in(key, 1)))
+    state = state._replace(target_critic_params=critics.init(jax.random.fold_in(key, 1)))
     _, found = jax.jit(algorithm.step)(state)
     obs, action, next_obs, next_action, ended = (
         np.asarray(found[k]) for k in ("obs", "action", "next_obs", "next_action", "terminated")
@@ -172,8 +178,8 @@ def test_loss_of_the_critics_by_hand(key):
     np.testing.assert_array_equal(ended, next_obs[:, 1] > 0.3)
     assert 0.1 < ended.mean() < 0.9
     np.testing.assert_allclose(next_action, np.tanh(next_obs[:, :1]), rtol=1e-5)
-    q = np.asarray(critics.apply(state.critics, obs, action))
-    after = np.asarray(critics.apply(state.critics_target, next_obs, next_action)).min(axis=0)
+    q = np.asarray(critics.apply(state.critic_params, obs, action))
+    after = np.asarray(critics.apply(state.target_critic_params, next_obs, next_action)).min(axis=0)
     after = (1.0 - ended) * (after + next_obs[:, 0] - next_obs[:, 1])
     target = 0.5 * (obs[:, 0] + 2.0 * action[:, 0]) + 0.8 * after
     want = np.mean((q - target) ** 2, axis=1).sum()
@@ -190,7 +196,7 @@ def test_bootstrap_is_the_smaller_target_critic_at_the_next_state(key):
     ended = jnp.asarray([False, True, False, False, True])
     reward, bonus = jnp.arange(5.0), 0.1 * jnp.arange(5.0)
     data = critics_lib.Transitions(obs, action, reward, ended, next_obs, next_action, bonus)
-    loss, values = critics.loss(online, target, key, data, 0.9)
+    loss, values = critics.loss(key, online, target, data, 0.9)
     q, q_next = (
         np.asarray(critics.apply(p, o, a), np.float64)
         for p, o, a in ((online, obs, action), (target, next_obs, next_action))
@@ -259,7 +265,9 @@ def test_a_loss_looks_at_its_own_state_and_critics(key, name):
     )
     params = policy.init(key)
     (value, found), grads = jax.jit(
-        lambda params: jax.value_and_grad(policy.loss, has_aux=True)(params, key, context)
+        lambda params: jax.value_and_grad(policy.loss, argnums=1, has_aux=True)(
+            key, params, context
+        )
     )(params)
     assert np.isfinite(value) and np.all(np.isfinite(found.values))
     assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(grads))
@@ -298,14 +306,16 @@ def test_a_step_through_the_sampler_climbs_the_target_critics(key):
     def train(params):
         def one(carry, key):
             params, state = carry
-            grads = jax.grad(lambda p: policy.loss(p, key, context)[0])(params)
+            grads = jax.grad(lambda p: policy.loss(key, p, context)[0])(params)
             steps, state = adam.update(grads, state)
             return (optax.apply_updates(params, steps), state), None
 
         start = (params, adam.init(params))
         return jax.lax.scan(one, start, jax.random.split(key, 500))[0][0]
 
-    action = policy.act(train(params), key, obs, lambda o, a: 0.0 * a[..., 0], jnp.ones(()), False)
+    action = policy.act(
+        key, train(params), obs, lambda o, a: 0.0 * a[..., 0], jnp.ones(()), explore=False
+    )
     np.testing.assert_allclose(np.mean(action), 0.75, atol=0.05)
 
 
@@ -328,7 +338,7 @@ def test_temperature_of_dacer_goes_against_its_entropy(key, target, sign):
         weights.init_stats(),
         jnp.asarray(10, jnp.int32),
     )
-    _, found = jax.jit(lambda p: policy.loss(p, key, context))(policy.init(key))
+    _, found = jax.jit(lambda p: policy.loss(key, p, context))(policy.init(key))
     assert sign * float(found.entropy_gap) > 1.0
 
 
