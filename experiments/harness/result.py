@@ -24,9 +24,12 @@ VERDICTS = {
     "better": "clearly better than the baseline",
     "worse": "clearly worse than the baseline",
     "no clear difference": "the interval does not separate us from the baseline",
+    "too few seeds": "fewer than five seeds: an interval at most, no verdict",
     "measured": "a figure without a verdict",
     "not measured": "no run has produced this figure yet",
 }
+COMPARED = ("better", "worse", "no clear difference", "too few seeds")
+"""Verdicts on a baseline."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +85,7 @@ class Row:
             )
         if self.value is None and self.interval is not None:
             raise ValueError(f"{where}: an interval needs a value")
-        if self.baseline is None and self.verdict in ("better", "worse", "no clear difference"):
+        if self.baseline is None and self.verdict in COMPARED:
             raise ValueError(f"{where}: the verdict {self.verdict!r} needs a baseline")
 
 

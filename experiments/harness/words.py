@@ -17,6 +17,7 @@ SHAPES = {
     "better": "▲",
     "worse": "▼",
     "no clear difference": "◐",
+    "too few seeds": "◌",
     "measured": "■",
     "not measured": "○",
 }

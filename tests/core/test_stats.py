@@ -71,7 +71,103 @@ def test_identical_methods_show_no_difference(key):
     assert float(same.probability_of_improvement) == 0.5
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["float32", "float64"])
+def test_few_values_have_students_interval(key, dtype):
+    x = np.random.default_rng(1).normal(3.0, 2.0, (6, 5)).astype(dtype)
+    with jax.enable_x64(dtype == np.float64):
+        rule = jax.jit(jax.vmap(lambda x: stats.mean_interval(key, x, level=0.9)))
+        ours = jax.device_get(rule(jnp.asarray(x)))
+    theirs = scipy.stats.ttest_1samp(x.astype(float), 0.0, axis=1).confidence_interval(0.9)
+    rtol = 1e-5 if dtype == np.float32 else 1e-12
+    assert ours.low.dtype == dtype
+    np.testing.assert_allclose(ours.estimate, x.mean(axis=1), rtol=1e-5)
+    np.testing.assert_allclose(ours.low, theirs.low, rtol=rtol)
+    np.testing.assert_allclose(ours.high, theirs.high, rtol=rtol)
+
+
+def test_from_twenty_values_on_it_is_the_bootstraps(key):
+    x = jnp.asarray(np.random.default_rng(2).exponential(size=20))
+    np.testing.assert_array_equal(stats.mean_interval(key, x), stats.bootstrap_interval(key, x))
+    few = stats.mean_interval(key, x[:19])
+    np.testing.assert_allclose(few.high - few.estimate, few.estimate - few.low, rtol=1e-5)
+    paired = stats.compare_paired(key, x[:19], jnp.zeros(19)).difference
+    np.testing.assert_allclose(paired, few, rtol=1e-6)
+
+
+def test_students_interval_of_five_covers_and_a_bootstrap_does_not(key):
+    x = jax.random.normal(key, (4000, 5))
+    t = jax.vmap(lambda x: stats.mean_interval(key, x))(x)
+    bootstrap = jax.jit(jax.vmap(lambda x: stats.bootstrap_interval(key, x, num_resamples=400)))(x)
+    t, bootstrap = (
+        np.mean((np.asarray(i.low) < 0) & (np.asarray(i.high) > 0)) for i in (t, bootstrap)
+    )
+    assert abs(t - 0.95) < 4 * np.sqrt(0.95 * 0.05 / 4000)  # exact for normal values
+    assert 0.80 < bootstrap < 0.86
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize("sizes", [(5, 5), (2, 9), (30, 6)], ids=str)
+def test_unpaired_comparison_is_welchs(key, sizes, dtype):
+    rng = np.random.default_rng(3)
+    a = rng.normal(1.0, 5.0, (4, sizes[0])).astype(dtype)
+    b = rng.normal(0.0, 0.3, (4, sizes[1])).astype(dtype)
+    with jax.enable_x64(dtype == np.float64):
+        test = jax.jit(jax.vmap(lambda a, b: stats.compare_unpaired(key, a, b, level=0.99)))
+        ours = jax.device_get(test(jnp.asarray(a), jnp.asarray(b)))
+    theirs = scipy.stats.ttest_ind(a.astype(float), b.astype(float), axis=1, equal_var=False)
+    interval = theirs.confidence_interval(0.99)
+    rtol = 1e-4 if dtype == np.float32 else 1e-9  # of a quantile found through betainc
+    np.testing.assert_allclose(ours.difference.low, interval.low, rtol=rtol)
+    np.testing.assert_allclose(ours.difference.high, interval.high, rtol=rtol)
+    np.testing.assert_allclose(ours.p_value, theirs.pvalue, rtol=rtol)
+    larger = np.mean(a[:, :, None] > b[:, None, :], axis=(1, 2))
+    np.testing.assert_allclose(ours.probability_of_improvement, larger, rtol=1e-6)
+
+
+def test_unpaired_bootstrap_resamples_both(key):
+    rng = np.random.default_rng(4)
+    a, b = rng.exponential(2.0, 25), rng.exponential(1.0, 40)
+    ours = stats.compare_unpaired(key, jnp.asarray(a), jnp.asarray(b), num_resamples=5000)
+    theirs = scipy.stats.bootstrap(
+        (a, b),
+        lambda a, b, axis: a.mean(axis) - b.mean(axis),
+        n_resamples=5000,
+        method="percentile",
+        rng=1,
+    ).confidence_interval
+    width = theirs.high - theirs.low  # two bootstraps of 5,000 differ by about 2 % of it
+    assert abs(float(ours.difference.low) - theirs.low) < 0.08 * width
+    assert abs(float(ours.difference.high) - theirs.high) < 0.08 * width
+
+
+def test_equal_values_have_no_width(key):
+    same = stats.compare_unpaired(key, jnp.ones(5), jnp.ones(4))
+    np.testing.assert_array_equal(same.difference, 0.0)
+    assert float(same.p_value) == 1.0
+    apart = stats.compare_unpaired(key, jnp.ones(5), jnp.zeros(4))
+    np.testing.assert_array_equal(apart.difference, 1.0)
+    assert float(apart.p_value) == 0.0
+
+
+def test_the_rule_traces_once(key):
+    traces = []
+
+    def statistic(x):
+        traces.append(1)
+        return jnp.mean(x)
+
+    for size in (20.0, 30.0):
+        stats.bootstrap_interval(key, jnp.linspace(0.0, size, 8), statistic=statistic)
+    assert len(traces) == 2  # of the resamples and of the sample, in one program
+
+
 def test_bad_input_is_named(key):
+    with pytest.raises(ValueError, match="2 seeds or more, got"):
+        stats.mean_interval(key, jnp.ones((2, 5)))
+    with pytest.raises(ValueError, match="2 seeds or more each"):
+        stats.compare_unpaired(key, jnp.ones(5), jnp.ones(1))
+    with pytest.raises(ValueError, match="num_resamples must be at least 1, got 0"):
+        stats.bootstrap_interval(key, jnp.ones(4), num_resamples=0)
     with pytest.raises(ValueError, match="2 seeds or more"):
         stats.bootstrap_interval(key, jnp.ones(1))
     with pytest.raises(ValueError, match="level must lie in"):
