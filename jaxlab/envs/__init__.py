@@ -1,7 +1,7 @@
 """Environments: tasks as pure functions, batches that start anew, four back-ends of physics."""
 
 from jaxlab.envs.backends import SMALL, make_task, mujoco_task
-from jaxlab.envs.episodes import Env, State, Task, make_env
+from jaxlab.envs.episodes import Env, State, actor_obs, make_env
 from jaxlab.envs.mujoco_tasks import TASKS
 from jaxlab.envs.small_tasks import (
     DOUBLE_INTEGRATOR,
@@ -13,16 +13,23 @@ from jaxlab.envs.small_tasks import (
     pendulum,
     riccati,
 )
+from jaxlab.envs.spaces import Box, Discrete, MultiDiscrete, Space
+from jaxlab.envs.task import Task
 
 __all__ = [
     "DOUBLE_INTEGRATOR",
     "GOALS",
     "SMALL",
     "TASKS",
+    "Box",
+    "Discrete",
     "Env",
     "LinearQuadratic",
+    "MultiDiscrete",
+    "Space",
     "State",
     "Task",
+    "actor_obs",
     "bandit",
     "linear_quadratic",
     "make_env",

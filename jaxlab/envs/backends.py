@@ -11,7 +11,8 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxlab.envs import mujoco_physics, mujoco_tasks, small_tasks
-from jaxlab.envs.episodes import Task
+from jaxlab.envs.spaces import Box
+from jaxlab.envs.task import Task
 
 Backend = Literal["mjx", "c", "brax", "jax"]
 SMALL = {
@@ -113,16 +114,8 @@ def mujoco_task(
         return after, spec.observe(constants, after), reward, terminated
 
     bounds = model.actuator_ctrlrange
-    return Task(
-        name,
-        spec.obs_size,
-        model.nu,
-        tuple(map(float, bounds[:, 0])),
-        tuple(map(float, bounds[:, 1])),
-        spec.time_limit,
-        reset,
-        step,
-    )
+    ctrl = Box(tuple(map(float, bounds[:, 0])), tuple(map(float, bounds[:, 1])))
+    return Task(name, spec.obs_size, ctrl, spec.time_limit, reset, step)
 
 
 def _brax_task(name: str, *, physics: str = "generalized") -> Task:
@@ -146,17 +139,8 @@ def _brax_task(name: str, *, physics: str = "generalized") -> Task:
         return state, state.obs, state.reward, state.done > 0.5
 
     # Brax's tasks take actions in [-1, 1] and scale them themselves.
-    ones = (1.0,) * env.action_size
-    return Task(
-        name,
-        env.observation_size,
-        env.action_size,
-        tuple(-x for x in ones),
-        ones,
-        1000,
-        reset,
-        step,
-    )
+    unit = Box((-1.0,) * env.action_size, (1.0,) * env.action_size)
+    return Task(name, env.observation_size, unit, 1000, reset, step)
 
 
 def _known(table: dict, name: str, backend: str) -> Any:

@@ -1,214 +1,213 @@
 """Environments: a task is a decision process, an environment runs many of it and starts them anew.
 
-A task knows nothing of time or batches: `reset` and `step` are pure functions of one state. An
-environment holds a batch of them. When an episode ends, by the task (`terminated`) or by time
-(`truncated`), its next state is drawn afresh; the observation it ended with is kept in `final_obs`,
-which is what a value function is asked about after a truncation.
+A task knows nothing of batches, and of time only what it says itself: `reset` and `step` are pure
+functions of one state. An environment holds a batch of them. When an episode ends, by the task
+(`terminated`) or by time (`truncated`), its next state is drawn afresh; the observation it ended
+with is kept in `final_obs`, which is what a value function is asked about after a truncation.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxlab.core.types import PyTree
-
-
-class Task(NamedTuple):
-    """A decision process, unbatched and without a clock.
-
-    Attributes:
-        name: of the task.
-        obs_size, action_size: O and A.
-        low, high: bounds of the action that `step` takes, a number for each dimension.
-        time_limit: steps after which an episode is truncated.
-        reset: `reset(key) -> (physics, obs [O])`.
-        step: `step(physics, action [A]) -> (physics, obs [O], reward [], terminated [])`.
-    """
-
-    name: str
-    obs_size: int
-    action_size: int
-    low: tuple[float, ...]
-    high: tuple[float, ...]
-    time_limit: int
-    reset: Callable[[jax.Array], tuple[PyTree, jax.Array]]
-    step: Callable[[PyTree, jax.Array], tuple[PyTree, jax.Array, jax.Array, jax.Array]]
+from jaxlab.envs import spaces
+from jaxlab.envs.task import Task, agents, check_task
 
 
 class State(NamedTuple):
-    """A batch of episodes after a step.
+    """A batch of episodes after a step; with agents an axis A follows N where it says so.
 
     Attributes:
-        physics: of the task, with a leading axis.
-        obs: `[N, O]`, the one to act on: the first of a new episode where one has ended.
-        reward: `[N]` of the step.
-        terminated, truncated: `[N]` bool, how the episode ended at this step, if it did.
-        final_obs: `[N, O]`, what the step led to, before any new episode.
-        failed: `[N]` bool, physics or observation were not finite. The step counts as a truncation
-            without reward that led nowhere: `final_obs` is the observation before it.
+        physics: State of the task, with a leading axis N.
+        obs: `[N, (A,) O]`, or a dict of arrays, to act on: the first of a new episode where one
+            has ended.
+        reward: `[N]` of the step, `[N, A]` where agents have rewards of their own. Always float32
+            (float64 under x64), whatever the observations are.
+        terminated, truncated: `[N]` bool, how the episode ended at this step, if it did; never
+            both.
+        final_obs: What the step led to, before any new episode; the tree of `obs`.
+        failed: `[N]` bool. NaN came up anywhere in the physics, or NaN or an infinity in
+            observation or reward, or the action was no choice of the space. The step counts as a
+            truncation without reward that led nowhere: `final_obs` is the observation before it.
         time: `[N]` int32, steps of the running episode.
-        key: `[N]`, of the episodes to come.
+        key: `[N]` PRNG keys of the episodes to come.
+        action_mask: `[N, (A,) num_logits]` bool, the choices that are allowed at `obs`, or `()`
+            where the task has no mask.
+        final_action_mask: The same at `final_obs`, for values of the best allowed choice after a
+            truncation.
     """
 
     physics: PyTree
-    obs: Float[Array, "N O"]
-    reward: Float[Array, " N"]
+    obs: PyTree
+    reward: Float[Array, "N *A"]
     terminated: Bool[Array, " N"]
     truncated: Bool[Array, " N"]
-    final_obs: Float[Array, "N O"]
+    final_obs: PyTree
     failed: Bool[Array, " N"]
     time: Int[Array, " N"]
     key: Key[Array, " N"]
+    action_mask: PyTree = ()
+    final_action_mask: PyTree = ()
 
 
 class Env(NamedTuple):
-    """A batch of episodes of one task, with actions in [-1, 1].
+    """A batch of episodes of one task.
 
     Attributes:
-        name: of the task.
-        num_envs: N.  obs_size, action_size: O and A.  time_limit: steps of an episode.
+        name: Name of the task.
+        num_envs: N, episodes side by side.
+        obs_size: O, numbers that the actor observes.
+        action_space: Space of one action in the task's own bounds, of each agent's with agents.
+        time_limit: Steps after which an episode is truncated.
         reset: `reset(key) -> State`.
-        step: `step(state, action [N, A]) -> State`; actions are floats, mapped to the task's
-            bounds, and not clipped.
+        step: `step(state, action) -> State`. The action of a box is `[N, D]` floats in [-1, 1],
+            mapped to the task's bounds and not clipped; of one choice `[N]` integers, of several
+            `[N, K]`; with agents an axis A follows N. A choice out of range makes its step fail.
+        num_agents: A, or None for an environment without agents.
+        actor_part: The part of the observation that the actor sees, or None where it is one array.
     """
 
     name: str
     num_envs: int
     obs_size: int
-    action_size: int
+    action_space: spaces.Space
     time_limit: int
     reset: Callable[[jax.Array], State]
     step: Callable[[State, jax.Array], State]
+    num_agents: int | None = None
+    actor_part: str | None = None
+
+    @property
+    def action_size(self) -> int:
+        """How many numbers one action is, of each agent's with agents."""
+        return spaces.size(self.action_space)
+
+
+def actor_obs(env: Env, obs: PyTree) -> Float[Array, "*B O"]:
+    """Returns what the actor sees of an observation: all of it, or its own part of a dict."""
+    return obs if env.actor_part is None else obs[env.actor_part]
 
 
 def make_env(task: Task, num_envs: int) -> Env:
     """Runs `num_envs` episodes of a task side by side, starting ended ones anew.
 
     New episodes are computed only in steps in which one has ended; under an outer `vmap`, over
-    seeds say, in every step.
+    seeds say, in every step. The task is checked here, before anything is trained: see `Task`, and
+    `task.check_task` for what is run.
 
     Raises:
-        ValueError: if `num_envs` or the time limit is below 1; if a bound of the action is infinite
-            or reversed; if `reset` and `step` give different trees, or observations that are not
-            `[obs_size]` floats.
+        ValueError: If `num_envs` is below 1, if this is no task (the message names the adapter that
+            makes one), if sizes, bounds, trees, shapes or dtypes are not as `Task` says, or if
+            `reset` gives numbers that are not finite.
+
+    Example:
+        >>> env = envs.make_env(envs.pendulum(), num_envs=4)
+        >>> state = env.reset(jax.random.key(0))
+        >>> state = env.step(state, jnp.zeros((4, env.action_size)))
     """
-    if num_envs < 1 or task.time_limit < 1:
-        raise ValueError(
-            f"num_envs and time_limit must be at least 1, got {num_envs} and {task.time_limit}"
-        )
-    low, high = _check_bounds(task)
-    _check_trees(task)
-    center, half = (low + high) / 2, (high - low) / 2
+    reward_shape = check_task(task)
+    if not spaces.is_count(num_envs):
+        raise ValueError(f"num_envs must be an integer of at least 1, got {num_envs!r}")
+
+    def mask_of(physics: PyTree) -> PyTree:
+        return () if task.action_mask is None else jax.vmap(task.action_mask)(physics)
 
     def reset(key: jax.Array) -> State:
         key_state, key_reset = jax.random.split(key)
         physics, obs = _strong(jax.vmap(task.reset)(jax.random.split(key_reset, num_envs)))
+        mask = mask_of(physics)
         return State(
             physics=physics,
             obs=obs,
-            reward=jnp.zeros((num_envs,), obs.dtype),
+            reward=jnp.zeros((num_envs, *reward_shape)),
             terminated=jnp.zeros((num_envs,), bool),
             truncated=jnp.zeros((num_envs,), bool),
             final_obs=obs,
             failed=jnp.zeros((num_envs,), bool),
             time=jnp.zeros((num_envs,), jnp.int32),
             key=jax.random.split(key_state, num_envs),
+            action_mask=mask,
+            final_action_mask=mask,
         )
 
-    def scaled_step(physics: PyTree, action: jax.Array) -> tuple:
-        middle, reach = (jnp.asarray(x, action.dtype) for x in (center, half))
-        return task.step(physics, middle + reach * action)
+    def task_step(physics: PyTree, action: jax.Array) -> tuple:
+        action, valid = spaces.to_task(task.action_space, action)
+        physics, obs, reward, *ends = task.step(physics, action)
+        reward = jnp.asarray(reward).astype(jnp.result_type(float))
+        terminated, cut = (jnp.asarray(x).astype(bool) for x in (*ends, False)[:2])
+        return physics, obs, reward, terminated, cut, valid
 
     def step(state: State, action: jax.Array) -> State:
-        if action.shape != (num_envs, task.action_size):
-            raise ValueError(f"action must be {(num_envs, task.action_size)}, got {action.shape}")
-        if not jnp.issubdtype(action.dtype, jnp.floating):
-            raise ValueError(f"action must be floats in [-1, 1], got {action.dtype}")
-        physics, obs, reward, terminated = _strong(jax.vmap(scaled_step)(state.physics, action))
-        reward = reward.astype(obs.dtype)
-        failed = ~_finite((physics, obs, reward))
-        final_obs = _select(failed, state.obs, obs)
-        reward = jnp.where(failed, jnp.zeros_like(reward), reward)
-        terminated = terminated.astype(bool) & ~failed
+        check_action(task.action_space, (num_envs, *agents(task.num_agents)), action)
+        physics, obs, reward, terminated, cut, valid = _strong(
+            jax.vmap(task_step)(state.physics, action)
+        )
+        failed = ~valid | _any(jnp.isnan, physics, num_envs)
+        failed |= _any(lambda x: ~jnp.isfinite(x), (obs, reward), num_envs)
+        final_obs, final_mask = _select(
+            failed, (state.obs, state.action_mask), (obs, mask_of(physics))
+        )
+        reward = _select(failed, jnp.zeros_like(reward), reward)
+        terminated = terminated & ~failed
         time = state.time + 1
-        truncated = (time >= task.time_limit) & ~terminated | failed
+        truncated = (cut | (time >= task.time_limit)) & ~terminated | failed
         done = terminated | truncated
+        going_on = physics, final_obs, final_mask, state.key
 
         def renew() -> tuple:
             keys = jax.vmap(jax.random.split)(state.key)
-            fresh = _strong(jax.vmap(task.reset)(keys[:, 1]))
-            return _select(done, (*fresh, keys[:, 0]), (physics, final_obs, state.key))
+            physics, obs = _strong(jax.vmap(task.reset)(keys[:, 1]))
+            return _select(done, (physics, obs, mask_of(physics), keys[:, 0]), going_on)
 
-        physics, obs, key = jax.lax.cond(
-            jnp.any(done), renew, lambda: (physics, final_obs, state.key)
-        )
+        physics, obs, mask, key = jax.lax.cond(jnp.any(done), renew, lambda: going_on)
         time = jnp.where(done, 0, time)
-        return State(physics, obs, reward, terminated, truncated, final_obs, failed, time, key)
-
-    return Env(task.name, num_envs, task.obs_size, task.action_size, task.time_limit, reset, step)
-
-
-def _check_bounds(task: Task) -> tuple[np.ndarray, np.ndarray]:
-    low, high = np.asarray(task.low, np.float64), np.asarray(task.high, np.float64)
-    if low.shape != (task.action_size,) or high.shape != low.shape:
-        raise ValueError(
-            f"{task.name}: bounds must be {task.action_size} numbers each, got {low} and {high}"
+        return State(
+            physics,
+            obs,
+            reward,
+            terminated,
+            truncated,
+            final_obs,
+            failed,
+            time,
+            key,
+            mask,
+            final_mask,
         )
-    if not (np.all(np.isfinite(low)) and np.all(np.isfinite(high))):
-        raise ValueError(
-            f"{task.name}: actions in [-1, 1] cannot be mapped to infinite bounds, got {low} to "
-            f"{high}; give the task finite ones"
-        )
-    if not np.all(low < high):
-        raise ValueError(f"{task.name}: low must be below high, got {low} and {high}")
-    return low, high
 
-
-def _check_trees(task: Task) -> None:
-    """Compares what `reset` and `step` return without running them."""
-    physics, obs = jax.eval_shape(task.reset, jax.random.key(0))
-    action = jax.ShapeDtypeStruct((task.action_size,), jnp.float32)
-    stepped = jax.eval_shape(task.step, physics, action)
-    if not isinstance(stepped, tuple) or len(stepped) != 4:
-        raise ValueError(
-            f"{task.name}: step must return (physics, obs, reward, terminated), got {stepped}"
-        )
-    after, next_obs, reward, terminated = stepped
-    for name, x in (("reset", obs), ("step", next_obs)):
-        if not hasattr(x, "shape"):
-            raise ValueError(f"{task.name}: {name} must give one array to observe, got {x}")
-        if x.shape != (task.obs_size,) or not jnp.issubdtype(x.dtype, jnp.floating):
-            raise ValueError(
-                f"{task.name}: {name} must give an observation of {task.obs_size} floats, got "
-                f"{x.dtype} {x.shape}; cast integers and flatten"
-            )
-    if reward.shape or terminated.shape:
-        raise ValueError(
-            f"{task.name}: reward and terminated must be scalars, got {reward.shape} and "
-            f"{terminated.shape}"
-        )
-    if not jnp.issubdtype(reward.dtype, jnp.number):
-        raise ValueError(f"{task.name}: reward must be a number, got {reward.dtype}")
-    before, now = (
-        {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
-        for tree in ((physics, obs), (after, next_obs))
+    return Env(
+        task.name,
+        num_envs,
+        task.obs_size,
+        task.action_space,
+        task.time_limit,
+        reset,
+        step,
+        task.num_agents,
+        task.actor_part,
     )
-    for name in sorted(before.keys() | now.keys()):
-        first, then = before.get(name), now.get(name)
-        if first is None or then is None or (first.shape, first.dtype) != (then.shape, then.dtype):
-            raise ValueError(
-                f"{task.name}: reset and step must give the same tree; {name} is {first} after "
-                f"reset and {then} after step"
-            )
-    if jax.tree.structure(physics) != jax.tree.structure(after):
+
+
+def check_action(space: spaces.Space, lead: tuple[int, ...], action: jax.Array) -> None:
+    """Refuses actions of another shape or kind than the space takes, while tracing.
+
+    Raises:
+        ValueError: If the shape is not `lead` and that of one action, or a box is not given floats
+            or choices are not integers.
+    """
+    shape = lead + spaces.shape(space)
+    if action.shape != shape:
+        raise ValueError(f"action must be {shape}, got {action.shape}")
+    if isinstance(space, spaces.Box):
+        if not jnp.issubdtype(action.dtype, jnp.floating):
+            raise ValueError(f"action must be floats in [-1, 1], got {action.dtype}")
+    elif not jnp.issubdtype(action.dtype, jnp.integer):
         raise ValueError(
-            f"{task.name}: reset and step must give the same tree, got "
-            f"{jax.tree.structure(physics)} after reset and {jax.tree.structure(after)} after step"
+            f"action must be integers for {space}, got {action.dtype}; draw a choice of the logits"
         )
 
 
@@ -217,12 +216,13 @@ def _strong(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda x: jax.lax.convert_element_type(x, x.dtype), tree)
 
 
-def _finite(tree: PyTree) -> Bool[Array, " N"]:
-    leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
-    sound = [
-        jnp.all(jnp.isfinite(x).reshape(x.shape[0], math.prod(x.shape[1:])), axis=1) for x in leaves
-    ]
-    return jnp.all(jnp.stack(sound), axis=0)
+def _any(wrong: Callable, tree: PyTree, num_envs: int) -> Bool[Array, " N"]:
+    """Rows of a batch in which a float of the tree is wrong anywhere."""
+    found = jnp.zeros((num_envs,), bool)
+    for x in jax.tree.leaves(tree):
+        if jnp.issubdtype(x.dtype, jnp.inexact):
+            found |= jnp.any(wrong(x), axis=tuple(range(1, x.ndim)))
+    return found
 
 
 def _select(mask: Bool[Array, " N"], a: Any, b: Any) -> Any:

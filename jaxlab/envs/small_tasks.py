@@ -12,7 +12,8 @@ import numpy as np
 import scipy.linalg
 from jaxtyping import Array, Float
 
-from jaxlab.envs.episodes import Task
+from jaxlab.envs.spaces import Box
+from jaxlab.envs.task import Task
 
 
 def pendulum(time_limit: int = 200) -> Task:
@@ -39,7 +40,7 @@ def pendulum(time_limit: int = 200) -> Task:
         physics = jnp.stack([angle + 0.05 * velocity, velocity])
         return physics, observe(physics), reward, jnp.zeros((), bool)
 
-    return Task("pendulum", 3, 1, (-2.0,), (2.0,), time_limit, reset, step)
+    return Task("pendulum", 3, Box((-2.0,), (2.0,)), time_limit, reset, step)
 
 
 def bandit(reward: Callable[[jax.Array], jax.Array], action_size: int = 1) -> Task:
@@ -51,8 +52,7 @@ def bandit(reward: Callable[[jax.Array], jax.Array], action_size: int = 1) -> Ta
     def step(physics: Array, action: Array) -> tuple[Array, Array, Array, Array]:
         return physics, jnp.zeros((1,)), reward(action), jnp.ones((), bool)
 
-    ones = (1.0,) * action_size
-    return Task("bandit", 1, action_size, tuple(-x for x in ones), ones, 1, reset, step)
+    return Task("bandit", 1, Box((-1.0,) * action_size, (1.0,) * action_size), 1, reset, step)
 
 
 GOALS = ((5.0, 0.0), (-5.0, 0.0), (0.0, 5.0), (0.0, -5.0))
@@ -82,7 +82,7 @@ def multi_goal(*, time_limit: int = 20, start_std: float = 0.1, action_cost: flo
         cost = (distance + action_cost * jnp.sum(action**2)) / 5.0
         return position, position, jnp.where(arrived, 10.0, 0.0) - cost, arrived
 
-    return Task("multi_goal", 2, 2, (-1.0, -1.0), (1.0, 1.0), time_limit, reset, step)
+    return Task("multi_goal", 2, Box((-1.0, -1.0), (1.0, 1.0)), time_limit, reset, step)
 
 
 class LinearQuadratic(NamedTuple):
@@ -131,8 +131,8 @@ def linear_quadratic(
         x = A @ x + B @ u
         return x, x, reward, jnp.zeros((), bool)
 
-    high = (bound,) * m
-    return Task("linear_quadratic", n, m, tuple(-b for b in high), high, time_limit, reset, step)
+    inputs = Box((-float(bound),) * m, (float(bound),) * m)
+    return Task("linear_quadratic", n, inputs, time_limit, reset, step)
 
 
 def riccati(

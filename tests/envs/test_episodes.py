@@ -22,7 +22,7 @@ def counter(**changes):
         now = physics["now"] + jnp.where(action[0] < -9.9, jnp.nan, 1.0)
         return {"start": physics["start"], "now": now}, now, jnp.sum(now), action[0] > 9.9
 
-    task = envs.Task("counter", 2, 1, (-10.0,), (10.0,), 4, reset, step)
+    task = envs.Task("counter", 2, envs.Box((-10.0,), (10.0,)), 4, reset, step)
     return task._replace(**changes)
 
 
@@ -108,9 +108,9 @@ def test_step_compiles_once_and_runs_in_a_scan(key):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"high": (np.inf,)}, "infinite bounds"),
-        ({"low": (11.0,)}, "low must be below high"),
-        ({"low": (-1.0, -1.0)}, "bounds must be 1 numbers"),
+        ({"action_space": envs.Box((-10.0,), (np.inf,))}, "infinite bounds"),
+        ({"action_space": envs.Box((11.0,), (10.0,))}, "low must be below high"),
+        ({"action_space": envs.Box((-1.0, -1.0), (10.0,))}, "bounds must be 1 numbers"),
         ({"time_limit": 0}, "time_limit must be"),
         ({"obs_size": 3}, "observation of 3 floats"),
         ({"reset": lambda key: (dict.fromkeys(("now", "start", "more"), X), X)}, "the same tree"),
@@ -199,7 +199,10 @@ def test_riccati_is_the_best_linear_policy(x64):
     np.testing.assert_allclose(value(K), -np.einsum("bi,ij,bj->b", starts, P, starts), rtol=1e-9)
     for _ in range(10):
         assert np.all(value(K + 0.3 * rng.normal(size=K.shape)) < value(K))
-    corners, bound = np.array([[1.0, 1.0], [1.0, -1.0]]), envs.linear_quadratic().high[0]
+    corners, bound = (
+        np.array([[1.0, 1.0], [1.0, -1.0]]),
+        envs.linear_quadratic().action_space.high[0],
+    )
     for discount in (gamma, 0.99, 1.0):  # the optimum lies within the task's bound
         assert np.abs(corners @ envs.riccati(gamma=discount)[0].T).max() < bound
     with pytest.raises(ValueError, match="gamma must"):

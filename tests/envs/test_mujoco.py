@@ -67,7 +67,7 @@ def assert_steps_agree(name, backend, *, num_steps, atol, restart=True):
     state, _ = jax.jit(task.reset)(jax.random.key(0))
     step = jax.jit(task.step)
     state = at_gym(state, gym)
-    low, high = np.asarray(task.low), np.asarray(task.high)
+    low, high = np.asarray(task.action_space.low), np.asarray(task.action_space.high)
     for _ in range(num_steps):
         if restart:
             state = at_gym(state, gym)
@@ -88,8 +88,8 @@ def test_c_engine_is_gymnasium(name):
     gym = reference(name)
     assert task.obs_size == gym.observation_space.shape[0]
     assert task.action_size == gym.action_space.shape[0]
-    np.testing.assert_allclose(task.low, gym.action_space.low, rtol=1e-6)
-    np.testing.assert_allclose(task.high, gym.action_space.high, rtol=1e-6)
+    np.testing.assert_allclose(task.action_space.low, gym.action_space.low, rtol=1e-6)
+    np.testing.assert_allclose(task.action_space.high, gym.action_space.high, rtol=1e-6)
     assert task.time_limit == gymnasium.spec(GYM[name]).max_episode_steps
 
 

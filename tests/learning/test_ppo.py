@@ -53,7 +53,7 @@ def scripted():
             time=state.time + 1,
         )
 
-    return envs.Env("scripted", ENVS, 2, 2, STEPS, reset, step)
+    return envs.Env("scripted", ENVS, 2, envs.Box((-1.0,) * 2, (1.0,) * 2), STEPS, reset, step)
 
 
 def run(num_epochs, key):

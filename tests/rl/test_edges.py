@@ -27,7 +27,7 @@ def brittle(threshold):
         x = x + jnp.where(action[0] < threshold, jnp.nan, 1.0)
         return x, x, jnp.sum(x), jnp.zeros((), bool)
 
-    return envs.Task("brittle", 2, 1, (-1.0,), (1.0,), 9, reset, step)
+    return envs.Task("brittle", 2, envs.Box((-1.0,), (1.0,)), 9, reset, step)
 
 
 def learner(task, num_envs=3, **options):
@@ -164,9 +164,7 @@ def test_observations_can_be_stored_in_bytes(key):
     task = envs.Task(
         "counter",
         2,
-        1,
-        (-1.0,),
-        (1.0,),
+        envs.Box((-1.0,), (1.0,)),
         50,
         reset,
         lambda x, action: (x + 1.0, x + 1.0, jnp.zeros(()), jnp.zeros((), bool)),

@@ -86,7 +86,7 @@ def dot():
     def step(place, action):
         return place, render(place), -8.0 * (action[0] - place) ** 2, jnp.ones((), bool)
 
-    return envs.Task("dot", 256, 1, (-1.0,), (1.0,), 1, reset, step)
+    return envs.Task("dot", 256, envs.Box((-1.0,), (1.0,)), 1, reset, step)
 
 
 @pytest.mark.slow

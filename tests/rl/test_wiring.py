@@ -28,7 +28,7 @@ def walk():
     def step(x, action):
         return x + 1.0, (x + 1.0)[None], jnp.asarray(7.0), jnp.zeros((), bool)
 
-    return envs.Task("walk", 1, 1, (-1.0,), (1.0,), 5, reset, step)
+    return envs.Task("walk", 1, envs.Box((-1.0,), (1.0,)), 5, reset, step)
 
 
 def leaking_critics():
@@ -156,7 +156,7 @@ def test_loss_of_the_critics_by_hand(key):
         seen = {name: getattr(context, name).astype(jnp.float32) for name in names}
         return params["w"], rl.Improvement(jnp.zeros(3), jnp.zeros(()), seen)
 
-    env = envs.make_env(envs.Task("rule", 2, 1, (-1.0,), (1.0,), 3, reset, step), 2)
+    env = envs.make_env(envs.Task("rule", 2, envs.Box((-1.0,), (1.0,)), 3, reset, step), 2)
     critics = rl.make_critics(2, 1, hidden=SMALL)
     algorithm = rl.make_learner(
         env,
