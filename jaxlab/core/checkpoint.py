@@ -28,6 +28,7 @@ class Restored(NamedTuple):
         step: the step it was saved at.
         config: the configuration that was stored with it.
         metrics: the metrics that were stored with it.
+        frozen: of seeds side by side, those that had blown up, with the step at which each did.
         stopped: whether the run ended here for good (early stop), however many steps are asked for.
         versions: versions of Python and the packages that wrote it.
     """
@@ -35,7 +36,8 @@ class Restored(NamedTuple):
     state: PyTree
     step: int
     config: dict[str, Any]
-    metrics: dict[str, float]
+    metrics: dict[str, Any]
+    frozen: dict[int, int]
     stopped: bool
     versions: dict[str, str]
 
@@ -48,7 +50,7 @@ def open_manager(directory: str | pathlib.Path, *, max_to_keep: int = 2) -> Mana
         max_to_keep: number of newest checkpoints that stay on disk, at least 1.
     """
     if max_to_keep < 1:
-        raise ValueError(f"max_to_keep must be at least 1, got {max_to_keep}.")
+        raise ValueError(f"max_to_keep must be at least 1, got {max_to_keep}")
     options = ocp.CheckpointManagerOptions(max_to_keep=max_to_keep, create=True)
     return ocp.CheckpointManager(
         pathlib.Path(directory).absolute(), options=options, item_names=("state", "meta")
@@ -61,7 +63,8 @@ def save(
     state: PyTree,
     *,
     config: Mapping[str, Any] | None = None,
-    metrics: Mapping[str, float] | None = None,
+    metrics: Mapping[str, Any] | None = None,
+    frozen: Mapping[int, int] | None = None,
     stopped: bool = False,
 ) -> None:
     """Saves `state` under `step`; returns once the arrays are copied, the writing goes on behind.
@@ -71,7 +74,8 @@ def save(
         step: number of finished steps; must be above every step saved before.
         state: pytree of arrays (typed PRNG keys included).
         config: JSON-serialisable settings to keep beside the state.
-        metrics: scalars to keep beside it, those of the last chunk.
+        metrics: numbers to keep beside it, those of the last chunk.
+        frozen: seeds that have blown up, with the step at which each did.
         stopped: marks the run as ended here for good.
     """
     leaves = _named_leaves(state)
@@ -79,6 +83,7 @@ def save(
         "step": step,
         "config": dict(config or {}),
         "metrics": dict(metrics or {}),
+        "frozen": sorted((frozen or {}).items()),
         "stopped": stopped,
         "versions": versions(),
         "leaves": {name: _signature(leaf) for name, leaf in leaves.items()},
@@ -109,7 +114,7 @@ def restore(manager: Manager, like: PyTree, *, step: int | None = None) -> Resto
     step = available[-1] if step is None and available else step
     if step not in available:
         raise FileNotFoundError(
-            f"no checkpoint {step} in {manager.directory}; there are {available}."
+            f"no checkpoint {step} in {manager.directory}; there are {available}"
         )
     expected = _named_leaves(like)
     meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
@@ -127,7 +132,10 @@ def restore(manager: Manager, like: PyTree, *, step: int | None = None) -> Resto
         for name, leaf in expected.items()
     ]
     state = jax.tree.unflatten(jax.tree.structure(like), leaves)
-    return Restored(state, step, meta["config"], meta["metrics"], meta["stopped"], meta["versions"])
+    frozen = {seed: step for seed, step in meta.get("frozen", ())}
+    return Restored(
+        state, step, meta["config"], meta["metrics"], frozen, meta["stopped"], meta["versions"]
+    )
 
 
 def versions() -> dict[str, str]:
@@ -143,12 +151,12 @@ def _named_leaves(tree: PyTree) -> dict[str, Any]:
     names = [jax.tree_util.keystr(path, simple=True, separator=".") or "state" for path, _ in paths]
     if len(set(names)) < len(names):
         twice = sorted({name for name in names if names.count(name) > 1})
-        raise ValueError(f"state leaves must have distinct paths; {twice} occur more than once.")
+        raise ValueError(f"state leaves must have distinct paths; {twice} occur more than once")
     for name, (_, leaf) in zip(names, paths, strict=True):
         if not hasattr(leaf, "dtype"):
             raise ValueError(
                 f"state leaf {name!r} is a {type(leaf).__name__}, expected an array: "
-                "wrap Python scalars in jnp.asarray so that shape and dtype stay fixed."
+                "wrap Python scalars in jnp.asarray so that shape and dtype stay fixed"
             )
     return {name: leaf for name, (_, leaf) in zip(names, paths, strict=True)}
 
@@ -167,8 +175,8 @@ def _check_leaves(expected: dict, found: dict, directory: Any) -> None:
         }
         raise ValueError(
             f"checkpoint in {directory} does not fit: leaf {name!r}, expected {shown['expected']}, "
-            f"found {shown['found']}. Resume with the configuration it was written with, "
-            "or start in a new folder."
+            f"found {shown['found']}; resume with the configuration it was written with, "
+            "or start in a new folder"
         )
 
 

@@ -4,11 +4,14 @@ import json
 import math
 import pathlib
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TextIO
 
-Logger = Callable[[int, Mapping[str, float]], None]
-"""Receives the number of finished steps and host-side scalars named `group/name`.
+import numpy as np
+
+Logger = Callable[[int, Mapping[str, Any]], None]
+"""Receives the number of finished steps and host-side numbers named `group/name`: floats, and lists
+of floats by seed, None for a seed that has none. What was not measured in a chunk is left out.
 
 A logger may carry a function `close()`, which the loop calls when it ends, however it ends."""
 
@@ -18,7 +21,7 @@ def jsonl(path: str | pathlib.Path) -> Logger:
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
 
-    def log(step: int, metrics: Mapping[str, float]) -> None:
+    def log(step: int, metrics: Mapping[str, Any]) -> None:
         record = {"step": step} | {name: _json_value(value) for name, value in metrics.items()}
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
@@ -35,8 +38,27 @@ def read_jsonl(path: str | pathlib.Path) -> list[dict[str, Any]]:
             records.append(json.loads(line))
         except json.JSONDecodeError as error:
             if number < len(lines):
-                raise ValueError(f"{path}, line {number}: not JSON ({error}).") from error
+                raise ValueError(f"{path}, line {number}: not JSON ({error})") from error
     return records
+
+
+def series(records: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Picks one metric out of the records of `read_jsonl`.
+
+    Args:
+        records: As read, each with its "step".
+        name: Of the metric; the values of all seeds are under `name_seeds`.
+
+    Returns:
+        Steps `[N]` and values `[N]`, or `[N, seeds]`, of the records that have the metric, which
+        may be none; NaN where a seed has no value.
+
+    Example:
+        `steps, returns = logging.series(logging.read_jsonl(path), "env/return_seeds")`
+    """
+    having = [record for record in records if name in record]
+    values = np.array([record[name] for record in having], np.float64)  # None becomes NaN
+    return np.array([record["step"] for record in having], np.int64), values
 
 
 def rewind_jsonl(path: str | pathlib.Path, step: int) -> None:
@@ -58,8 +80,8 @@ def console(num_steps: int, *, title: str = "", stream: TextIO | None = None) ->
         except ImportError:
             pass
 
-    def log(step: int, metrics: Mapping[str, float]) -> None:
-        shown = "  ".join(f"{name} {value:.6g}" for name, value in metrics.items())
+    def log(step: int, metrics: Mapping[str, Any]) -> None:
+        shown = "  ".join(f"{name} {value:.6g}" for name, value in _scalars(metrics).items())
         print(f"{title} {step}/{num_steps}  {shown}".lstrip(), file=output, flush=True)
 
     return log
@@ -70,11 +92,11 @@ def tensorboard(directory: str | pathlib.Path) -> Logger:
     try:
         from tensorboardX import SummaryWriter  # pyright: ignore[reportMissingImports]
     except ImportError as error:
-        raise ImportError("tensorboard logging needs `pip install tensorboardX`.") from error
+        raise ImportError("tensorboard logging needs `pip install tensorboardX`") from error
     writer = SummaryWriter(str(directory))
 
-    def log(step: int, metrics: Mapping[str, float]) -> None:
-        for name, value in metrics.items():
+    def log(step: int, metrics: Mapping[str, Any]) -> None:
+        for name, value in _scalars(metrics).items():
             writer.add_scalar(name, value, step)
         writer.flush()
 
@@ -95,15 +117,22 @@ def _rich_bar(num_steps: int, title: str, stream: TextIO) -> Logger:
     )
     task = bar.add_task(title, total=num_steps, metrics="")
 
-    def log(step: int, metrics: Mapping[str, float]) -> None:
+    def log(step: int, metrics: Mapping[str, Any]) -> None:
         bar.start()
-        shown = "  ".join(f"{name.split('/')[-1]} {value:.4g}" for name, value in metrics.items())
+        scalars = _scalars(metrics).items()
+        shown = "  ".join(f"{name.split('/')[-1]} {value:.4g}" for name, value in scalars)
         bar.update(task, completed=step, metrics=shown)
 
     log.close = bar.stop  # pyright: ignore[reportFunctionMemberAccess]
     return log
 
 
-def _json_value(value: float) -> float | str:
+def _scalars(metrics: Mapping[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if not isinstance(value, list)}
+
+
+def _json_value(value: Any) -> Any:
+    if value is None or isinstance(value, list):
+        return value and [_json_value(x) for x in value]
     value = float(value)
     return value if math.isfinite(value) else str(value)

@@ -1,11 +1,13 @@
 """The one training loop: jitted chunks of steps inside; logging, saving and stopping outside."""
 
 import contextlib
+import functools
 import json
 import pathlib
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -22,18 +24,20 @@ class LoopResult(NamedTuple):
     """What a run ended with.
 
     Attributes:
-        state: final state of the algorithm.
-        step: number of finished steps, those before a resume included.
-        metrics: host-side scalars of the last chunk, as logged.
+        state: Final state of the algorithm.
+        step: Number of finished steps, those before a resume included.
+        metrics: Host-side numbers of the last chunk, as logged.
+        frozen: Of seeds side by side, those that blew up, with the step at which each did.
     """
 
     state: PyTree
     step: int
-    metrics: dict[str, float]
+    metrics: dict[str, Any]
+    frozen: dict[int, int]
 
 
 class NonFiniteError(FloatingPointError):
-    """A metric became NaN or infinite; the message names it and the last good checkpoint."""
+    """A metric became NaN or infinite, of seeds side by side that of all; the message names it."""
 
 
 def run(
@@ -46,7 +50,7 @@ def run(
     config: Mapping[str, Any] | None = None,
     log: Sequence[logging.Logger] = (),
     evaluate: Callable[[PyTree], Mapping[str, Any]] | None = None,
-    stop: Callable[[int, Mapping[str, float]], bool] | None = None,
+    stop: Callable[[int, Mapping[str, Any]], bool] | None = None,
     save_every: int = 1,
     max_to_keep: int = 2,
     state_sharding: Any = None,
@@ -55,9 +59,20 @@ def run(
 
     A chunk of `chunk_size` steps is one compiled `lax.scan` with its state donated; metrics are
     averaged over the chunk on the device and fetched once. A `Mean` is summed instead, and left out
-    where it counted nothing. Between chunks the host evaluates,
-    logs, saves and decides whether to stop. SIGTERM and SIGINT finish the chunk, save, and end the
-    process (exit status 143, or KeyboardInterrupt); a second signal ends it at once.
+    where it counted nothing. Between chunks the host evaluates, logs, saves and decides whether to
+    stop. SIGTERM and SIGINT finish the chunk, save, and end the process (exit status 143, or
+    KeyboardInterrupt); a second signal ends it at once.
+
+    Seeds side by side, as `learning.over_seeds` makes them, have metrics `[seeds]`. Of each the log
+    holds the mean over seeds as `name`, their standard deviation as `name_std`, and all values as
+    the list `name_seeds`. A seed with a metric that is not finite is frozen: a warning names it and
+    the step, its values are None from that chunk on and count in no mean, `LoopResult.frozen` and
+    every checkpoint remember it, and `seeds/frozen` is logged. The others go on as if nothing had
+    happened; when none is left, the run ends like a single one, with NonFiniteError.
+
+    What is frozen is what the log says of a seed. Its rows of the state are still computed, and may
+    hold NaN in the result and in checkpoints: the step's input is donated, so to hold them would
+    take a second copy of the state, a replay of gigabytes included, for all seeds and all the time.
 
     Args:
         algorithm: the pair `(init, step)`.
@@ -68,7 +83,8 @@ def run(
         config: JSON-serialisable settings stored with every checkpoint; a run is resumed with the
             same settings only. Put a digest of the data in, if the data can change.
         log: loggers besides `metrics.jsonl`.
-        evaluate: `evaluate(state) -> scalars`, called after each chunk and logged with its metrics.
+        evaluate: `evaluate(state) -> metrics`, called after each chunk and logged with its metrics;
+            of seeds side by side return `[seeds]`, so that a frozen one spoils no mean.
         stop: `stop(step, metrics) -> bool`, ends the run early, after saving.
         save_every: chunks between checkpoints; the last chunk is always saved.
         max_to_keep: checkpoints kept on disk.
@@ -76,21 +92,25 @@ def run(
             when None.
 
     Returns:
-        The final state, the number of finished steps, and the last metrics.
+        The final state, the number of finished steps, the last metrics, and the frozen seeds.
 
     Raises:
-        NonFiniteError: if a metric of a chunk is not finite; that chunk's state is not saved.
-        ValueError: if a count is below 1, a metric is not a scalar, or the checkpoint has another
-            configuration or does not fit the algorithm's state.
+        NonFiniteError: if a metric of a chunk is not finite, of seeds side by side for all of them;
+            that chunk's state is not saved.
+        ValueError: if a count is below 1, a metric is neither a scalar nor `[seeds]`, or the
+            checkpoint has another configuration or does not fit the algorithm's state.
+
+    Example:
+        `loop.run(learning.over_seeds(learner, 5), jax.random.key(0), num_steps=10, chunk_size=5)`
     """
     counts = {"num_steps": num_steps, "chunk_size": chunk_size, "save_every": save_every}
     for name, value in counts.items():
         if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}.")
+            raise ValueError(f"{name} must be at least 1, got {value}")
     init = jax.jit(algorithm.init, out_shardings=state_sharding).lower(key).compile()
     loggers = list(log)
     with contextlib.ExitStack() as stack:
-        manager, start, state = None, 0, None
+        manager, start, state, frozen = None, 0, None, {}
         if directory is not None:
             folder = pathlib.Path(directory)
             manager = checkpoint.open_manager(folder / "checkpoints", max_to_keep=max_to_keep)
@@ -99,9 +119,9 @@ def run(
                 like = _with_shardings(jax.eval_shape(algorithm.init, key), init.output_shardings)
                 restored = checkpoint.restore(manager, like)
                 _check_config(config, restored.config, folder)
-                if restored.stopped or restored.step >= num_steps:
-                    return LoopResult(restored.state, restored.step, restored.metrics)
-                start, state = restored.step, restored.state
+                start, state, frozen = restored.step, restored.state, restored.frozen
+                if restored.stopped or start >= num_steps:
+                    return LoopResult(state, start, restored.metrics, frozen)
             if jax.process_index() == 0:
                 logging.rewind_jsonl(folder / "metrics.jsonl", start)
                 loggers.insert(0, logging.jsonl(folder / "metrics.jsonl"))
@@ -123,13 +143,14 @@ def run(
                 chunks[length] = _compile_chunk(algorithm.step, state, length)
                 compile_seconds = time.perf_counter() - began
             began = time.perf_counter()
-            state, on_device = chunks[length](state)
-            metrics = _to_host(on_device)
+            state, on_device, num_finite = chunks[length](state)
+            found, num_finite = _to_host(on_device), _fetch(num_finite)
             seconds = time.perf_counter() - began
             if evaluate is not None:
-                metrics |= _to_host(evaluate(state))
-            _check_finite(metrics, step, step + length, saved if manager else 0)
+                found |= _to_host(evaluate(state))
+            frozen = _frozen(found, frozen, step, length, num_finite, saved if manager else 0)
             step += length
+            metrics = _logged(found, frozen)
             metrics["perf/steps_per_second"] = length / seconds
             if compile_seconds:
                 metrics["perf/compile_seconds"] = compile_seconds
@@ -139,7 +160,13 @@ def run(
             ending = step >= num_steps or stopped or interrupted
             if manager is not None and (ending or num_chunks % save_every == 0):
                 checkpoint.save(
-                    manager, step, state, config=config, metrics=metrics, stopped=stopped
+                    manager,
+                    step,
+                    state,
+                    config=config,
+                    metrics=metrics,
+                    frozen=frozen,
+                    stopped=stopped,
                 )
                 saved = step
             if jax.process_index() == 0:
@@ -150,27 +177,25 @@ def run(
         if signals:  # also one that came while the last chunk was logged
             stack.close()
             leave(signals)
-    return LoopResult(state, step, metrics)
+    return LoopResult(state, step, metrics, frozen)
 
 
 def _compile_chunk(step: Callable, state: PyTree, length: int) -> Callable:
     """Compiles `length` steps ahead of time, so that a change of shape cannot recompile unseen."""
 
-    def one_step(state: PyTree, _: None) -> tuple[PyTree, Metrics]:
+    def one_step(state: PyTree, _: None) -> tuple[PyTree, tuple[Metrics, jax.Array]]:
         state, metrics = step(state)
-        for name, value in metrics.items():
-            if shape := jnp.shape(jax.tree.leaves(value)[0]):
-                raise ValueError(
-                    f"metric {name!r} must be a scalar, got shape {shape}; reduce it in step."
-                )
-        return state, metrics
+        _num_seeds(metrics)
+        finite = map(jnp.isfinite, jax.tree.leaves(metrics))
+        return state, (metrics, functools.reduce(jnp.logical_and, finite, jnp.ones((), bool)))
 
-    def chunk(state: PyTree) -> tuple[PyTree, Metrics]:
-        state, metrics = jax.lax.scan(one_step, state, length=length)
-        return state, {name: _over_steps(value) for name, value in metrics.items()}
+    def chunk(state: PyTree) -> tuple[PyTree, Metrics, jax.Array]:
+        state, (metrics, finite) = jax.lax.scan(one_step, state, length=length)
+        num_finite = jnp.sum(jnp.cumprod(finite, axis=0, dtype=jnp.int32), axis=0)
+        return state, {name: _over_steps(value) for name, value in metrics.items()}, num_finite
 
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-    jitted = jax.jit(chunk, donate_argnums=0, out_shardings=(shardings, None))
+    jitted = jax.jit(chunk, donate_argnums=0, out_shardings=(shardings, None, None))
     return jitted.lower(state).compile()
 
 
@@ -180,13 +205,32 @@ def _over_steps(value: jax.Array | Mean) -> jax.Array | Mean:
     return jnp.mean(value, axis=0, dtype=jnp.float32)
 
 
+def _num_seeds(metrics: Mapping[str, Any]) -> int:
+    """The number of seeds that metrics are of, 0 if of one run."""
+    shapes = {
+        name: np.broadcast_shapes(*map(np.shape, jax.tree.leaves(value)))
+        for name, value in metrics.items()
+    }
+    sizes = {shape[0]: name for name, shape in shapes.items() if len(shape) == 1}
+    for name, shape in shapes.items():
+        if len(shape) > 1 or len(sizes) > 1:
+            raise ValueError(
+                f"metric {name!r} must be a scalar, or [seeds] with as many seeds as the others, "
+                f"got shape {shape}; reduce it in step"
+            )
+        for taken in (f"{name}_std", f"{name}_seeds"):
+            if shape and taken in shapes:
+                raise ValueError(f"metric {taken!r} would stand for that of {name!r}; rename it")
+    return next(iter(sizes), 0)
+
+
 def _check_config(given: Mapping[str, Any] | None, stored: dict, folder: pathlib.Path) -> None:
     now = json.loads(json.dumps(dict(given or {})))  # tuples become lists, as in the file
     for name in sorted(now.keys() | stored.keys()):
         if now.get(name) != stored.get(name):
             raise ValueError(
                 f"{folder} holds a run with {name}={stored.get(name)!r}, now it is "
-                f"{now.get(name)!r}; resume with the same settings or use a new folder."
+                f"{now.get(name)!r}; resume with the same settings or use a new folder"
             )
 
 
@@ -198,23 +242,85 @@ def _with_shardings(abstract: PyTree, shardings: PyTree) -> PyTree:
     )
 
 
-def _to_host(metrics: Mapping[str, Any]) -> dict[str, float]:
-    fetched = {}
-    for name, value in jax.device_get(dict(metrics)).items():
-        if not isinstance(value, Mean):
-            fetched[name] = float(value)
-        elif value.count != 0 or not np.isfinite(value.total):
-            fetched[name] = float(np.divide(value.total, value.count))
-    return fetched
+def _to_host(metrics: Mapping[str, Any]) -> dict[str, np.ma.MaskedArray]:
+    """Numbers in double precision, masked where a `Mean` counted nothing."""
+    found = {}
+    for name, value in _fetch(dict(metrics)).items():
+        if isinstance(value, Mean):
+            total, count = (np.asarray(x, np.float64) for x in value)
+            none = (count == 0.0) & np.isfinite(total)
+            found[name] = np.ma.masked_array(total / np.where(count == 0.0, 1.0, count), none)
+        else:
+            found[name] = np.ma.masked_array(np.asarray(value, np.float64))
+    return found
 
 
-def _check_finite(metrics: Mapping[str, float], first: int, last: int, saved: int) -> None:
-    bad = sorted(name for name, value in metrics.items() if not np.isfinite(value))
-    if bad:
-        kept = f"the checkpoint at step {saved} is kept" if saved else "there is no checkpoint yet"
+def _fetch(tree: PyTree) -> PyTree:
+    """To the host, from all processes where an array is spread over them."""
+
+    def whole(x: Any) -> Any:
+        here = not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated
+        return x if here else multihost_utils.process_allgather(x, tiled=True)
+
+    return jax.device_get(jax.tree.map(whole, tree))
+
+
+def _frozen(
+    found: Mapping[str, np.ma.MaskedArray],
+    frozen: Mapping[int, int],
+    step: int,
+    length: int,
+    num_finite: np.ndarray,
+    saved: int,
+) -> dict[int, int]:
+    """Returns the frozen seeds, those that this chunk adds included; raises if none is left."""
+    num_seeds = _num_seeds(found)
+    bad = {name: ~np.isfinite(value.filled(0.0)) for name, value in found.items()}
+    # The first step that was not finite; an evaluation is of the last.
+    at = step + np.minimum(np.broadcast_to(num_finite, (max(num_seeds, 1),)) + 1, length)
+    kept = f"the checkpoint at step {saved} is kept" if saved else "there is no checkpoint yet"
+    shared = sorted(name for name, flag in bad.items() if not flag.ndim and flag)
+    if shared:
+        advice = "; return [seeds], not a mean over them" if num_seeds else ""
         raise NonFiniteError(
-            f"{', '.join(bad)} is not finite between steps {first} and {last}; {kept}."
+            f"{', '.join(shared)} is not finite at step {at.min()}, between steps {step} and "
+            f"{step + length}; {kept}{advice}"
         )
+    frozen = dict(frozen)
+    for seed in sorted(set(range(num_seeds)) - set(frozen)):
+        names = sorted(name for name, flag in bad.items() if flag.ndim and flag[seed])
+        if names:
+            frozen[seed] = int(at[seed])
+            warnings.warn(
+                f"seed {seed} of {num_seeds} is frozen: {', '.join(names)} is not finite at step "
+                f"{frozen[seed]}",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+    if num_seeds and len(frozen) == num_seeds:
+        steps = ", ".join(str(frozen[seed]) for seed in range(num_seeds))
+        raise NonFiniteError(f"no seed is left, they were not finite at steps {steps}; {kept}")
+    return frozen
+
+
+def _logged(
+    found: Mapping[str, np.ma.MaskedArray], frozen: Mapping[int, int]
+) -> dict[str, float | list[float | None]]:
+    """What loggers get: scalars; of seeds mean, spread and all values, None where there is none."""
+    metrics = {}
+    for name, value in found.items():
+        if value.ndim:
+            value[list(frozen)] = np.ma.masked
+        if not value.count():
+            continue
+        metrics[name] = float(value.mean())
+        if value.ndim:
+            if value.count() > 1:
+                metrics[f"{name}_std"] = float(value.std(ddof=1))
+            metrics[f"{name}_seeds"] = value.tolist()
+    if frozen:
+        metrics["seeds/frozen"] = float(len(frozen))
+    return metrics
 
 
 @contextlib.contextmanager

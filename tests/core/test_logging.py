@@ -3,6 +3,7 @@
 import io
 import json
 
+import numpy as np
 import pytest
 
 from jaxlab.core import logging
@@ -37,6 +38,28 @@ def test_console_prints_one_plain_line_a_call():
     log(10, {"sim/mean": 3.14159265})
     log(20, {"sim/mean": 2.0})
     assert stream.getvalue() == "mc 10/20  sim/mean 3.14159\nmc 20/20  sim/mean 2\n"
+
+
+def test_values_by_seed_are_for_files_only():
+    stream = io.StringIO()
+    logging.console(20, stream=stream)(10, {"a/b": 1.0, "a/b_seeds": [0.5, None, 1.5]})
+    assert stream.getvalue() == "10/20  a/b 1\n"
+
+
+def test_a_series_has_the_steps_that_have_it(tmp_path):
+    log = logging.jsonl(tmp_path / "metrics.jsonl")
+    log(5, {"a/b": 1.0, "a/b_seeds": [0.5, 1.5]})
+    log(10, {"a/c": 7.0})
+    log(15, {"a/b": 3.0, "a/b_seeds": [3.0, None]})
+    log(20, {"a/b": float("inf"), "a/b_seeds": [float("inf"), 2.0]})
+    records = logging.read_jsonl(tmp_path / "metrics.jsonl")
+    steps, values = logging.series(records, "a/b")
+    assert steps.tolist() == [5, 15, 20]
+    np.testing.assert_array_equal(values, [1.0, 3.0, np.inf])
+    steps, values = logging.series(records, "a/b_seeds")
+    np.testing.assert_array_equal(values, [[0.5, 1.5], [3.0, np.nan], [np.inf, 2.0]])
+    steps, values = logging.series(records, "never")
+    assert steps.shape == values.shape == (0,)
 
 
 def test_console_shows_a_bar_on_a_terminal():

@@ -190,12 +190,156 @@ def test_evaluation_is_guarded_too(key):
         loop.run(walk(), key, num_steps=4, chunk_size=2, evaluate=lambda s: {"eval/bad": jnp.inf})
 
 
-def test_metrics_must_be_scalars(key):
-    def step(state):
-        return state, {"walk/position": state["position"]}
-
-    with pytest.raises(ValueError, match=r"'walk/position' must be a scalar, got shape \(4,\)"):
+def test_metrics_must_be_scalars_or_of_seeds(key):
+    def run(metrics):
+        step = lambda state: (state, metrics(state))  # noqa: E731
         loop.run(types.Algorithm(walk().init, step), key, num_steps=4, chunk_size=2)
+
+    with pytest.raises(ValueError, match=r"'a' must be a scalar, or \[seeds\].* \(2, 2\)"):
+        run(lambda state: {"a": state["position"].reshape(2, 2)})
+    with pytest.raises(ValueError, match="as many seeds as the others"):
+        run(lambda state: {"a": state["position"], "b": state["position"][:3]})
+    with pytest.raises(ValueError, match="'a_std' would stand for that of 'a'"):
+        run(lambda state: {"a": state["position"], "a_std": state["position"]})
+
+
+NEVER = 10**6
+
+
+def explosive(*steps):
+    """Walks side by side, of which each has NaN for its position from a step of its own on."""
+    ends = jnp.asarray(steps)
+
+    def init(key):
+        keys = jax.random.split(key, len(steps))
+        return {
+            "key": keys,
+            "x": jnp.zeros(len(steps)),
+            "steps": jnp.zeros((), jnp.int32),  # shared by all
+        }
+
+    def step(state):
+        keys = jax.vmap(jax.random.split)(state["key"])
+        steps = state["steps"] + 1
+        moved = state["x"] + jax.vmap(jax.random.normal)(keys[:, 1])
+        x = jnp.where(steps >= ends, jnp.nan, moved)
+        ended = (steps % 4 == 0) & (jnp.arange(len(ends)) > 0)  # no episode of the first ends
+        metrics = {
+            "walk/x": x,
+            "walk/return": types.Mean(jnp.where(ended, x, 0.0), ended.astype(jnp.int32)),
+            "walk/steps": steps.astype(jnp.float32),
+        }
+        return {"key": keys[:, 0], "x": x, "steps": steps}, metrics
+
+    axes = {"key": 0, "x": 0, "steps": None}
+    return types.Algorithm(init, step, axes)
+
+
+def test_two_of_three_seeds_blow_up_and_the_third_goes_on(tmp_path, key):
+    algorithm = explosive(7, NEVER, 13)
+    step, state, xs = jax.jit(algorithm.step), algorithm.init(key), []
+    for _ in range(20):
+        state, metrics = step(state)
+        xs.append(np.asarray(metrics["walk/x"], np.float64))
+    of_chunk = np.mean(np.reshape(xs, (4, 5, 3)), axis=1)
+
+    with pytest.warns(RuntimeWarning) as caught:
+        result = loop.run(
+            algorithm,
+            key,
+            num_steps=20,
+            chunk_size=5,
+            directory=tmp_path,
+            evaluate=lambda state: {"eval/double": 2.0 * state["x"]},
+        )
+    told = [str(warning.message) for warning in caught]
+    assert [text.partition(":")[0] for text in told] == [
+        "seed 0 of 3 is frozen",
+        "seed 2 of 3 is frozen",
+    ]
+    assert told[0].endswith("eval/double, walk/x is not finite at step 7")
+    assert result.frozen == {0: 7, 2: 13}
+    assert result.step == 20
+
+    records = logging.read_jsonl(tmp_path / "metrics.jsonl")
+    assert [r.get("seeds/frozen") for r in records] == [None, 1.0, 2.0, 2.0]
+    alive = [[0, 1, 2], [1, 2], [1], [1]]
+    for record, values, left in zip(records, of_chunk, alive, strict=True):
+        by_seed = record["walk/x_seeds"]
+        assert [x is not None for x in by_seed] == [i in left for i in range(3)]
+        np.testing.assert_allclose([by_seed[i] for i in left], values[left], rtol=1e-5)
+        assert record["walk/x"] == pytest.approx(values[left].mean(), rel=1e-5)
+        assert record["eval/double_seeds"][1] is not None
+        assert record["walk/steps"] == record["step"] - 2  # of all seeds, so without a spread
+        assert "walk/steps_std" not in record
+    assert records[0]["walk/x_std"] == pytest.approx(of_chunk[0].std(ddof=1), rel=1e-5)
+    assert "walk/x_std" not in records[2]  # one seed has none
+    # Of `Mean` a seed without a count has no value; it does not pull the mean to zero.
+    at_4 = xs[3]
+    assert records[0]["walk/return_seeds"][0] is None
+    np.testing.assert_allclose(records[0]["walk/return_seeds"][1:], at_4[1:], rtol=1e-5)
+    assert records[0]["walk/return"] == pytest.approx(at_4[1:].mean(), rel=1e-5)
+    steps, x = logging.series(records, "walk/x_seeds")
+    assert steps.tolist() == [5, 10, 15, 20]
+    np.testing.assert_array_equal(np.isnan(x), ~np.isfinite(of_chunk))
+
+
+def test_resumed_after_a_freeze_equals_uninterrupted(tmp_path, key):
+    def run(folder, num_steps):
+        return loop.run(
+            explosive(7, NEVER, 13), key, num_steps=num_steps, chunk_size=5, directory=folder
+        )
+
+    with pytest.warns(RuntimeWarning, match="seed"):
+        whole = run(tmp_path / "whole", 20)
+    with pytest.warns(RuntimeWarning, match="seed 0"):
+        run(tmp_path / "parts", 10)
+    with pytest.warns(RuntimeWarning, match="seed 2") as caught:
+        parts = run(tmp_path / "parts", 20)
+    assert len(caught) == 1  # the first seed is known
+    assert parts.frozen == whole.frozen == run(tmp_path / "parts", 20).frozen
+    np.testing.assert_array_equal(parts.state["x"], whole.state["x"])
+    both = [logging.read_jsonl(tmp_path / name / "metrics.jsonl") for name in ("whole", "parts")]
+    for record in (*both[0], *both[1]):
+        for name in ("perf/steps_per_second", "perf/compile_seconds"):
+            record.pop(name, None)
+    assert both[0] == both[1]
+
+
+def test_the_run_stops_when_no_seed_is_left(tmp_path, key):
+    with (
+        pytest.warns(RuntimeWarning, match="seed"),
+        pytest.raises(loop.NonFiniteError, match="at steps 7, 14; the checkpoint at step 10 is"),
+    ):
+        loop.run(explosive(7, 14), key, num_steps=50, chunk_size=5, directory=tmp_path)
+    with checkpoint.open_manager(tmp_path / "checkpoints") as manager:
+        like = jax.eval_shape(explosive(7, 14).init, key)
+        assert checkpoint.restore(manager, like).frozen == {0: 7}
+
+
+def test_a_mean_over_seeds_that_is_not_finite_asks_for_the_seeds(key):
+    algorithm = explosive(7, NEVER)
+    with pytest.raises(loop.NonFiniteError, match="eval/x is not finite .*return .seeds."):
+        loop.run(
+            algorithm,
+            key,
+            num_steps=10,
+            chunk_size=5,
+            evaluate=lambda state: {"eval/x": jnp.mean(state["x"])},
+        )
+
+
+def test_seeds_trace_one_program_too(key):
+    traces = []
+
+    def step(state):
+        traces.append(1)
+        return explosive(7, NEVER).step(state)
+
+    algorithm = types.Algorithm(explosive(7, NEVER).init, step)
+    with pytest.warns(RuntimeWarning, match="seed 0"):
+        loop.run(algorithm, key, num_steps=30, chunk_size=5)
+    assert len(traces) == 1
 
 
 def test_resume_with_another_state_names_the_leaf(tmp_path, key):
