@@ -32,7 +32,8 @@ def sharded_walk(mesh):
 
     def step(state):
         keys, x = sharding.sharded_map(move, (state["keys"], state["x"]), mesh)
-        return {"keys": keys, "x": x}, {"walk/square": jnp.mean(x**2)}
+        by_walker = jnp.mean(x**2, axis=1)  # split over the devices like the walkers
+        return {"keys": keys, "x": x}, {"walk/square": jnp.mean(x**2), "walk/each": by_walker}
 
     return types.Algorithm(init, step)
 
@@ -71,7 +72,8 @@ def join(address, count, index, directory, num_steps):
         state_sharding=sharding.along(mesh),
     )
     first = seen[0] if seen else 0  # process 0 logs
-    print(processes, jax.device_count(), repr(result.metrics["walk/square"]), first)
+    both = [repr(result.metrics[name]) for name in ("walk/square", "walk/each")]
+    print(processes, jax.device_count(), both[0], first, both[1])
 
 
 if __name__ == "__main__":

@@ -59,6 +59,9 @@ def test_two_processes_over_loopback_agree_with_one(tmp_path):
     alone = finish(start("join", f"127.0.0.1:{_free_port()}", "1", "0", str(tmp_path / "one"), "6"))
     # The mean over walkers is summed in another order on four devices than on one.
     assert float(first[2]) == pytest.approx(float(alone[2]), rel=1e-6)
+    # Of what is reported by walker, every process knows all walkers.
+    assert first[4] == second[4]
+    assert float(first[4]) == pytest.approx(float(first[2]), rel=1e-6)
 
 
 def _free_port():
