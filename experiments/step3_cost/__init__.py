@@ -3,8 +3,6 @@
 import dataclasses
 import pathlib
 
-from experiments.harness.result import Result
-
 SUMMARY = "Decoding cost: nine models on four accelerators, bounds, the deployment planner"
 
 
@@ -39,11 +37,3 @@ PRESETS = {
     "cpu": Config(),
     "gpu": Config(max_servers=16),
 }
-
-
-def run(config: Config, out: pathlib.Path, *, resume: bool = False) -> Result:
-    """Computes tables, bounds and plans."""
-    del resume  # it takes seconds
-    from experiments.step3_cost import study  # here, so that --help needs no JAX
-
-    return study.run(config, out)

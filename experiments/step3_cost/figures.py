@@ -1,7 +1,7 @@
 """Pictures of the cost study: Pareto, rooflines, cost against context, deployments."""
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import matplotlib.ticker
@@ -9,6 +9,7 @@ import numpy as np
 
 from experiments.harness import drawing
 from experiments.harness.result import Figure
+from experiments.step3_cost.plans import Plan
 from jaxlab.serving import cost
 from jaxlab.serving.cost import Accelerator, ModelSpec
 
@@ -16,11 +17,11 @@ EMPHASIZED = "Step-3"
 
 
 def draw(
-    models: list[ModelSpec],
-    accelerators: list[Accelerator],
+    models: Sequence[ModelSpec],
+    accelerators: Sequence[Accelerator],
     contexts: Sequence[int],
-    plans: list,
-    planned: str,
+    planned: Mapping[str, Sequence[Plan]],
+    name: str,
     out: pathlib.Path,
 ) -> tuple[Figure, ...]:
     """Draws all four."""
@@ -28,7 +29,7 @@ def draw(
         _pareto(models, accelerators, out),
         _intensity(models, accelerators, out),
         _contexts(models, accelerators, contexts, out),
-        _deployments(plans, contexts, planned, out),
+        _deployments(planned, contexts, name, out),
     )
 
 
@@ -61,7 +62,9 @@ def _color(name: str, index: int) -> str:
     return drawing.BLUE if name == EMPHASIZED else drawing.COLORS[1:][index % 6]
 
 
-def _pareto(models: list[ModelSpec], accelerators: list[Accelerator], out: pathlib.Path) -> Figure:
+def _pareto(
+    models: Sequence[ModelSpec], accelerators: Sequence[Accelerator], out: pathlib.Path
+) -> Figure:
     with plt.rc_context(drawing.STYLE):
         figure, axes = plt.subplots(1, 2, figsize=(9.0, 3.6), sharex=True)
         for axis, context in zip(axes, (8192, 32768), strict=True):
@@ -98,7 +101,7 @@ def _front(points: list[tuple[float, float, str]]) -> list[tuple[float, float]]:
 
 
 def _intensity(
-    models: list[ModelSpec], accelerators: list[Accelerator], out: pathlib.Path
+    models: Sequence[ModelSpec], accelerators: Sequence[Accelerator], out: pathlib.Path
 ) -> Figure:
     with plt.rc_context(drawing.STYLE):
         figure, axis = plt.subplots(figsize=(6.4, 4.0))
@@ -146,8 +149,8 @@ def _intensity(
 
 
 def _contexts(
-    models: list[ModelSpec],
-    accelerators: list[Accelerator],
+    models: Sequence[ModelSpec],
+    accelerators: Sequence[Accelerator],
     contexts: Sequence[int],
     out: pathlib.Path,
 ) -> Figure:
@@ -174,20 +177,18 @@ def _contexts(
     )
 
 
-def _deployments(plans: list, contexts: Sequence[int], planned: str, out: pathlib.Path) -> Figure:
+def _deployments(
+    planned: Mapping[str, Sequence[Plan]], contexts: Sequence[int], spec: str, out: pathlib.Path
+) -> Figure:
     with plt.rc_context(drawing.STYLE):
         figure, axis = plt.subplots(figsize=(6.4, 3.6))
-        for index, (name, found) in enumerate(plans):
-            points = [
-                (context / 1024, usd)
-                for context, (_, usd) in zip(contexts, found, strict=True)
-                if usd is not None
-            ]
+        for index, (name, found) in enumerate(planned.items()):
+            points = [(plan.context / 1024, plan.usd) for plan in found if plan.usd is not None]
             if points:
                 x, y = zip(*points, strict=True)
                 axis.plot(x, y, "o-", color=drawing.COLORS[index % 7], label=name, markersize=4)
         _logarithmic(axis, contexts)
-        axis.set_title(f"{planned}: the best deployments within 50 ms a token")
+        axis.set_title(f"{spec}: the best deployments within 50 ms a token")
         axis.legend()
         drawing.save(figure, out / "deployments.png")
     return Figure(

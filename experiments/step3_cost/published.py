@@ -35,6 +35,32 @@ TOTALS = {"Step-3": (0.055, 0.129), "DSv3": (0.068, 0.211), "Qwen3 MoE": (0.062,
 """USD per million tokens, attention and FFN each where it is cheapest, at 8K and 32K."""
 
 MIN_SPARSITY = {"H800": 0.058, "H20": 0.007, "A800": 0.031, "910B": 0.034}
+"""Least share of active experts."""
+MIN_SPARSITY_SLOWER = 0.073
+"""The same on H800 at 40 GB/s a network card."""
+INTENSITY = {"Step-3": 128, "DSv3": 512}
+"""FLOPs of attention per byte of cache."""
+MICRO_BATCH = 3072
+"""Tokens of a micro-batch of 3A4F."""
+L4_CARDS = 144
+"""Cards for all experts on L4."""
+
+
+class Small(NamedTuple):
+    """What the paper says of an accelerator with little bandwidth.
+
+    Attributes:
+        kv_tokens: Tokens of cache that it reads in a stage.
+        max_batch: Requests of 8K in its micro-batch.
+        num_servers: Servers that hold all experts.
+    """
+
+    kv_tokens: int
+    max_batch: int
+    num_servers: int
+
+
+L20 = Small(328_000, 41, 6)
 
 
 class Served(NamedTuple):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from experiments.step3_cost import Config, own, study
+from experiments.step3_cost import Config, own, rows, study
 from jaxlab.serving import catalog, planner
 
 SMALL = Config(contexts=(8192, 32768), max_servers=2)
@@ -41,8 +41,8 @@ def test_a_wrong_count_would_be_noticed(tmp_path, monkeypatch):
     layers, kind = spec.attention[0]
     wrong = spec.replace(attention=((layers, dataclasses.replace(kind, kv_rank=511)),))
     monkeypatch.setitem(catalog.MODELS, "DSv3", wrong)
-    rows = study._table_rows()
-    assert rows[0].value < 72 and rows[0].verdict == "not reproduced"
+    found = rows.tables()
+    assert found[0].value < 72 and found[0].verdict == "not reproduced"
 
 
 def test_plans_in_the_table_are_those_of_the_planner(tmp_path):
