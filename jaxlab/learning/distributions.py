@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from jaxlab.envs import spaces
+
 LOG_2PI = math.log(2.0 * math.pi)
 # Points and weights of the normal distribution for the entropy of a squashed Gaussian. The sum
 # converges exponentially in the spacing: the integrand is analytic in a strip around the real line.
@@ -39,6 +41,15 @@ class Distribution(NamedTuple):
     entropy: Callable[[jax.Array], jax.Array]
     kl: Callable[[jax.Array, jax.Array], jax.Array]
     mode: Callable[[jax.Array], jax.Array]
+
+
+def distribution_of(space: spaces.Space) -> Distribution:
+    """Makes the usual distribution of a space: Gaussian, categorical, or several categoricals."""
+    if isinstance(space, spaces.Box):
+        return gaussian(spaces.size(space))
+    if isinstance(space, spaces.Discrete):
+        return categorical(space.num)
+    return multi_categorical(space.nums)
 
 
 def gaussian(size: int) -> Distribution:

@@ -1,194 +1,357 @@
 """PPO: on-policy, with a clipped ratio and generalized advantages.
 
-Schulman et al. 2017, arXiv:1707.06347; advantages of Schulman et al. 2016, arXiv:1506.02438.
+Schulman et al. 2017, arXiv:1707.06347; advantages of Schulman et al. 2016, arXiv:1506.02438. With
+agents it is IPPO (de Witt et al. 2020, arXiv:2011.09533), and MAPPO (Yu et al. 2022,
+arXiv:2103.01955) where the critic sees a state that the actors do not.
 """
 
 import math
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from jaxlab.core.types import Algorithm, Metrics, Transition
-from jaxlab.envs import Env, State
-from jaxlab.learning import returns
-from jaxlab.nn import Mlp
+from jaxlab import envs
+from jaxlab.core.types import Algorithm, Mean, Metrics, PyTree, Transition
+from jaxlab.envs import spaces
+from jaxlab.learning import actor_critic, policy_gradient, returns
+from jaxlab.learning.actor_critic import Networks
+
+Settings = Mapping[str, Float[Array, ""]]
+"""Numbers of a run by the names of `make_ppo`'s arguments; part of the state, so that runs side by
+side may have their own."""
+MinibatchOf = Literal["transitions", "environments"]
 
 
 class PpoState(NamedTuple):
-    """All that evolves.
+    """All that evolves, and the settings.
 
     Attributes:
-        params: of `{"policy", "log_std", "value"}`.  opt_state: of Adam.
-        env: of the environments.  failures, returns, finished: see `learner.TrainState`.
-        key: of all draws.
+        params: parameters of policy and value, see `Networks`.
+        opt_state: state of the optimizer of both.
+        env: the environments.
+        failures: steps of the environments that have failed so far.
+        returns: `[E]` rewards of the running episodes, added up; means over agents.
+        settings: see `Settings`.
+        key: PRNG key of all draws to come.
     """
 
-    params: Any
-    opt_state: Any
-    env: State
+    params: PyTree
+    opt_state: PyTree
+    env: envs.State
     failures: Int[Array, ""]
     returns: Float[Array, " E"]
-    finished: Float[Array, " E"]
+    settings: Settings
     key: Array
 
 
+class Outputs(NamedTuple):
+    """What the networks say now of samples of the rollout, with gradient.
+
+    Attributes:
+        logp, entropy: `[...]`, `[..., A]` with agents.
+        value: `[...]`, or `[..., A]` with a value for each agent.
+    """
+
+    logp: Float[Array, "..."]
+    entropy: Float[Array, "..."]
+    value: Float[Array, "..."]
+
+
+class Samples(NamedTuple):
+    """What the rollout says of them.
+
+    Attributes:
+        logp: when the action was drawn, of the shape of `Outputs.logp`.
+        value, target: of the shape of `Outputs.value`.
+        advantage: not normalized, of the shape of `logp`.
+        choice_mask: of the shape of `logp`: whether there was more than one action to choose from;
+            None if there always is.
+    """
+
+    logp: Float[Array, "..."]
+    value: Float[Array, "..."]
+    target: Float[Array, "..."]
+    advantage: Float[Array, "..."]
+    choice_mask: Bool[Array, "..."] | None
+
+
+Loss = Callable[[Outputs, Samples, Settings], tuple[Float[Array, ""], Metrics]]
+
+
+def ppo_loss(
+    now: Outputs, then: Samples, settings: Settings
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """Returns -surrogate + value_coef error - entropy_coef entropy of a minibatch, and metrics.
+
+    Advantages are normalized over the minibatch. Where a mask left one action, nothing was chosen:
+    such samples count for the value alone.
+
+    Args:
+        now: what the networks say.
+        then: what the rollout says.
+        settings: `clip_eps`, `value_coef`, `entropy_coef`, and `value_clip_eps` if the value is to
+            be clipped.
+
+    Source: Schulman et al. 2017, eq. 9.
+    """
+    clip_eps, mask = settings["clip_eps"], then.choice_mask
+    advantage = policy_gradient.normalize_advantage(then.advantage, mask)
+    gain = policy_gradient.clipped_surrogate(now.logp, then.logp, advantage, clip_eps=clip_eps)
+    error = (now.value - then.target) ** 2
+    if "value_clip_eps" in settings:
+        error = policy_gradient.clipped_value_loss(
+            now.value, then.value, then.target, clip_eps=settings["value_clip_eps"]
+        )
+    outside = policy_gradient.outside_clip(now.logp, then.logp, clip_eps=clip_eps)
+    metrics = {
+        "critic/loss": jnp.mean(error),
+        "policy/entropy": policy_gradient.masked_mean(now.entropy, mask),
+        "policy/clipped": policy_gradient.masked_mean(outside.astype(gain.dtype), mask),
+        "policy/kl": policy_gradient.masked_mean(
+            policy_gradient.approx_kl(now.logp, then.logp), mask
+        ),
+    }
+    loss = -policy_gradient.masked_mean(gain, mask)
+    loss += settings["value_coef"] * metrics["critic/loss"]
+    return loss - settings["entropy_coef"] * metrics["policy/entropy"], metrics
+
+
 def make_ppo(
-    env: Env,
+    env: envs.Env,
+    networks: Networks | None = None,
     *,
-    hidden: tuple[int, ...] = (256, 256, 256),
+    hidden: tuple[int, ...] | None = None,
+    critic_part: str | None = None,
+    share_parameters: bool | None = None,
     num_steps: int = 400,
     num_epochs: int = 10,
     num_minibatches: int = 32,
-    learning_rate: float = 3e-4,
+    minibatch_of: MinibatchOf = "transitions",
+    learning_rate: float | optax.Schedule = 3e-4,
     gamma: float = 0.99,
     gae_lambda: float = 0.95,
     clip_eps: float = 0.2,
+    value_clip_eps: float | None = None,
     value_coef: float = 0.5,
     entropy_coef: float = 0.0,
     max_grad_norm: float = 0.5,
     reward_scale: float = 0.2,
+    duration: Callable[[envs.State], Int[Array, " E"]] | None = None,
+    loss: Loss = ppo_loss,
+    loss_settings: Mapping[str, float] | None = None,
 ) -> Algorithm:
     """Makes PPO; one step of the algorithm is a rollout of `num_steps` and its epochs.
 
-    The Gaussian has a mean that depends on the observation and a standard deviation that does not;
-    actions are clipped where they enter the environment.
+    With agents all learn from all: their axis follows that of the environments everywhere, a common
+    reward is every agent's, and a minibatch holds all agents of its transitions. The metric
+    `env/return` is the mean over agents of the return of episodes that ended in the step.
+
+    Args:
+        env: the environments, of any space.
+        networks: policy and value; by default those of `make_networks` with the next three.
+        hidden, critic_part, share_parameters: see `make_networks`.
+        num_steps: steps of each environment in a rollout.
+        num_epochs: how often the rollout is learned from.
+        num_minibatches: gradient steps of an epoch.
+        minibatch_of: what an epoch shuffles. "transitions": single ones. "environments": whole
+            rollouts of some environments, leaves `[num_steps, E / num_minibatches, ...]`.
+        learning_rate: of Adam; a number, or a schedule over its steps.
+        gamma: discount of one step of the clock.
+        gae_lambda: decay of the advantages' sum.
+        clip_eps: how far a ratio may be driven from 1.
+        value_clip_eps: likewise a value from what it was, in units of `reward_scale` times
+            reward; None for no clip.
+        value_coef, entropy_coef: weights of both in the loss.
+        max_grad_norm: the gradient is shortened to this.
+        reward_scale: factor of rewards.
+        duration: `duration(state) -> [E]`, steps of the clock that the action before this state
+            took: the discount is gamma to this power. One by default.
+        loss: `loss(outputs, samples, settings) -> (loss, metrics)`, instead of `ppo_loss`.
+        loss_settings: numbers by name that one's own loss finds in its settings besides these.
+
+    Returns:
+        The algorithm; its `init(key, settings)` takes other numbers for the arguments from
+        `learning_rate` to `reward_scale` and for `loss_settings`, by their names: a sweep is
+        `learning.over_seeds(make_ppo(env), 3, settings={"clip_eps": jnp.array([0.1, 0.2, 0.3])})`.
 
     Raises:
-        ValueError: if a number is out of range, or the transitions of a rollout do not divide into
-            the minibatches.
+        ValueError: if a number is out of range, the transitions or environments do not divide into
+            the minibatches, or networks are both given and described.
+
+    Example:
+        >>> env = envs.make_env(envs.pendulum(), num_envs=8)
+        >>> algorithm = make_ppo(env, hidden=(64, 64), num_steps=128)
+        >>> state, metrics = jax.jit(algorithm.step)(algorithm.init(jax.random.key(0)))
     """
     E = env.num_envs
-    total = num_steps * E
-    if min(num_steps, num_epochs, num_minibatches) < 1 or total % num_minibatches:
+    shuffled = {"transitions": num_steps * E, "environments": E}
+    if minibatch_of not in shuffled:
+        raise ValueError(f"minibatch_of must be one of {', '.join(shuffled)}, got {minibatch_of!r}")
+    if min(num_steps, num_epochs, num_minibatches) < 1:
         raise ValueError(
-            f"a rollout of {num_steps} x {E} transitions must divide into num_minibatches, got "
-            f"{num_minibatches}"
+            "num_steps, num_epochs and num_minibatches must be at least 1, got "
+            f"{num_steps}, {num_epochs} and {num_minibatches}"
         )
-    if not (0.0 <= gamma <= 1.0 and 0.0 <= gae_lambda <= 1.0):
-        raise ValueError(f"gamma and gae_lambda must lie in [0, 1], got {gamma}, {gae_lambda}")
-    if min(learning_rate, clip_eps, max_grad_norm, reward_scale) <= 0.0:
+    if shuffled[minibatch_of] % num_minibatches:
         raise ValueError(
-            "learning_rate, clip_eps, max_grad_norm and reward_scale must be positive, got "
-            f"{learning_rate}, {clip_eps}, {max_grad_norm}, {reward_scale}"
+            f"{shuffled[minibatch_of]} {minibatch_of} of a rollout ({num_steps} x {E}) must divide "
+            f"into num_minibatches, got {num_minibatches}"
         )
-    actor: Any = Mlp(hidden, env.action_size)
-    critic: Any = Mlp(hidden, 1)
-    optimizer = optax.chain(
-        optax.clip_by_global_norm(max_grad_norm), optax.adam(learning_rate, eps=1e-5)
-    )
+    described = {
+        name: x
+        for name, x in (
+            ("hidden", hidden),
+            ("critic_part", critic_part),
+            ("share_parameters", share_parameters),
+        )
+        if x is not None
+    }
+    if networks is not None and described:
+        raise ValueError(
+            f"networks are given; give {', '.join(described)} to make_networks instead"
+        )
+    nets = actor_critic.make_networks(env, **described) if networks is None else networks
+    numbers = {
+        "learning_rate": learning_rate,
+        "gamma": gamma,
+        "gae_lambda": gae_lambda,
+        "clip_eps": clip_eps,
+        "value_clip_eps": value_clip_eps,
+        "value_coef": value_coef,
+        "entropy_coef": entropy_coef,
+        "max_grad_norm": max_grad_norm,
+        "reward_scale": reward_scale,
+    }
+    numbers = {k: v for k, v in numbers.items() if v is not None and not callable(v)}
+    _check_numbers(numbers)
+    numbers |= loss_settings or {}
 
-    def value_of(params: Any, obs: jax.Array) -> jax.Array:
-        return critic.apply(params["value"], obs)[..., 0]
+    def optimizer(settings: Settings) -> optax.GradientTransformation:
+        rate: Any = learning_rate if callable(learning_rate) else settings["learning_rate"]
+        return optax.chain(
+            optax.clip_by_global_norm(settings["max_grad_norm"]), optax.adam(rate, eps=1e-5)
+        )
 
-    def logp_of(params: Any, obs: jax.Array, action: jax.Array) -> jax.Array:
-        z = (action - actor.apply(params["policy"], obs)) * jnp.exp(-params["log_std"])
-        log_std = params["log_std"] + 0.5 * math.log(2.0 * math.pi)
-        return jnp.sum(-0.5 * z**2 - log_std, axis=-1)
-
-    def init(key: jax.Array) -> PpoState:
-        key, key_actor, key_critic, key_env = jax.random.split(key, 4)
-        obs = jnp.zeros((env.obs_size,))
-        params = {
-            "policy": actor.init(key_actor, obs),
-            "log_std": jnp.full((env.action_size,), -0.5),
-            "value": critic.init(key_critic, obs),
-        }
-        zeros = jnp.zeros((E,))
+    def init(key: jax.Array, settings: Mapping[str, Any] | None = None) -> PpoState:
+        given = settings or {}
+        if unknown := given.keys() - numbers.keys():
+            raise ValueError(
+                f"settings must be among {', '.join(numbers)}, got {', '.join(sorted(unknown))}"
+            )
+        values = {k: jnp.asarray(v, jnp.float32) for k, v in (numbers | dict(given)).items()}
+        key, key_policy, key_value, key_env = jax.random.split(key, 4)
+        params = nets.init(key_policy, key_value)
         return PpoState(
             params,
-            optimizer.init(params),
+            optimizer(values).init(params),
             env.reset(key_env),
             jnp.zeros((), jnp.int32),
-            zeros,
-            zeros,
+            jnp.zeros((E,)),
+            values,
             key,
         )
 
-    def rollout(state: PpoState, key: jax.Array) -> tuple[PpoState, Transition]:
-        def one(state: PpoState, key: jax.Array) -> tuple[PpoState, Transition]:
-            obs = state.env.obs
-            mean = actor.apply(state.params["policy"], obs)
-            action = mean + jnp.exp(state.params["log_std"]) * jax.random.normal(key, mean.shape)
-            after = env.step(state.env, jnp.clip(action, -1.0, 1.0))
-            transition = Transition(
-                obs,
-                action,
-                after.reward,
-                after.terminated,
-                after.truncated,
-                after.final_obs,
-                extras=logp_of(state.params, obs, action),
-            )
-            total_reward = state.returns + after.reward
-            done = after.terminated | after.truncated
-            state = state._replace(
-                env=after,
-                failures=state.failures + jnp.sum(after.failed, dtype=jnp.int32),
-                returns=jnp.where(done, 0.0, total_reward),
-                finished=jnp.where(done, total_reward, state.finished),
-            )
-            return state, transition
+    def act(state: PpoState, key: jax.Array) -> tuple[PpoState, tuple[Transition, Mean]]:
+        obs, mask, settings = state.env.obs, state.env.action_mask, state.settings
+        action, logp = nets.sample(key, state.params, obs, mask)
+        after = env.step(state.env, actor_critic.to_env(env.action_space, action))
+        gamma = settings["gamma"]
+        if duration is not None:
+            gamma = gamma ** duration(after).astype(jnp.float32)
+        reward = after.reward.astype(jnp.float32)
+        transition = Transition(
+            obs,
+            action,
+            settings["reward_scale"] * reward,
+            after.terminated,
+            after.truncated,
+            after.final_obs,
+            extras=(mask, logp, jnp.where(after.terminated, 0.0, gamma)),
+        )
+        done = after.terminated | after.truncated
+        total = state.returns + jnp.mean(reward.reshape(E, -1), axis=1)
+        ended = Mean(jnp.sum(jnp.where(done, total, 0.0)), jnp.sum(done, dtype=jnp.int32))
+        state = state._replace(
+            env=after,
+            failures=state.failures + jnp.sum(after.failed, dtype=jnp.int32),
+            returns=jnp.where(done, 0.0, total),
+        )
+        return state, (transition, ended)
 
-        return jax.lax.scan(one, state, jax.random.split(key, num_steps))
-
-    def loss(params: Any, batch: tuple) -> tuple[jax.Array, Metrics]:
-        data, advantage, target = batch
-        advantage = (advantage - jnp.mean(advantage)) / (jnp.std(advantage) + 1e-8)
-        log_ratio = logp_of(params, data.obs, data.action) - data.extras
-        ratio = jnp.exp(log_ratio)
-        clipped = jnp.clip(ratio, 1.0 - clip_eps, 1.0 + clip_eps)
-        gain = jnp.mean(jnp.minimum(ratio * advantage, clipped * advantage))
-        error = jnp.mean((value_of(params, data.obs) - target) ** 2)
-        entropy = jnp.sum(params["log_std"] + 0.5 * math.log(2.0 * math.pi * math.e))
-        outside = jnp.mean((jnp.abs(ratio - 1.0) > clip_eps).astype(ratio.dtype))
-        return -gain + value_coef * error - entropy_coef * entropy, {
-            "critic/loss": error,
-            "policy/entropy": entropy,
-            "policy/clipped": outside,
-            "policy/kl": jnp.mean(ratio - 1.0 - log_ratio),
-        }
+    def judge(state: PpoState, data: Transition) -> Samples:
+        """Looks back on a rollout: values, advantages and targets."""
+        mask, logp, discount = data.extras
+        value, next_value = (nets.value(state.params, x) for x in (data.obs, data.next_obs))
+        done = data.terminated | data.truncated
+        advantage, target = returns.gae(
+            _over_agents(data.reward, value.shape),
+            value,
+            next_value,
+            _over_agents(discount, value.shape),
+            _over_agents(done, value.shape),
+            gae_lambda=state.settings["gae_lambda"],
+        )
+        choice_mask = None
+        if not isinstance(mask, tuple):
+            choice_mask = jnp.sum(mask, axis=-1) > spaces.size(env.action_space)
+        return Samples(logp, value, target, _over_agents(advantage, logp.shape), choice_mask)
 
     def step(state: PpoState) -> tuple[PpoState, Metrics]:
         key, key_rollout, key_epochs = jax.random.split(state.key, 3)
-        state, data = rollout(state._replace(key=key), key_rollout)
-        value, next_value = (value_of(state.params, x) for x in (data.obs, data.next_obs))
-        advantage, target = returns.gae(
-            reward_scale * data.reward,
-            value,
-            next_value,
-            gamma * (1.0 - data.terminated.astype(jnp.float32)),
-            data.terminated | data.truncated,
-            gae_lambda=gae_lambda,
-        )
-        flat = jax.tree.map(lambda x: x.reshape(total, *x.shape[2:]), (data, advantage, target))
+        keys = jax.random.split(key_rollout, num_steps)
+        state, (data, ended) = jax.lax.scan(act, state._replace(key=key), keys)
+        rollout = (data.obs, data.extras[0], data.action, judge(state, data))
+        if minibatch_of == "transitions":
+            rollout = jax.tree.map(lambda x: x.reshape(num_steps * E, *x.shape[2:]), rollout)
 
-        def epoch(carry: tuple, key: jax.Array) -> tuple[tuple, dict[str, jax.Array]]:
-            order = jax.random.permutation(key, total).reshape(num_minibatches, -1)
+        def loss_of(params: PyTree, batch: tuple) -> tuple[jax.Array, Metrics]:
+            obs, mask, action, then = batch
+            logp, entropy = nets.evaluate(params, obs, mask, action)
+            return loss(Outputs(logp, entropy, nets.value(params, obs)), then, state.settings)
 
-            def minibatch(carry: tuple, index: jax.Array) -> tuple[tuple, dict[str, jax.Array]]:
-                params, opt_state = carry
-                batch = jax.tree.map(lambda x: x[index], flat)
-                grads, metrics = jax.grad(loss, has_aux=True)(params, batch)
-                steps, opt_state = optimizer.update(grads, opt_state, params)
-                return (optax.apply_updates(params, steps), opt_state), metrics
+        def minibatch(carry: tuple, index: jax.Array) -> tuple[tuple, Metrics]:
+            params, opt_state = carry
+            picked = index if minibatch_of == "transitions" else (slice(None), index)
+            batch = jax.tree.map(lambda x: x[picked], rollout)
+            grads, metrics = jax.grad(loss_of, has_aux=True)(params, batch)
+            updates, opt_state = optimizer(state.settings).update(grads, opt_state, params)
+            return (optax.apply_updates(params, updates), opt_state), metrics
 
-            return jax.lax.scan(minibatch, carry, order)
+        def epoch(carry: tuple, key: jax.Array) -> tuple[tuple, Metrics]:
+            order = jax.random.permutation(key, shuffled[minibatch_of])
+            return jax.lax.scan(minibatch, carry, order.reshape(num_minibatches, -1))
 
         carry = (state.params, state.opt_state)
         keys = jax.random.split(key_epochs, num_epochs)
         (params, opt_state), metrics = jax.lax.scan(epoch, carry, keys)
         metrics = {name: jnp.mean(x) for name, x in metrics.items()}
         metrics["env/failed"] = state.failures.astype(jnp.float32)
-        metrics["env/return"] = jnp.mean(state.finished)
+        metrics["env/return"] = jax.tree.map(jnp.sum, ended)
         return state._replace(params=params, opt_state=opt_state), metrics
 
     return Algorithm(init, step)
 
 
-def act(env: Env, params: Any, obs: Float[Array, "B O"], *, hidden: tuple[int, ...]) -> jax.Array:
-    """Returns PPO's mean action in [-1, 1]."""
-    actor: Any = Mlp(hidden, env.action_size)
-    return jnp.clip(actor.apply(params["policy"], obs), -1.0, 1.0)
+def _check_numbers(numbers: Mapping[str, float]) -> None:
+    for name, x in numbers.items():
+        if name in ("gamma", "gae_lambda"):
+            if not 0.0 <= x <= 1.0:
+                raise ValueError(f"{name} must lie in [0, 1], got {x}")
+        elif name in ("value_coef", "entropy_coef"):
+            if not 0.0 <= x < math.inf:
+                raise ValueError(f"{name} must not be negative, got {x}")
+        elif not x > 0.0:
+            raise ValueError(f"{name} must be positive, got {x}")
+
+
+def _over_agents(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Gives every agent what is common to them, if the shape has agents."""
+    if x.ndim > len(shape):
+        raise ValueError(
+            f"rewards of agents, {x.shape}, need a value for each of them, got values {shape}"
+        )
+    return jnp.broadcast_to(x.reshape(*x.shape, *(1,) * (len(shape) - x.ndim)), shape)

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxlab import envs, rl
+from jaxlab import envs, learning, rl
 from jaxlab.nn import Mlp
 
 pytestmark = pytest.mark.usefixtures("optax_promotes")
@@ -160,3 +160,266 @@ def test_two_gradients_by_hand(key):
         np.testing.assert_allclose(found[name], value, atol=1e-5)
         mean = (value + logged_after[name]) / 2
         np.testing.assert_allclose(found_twice[name], mean, rtol=1e-3, atol=1e-5)
+
+
+T, E, LENGTHS = 6, 4, RANDOM.integers(1, 5, (6, 4))
+VALUES = RANDOM.normal(size=2 * T * E)  # of what is acted on, and of what a step led to
+PAID = RANDOM.normal(size=(T, E))
+ENDED, STOPPED = RANDOM.random((2, T, E)) < 0.25
+STOPPED &= ~ENDED
+
+
+def macro():
+    """Actions of several steps, over tables; an observation is the number of its value."""
+    index = np.arange(2 * T * E, dtype=np.float32).reshape(2, T, E, 1)
+
+    def reset(key):
+        no, zeros = jnp.zeros(E, bool), jnp.zeros(E, jnp.int32)
+        first = jnp.asarray(index[0, 0])
+        return envs.State(
+            jnp.zeros(E, jnp.int32),
+            first,
+            jnp.zeros(E),
+            no,
+            no,
+            first,
+            no,
+            zeros,
+            jax.random.split(key, E),
+        )
+
+    def step(state, action):
+        t = state.time[0]
+        seen = jnp.asarray(np.concatenate([index[0, 1:], index[0, :1]]))[t]
+        return state._replace(
+            physics=jnp.asarray(LENGTHS)[t],
+            obs=seen,
+            reward=jnp.asarray(PAID, jnp.float32)[t],
+            terminated=jnp.asarray(ENDED)[t],
+            truncated=jnp.asarray(STOPPED)[t],
+            final_obs=jnp.asarray(index[1])[t],
+            time=(state.time + 1) % T,
+        )
+
+    return envs.Env("macro", E, 1, envs.Discrete(2), T, reset, step)
+
+
+def tables():
+    """A value and an "entropy" for every observation; gradients show what the loss was given."""
+
+    def at(table, obs):
+        return table[obs[..., 0].astype(jnp.int32)]
+
+    def init(key_policy, key_value):
+        return {"value": jnp.asarray(VALUES, jnp.float32), "entropy": jnp.zeros(2 * T * E)}
+
+    def sample(key, params, obs, mask):
+        return jnp.zeros(obs.shape[:-1], jnp.int32), jnp.zeros(obs.shape[:-1])
+
+    def evaluate(params, obs, mask, action):
+        return jnp.zeros(action.shape), at(params["entropy"], obs)
+
+    return learning.Networks(
+        init, sample, evaluate, lambda *_: None, lambda params, obs: at(params["value"], obs)
+    )
+
+
+@pytest.mark.parametrize("minibatch_of", ["transitions", "environments"])
+def test_what_a_loss_is_given(key, minibatch_of):
+    """Discounts gamma^k of macro-actions, two runs with settings of their own, and minibatches:
+    of gradients Adam's moment keeps a tenth, nine tenths of it after another step, and so on."""
+
+    def tell(now, then, settings):
+        shapes.append(then.target.shape)
+        told = now.value * then.target + settings["beta"] * now.entropy * then.advantage
+        return jnp.sum(told), {}
+
+    shapes = []
+    algorithm = learning.make_ppo(
+        macro(),
+        tables(),
+        num_steps=T,
+        num_epochs=1,
+        num_minibatches=E,
+        minibatch_of=minibatch_of,
+        gae_lambda=LAMBDA,
+        max_grad_norm=1e9,
+        reward_scale=0.5,
+        duration=lambda state: state.physics,
+        loss=tell,
+        loss_settings={"beta": 1.0},
+    )
+    sweep = {"gamma": jnp.asarray([0.9, 0.7]), "beta": jnp.asarray([1.0, 3.0])}
+
+    @jax.jit
+    def go(keys, sweep):
+        return jax.vmap(algorithm.step)(jax.vmap(algorithm.init)(keys, sweep))
+
+    state, metrics = go(jax.random.split(key), sweep)
+    assert set(shapes) == {(6, 1) if minibatch_of == "environments" else (6,)}
+    moment = optax.tree_utils.tree_get(state.opt_state, "mu")
+    value, next_value = VALUES.reshape(2, T, E)
+    for run, (gamma, beta) in enumerate(((0.9, 1.0), (0.7, 3.0))):
+        discount = gamma**LENGTHS * ~ENDED
+        delta = 0.5 * PAID + discount * next_value - value
+        advantage, later = np.zeros((T, E)), 0.0
+        for t in reversed(range(T)):
+            later = delta[t] + LAMBDA * discount[t] * ~STOPPED[t] * later
+            advantage[t] = later
+        shown = np.asarray(moment["entropy"], np.float64)[run, : T * E].reshape(T, E)
+        turn = np.round(np.log(shown / (0.1 * beta * advantage)) / np.log(0.9))
+        np.testing.assert_allclose(shown, 0.1 * beta * 0.9**turn * advantage, rtol=1e-3)
+        shown = np.asarray(moment["value"])[run, : T * E].reshape(T, E)
+        np.testing.assert_allclose(shown, 0.1 * 0.9**turn * (advantage + value), atol=1e-5)
+        # Every sample has had its turn once; those of an environment together, or not.
+        np.testing.assert_array_equal(np.bincount(turn.astype(int).ravel()), [T] * E)
+        together = np.all(turn == turn[0])
+        assert together == (minibatch_of == "environments")
+    total, count, running = 0.0, 0, np.zeros(E)
+    for t in range(T):
+        running += PAID[t]
+        done = ENDED[t] | STOPPED[t]
+        total, count = total + running[done].sum(), count + done.sum()
+        running[done] = 0.0
+    np.testing.assert_allclose(metrics["env/return"].total, [total] * 2, rtol=1e-5)
+    np.testing.assert_array_equal(metrics["env/return"].count, [count] * 2)
+    np.testing.assert_allclose(state.returns, [running] * 2, atol=1e-5)
+
+
+def test_loss_with_nothing_to_choose():
+    """By hand: of four samples one had a single action; it counts for the value alone."""
+    mask = np.array([True, True, False, True])
+    logp, logp_old = np.log([0.5, 0.3, 1.0, 0.2]), np.log([0.4, 0.5, 1.0, 0.2])
+    advantage, value = np.array([1.0, -2.0, 50.0, 4.0]), np.array([0.1, 0.2, 0.3, 0.4])
+    target, entropy = np.array([1.0, 0.0, 2.0, 0.5]), np.array([0.6, 0.5, 0.0, 0.7])
+    settings = {"clip_eps": 0.2, "value_coef": 0.7, "entropy_coef": 0.3}
+    arrays = (jnp.asarray(x, jnp.float32) for x in (logp, entropy, value))
+    now = learning.Outputs(*arrays)
+    arrays = (jnp.asarray(x, jnp.float32) for x in (logp_old, value - 0.3, target, advantage))
+    then = learning.Samples(*arrays, choice_mask=jnp.asarray(mask))
+    kept = advantage[mask]
+    z, ratio = (kept - kept.mean()) / kept.std(), np.exp(logp - logp_old)[mask]
+    gain = np.mean(np.minimum(ratio * z, np.clip(ratio, 0.8, 1.2) * z))
+    error = np.mean((value - target) ** 2)
+    found, metrics = learning.ppo_loss(now, then, settings)
+    np.testing.assert_allclose(found, -gain + 0.7 * error - 0.3 * entropy[mask].mean(), rtol=1e-5)
+    np.testing.assert_allclose(metrics["policy/clipped"], 2 / 3, rtol=1e-6)
+    np.testing.assert_allclose(metrics["policy/kl"], np.mean(ratio - 1 - np.log(ratio)), rtol=1e-4)
+    clipped = learning.ppo_loss(now, then, settings | {"value_clip_eps": 0.1})[1]
+    want = np.mean(np.maximum((value - target) ** 2, (value - 0.2 - target) ** 2))
+    np.testing.assert_allclose(clipped["critic/loss"], want, rtol=1e-5)
+
+
+def train(env, key, num_steps, networks=None, **options):
+    """Returns final states and mean returns `[seeds, num_steps]` of four seeds."""
+    algorithm = learning.make_ppo(
+        env,
+        networks,
+        **{"num_steps": 4, "num_epochs": 4, "num_minibatches": 2, "learning_rate": 0.01} | options,
+    )
+
+    @jax.jit
+    @jax.vmap
+    def go(key):
+        step = lambda state, _: algorithm.step(state)  # noqa: E731
+        return jax.lax.scan(step, algorithm.init(key), length=num_steps)
+
+    state, metrics = go(jax.random.split(key, 4))
+    returns = metrics["env/return"].total / metrics["env/return"].count
+    return state, np.asarray(returns)
+
+
+def one_step(name, obs_size, space, reward, *, mask=None, num_agents=None, look=None, part=None):
+    """A context from three, an action, its reward, the end."""
+    look = look or (lambda context: jax.nn.one_hot(context, 3))
+
+    def reset(key):
+        context = jax.random.randint(key, (), 0, 3)
+        return context, look(context)
+
+    def step(context, action):
+        return context, look(context), reward(context, action), jnp.ones((), bool)
+
+    task = envs.Task(name, obs_size, space, 1, reset, step, num_agents, mask, part)
+    return envs.make_env(task, 32)
+
+
+def test_masked_bandit_finds_the_best_that_is_allowed(key):
+    """What is forbidden would pay a hundred times as much."""
+    pays = jnp.asarray([[0.0, 1.0, 0.5, 100.0], [100.0, 0.2, 1.0, 0.5], [0.0, 100.0, 100.0, 0.5]])
+    allowed = (pays < 100.0).at[2].set(jnp.arange(4) == 3)  # the last leaves no choice
+    env = one_step(
+        "bandit",
+        3,
+        envs.Discrete(4),
+        lambda context, action: pays[context, action],
+        mask=lambda context: allowed[context],
+    )
+    networks = learning.make_networks(env, hidden=(16,))
+    state, returns = train(env, key, 40, networks)
+    assert returns.max() <= 1.0
+    obs = jnp.broadcast_to(jnp.eye(3), (4, 3, 3))
+    best = jax.vmap(networks.mode)(state.params, obs, jnp.broadcast_to(allowed, (4, 3, 4)))
+    np.testing.assert_array_equal(best, [[1, 2, 3]] * 4)
+    last = returns[:, -5:].mean(axis=1)  # of 5/6 at best
+    assert last.mean() - 3 * last.std() > 0.75
+
+
+def test_several_choices_at_once(key):
+    """Two out of three and two: the reward is for both right ones, which depend on the context."""
+    right = jnp.asarray([[0, 1], [1, 0], [2, 1]])
+    env = one_step(
+        "lock",
+        3,
+        envs.MultiDiscrete((3, 2)),
+        lambda context, action: jnp.all(action == right[context]).astype(jnp.float32),
+    )
+    _, returns = train(env, key, 40, hidden=(16,))
+    last = returns[:, -5:].mean(axis=1)
+    assert returns[:, 0].mean() < 0.4 and last.mean() - 3 * last.std() > 0.85
+
+
+@pytest.mark.parametrize("common", [True, False], ids=["common", "own"])
+def test_two_agents(key, common):
+    """A matrix game with a common reward, one network for both and a critic of the state; then
+    rewards of their own, and networks too, since they see the same. The best is (1, 0) in both."""
+    pays = jnp.asarray([[0.0, 0.3], [1.0, 0.2]])
+
+    def look(context):
+        own = jnp.eye(2) if common else jnp.ones((2, 2))
+        return {"own": own, "state": jax.nn.one_hot(context, 3)}
+
+    def reward(context, action):
+        return pays[action[0], action[1]] if common else 1.0 * (action == jnp.asarray([1, 0]))
+
+    env = one_step("game", 2, envs.Discrete(2), reward, num_agents=2, look=look, part="own")
+    options = {"hidden": (16,), "critic_part": "state", "share_parameters": common}
+    networks = learning.make_networks(env, **options)
+    state, returns = train(env, key, 30, **options)
+    obs = jax.vmap(look)(jnp.arange(3))
+    best = jax.vmap(lambda params: networks.mode(params, obs, ()))(state.params)
+    np.testing.assert_array_equal(best, np.broadcast_to([1, 0], (4, 3, 2)))
+    last = returns[:, -5:].mean(axis=1)
+    assert last.mean() - 3 * last.std() > 0.85
+
+
+def test_bad_arguments_are_refused(key):
+    env = macro()
+    for options, message in (
+        ({"num_minibatches": 5}, r"24 transitions of a rollout \(6 x 4\) must divide .* got 5"),
+        (
+            {"num_minibatches": 3, "minibatch_of": "environments"},
+            "4 environments .* must divide into num_minibatches, got 3",
+        ),
+        ({"minibatch_of": "agents"}, "minibatch_of must be one of"),
+        ({"num_epochs": 0}, "must be at least 1, got 6, 0 and"),
+        ({"gamma": 1.1}, r"gamma must lie in \[0, 1\], got 1.1"),
+        ({"clip_eps": 0.0}, "clip_eps must be positive, got 0.0"),
+        ({"entropy_coef": -0.1}, "entropy_coef must not be negative, got -0.1"),
+        ({"networks": tables(), "hidden": (8,)}, "networks are given; give hidden to"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            learning.make_ppo(env, **{"num_steps": T, "num_minibatches": 4} | options)
+    algorithm = learning.make_ppo(env, num_steps=T, num_minibatches=4)
+    with pytest.raises(ValueError, match="settings must be among learning_rate, .*, got clip$"):
+        algorithm.init(key, {"clip": 0.1})
