@@ -8,11 +8,10 @@ import jax.numpy as jnp
 import optax
 
 from experiments.fpmd import Config
-from jaxlab import rl
+from jaxlab import learning, rl
 from jaxlab.core.types import Algorithm
 from jaxlab.diffusion import ddpm
 from jaxlab.envs import Env
-from jaxlab.learning import ppo
 from jaxlab.rl import critics as critics_lib
 from jaxlab.rl import generators
 
@@ -89,18 +88,19 @@ def _ppo(env: Env, config: Config) -> Method:
     hidden, length = (config.width,) * 3, min(400, max(config.updates // 5, 1))
     total = length * env.num_envs
     minibatches = max(n for n in range(1, 33) if total % n == 0)
-    learner = ppo.make_ppo(
+    networks = learning.make_networks(env, hidden=hidden)
+    learner = learning.make_ppo(
         env,
-        hidden=hidden,
+        networks,
         num_steps=length,
         num_minibatches=minibatches,
         learning_rate=config.learning_rate,
     )
 
-    def act(state: ppo.PpoState, key: jax.Array, obs: jax.Array, explore: bool) -> jax.Array:
-        mean = ppo.act(env, state.params, obs, hidden=hidden)
-        noise = jnp.exp(state.params["log_std"]) * jax.random.normal(key, mean.shape)
-        return mean + noise if explore else mean
+    def act(state: learning.PpoState, key: jax.Array, obs: jax.Array, explore: bool) -> jax.Array:
+        if explore:
+            return networks.sample(key, state.params, obs, ())[0]
+        return networks.mode(state.params, obs, ())
 
     seeds = rl.over_seeds(learner, config.num_seeds)
     return Method(seeds, seeds.axes, act, length, None)

@@ -14,14 +14,17 @@ from jaxlab.learning.distributions import (
 from jaxlab.learning.evaluation import evaluate
 from jaxlab.learning.normalization import normalize_obs
 from jaxlab.learning.policy_gradient import (
+    Outputs,
+    Samples,
     approx_kl,
     clipped_surrogate,
     clipped_value_loss,
     masked_mean,
     normalize_advantage,
     outside_clip,
+    ppo_loss,
 )
-from jaxlab.learning.ppo import Outputs, PpoState, Samples, make_ppo, ppo_loss
+from jaxlab.learning.ppo import PpoState, make_ppo
 from jaxlab.learning.returns import gae, td_target
 from jaxlab.learning.seeds import over_seeds
 

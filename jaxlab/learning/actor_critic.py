@@ -99,7 +99,7 @@ def make_networks(
     free_std = distribution is None and isinstance(space, spaces.Box)
     law = distributions.distribution_of(space) if distribution is None else distribution
     actor = actor or Mlp(hidden, env.action_size if free_std else law.num_params)
-    critic = critic or Mlp(hidden, num_agents if own_value else 1)
+    critic = critic or Mlp(hidden, start.reward.shape[1] if own_value else 1)
     lead = () if num_agents is None else (num_agents,)
     own_actor = () if share_parameters else lead
     own_critic = own_actor if agentwise else ()

@@ -6,14 +6,59 @@ of one step of a diffusion. All is by sample, `[...]`; `masked_mean` makes numbe
 Schulman et al. 2017, arXiv:1707.06347.
 """
 
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+Settings = Mapping[str, Float[Array, ""]]
+"""Numbers of a run by the names of `make_ppo`'s arguments; part of its state, so that runs side by
+side may have their own."""
+Scalars = Mapping[str, Float[Array, ""]]
+"""Metrics of a loss by name."""
 Scalar = float | Float[Array, ""]
 MAX_LOG_RATIO = 20.0
 """Beyond it a ratio grows no more: exp would overflow, and give NaN for the gradient of a sample
 that the clip holds back."""
+
+
+class Outputs(NamedTuple):
+    """What the networks say now of samples of the rollout, with gradient.
+
+    Attributes:
+        logp: log-probability of the action, `[...]`, `[..., A]` with agents.
+        entropy: of the policy at the observation, of the same shape.
+        value: `[...]`, or `[..., A]` with a value for each agent.
+    """
+
+    logp: Float[Array, "..."]
+    entropy: Float[Array, "..."]
+    value: Float[Array, "..."]
+
+
+class Samples(NamedTuple):
+    """What the rollout says of them.
+
+    Attributes:
+        logp_old: log-probability when the action was drawn, of the shape of `Outputs.logp`.
+        value_old: value when the rollout was made, of the shape of `Outputs.value`.
+        target: what the value should be, of the same shape.
+        advantage: of the action, not normalized, of the shape of `logp_old`.
+        choice_mask: whether there was more than one action to choose from, of the same shape; None
+            if there always is.
+    """
+
+    logp_old: Float[Array, "..."]
+    value_old: Float[Array, "..."]
+    target: Float[Array, "..."]
+    advantage: Float[Array, "..."]
+    choice_mask: Bool[Array, "..."] | None
+
+
+Loss = Callable[[Outputs, Samples, Settings], tuple[jax.Array, Scalars]]
+"""`loss(outputs, samples, settings) -> (loss, metrics)` of a minibatch, such as `ppo_loss`."""
 
 
 def clipped_surrogate(
@@ -128,6 +173,42 @@ def masked_mean(x: Float[Array, "..."], mask: Bool[Array, "..."] | None = None) 
         return jnp.mean(x)
     _check_shapes(x=x, mask=mask)
     return jnp.sum(jnp.where(mask, x, 0.0)) / jnp.maximum(jnp.sum(mask.astype(x.dtype)), 1.0)
+
+
+def ppo_loss(
+    now: Outputs, then: Samples, settings: Settings
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """Returns -surrogate + value_coef error - entropy_coef entropy of a minibatch, and metrics.
+
+    Advantages are normalized over the minibatch. Where a mask left one action, nothing was chosen:
+    such samples count for the value alone.
+
+    Args:
+        now: what the networks say.
+        then: what the rollout says.
+        settings: `clip_eps`, `value_coef`, `entropy_coef`, and `value_clip_eps` if the value is to
+            be clipped.
+
+    Source: Schulman et al. 2017, eq. 9.
+    """
+    clip_eps, mask = settings["clip_eps"], then.choice_mask
+    advantage = normalize_advantage(then.advantage, mask)
+    gain = clipped_surrogate(now.logp, then.logp_old, advantage, clip_eps=clip_eps)
+    error = (now.value - then.target) ** 2
+    if "value_clip_eps" in settings:
+        error = clipped_value_loss(
+            now.value, then.value_old, then.target, clip_eps=settings["value_clip_eps"]
+        )
+    outside = outside_clip(now.logp, then.logp_old, clip_eps=clip_eps)
+    metrics = {
+        "critic/loss": jnp.mean(error),
+        "policy/entropy": masked_mean(now.entropy, mask),
+        "policy/clipped": masked_mean(outside.astype(gain.dtype), mask),
+        "policy/kl": masked_mean(approx_kl(now.logp, then.logp_old), mask),
+    }
+    loss = -masked_mean(gain, mask)
+    loss += settings["value_coef"] * metrics["critic/loss"]
+    return loss - settings["entropy_coef"] * metrics["policy/entropy"], metrics
 
 
 def _ratio(logp: jax.Array, logp_old: jax.Array) -> jax.Array:

@@ -12,17 +12,15 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from jaxlab import envs
 from jaxlab.core.types import Algorithm, Mean, Metrics, PyTree, Transition
 from jaxlab.envs import spaces
 from jaxlab.learning import actor_critic, policy_gradient, returns
 from jaxlab.learning.actor_critic import Networks
+from jaxlab.learning.policy_gradient import Loss, Outputs, Samples, Scalars, Settings
 
-Settings = Mapping[str, Float[Array, ""]]
-"""Numbers of a run by the names of `make_ppo`'s arguments; part of the state, so that runs side by
-side may have their own."""
 MinibatchOf = Literal["transitions", "environments"]
 
 
@@ -48,78 +46,6 @@ class PpoState(NamedTuple):
     key: Array
 
 
-class Outputs(NamedTuple):
-    """What the networks say now of samples of the rollout, with gradient.
-
-    Attributes:
-        logp, entropy: `[...]`, `[..., A]` with agents.
-        value: `[...]`, or `[..., A]` with a value for each agent.
-    """
-
-    logp: Float[Array, "..."]
-    entropy: Float[Array, "..."]
-    value: Float[Array, "..."]
-
-
-class Samples(NamedTuple):
-    """What the rollout says of them.
-
-    Attributes:
-        logp: when the action was drawn, of the shape of `Outputs.logp`.
-        value, target: of the shape of `Outputs.value`.
-        advantage: not normalized, of the shape of `logp`.
-        choice_mask: of the shape of `logp`: whether there was more than one action to choose from;
-            None if there always is.
-    """
-
-    logp: Float[Array, "..."]
-    value: Float[Array, "..."]
-    target: Float[Array, "..."]
-    advantage: Float[Array, "..."]
-    choice_mask: Bool[Array, "..."] | None
-
-
-Loss = Callable[[Outputs, Samples, Settings], tuple[Float[Array, ""], Metrics]]
-
-
-def ppo_loss(
-    now: Outputs, then: Samples, settings: Settings
-) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """Returns -surrogate + value_coef error - entropy_coef entropy of a minibatch, and metrics.
-
-    Advantages are normalized over the minibatch. Where a mask left one action, nothing was chosen:
-    such samples count for the value alone.
-
-    Args:
-        now: what the networks say.
-        then: what the rollout says.
-        settings: `clip_eps`, `value_coef`, `entropy_coef`, and `value_clip_eps` if the value is to
-            be clipped.
-
-    Source: Schulman et al. 2017, eq. 9.
-    """
-    clip_eps, mask = settings["clip_eps"], then.choice_mask
-    advantage = policy_gradient.normalize_advantage(then.advantage, mask)
-    gain = policy_gradient.clipped_surrogate(now.logp, then.logp, advantage, clip_eps=clip_eps)
-    error = (now.value - then.target) ** 2
-    if "value_clip_eps" in settings:
-        error = policy_gradient.clipped_value_loss(
-            now.value, then.value, then.target, clip_eps=settings["value_clip_eps"]
-        )
-    outside = policy_gradient.outside_clip(now.logp, then.logp, clip_eps=clip_eps)
-    metrics = {
-        "critic/loss": jnp.mean(error),
-        "policy/entropy": policy_gradient.masked_mean(now.entropy, mask),
-        "policy/clipped": policy_gradient.masked_mean(outside.astype(gain.dtype), mask),
-        "policy/kl": policy_gradient.masked_mean(
-            policy_gradient.approx_kl(now.logp, then.logp), mask
-        ),
-    }
-    loss = -policy_gradient.masked_mean(gain, mask)
-    loss += settings["value_coef"] * metrics["critic/loss"]
-    return loss - settings["entropy_coef"] * metrics["policy/entropy"], metrics
-
-
 def make_ppo(
     env: envs.Env,
     networks: Networks | None = None,
@@ -141,7 +67,7 @@ def make_ppo(
     max_grad_norm: float = 0.5,
     reward_scale: float = 0.2,
     duration: Callable[[envs.State], Int[Array, " E"]] | None = None,
-    loss: Loss = ppo_loss,
+    loss: Loss = policy_gradient.ppo_loss,
     loss_settings: Mapping[str, float] | None = None,
 ) -> Algorithm:
     """Makes PPO; one step of the algorithm is a rollout of `num_steps` and its epochs.
@@ -201,7 +127,7 @@ def make_ppo(
             f"{shuffled[minibatch_of]} {minibatch_of} of a rollout ({num_steps} x {E}) must divide "
             f"into num_minibatches, got {num_minibatches}"
         )
-    described = {
+    described: dict[str, Any] = {
         name: x
         for name, x in (
             ("hidden", hidden),
@@ -308,12 +234,12 @@ def make_ppo(
         if minibatch_of == "transitions":
             rollout = jax.tree.map(lambda x: x.reshape(num_steps * E, *x.shape[2:]), rollout)
 
-        def loss_of(params: PyTree, batch: tuple) -> tuple[jax.Array, Metrics]:
+        def loss_of(params: PyTree, batch: tuple) -> tuple[jax.Array, Scalars]:
             obs, mask, action, then = batch
             logp, entropy = nets.evaluate(params, obs, mask, action)
             return loss(Outputs(logp, entropy, nets.value(params, obs)), then, state.settings)
 
-        def minibatch(carry: tuple, index: jax.Array) -> tuple[tuple, Metrics]:
+        def minibatch(carry: tuple, index: jax.Array) -> tuple[tuple, Scalars]:
             params, opt_state = carry
             picked = index if minibatch_of == "transitions" else (slice(None), index)
             batch = jax.tree.map(lambda x: x[picked], rollout)
@@ -321,7 +247,7 @@ def make_ppo(
             updates, opt_state = optimizer(state.settings).update(grads, opt_state, params)
             return (optax.apply_updates(params, updates), opt_state), metrics
 
-        def epoch(carry: tuple, key: jax.Array) -> tuple[tuple, Metrics]:
+        def epoch(carry: tuple, key: jax.Array) -> tuple[tuple, Scalars]:
             order = jax.random.permutation(key, shuffled[minibatch_of])
             return jax.lax.scan(minibatch, carry, order.reshape(num_minibatches, -1))
 
