@@ -2,9 +2,6 @@
 
 import dataclasses
 import os
-import pathlib
-
-from experiments.harness.result import Result
 
 # A batch of LAPACK calls waits, on a thread of XLA's CPU pool, for parts of it that it has queued
 # to the same pool: as many such batches at a time as there are threads lock up for good (jaxlib
@@ -80,10 +77,3 @@ PRESETS = {
         largest_ratio=4000,
     ),
 }
-
-
-def run(config: Config, out: pathlib.Path, *, resume: bool = False) -> Result:
-    """Runs the comparison, then the studies of theory, scale and portraits."""
-    from experiments.zofl import study  # here, so that --help needs no JAX
-
-    return study.run(config, out, resume=resume)

@@ -1,7 +1,7 @@
-"""What the units of a comparison say: final losses, who wins, what is solved, which iterates are
+"""What the outcomes of a comparison say: final losses, who wins, what is solved, which iterates are
 feasible.
 
-A point is feasible if no scaled constraint is violated by more than `problems.tolerance(sigma)`,
+A point is feasible if no scaled constraint is violated by more than `tasks.tolerance(sigma)`,
 and its gap is |f - f_ref|, as `Task.gap_scale` counts it: a value below the optimum that a
 tolerable violation has bought is as far from it as one above. Both are exact, whatever the method
 measured.
@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.zofl import Config, methods, units
-from experiments.zofl.problems import Task, allowance, tolerance
-from experiments.zofl.units import PUBLISHED, TUNED, Record, Unit
-from jaxlab.core import stats
+from experiments.harness import verdicts
+from experiments.zofl import Config, methods, runs
+from experiments.zofl.runs import PUBLISHED, TUNED, Outcome, Record
+from experiments.zofl.tasks import Task, allowance, tolerance
 from jaxlab.zeroth_order import profiles
 
 MOST_GAP = 1e3
@@ -36,12 +36,12 @@ BETTER, TIE, WORSE, NEITHER = "better", "tie", "worse", "nobody feasible"
 
 
 class Comparison(NamedTuple):
-    """A finished comparison; units by problem and method, those that do not apply left out."""
+    """A finished comparison; outcomes by problem and method, those that do not apply left out."""
 
     config: Config
     tasks: dict[str, Task]
     methods: tuple[str, ...]
-    units: dict[tuple[str, str], Unit]
+    outcomes: dict[tuple[str, str], Outcome]
 
     @property
     def rivals(self) -> tuple[str, ...]:
@@ -50,12 +50,12 @@ class Comparison(NamedTuple):
 
     def record(self, task: str, name: str) -> Record | None:
         """The record of a method on a problem, with its answer as the best point."""
-        unit = self.units.get((task, name))
-        if unit is None:
+        outcome = self.outcomes.get((task, name))
+        if outcome is None:
             return None
         if name not in methods.TABLE:
-            return unit.record
-        return units.answer(unit.record, methods.TABLE[name], self.config.sigmas)
+            return outcome.record
+        return runs.answer(outcome.record, methods.TABLE[name], self.config.sigmas)
 
 
 class Duel(NamedTuple):
@@ -112,24 +112,25 @@ def accuracies(sigma: float) -> tuple[float, ...]:
 
 
 def duel(comparison: Comparison, task: str, rival: str, level: int) -> Duel | None:
-    """Compares final gaps by a paired bootstrap over seeds; None where the rival was not run."""
+    """Compares final gaps, paired by seed, by the one rule; None where the rival was not run.
+
+    With fewer seeds than a verdict takes every duel is a tie.
+    """
     ours = losses(comparison, task, methods.HEADLINE, level)
     theirs = losses(comparison, task, rival, level)
     if theirs is None:
         return None
     assert ours is not None
     medians = (
-        units.median(np.abs(_ends(comparison, task, methods.HEADLINE, level)[0])),
-        units.median(np.abs(_ends(comparison, task, rival, level)[0])),
+        runs.median(np.abs(_ends(comparison, task, methods.HEADLINE, level)[0])),
+        runs.median(np.abs(_ends(comparison, task, rival, level)[0])),
     )
     if not is_feasible(comparison, task, methods.HEADLINE, level) and not is_feasible(
         comparison, task, rival, level
     ):
         return Duel(NEITHER, *medians, rival)
-    index = level * len(comparison.tasks) + list(comparison.tasks).index(task)
-    key = jax.random.fold_in(jax.random.key(comparison.config.seed), 1000 + index)
-    interval = compare(key, theirs, ours).difference
-    outcome = BETTER if interval.low > 0.0 else WORSE if interval.high < 0.0 else TIE
+    verdict = verdicts.compare(ours, theirs, larger_is_better=False).verdict
+    outcome = {"better": BETTER, "worse": WORSE}.get(verdict, TIE)
     return Duel(outcome, *medians, rival)
 
 
@@ -215,18 +216,7 @@ def peak_violation(comparison: Comparison, task: str, name: str, level: int) -> 
     late = record.steps[level, PUBLISHED] >= after
     late[:, -1] = True
     peaks = np.max(np.where(late, record.violation[level, PUBLISHED], 0.0), axis=-1)
-    return max(units.median(peaks), LEAST_PEAK)
-
-
-@functools.cache
-def _compare():
-    return jax.jit(stats.compare_paired)
-
-
-def compare(key: jax.Array, a: np.ndarray, b: np.ndarray) -> stats.Comparison:
-    """Paired comparison of values per seed or per problem, a - b."""
-    found = _compare()(key, jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32))
-    return jax.tree.map(float, jax.device_get(found))
+    return max(runs.median(peaks), LEAST_PEAK)
 
 
 @functools.cache

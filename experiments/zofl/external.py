@@ -1,4 +1,4 @@
-"""External solvers on the problems of the comparison: host loops, small budgets, their own rows."""
+"""What a unit of an external solver computes: host loops on small budgets, untuned."""
 
 import functools
 import time
@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.rivals import solvers
-from experiments.zofl import problems, units
-from experiments.zofl.problems import Task
-from experiments.zofl.units import Record, Unit
+from experiments.zofl import runs, tasks
+from experiments.zofl.runs import Outcome, Record
+from experiments.zofl.tasks import Task
 from jaxlab.zeroth_order import kkt, noise
 
 QUERIES = 1000
@@ -29,9 +29,9 @@ def missing(task: Task, solver: str) -> str:
     return f"more than {most} variables" if most and task.problem.n > most else ""
 
 
-def run_unit(
+def measure(
     task: Task, solver: str, *, sigmas: tuple[float, ...], num_seeds: int, seed: int
-) -> Unit:
+) -> Outcome:
     """Runs one solver at every noise level; both columns of the record are the same runs."""
     clock = time.perf_counter()
     num_seeds = min(SEEDS, num_seeds)
@@ -39,7 +39,7 @@ def run_unit(
         rows = []
         for sigma in sigmas:
             noisy = noise.with_noise(task.problem, sigma)
-            noisy = noisy._replace(feasibility_tol=problems.allowance(sigma))
+            noisy = noisy._replace(feasibility_tol=tasks.allowance(sigma))
             always_same = sigma == 0.0 and solver in solvers.SCIPY
             runs = [
                 _trace(task, solver, noisy, sigma, seed + index)
@@ -51,13 +51,13 @@ def run_unit(
     )
     record = jax.tree.map(lambda leaf: np.repeat(leaf, 2, axis=1), stacked)
     seconds = np.array([0.0, time.perf_counter() - clock])
-    return Unit(record, np.zeros((len(sigmas), 0)), np.zeros(len(sigmas), int), seconds)
+    return Outcome(record, np.zeros((len(sigmas), 0)), np.zeros(len(sigmas), int), seconds)
 
 
 def _trace(task: Task, solver: str, noisy, sigma: float, seed: int) -> Record:
     found = solvers.solve(noisy, solver, budget=min(QUERIES, task.budget), seed=seed)
     count = len(found.f)
-    at = np.linspace(0, max(count - 1, 0), units.NUM_POINTS).round().astype(int)
+    at = np.linspace(0, max(count - 1, 0), runs.NUM_POINTS).round().astype(int)
     here = found.x[at] if count else np.repeat(found.best_x[None], at.size, axis=0)
     best_x = found.x[np.maximum(found.best[at], 0)] if count else here
     values = [np.asarray(v, np.float32) for x in (here, best_x) for v in _exact(task)(x)]

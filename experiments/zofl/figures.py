@@ -1,7 +1,10 @@
-"""Pictures of the comparison: progress on some problems, and profiles over all of them."""
+"""Pictures of the comparison, and the curves of the studies beside it.
+
+Every picture is small enough to be read on a phone.
+"""
 
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
@@ -9,10 +12,10 @@ import numpy as np
 
 from experiments.harness import drawing
 from experiments.harness.result import Figure
-from experiments.zofl import analysis, methods, units
+from experiments.zofl import analysis, methods, runs
 from experiments.zofl.analysis import Comparison
-from experiments.zofl.problems import tolerance
-from experiments.zofl.units import TUNED
+from experiments.zofl.runs import TUNED
+from experiments.zofl.tasks import tolerance
 from jaxlab.zeroth_order import profiles
 
 REPRESENTATIVE = ("fair-logistic", "qcqp", "HS43", "HS78", "opf9", "opf9-blackbox")
@@ -23,6 +26,8 @@ LEAST, MOST = 1e-9, 1e3
 """Where the logarithmic axes end."""
 NUM_BUDGETS = 80
 
+Line = tuple[np.ndarray, np.ndarray]
+"""x and y, `[T]`."""
 Band = tuple[np.ndarray, np.ndarray, np.ndarray]
 """x `[T]`, gap and violation `[seeds, T]`."""
 
@@ -35,6 +40,54 @@ def draw(comparison: Comparison, out: pathlib.Path) -> tuple[Figure, ...]:
     for level in sorted({0, len(sigmas) - 1}):
         found.append(_draw_profiles(comparison, level, out))
     return tuple(found)
+
+
+def lines(
+    path: pathlib.Path,
+    curves: Mapping[str, Line],
+    *,
+    xlabel: str,
+    ylabel: str,
+    title: str,
+    log: str = "",
+    dashed: Collection[str] = (),
+    markers: bool = False,
+    xticks: Sequence[float] = (),
+) -> None:
+    """Draws curves by name; those `dashed` repeat the colors of the solid ones, in order.
+
+    Args:
+        log: axes with a logarithmic scale: "", "x", "y" or "xy".
+        markers: draw the points.
+        xticks: where to put ticks, instead of the usual places.
+    """
+    with plt.rc_context(drawing.STYLE):
+        figure, axis = plt.subplots(figsize=(5.4, 3.9), layout="constrained")
+        solid = [name for name in curves if name not in dashed]
+        order = {name: k for names in (solid, list(dashed)) for k, name in enumerate(names)}
+        for name, (x, y) in curves.items():
+            axis.plot(
+                x,
+                y,
+                color=drawing.COLORS[order[name] % len(drawing.COLORS)],
+                lw=1.7,
+                label=name,
+                ls=(0, (4, 1.5)) if name in dashed else "-",
+                marker="o" if markers else None,
+                ms=4,
+            )
+        if "x" in log:
+            axis.set_xscale("log")
+        if "y" in log:
+            axis.set_yscale("log")
+        if xticks:
+            axis.set_xticks(xticks, [f"{value:g}" for value in xticks])
+            axis.minorticks_off()
+        axis.set_xlabel(xlabel)
+        axis.set_ylabel(ylabel)
+        axis.set_title(title)
+        figure.legend(loc="outside lower center", ncols=2)
+        drawing.save(figure, path)
 
 
 def progress(
@@ -114,7 +167,7 @@ def _draw_progress(comparison: Comparison, name: str, out: pathlib.Path) -> Figu
     level = 0
     sigma, task = comparison.config.sigmas[level], comparison.tasks[name]
     rivals = {
-        rival: units.median(loss)
+        rival: runs.median(loss)
         for rival in comparison.rivals
         if (loss := analysis.losses(comparison, name, rival, level)) is not None
     }

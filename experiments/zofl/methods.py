@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.zofl.problems import Task
+from experiments.zofl.tasks import Task
 from jaxlab.core.types import Algorithm
 from jaxlab.zeroth_order import settings, zofl
 from jaxlab.zeroth_order.baselines import (

@@ -1,29 +1,28 @@
-"""The comparison: every method tuned and measured on every problem, unit by unit, resumable."""
+"""The comparison, every method tuned and measured on every problem, and the studies beside it."""
 
-import concurrent.futures
 import functools
 import os
 import pathlib
-from collections.abc import Callable
 
-from experiments.harness.result import Result
+from experiments.harness import units, verdicts
+from experiments.harness.result import Part, Result
+from experiments.harness.units import Unit
 from experiments.rivals import solvers
-from experiments.zofl import (
-    Config,
-    external,
-    figures,
-    methods,
-    portraits,
-    problems,
-    scale,
-    tables,
-    theory,
-    units,
-)
+from experiments.zofl import Config, external, figures, methods, rows, runs, tables, tasks
 from experiments.zofl.analysis import Comparison
-from experiments.zofl.problems import Task
-from experiments.zofl.units import Unit
-from jaxlab.core import logging
+from experiments.zofl.parts import (
+    fair_logistic,
+    leakage,
+    portraits,
+    power_flow,
+    random_problems,
+    scale,
+    sensitivity,
+    theory,
+    violation,
+)
+from experiments.zofl.runs import Outcome
+from experiments.zofl.tasks import Task
 
 PAPER = (
     "Zhang, Zardini, Ozdaglar, Shamma, Li: Zeroth-Order Constrained Optimization from a Control "
@@ -49,133 +48,101 @@ LIMITS = (
     "more so the more points a method measures.",
     "External solvers run on smaller budgets and fewer seeds, untuned.",
 )
+PARTS = (fair_logistic, theory, scale, portraits)
+"""Studies beside the comparison; what a thorough run measures besides is in `THOROUGH`."""
+THOROUGH = (random_problems, power_flow, violation, leakage, sensitivity)
 WORKERS = 2
 """Units at a time: one compiles on a core while another runs."""
 QUICK = 5000
 """Queries up to which compiling takes longer than running."""
 
 
-def run(config: Config, out: pathlib.Path, *, resume: bool = True) -> Result:
-    """Runs or resumes the comparison, then the studies beside it."""
-    names = config.problems or tuple(problems.TABLE)
+def run(config: Config, out: pathlib.Path) -> Result:
+    """Runs the comparison, then the studies beside it; finished units of `out` are read."""
+    names = config.problems or tuple(tasks.TABLE)
     compared = config.methods or tuple(methods.TABLE)
-    problems.check_names(names)
+    tasks.check_names(names)
     methods.check_names(compared)
     if methods.HEADLINE not in compared or set(compared) <= set(methods.OURS):
         raise ValueError(
             f"methods must include {methods.HEADLINE} and a rival to compare it with, "
             f"got {', '.join(compared)}"
         )
-    tasks = {name: problems.make_task(name, config.max_queries) for name in names}
-    comparison = compare(config, tasks, compared, out, resume=resume)
-    rows, shown = tables.rows(comparison), tables.tables(comparison)
-    pictures = figures.draw(comparison, out)
-    for study in (theory.run, scale.run):
-        more_rows, more_tables, more_pictures = study(config, out)
-        rows, shown, pictures = (
-            (*rows, *more_rows),
-            (*shown, *more_tables),
-            (*pictures, *more_pictures),
-        )
+    made = {name: tasks.make_task(name, config.max_queries) for name in names}
+    comparison = compare(config, made, compared, out)
+    parts = [
+        Part(rows.rows(comparison), figures.draw(comparison, out), tables.draw_up(comparison)),
+        *(part.run(config, out) for part in PARTS + (THOROUGH if config.thorough else ())),
+    ]
     return Result(
         experiment="zofl",
         title="ZOFL: constrained optimization from function values",
-        summary=tables.summary(comparison),
+        summary=rows.summary(comparison),
         paper=PAPER,
-        interval_label="95 % bootstrap interval",
-        rows=rows,
-        figures=(*pictures, *portraits.run(config, out)),
-        tables=shown,
+        interval_label=f"{verdicts.LABEL}; elsewhere what the note says",
+        rows=sum((part.rows for part in parts), ()),
+        figures=sum((part.figures for part in parts), ()),
+        tables=sum((part.tables for part in parts), ()),
         limits=LIMITS,
     )
 
 
 def compare(
-    config: Config,
-    tasks: dict[str, Task],
-    compared: tuple[str, ...],
-    out: pathlib.Path,
-    *,
-    resume: bool,
+    config: Config, made: dict[str, Task], compared: tuple[str, ...], out: pathlib.Path
 ) -> Comparison:
-    """Runs what units are missing in `out/units`, and reads the others.
+    """Measures every method on every problem that it is made for, and puts the outcomes together.
 
     `metrics.jsonl` has a line per unit: the median final gap and violation of the tuned runs.
     """
-    jobs = _jobs(config, tasks, compared)
-    metrics = out / "metrics.jsonl"
-    metrics.unlink(missing_ok=True)  # a resumed run writes the lines of finished units again
-    loggers = (logging.jsonl(metrics), logging.console(len(jobs), title="zofl"))
-    done: dict[tuple[str, str], Unit] = {}
-
-    def finish(name: tuple[str, str], unit: Unit, *, show: bool) -> None:
-        done[name] = unit
-        for log in loggers if show else loggers[:1]:
-            log(len(done), _final_metrics(name, unit, config.sigmas))
-
-    waiting = {}
-    for name, job in jobs.items():
-        path = _unit_path(out, name)
-        if resume and path.exists():
-            finish(name, units.load(path), show=False)
-        else:
-            waiting[name] = job
-    pool = concurrent.futures.ThreadPoolExecutor(min(WORKERS, os.cpu_count() or 1))
-    try:
-        futures = {pool.submit(job): name for name, job in waiting.items()}
-        for future in concurrent.futures.as_completed(futures):
-            name = futures[future]
-            try:
-                unit = future.result()
-            except Exception as error:
-                error.add_note(f"in {name[1]} on {name[0]}")
-                raise
-            units.save(_unit_path(out, name), unit)
-            finish(name, unit, show=True)
-    finally:
-        pool.shutdown(cancel_futures=True)
-        for log in loggers:
-            getattr(log, "close", lambda: None)()
-    return Comparison(config, tasks, compared, {name: done[name] for name in jobs})
+    waiting = {
+        "/".join(pair): (pair, unit) for pair, unit in _units(config, made, compared).items()
+    }
+    found = units.run(
+        [unit for _, unit in waiting.values()],
+        out,
+        title="zofl",
+        workers=min(WORKERS, os.cpu_count() or 1),
+        metrics=lambda name, outcome: _final_metrics(outcome, config.sigmas),
+    )
+    outcomes = {waiting[name][0]: outcome for name, outcome in found.items()}
+    return Comparison(config, made, compared, outcomes)
 
 
-def _jobs(
-    config: Config, tasks: dict[str, Task], compared: tuple[str, ...]
-) -> dict[tuple[str, str], Callable[[], Unit]]:
-    """The units to be measured, in the order of the tables."""
-    jobs: dict[tuple[str, str], Callable[[], Unit]] = {}
-    quick = config.max_queries <= QUICK
+def _units(
+    config: Config, made: dict[str, Task], compared: tuple[str, ...]
+) -> dict[tuple[str, str], Unit]:
+    """The units by problem and method, in the order of the tables."""
+    found: dict[tuple[str, str], Unit] = {}
     common = {"sigmas": config.sigmas, "num_seeds": config.num_seeds, "seed": config.seed}
-    for name, task in tasks.items():
-        for key in compared:
-            method = methods.TABLE[key]
+    tuned = {"tuning_seeds": config.tuning_seeds, "quick": config.max_queries <= QUICK}
+
+    def add(task: Task, name: str, measure, **settings) -> None:
+        def compute(folder: pathlib.Path) -> Outcome:
+            del folder  # a run is one compiled call: there is nothing to go on from
+            return measure(task, **settings)
+
+        found[task.name, name] = Unit(
+            f"{task.name}/{name}", settings | {"budget": task.budget}, compute, Outcome
+        )
+
+    for task in made.values():
+        for name in compared:
+            method = methods.TABLE[name]
             exact_only_at_noise = method.only_exact and 0.0 not in config.sigmas
             if not method.missing(task) and not exact_only_at_noise:
-                jobs[name, key] = functools.partial(
-                    units.run_unit,
-                    task,
-                    method,
-                    tuning_seeds=config.tuning_seeds,
-                    quick=quick,
-                    **common,
-                )
+                measure = functools.partial(runs.measure, chosen_method=method)
+                add(task, name, measure, **common, **tuned)
         for solver in solvers.installed() if config.external else ():
             if not external.missing(task, solver):
-                jobs[name, solver] = functools.partial(external.run_unit, task, solver, **common)
-    return jobs
+                add(task, solver, functools.partial(external.measure, solver=solver), **common)
+    return found
 
 
-def _unit_path(out: pathlib.Path, name: tuple[str, str]) -> pathlib.Path:
-    return out / "units" / f"{name[0]}--{name[1]}.npz"
-
-
-def _final_metrics(
-    name: tuple[str, str], unit: Unit, sigmas: tuple[float, ...]
-) -> dict[str, float]:
-    where = "/".join(name)
+def _final_metrics(outcome: Outcome, sigmas: tuple[float, ...]) -> dict[str, float]:
     metrics = {}
     for index, sigma in enumerate(sigmas):
         for value in ("best_gap", "best_violation"):
-            last = getattr(unit.record, value)[index, units.TUNED, :, -1]
-            metrics[f"{where}/sigma={sigma:g}/{value}"] = units.median(last)
-    return metrics | {"perf/compile_seconds": unit.seconds[0], "perf/run_seconds": unit.seconds[1]}
+            last = getattr(outcome.record, value)[index, runs.TUNED, :, -1]
+            metrics[f"sigma={sigma:g}/{value}"] = runs.median(last)
+    compiling, running = outcome.seconds
+    return metrics | {"perf/compile_seconds": compiling, "perf/run_seconds": running}

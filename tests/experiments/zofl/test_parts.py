@@ -7,12 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.bench import zeroth_order
-from experiments.zofl import (
-    PRESETS,
-    Config,
+from experiments.zofl import PRESETS, Config
+from experiments.zofl.parts import (
+    fair_logistic,
+    leakage,
     portraits,
-    published,
     random_problems,
     scale,
     sensitivity,
@@ -20,17 +19,19 @@ from experiments.zofl import (
     violation,
 )
 from jaxlab.zeroth_order import direction_sets, profiles
-from jaxlab.zeroth_order.problems import policy_search, qcqp
+from jaxlab.zeroth_order.problems import qcqp
 
 
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory):
     """What the smoke preset measures: rows by metric, and the folder of its pictures."""
     out = tmp_path_factory.mktemp("theory")
-    rows, tables, figures = theory.run(PRESETS["smoke"], out)
-    assert not tables
+    parts = [part.run(PRESETS["smoke"], out) for part in (fair_logistic, theory)]
+    assert not any(part.tables for part in parts)
+    figures = [figure for part in parts for figure in part.figures]
+    assert len(figures) == 2
     assert all((out / figure.path).stat().st_size > 10_000 for figure in figures)
-    return {row.metric: row for row in rows}
+    return {row.metric: row for part in parts for row in part.rows}
 
 
 @pytest.mark.parametrize(
@@ -61,9 +62,9 @@ def test_orders_of_the_schemes(smoke):
 
 
 def test_a_wrong_figure_is_not_called_reproduced():
-    assert published.agrees(7.38e-8, 7.4e-8) == "reproduced"
-    assert published.agrees(1.5 * 7.4e-8, 7.4e-8) == "not reproduced"
-    assert published.agrees(7.4e-8 / 1.5, 7.4e-8) == "not reproduced"
+    assert fair_logistic.agrees(7.38e-8, 7.4e-8) == "reproduced"
+    assert fair_logistic.agrees(1.5 * 7.4e-8, 7.4e-8) == "not reproduced"
+    assert fair_logistic.agrees(7.4e-8 / 1.5, 7.4e-8) == "not reproduced"
 
 
 def test_noise_floor_of_affine_constraints(x64, key):
@@ -109,57 +110,39 @@ def test_paths_of_the_portrait(key):
 
 
 def test_instances_of_other_draws_need_no_other_program():
-    rows, _, _ = scale.instances_part(4)
-    values = {row.metric: row.value for row in rows}
+    values = {row.metric: row.value for row in scale.instances_part(4).rows}
     assert values["Compilations for three draws of the instances"] == 1.0
     assert values["Share of the instances solved"] == 100.0
-
-
-def test_timings_at_tiny_sizes():
-    """Work is counted right, and the rival in numpy makes the same rollouts as the problem."""
-    (batch,) = zeroth_order.batches(3, 4)
-    (stream,) = zeroth_order.streamed(1000, 8)
-    (tuned,) = zeroth_order.rollouts(2, 3)
-    for item, work in ((batch, 12.0), (stream, 8.0), (tuned, 2 * 17 * 4.0)):
-        assert item.work == work and item.rival is not None
-        assert item.rate == pytest.approx(work / item.ours.median_s)
-    gains = policy_search.START[None] + np.linspace(-0.1, 0.1, 24).reshape(3, 2, 4)
-    cost, peak = zeroth_order._numpy_rollouts(gains)
-    exact = jax.vmap(policy_search.policy_search_problem().exact)
-    f, h = exact(jnp.asarray(gains, jnp.float32).reshape(3, 8))
-    np.testing.assert_allclose(cost, f, rtol=1e-5)
-    np.testing.assert_allclose(peak / policy_search.MAX_SPEED[None] - 1.0, h, atol=1e-5)
 
 
 TINY = Config(num_seeds=2, largest_n=100)
 
 
 def _verdicts(part):
-    rows, _, _ = part
-    return {row.metric: row.verdict for row in rows}
+    return {row.metric: row.verdict for row in part.rows}
 
 
 def test_inflation_is_reproduced_and_a_wrong_formula_is_not(x64, monkeypatch):
-    assert set(_verdicts(violation.inflation_part(TINY)).values()) == {"reproduced"}
+    assert set(_verdicts(leakage.inflation_part(TINY)).values()) == {"reproduced"}
     right = direction_sets.gram_inflation
     monkeypatch.setattr(
         direction_sets, "gram_inflation", lambda n, B, kind: 1.02 * right(n, B, kind)
     )
-    assert set(_verdicts(violation.inflation_part(TINY)).values()) == {"not reproduced"}
+    assert set(_verdicts(leakage.inflation_part(TINY)).values()) == {"not reproduced"}
 
 
 def test_leakage_is_reproduced_and_a_leaking_subspace_is_not(x64, monkeypatch):
-    monkeypatch.setattr(violation, "LEAKS", ("HS40", "HS78"))
-    verdicts = _verdicts(violation.leakage_part(TINY))
+    monkeypatch.setattr(leakage, "LEAKS", ("HS40", "HS78"))
+    verdicts = _verdicts(leakage.leakage_part(TINY))
     assert set(verdicts.values()) == {"reproduced"}
     monkeypatch.setattr(
-        violation,
+        leakage,
         "_usual_violation",
         lambda test, options, keys, num_steps: (np.full(8, 1e-3), np.arange(8) == 0),
     )
-    rows, tables, _ = violation.leakage_part(TINY)
-    assert rows[0].verdict == "not reproduced" and rows[0].value == 1.0
-    assert tables[0].rows[0][-2:] == (1, 1)
+    part = leakage.leakage_part(TINY)
+    assert part.rows[0].verdict == "not reproduced" and part.rows[0].value == 1.0
+    assert part.tables[0].rows[0][-2:] == (1, 1)
 
 
 @pytest.mark.slow
@@ -189,7 +172,8 @@ def test_orders_with_random_directions(x64, tmp_path):
 
 def test_gain_study_of_random_problems(x64, tmp_path):
     """10,000 iterations show the same optimum; after 300 those of K = 1 are still elsewhere."""
-    rows, (table,), _ = random_problems.gain_part(TINY, tmp_path, updates=300)
+    part = random_problems.gain_part(TINY, tmp_path, updates=300)
+    rows, (table,) = part.rows, part.tables
     assert len(rows) == 2 and len(table.rows) == 8
     by_gain = {row[1]: row for row in table.rows if row[0] == "equalities"}
     # (1 - eta K)^t = 1e-3: 66 iterations at K = 100, and the next figure of ten.
@@ -212,7 +196,7 @@ def test_maps_mark_what_diverged(x64, monkeypatch, tmp_path):
     monkeypatch.setattr(sensitivity, "ETAS", (0.01, 30.0))
     drawn = {}
     monkeypatch.setattr(
-        sensitivity.pictures, "heat_maps", lambda path, panels, **options: drawn.update(panels)
+        sensitivity, "draw_maps", lambda path, panels, **options: drawn.update(panels)
     )
     monkeypatch.setattr(sensitivity, "NUM_SEEDS", 2)
     sensitivity.step_and_gain(TINY, tmp_path)
@@ -221,12 +205,14 @@ def test_maps_mark_what_diverged(x64, monkeypatch, tmp_path):
 
 
 def test_dimension_study_counts_queries_or_says_that_they_were_not_enough(tmp_path, monkeypatch):
-    rows, (table,), _ = scale.dimension_part(TINY, tmp_path)
+    part = scale.dimension_part(TINY, tmp_path)
+    rows, (table,) = part.rows, part.tables
     assert [row[0] for row in table.rows] == [100]
     few, many = table.rows[0][1:]
     assert 5.0 < few < 100.0 and 5.0 < many < 100.0  # 2 (n + ...) queries a pass, tens of passes
     assert rows[0].interval == (min(few, many), max(few, many))
     monkeypatch.setattr(scale, "MOST_CHUNKS", 2)
-    rows, (table,), figures = scale.dimension_part(TINY, tmp_path / "short")
-    assert table.rows[0][1:] == ("not reached", "not reached")
-    assert rows[0].value is None and rows[0].verdict == "not measured" and not figures
+    part = scale.dimension_part(TINY, tmp_path / "short")
+    assert part.tables[0].rows[0][1:] == ("not reached", "not reached")
+    assert part.rows[0].value is None and part.rows[0].verdict == "not measured"
+    assert not part.figures

@@ -1,47 +1,43 @@
-"""How far from feasible the iterates are: noise floor, envelope, and what each estimator leaks.
+"""How far from feasible the iterates are: the floor under noise, and the bound over time.
 
-The predictions are those of the suite: a transient (1 - a)^t, a floor sigma sqrt(a / (2 - a)) from
-value noise, a drift eta^2 L ||F||^2 / (2 a) from curvature, and the inflation of plug-in Gram
-matrices. With z the error of the measured derivatives, Var z = sigma^2 / (2 u^2) per direction for
-central differences along unit vectors, the velocity misses J F = -K h by about ||F|| z.
+The predictions are derived: a transient (1 - a)^t, a floor sigma sqrt(a / (2 - a)) from value
+noise, and a drift eta^2 L ||F||^2 / (2 a) from curvature. With z the error of the measured
+derivatives, Var z = sigma^2 / (2 u^2) per direction for central differences along unit vectors, the
+velocity misses J F = -K h by about ||F|| z.
 """
 
-import math
 import pathlib
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments.harness.result import Figure, Row, Table
-from experiments.zofl import pictures
-from experiments.zofl.published import Part
-from jaxlab.zeroth_order import direction_sets, kkt, method, noise, problem, profiles, zofl
+from experiments.harness import drawing
+from experiments.harness.drawing import COLORS, INK
+from experiments.harness.result import Figure, Part, Row, Table
+from experiments.zofl import Config, published
+from jaxlab.zeroth_order import kkt, method, noise, problem, profiles, zofl
 from jaxlab.zeroth_order.problem import Problem
-from jaxlab.zeroth_order.problems import high_dimensional, hock_schittkowski
+from jaxlab.zeroth_order.problems import high_dimensional
 from jaxlab.zeroth_order.settings import ZOFLConfig
 
 A_GRID = (0.05, 0.1, 0.2, 0.5, 1.0, 1.5)
-LEAKS = ("HS6", "HS40", "HS42", "HS77", "HS78", "HS79", "HS43", "HS113")
 DEVIATIONS = 4.0
 """Standard deviations of noise that the envelope allows for."""
 MOST_BELOW = 0.999
 """Share of points below an envelope that counts as all: errors of derivatives are multiplied by a
 velocity that they are part of, so that their tails are longer than those of a normal."""
 CLOSE = 0.05
-NEGLIGIBLE = 1e-10
-"""Violations below it are rounding: their ratio says nothing."""
 
 
-def parts(config: Any, out: pathlib.Path) -> tuple[Part, ...]:
-    """Everything of this module."""
-    return (
-        floor_part(config),
-        envelope_part(config, out),
-        inflation_part(config),
-        leakage_part(config),
-    )
+def run(config: Config, out: pathlib.Path) -> Part:
+    """Measures the floor under noise, and the violation of many runs below its bound."""
+    with jax.enable_x64(True):
+        floor, envelope = floor_part(config), envelope_part(config, out)
+    return Part(floor.rows + envelope.rows, envelope.figures, floor.tables)
 
 
 class Floor(NamedTuple):
@@ -105,7 +101,7 @@ def noise_floor(
     return Floor(np.sqrt(squares.mean(axis=0)), predicted)
 
 
-def floor_part(config: Any) -> Part:
+def floor_part(config: Config) -> Part:
     """The noise floor of affine constraints against its formula."""
     key, sigma = jax.random.key(config.seed), 1e-2
     # A radius so large that derivatives are exact (everything here is affine or quadratic).
@@ -129,8 +125,10 @@ def floor_part(config: Any) -> Part:
             claim,
             "Floor at a = 0.5 over that at a = 0.1",
             ratio,
-            paper=2.5,
-            verdict="reproduced" if abs(ratio / 2.5 - 1.0) < CLOSE else "not reproduced",
+            paper=published.FLOOR_RATIO,
+            verdict="reproduced"
+            if abs(ratio / published.FLOOR_RATIO - 1.0) < CLOSE
+            else "not reproduced",
         ),
         Row(
             "Noise floor with measured derivatives: eta^2 sigma^2 E||F||^2 / (2 u^2) adds to the "
@@ -164,10 +162,10 @@ def floor_part(config: Any) -> Part:
         ),
         f"sigma = {sigma}, eta = 0.1, n = 8, two constraints, differences along the axes.",
     )
-    return rows, (table,), ()
+    return Part(rows, tables=(table,))
 
 
-def envelope_part(config: Any, out: pathlib.Path) -> Part:
+def envelope_part(config: Config, out: pathlib.Path) -> Part:
     """Violation against time under the bound of transient, curvature drift and noise floor."""
     n, eta, a, u, num_steps = 10, 0.05, 0.2, 0.1, 120
     key_problem, key = jax.random.split(jax.random.key(config.seed))
@@ -209,7 +207,7 @@ def envelope_part(config: Any, out: pathlib.Path) -> Part:
         panels[f"σ = {sigma:g}"] = (violation, bound, transient)
         held.append(float((violation <= bound[None] * (1.0 + 1e-6) + 1e-12).mean()))
         tight.append(float(np.max(violation[:, 1:] / bound[None, 1:])))
-    pictures.envelopes(
+    draw_envelopes(
         out / "envelope.png",
         panels,
         xlabel="step",
@@ -235,26 +233,50 @@ def envelope_part(config: Any, out: pathlib.Path) -> Part:
         )
         for sigma, share, most in zip(sigmas, held, tight, strict=True)
     )
-    return rows, (), (Figure("envelope.png", caption, caption),)
+    return Part(rows, (Figure("envelope.png", caption, caption),))
 
 
-def _usual_violation(
-    test: Problem, options: ZOFLConfig, keys: jax.Array, num_steps: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the geometric mean of the violation after a fifth of the run, and if it diverged."""
+def draw_envelopes(
+    path: pathlib.Path,
+    panels: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]],
+    *,
+    xlabel: str,
+    ylabel: str,
+    title: str,
+) -> None:
+    """Draws violation against time, one panel each: median, range over seeds, and the bound.
 
-    def follow(key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        state, violations = method.run(
-            zofl.make_zofl(test, options),
-            key,
-            num_steps=num_steps,
-            observe=lambda state: kkt.max_violation(test.exact(state.x)[1], test.m_eq),
+    Args:
+        panels: by title, `(violation [seeds, T], bound [T], transient [T])`.
+    """
+    with plt.rc_context(drawing.STYLE):
+        figure, axes = plt.subplots(
+            1,
+            len(panels),
+            figsize=(2.7 * len(panels) + 0.6, 3.9),
+            sharey=True,
+            squeeze=False,
+            layout="constrained",
         )
-        kept = violations[num_steps // 5 :]
-        lost = (state.status != method.RUNNING) | ~(jnp.max(kept) < 1e3)
-        return jnp.exp(jnp.mean(jnp.log(jnp.maximum(kept, NEGLIGIBLE)))), lost
-
-    return jax.device_get(jax.jit(jax.vmap(follow))(keys))
+        for axis, (name, (violation, bound, transient)) in zip(
+            axes[0], panels.items(), strict=True
+        ):
+            t = np.arange(violation.shape[1])
+            low, middle, high = np.quantile(violation, [0.0, 0.5, 1.0], axis=0)
+            axis.fill_between(
+                t, low, high, color=COLORS[0], alpha=0.22, lw=0, label="range over seeds"
+            )
+            axis.plot(t, middle, color=COLORS[0], lw=1.5, label="median")
+            axis.plot(t, bound, color=COLORS[1], lw=1.6, label="bound: transient + floor")
+            axis.plot(t, transient, color=INK, lw=1.2, ls=(0, (4, 1.5)), label="(1 − a)ᵗ |h(x₀)|")
+            axis.set_yscale("log")
+            axis.set_title(name)
+            axis.set_xlabel(xlabel)
+        axes[0, 0].set_ylabel(ylabel)
+        axes[0, 0].set_ylim(bottom=1e-6)
+        figure.suptitle(title, x=0.01, ha="left", fontsize=10.5, fontweight="bold")
+        figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+        drawing.save(figure, path)
 
 
 def _fading(added: np.ndarray, factor: float) -> np.ndarray:
@@ -263,118 +285,3 @@ def _fading(added: np.ndarray, factor: float) -> np.ndarray:
     for value in added:
         total.append(factor * total[-1] + float(value))
     return np.asarray(total)
-
-
-def inflation_part(config: Any) -> Part:
-    """Gram inflation of plug-in Jacobians, by Monte Carlo and by formula."""
-    n, m, num_draws = 12, 3, 40_000
-    key_J, key = jax.random.split(jax.random.key(config.seed))
-    J = jax.random.normal(key_J, (m, n))
-    gram = J @ J.T
-    cells, worst = [], 0.0
-    for kind in ("sphere", "gaussian", "orthonormal", "block", "rademacher"):
-        for B in (4, n):
-
-            def draw(key: jax.Array, kind: str = kind, B: int = B) -> jax.Array:
-                S, c = direction_sets.directions(key, n, B, kind, J.dtype)  # pyright: ignore
-                estimated = c * (J @ S) @ S.T
-                return estimated @ estimated.T
-
-            draws = jax.jit(jax.vmap(draw))(jax.random.split(key, num_draws))
-            factor = np.asarray(jnp.trace(draws, axis1=1, axis2=2) / jnp.trace(gram))
-            mean, error = float(factor.mean()), float(factor.std() / math.sqrt(num_draws))
-            shape_off = float(jnp.max(jnp.abs(draws.mean(0) / mean - gram)) / jnp.max(gram))
-            due = None
-            if kind != "rademacher":
-                due = direction_sets.gram_inflation(n, B, kind)  # pyright: ignore
-                worst = max(worst, abs(mean - due) / max(error, 1e-12 * due))
-            cells.append(
-                (
-                    kind,
-                    B,
-                    due or "–",
-                    float(f"{mean:.4f}"),
-                    float(f"{error:.1e}"),
-                    float(f"{shape_off:.1e}"),
-                )
-            )
-    row = Row(
-        "The plug-in Gram matrix is inflated: (n+B-1)/B, (n+B+1)/B, n/B",
-        "Largest deviation from the formula, in standard errors",
-        worst,
-        verdict="reproduced" if worst < DEVIATIONS else "not reproduced",
-        note=f"Monte Carlo, n = {n}, three constraints, {num_draws:,} draws a set.",
-    )
-    table = Table(
-        "Gram inflation of the plug-in Jacobian",
-        ("Directions", "B", "Formula", "Measured", "Standard error", "E[G] / factor vs J J'"),
-        tuple(cells),
-        f"n = {n}. Last column: largest deviation of the mean Gram matrix, divided by the factor, "
-        "from J J', over its largest entry. Rademacher sets have no single factor.",
-    )
-    return (row,), (table,), ()
-
-
-def leakage_part(config: Any, *, num_steps: int = 100) -> Part:
-    """Violation of plug-in sphere against the subspace form on Hock-Schittkowski problems."""
-    keys = jax.random.split(jax.random.key(config.seed), max(8, config.num_seeds))
-    cells, ratios, broken = [], [], np.zeros(2, int)
-    for name in LEAKS:
-        test = hock_schittkowski.hs(name)
-        values = {}
-        for form, kind in (("subspace", "orthonormal"), ("plugin", "sphere")):
-            options = ZOFLConfig(form=form, kind=kind)  # pyright: ignore
-            values[form] = _usual_violation(test, options, keys, num_steps)
-        (ours, ours_lost), (theirs, theirs_lost) = values["subspace"], values["plugin"]
-        lost = ours_lost | theirs_lost
-        kept = ~lost
-        medians = (
-            [float(np.median(v[kept])) for v in (ours, theirs)] if kept.any() else [None, None]
-        )
-        ratio = medians[1] / medians[0] if kept.any() else None
-        cells.append(
-            (
-                name,
-                test.n,
-                test.m_eq,
-                test.m_ineq,
-                *medians,
-                ratio,
-                int(ours_lost.sum()),
-                int(theirs_lost.sum()),
-            )
-        )
-        ratios.append(ratio)
-        broken += np.array([ours_lost.sum(), theirs_lost.sum()])
-    known = np.sort([ratio for ratio in ratios if ratio is not None])
-    row = Row(
-        "Subspace form: violation 1e2 to 1e7 times smaller than plug-in sphere at equal queries",
-        f"Plug-in over subspace, median over {known.size} problems",
-        float(np.median(known)),
-        interval=(float(known[0]), float(known[-1])),
-        paper="1e2 to 1e7",
-        verdict="reproduced" if 1e2 <= np.median(known) and not broken[0] else "not reproduced",
-        note=f"Steps {num_steps // 5} to {num_steps}, B = n, default settings; the "
-        f"interval is the range over problems, {int((known < 1e2).sum())} of them below 1e2; "
-        f"runs that diverged, left out: {broken[0]} subspace and {broken[1]} plug-in of "
-        f"{len(LEAKS) * keys.size} each.",
-    )
-    table = Table(
-        "What the plug-in form leaks: violation on Hock-Schittkowski problems",
-        (
-            "Problem",
-            "n",
-            "m_E",
-            "m_I",
-            "Subspace",
-            "Plug-in, sphere",
-            "Ratio",
-            "Subspace runs that diverged",
-            "Plug-in runs that diverged",
-        ),
-        tuple(cells),
-        f"Geometric mean of the largest violation over steps {num_steps // 5} to {num_steps}, "
-        f"where less than {NEGLIGIBLE:g} counts as that; median of {keys.size} seeds, B = n, "
-        "default step and gain, no noise.",
-    )
-    return (row,), (table,), ()

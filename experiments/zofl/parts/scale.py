@@ -2,16 +2,16 @@
 
 import pathlib
 import time
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from experiments.bench import zeroth_order as family
-from experiments.harness.result import Figure, Row, Table
-from experiments.zofl import pictures
-from experiments.zofl.published import Part
+from experiments.harness import units
+from experiments.harness.result import Figure, Part, Row, Table
+from experiments.harness.units import Unit
+from experiments.zofl import Config, figures
 from jaxlab import zeroth_order as zo
 from jaxlab.core import loop
 
@@ -25,11 +25,12 @@ MOST_CHUNKS = 200
 MILLION, MANY = 1_000_000, 256
 
 
-def run(config: Any, out: pathlib.Path) -> Part:
+def run(config: Config, out: pathlib.Path) -> Part:
     """Measures instances a second, queries against n and B, and the memory of large steps."""
-    parts = instances_part(config.instances), dimension_part(config, out), memory_part()
-    rows, tables, figures = zip(*parts, strict=True)
-    return sum(rows, ()), sum(tables, ()), sum(figures, ())
+    instances = instances_part(config.instances)
+    dimension = dimension_part(config, out)
+    rows = instances.rows + dimension.rows + memory_part().rows
+    return Part(rows, dimension.figures, dimension.tables)
 
 
 def instances_part(num_instances: int) -> Part:
@@ -61,17 +62,21 @@ def instances_part(num_instances: int) -> Part:
         Row(claim, "Share of the instances solved", 100.0 * float(np.mean(shares)), unit="%"),
         Row(claim, "Compilations for three draws of the instances", float(compilations)),
     )
-    return rows, (), ()
+    return Part(rows)
 
 
-def dimension_part(config: Any, out: pathlib.Path) -> Part:
+def dimension_part(config: Config, out: pathlib.Path) -> Part:
     """Queries to the gap on the sphere for growing dimension and number of directions."""
     sizes = [n for n in (100, 1000, 10_000, 100_000, 1_000_000) if n <= config.largest_n]
-    per_variable: dict[int, dict[int, float | None]] = {}
-    for n in sizes:
-        tried = [B for B in DIRECTIONS if B <= n // 2 and n // B <= config.largest_ratio]
-        queries = {B: _queries_to_gap(n, B, config.seed, out) for B in tried}
-        per_variable[n] = {B: None if q is None else q / n for B, q in queries.items()}
+    tried = {
+        n: [B for B in DIRECTIONS if B <= n // 2 and n // B <= config.largest_ratio] for n in sizes
+    }
+    queries = units.run(
+        [_unit(n, B, config.seed) for n in sizes for B in tried[n]], out, title="zofl, scale"
+    )
+    per_variable: dict[int, dict[int, float | None]] = {
+        n: {B: (q := queries[_unit_name(n, B)]) and q / n for B in tried[n]} for n in sizes
+    }
     used = sorted(set().union(*per_variable.values()))
     table = Table(
         "Queries to a relative gap of 1e-3 on the unit sphere, per variable",
@@ -101,8 +106,8 @@ def dimension_part(config: Any, out: pathlib.Path) -> Part:
         if found
     }
     if not curves:
-        return (row,), (table,), ()
-    pictures.lines(
+        return Part((row,), tables=(table,))
+    figures.lines(
         out / "dimension.png",
         curves,
         xlabel="directions per step, B",
@@ -112,7 +117,7 @@ def dimension_part(config: Any, out: pathlib.Path) -> Part:
         markers=True,
     )
     caption = "Queries per variable until the gap is 1e-3, against the number of directions."
-    return (row,), (table,), (Figure("dimension.png", caption, caption),)
+    return Part((row,), (Figure("dimension.png", caption, caption),), (table,))
 
 
 def memory_part() -> Part:
@@ -133,10 +138,22 @@ def memory_part() -> Part:
         unit="MB",
         note="planned by the compiler for float32; the directions alone are 1,024 MB",
     )
-    return (row,), (), ()
+    return Part((row,))
 
 
-def _queries_to_gap(n: int, B: int, seed: int, out: pathlib.Path) -> float | None:
+def _unit_name(n: int, B: int) -> str:
+    return f"scale/n={n}, B={B}"
+
+
+def _unit(n: int, B: int, seed: int) -> Unit:
+    """A run to the gap; it is kept, and goes on from its checkpoints."""
+    settings = {"n": n, "B": B, "seed": seed, "gap": GAP, "most_chunks": MOST_CHUNKS}
+    return Unit(
+        _unit_name(n, B), settings, lambda folder: _queries_to_gap(n, B, seed, folder), object
+    )
+
+
+def _queries_to_gap(n: int, B: int, seed: int, folder: pathlib.Path) -> float | None:
     """Runs on the training loop, with checkpoints, until the gap is reached; None if it is not."""
     problem = zo.sphere(n, jax.random.key(seed))._replace(feasibility_tol=GAP)
     algorithm = zo.make_zofl(
@@ -158,7 +175,7 @@ def _queries_to_gap(n: int, B: int, seed: int, out: pathlib.Path) -> float | Non
         jax.random.key(seed + 1),
         num_steps=MOST_CHUNKS * chunk,
         chunk_size=chunk,
-        directory=out / "scale" / f"n{n}-B{B}",
+        directory=folder,
         config={"n": n, "B": B, "seed": seed, "gap": GAP},
         evaluate=evaluate,
         stop=lambda _, metrics: metrics["scale/gap"] <= GAP,

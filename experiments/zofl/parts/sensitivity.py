@@ -1,15 +1,18 @@
 """What the choice of step, gain, radius and noise level does to ZOFL: maps and a table."""
 
 import pathlib
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments.harness.result import Figure, Table
-from experiments.zofl import pictures
-from experiments.zofl.published import Part
+from experiments.harness import drawing
+from experiments.harness.drawing import MUTED
+from experiments.harness.result import Figure, Part, Table
+from experiments.zofl import Config
 from jaxlab.zeroth_order import kkt, method, noise, zofl
 from jaxlab.zeroth_order.problem import Problem
 from jaxlab.zeroth_order.problems import hock_schittkowski
@@ -38,9 +41,14 @@ class Final(NamedTuple):
     violation: jax.Array
 
 
-def parts(config: Any, out: pathlib.Path) -> tuple[Part, ...]:
-    """Everything of this module."""
-    return step_and_gain(config, out), radius_and_noise(config, out), robustness(config)
+def run(config: Config, out: pathlib.Path) -> Part:
+    """Maps the final error over step and gain, over radius and noise, and tables it by problem."""
+    with jax.enable_x64(True):
+        parts = step_and_gain(config, out), radius_and_noise(config, out), robustness(config)
+    return Part(
+        figures=sum((part.figures for part in parts), ()),
+        tables=sum((part.tables for part in parts), ()),
+    )
 
 
 def last_part(
@@ -64,7 +72,7 @@ def last_part(
     return jax.tree.map(lambda x: jnp.where(lost, jnp.nan, x), end)
 
 
-def step_and_gain(config: Any, out: pathlib.Path) -> Part:
+def step_and_gain(config: Config, out: pathlib.Path) -> Part:
     """Maps of the final error over step and gain, Euler and midpoint."""
     test, keys = hock_schittkowski.hs(PROBLEM), _keys(config)
     panels = {}
@@ -91,7 +99,7 @@ def step_and_gain(config: Any, out: pathlib.Path) -> Part:
     )
 
 
-def radius_and_noise(config: Any, out: pathlib.Path) -> Part:
+def radius_and_noise(config: Config, out: pathlib.Path) -> Part:
     """Maps of the final error over radius and noise level."""
     test, keys = hock_schittkowski.hs(PROBLEM), _keys(config)
 
@@ -115,7 +123,7 @@ def radius_and_noise(config: Any, out: pathlib.Path) -> Part:
     )
 
 
-def robustness(config: Any) -> Part:
+def robustness(config: Config) -> Part:
     """The noise robustness table: default settings on four problems."""
     keys = _keys(config)
     cells = []
@@ -144,10 +152,46 @@ def robustness(config: Any) -> Part:
         f"fifth of {NUM_STEPS} steps, median of {keys.size} seeds, values free of noise. Step, "
         "gain and radius are the defaults for that σ; midpoint makes twice the queries of a step.",
     )
-    return (), (table,), ()
+    return Part(tables=(table,))
 
 
-def _keys(config: Any) -> jax.Array:
+def draw_maps(
+    path: pathlib.Path,
+    panels: Mapping[str, np.ndarray],
+    *,
+    x: Sequence[float],
+    y: Sequence[float],
+    xlabel: str,
+    ylabel: str,
+    title: str,
+    label: str,
+) -> None:
+    """Draws maps of log10 values `[len(y), len(x)]` side by side; NaN is hatched ("diverged")."""
+    with plt.rc_context(drawing.STYLE | {"axes.grid": False}):
+        figure, axes = plt.subplots(
+            1,
+            len(panels),
+            figsize=(3.4 * len(panels) + 0.4, 3.6),
+            sharey=True,
+            squeeze=False,
+            layout="constrained",
+        )
+        for axis, (name, values) in zip(axes[0], panels.items(), strict=True):
+            axis.set_facecolor("white")
+            axis.patch.set(hatch="xxx", edgecolor=MUTED)
+            image = axis.imshow(values, origin="lower", aspect="auto", cmap="cividis")
+            for numbers, put in ((x, axis.set_xticks), (y, axis.set_yticks)):
+                every = 1 + (len(numbers) - 1) // 5
+                put(range(0, len(numbers), every), [f"{value:.2g}" for value in numbers[::every]])
+            axis.set_xlabel(xlabel)
+            axis.set_title(name)
+            figure.colorbar(image, ax=axis, label=label, location="bottom", shrink=0.9)
+        axes[0, 0].set_ylabel(ylabel)
+        figure.suptitle(title, x=0.01, ha="left", fontsize=10.5, fontweight="bold")
+        drawing.save(figure, path)
+
+
+def _keys(config: Config) -> jax.Array:
     return jax.random.split(jax.random.key(config.seed), NUM_SEEDS)
 
 
@@ -166,8 +210,8 @@ def _map(
     logs = {
         name: np.log10(np.maximum(values, 1e-16)) for name, values in panels.items()
     }  # NaN stays NaN
-    pictures.heat_maps(path, logs, label=f"log₁₀ {what}", **options)
-    return (), (), (Figure(path.name, caption, caption),)
+    draw_maps(path, logs, label=f"log₁₀ {what}", **options)
+    return Part(figures=(Figure(path.name, caption, caption),))
 
 
 def _cell(found: Final, k: int) -> str:

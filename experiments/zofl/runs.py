@@ -1,11 +1,10 @@
-"""One unit of the comparison: a method tuned and measured on a problem, in one compiled program.
+"""What a unit of the comparison computes: a method tuned and measured on a problem.
 
-The lanes of the program are runs: noise level, candidate of the method's grid and seed are traced.
-It runs the tuning seeds at every candidate, then the other seeds at the chosen and at the published
-candidate. The history of a run is taken inside its scan.
+It is one compiled program whose lanes are runs: noise level, candidate of the method's grid and
+seed are traced. It runs the tuning seeds at every candidate, then the other seeds at the chosen and
+at the published candidate. The history of a run is taken inside its scan.
 """
 
-import pathlib
 import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -16,7 +15,7 @@ import numpy as np
 from jaxtyping import Array
 
 from experiments.zofl.methods import Method
-from experiments.zofl.problems import Task, allowance, tolerance
+from experiments.zofl.tasks import Task, allowance, tolerance
 from jaxlab.zeroth_order import kkt, method, noise
 
 NUM_POINTS = 60
@@ -49,7 +48,7 @@ class Record(NamedTuple):
     status: Array
 
 
-class Unit(NamedTuple):
+class Outcome(NamedTuple):
     """What one method did on one problem.
 
     Attributes:
@@ -92,7 +91,7 @@ def log_steps(num_steps: int) -> np.ndarray:
     return np.unique(np.maximum(np.concatenate(both).round().astype(np.int32), 1))
 
 
-def run_unit(
+def measure(
     task: Task,
     chosen_method: Method,
     *,
@@ -101,39 +100,17 @@ def run_unit(
     tuning_seeds: int,
     seed: int,
     quick: bool = False,
-) -> Unit:
+) -> Outcome:
     """Tunes and measures a method on a problem, in float64.
 
     Args:
         quick: halves the time to compile on a CPU and doubles that to run.
     """
     with jax.enable_x64(True):
-        return _run_unit(task, chosen_method, sigmas, num_seeds, tuning_seeds, seed, quick)
+        return _measure(task, chosen_method, sigmas, num_seeds, tuning_seeds, seed, quick)
 
 
-def save(path: pathlib.Path, unit: Unit) -> None:
-    """Writes a unit in one step: a killed run leaves the whole file or none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
-        np.savez_compressed(
-            file,
-            score=unit.score,
-            chosen=unit.chosen,
-            seconds=unit.seconds,
-            **unit.record._asdict(),
-        )
-    partial.replace(path)
-
-
-def load(path: pathlib.Path) -> Unit:
-    """Reads a unit back."""
-    with np.load(path) as file:
-        record = Record(**{name: file[name] for name in Record._fields})
-        return Unit(record, file["score"], file["chosen"], file["seconds"])
-
-
-def _run_unit(
+def _measure(
     task: Task,
     chosen_method: Method,
     sigmas: tuple[float, ...],
@@ -141,7 +118,7 @@ def _run_unit(
     tuning_seeds: int,
     seed: int,
     quick: bool,
-) -> Unit:
+) -> Outcome:
     grid = np.array(chosen_method.grid)
     levels = np.array(sigmas)
     used = levels[levels == 0.0] if chosen_method.only_exact else levels
@@ -179,7 +156,7 @@ def _run_unit(
     record = call(pair, np.arange(num_seeds))
     _check_queries(record, task, chosen_method)
     seconds = np.array([compiled - clock, time.perf_counter() - compiled])
-    return Unit(*_spread((record, score, chosen), levels, used), seconds)
+    return Outcome(*_spread((record, score, chosen), levels, used), seconds)
 
 
 def answer(record: Record, chosen_method: Method, sigmas: Sequence[float] | np.ndarray) -> Record:

@@ -1,15 +1,17 @@
 """Phase portraits in the plane: the FL vector field, and the paths that methods take through it."""
 
 import pathlib
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
+import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments.harness.result import Figure
-from experiments.zofl import pictures
+from experiments.harness import drawing
+from experiments.harness.drawing import COLORS, INK
+from experiments.harness.result import Figure, Part
+from experiments.zofl import Config
 from jaxlab.core.types import Algorithm
 from jaxlab.zeroth_order import field, method, zofl
 from jaxlab.zeroth_order.baselines import first_order, primal_dual
@@ -25,7 +27,7 @@ RANGE = ((-1.6, 1.6), (-1.4, 1.6))
 GRID = 120
 
 
-def run(config: Any, out: pathlib.Path) -> tuple[Figure, ...]:
+def run(config: Config, out: pathlib.Path) -> Part:
     """Draws the phase portrait of a projection onto the circle with the paths of four methods."""
     problem = circle()
     paths = {
@@ -35,7 +37,7 @@ def run(config: Any, out: pathlib.Path) -> tuple[Figure, ...]:
     x1, x2 = (np.linspace(*ends, GRID, dtype=np.float32) for ends in RANGE)
     points = jnp.stack(jnp.meshgrid(jnp.asarray(x1), jnp.asarray(x2)), axis=-1)
     f, h, F = jax.device_get(jax.jit(jax.vmap(jax.vmap(lambda x: _at(problem, x))))(points))
-    pictures.portrait(
+    draw_portrait(
         out / "portrait.png",
         (x1, x2),
         (F[..., 0], F[..., 1]),
@@ -52,7 +54,69 @@ def run(config: Any, out: pathlib.Path) -> tuple[Figure, ...]:
         f"towards the objective first and swing around the optimum. {NUM_STEPS} steps of ZOFL, "
         f"{MORE_STEPS} of the others."
     )
-    return (Figure("portrait.png", caption, caption),)
+    return Part(figures=(Figure("portrait.png", caption, caption),))
+
+
+def draw_portrait(
+    path: pathlib.Path,
+    grid: tuple[np.ndarray, np.ndarray],
+    field: tuple[np.ndarray, np.ndarray],
+    constraint: np.ndarray,
+    objective: np.ndarray,
+    panels: Mapping[str, np.ndarray],
+    *,
+    optimum: np.ndarray,
+    title: str,
+) -> None:
+    """Draws paths in the plane over the direction of the FL field, one panel a method.
+
+    Args:
+        grid: `(x1, x2)`, the axes `[G1]` and `[G2]`.
+        field: both components of the velocity, `[G2, G1]`.
+        constraint: h `[G2, G1]`, whose zero line is the feasible set.
+        objective: f `[G2, G1]`.
+        panels: paths by method, `[starts, T, 2]`; NaN after a path has left.
+        optimum: `[2]`.
+    """
+    x1, x2 = grid
+    with plt.rc_context(
+        drawing.STYLE | {"axes.grid": False, "xtick.labelsize": 8, "ytick.labelsize": 8}
+    ):
+        columns = 2
+        rows = -(-len(panels) // columns)
+        figure, axes = plt.subplots(
+            rows,
+            columns,
+            figsize=(6.4, 3.2 * rows + 0.5),
+            sharex=True,
+            sharey=True,
+            squeeze=False,
+            layout="constrained",
+        )
+        for axis in axes.flat[len(panels) :]:
+            axis.set_axis_off()
+        for axis, (name, paths) in zip(axes.flat, panels.items(), strict=False):
+            axis.contour(
+                x1, x2, objective, levels=12, colors=drawing.GRID, linewidths=0.8, zorder=0
+            )
+            axis.streamplot(
+                x1, x2, *field, color="#c3cad3", linewidth=0.6, arrowsize=0.6, density=0.9, zorder=1
+            )
+            axis.contour(x1, x2, constraint, levels=[0.0], colors=INK, linewidths=1.8, zorder=2)
+            for path_, color in zip(paths, COLORS, strict=False):
+                axis.plot(*path_.T, color=color, lw=1.5, marker=".", ms=3, zorder=3)
+                axis.plot(*path_[0], "o", color=color, ms=6, mec="white", zorder=4)
+            axis.plot(*optimum, "*", color=INK, ms=13, mec="white", zorder=5)
+            axis.set_xlim(x1[0], x1[-1])
+            axis.set_ylim(x2[0], x2[-1])
+            axis.set_aspect("equal")
+            axis.set_title(name)
+        for axis in axes[-1]:
+            axis.set_xlabel("x₁")
+        for axis in axes[:, 0]:
+            axis.set_ylabel("x₂")
+        figure.suptitle(title, x=0.01, ha="left", fontsize=10.5, fontweight="bold")
+        drawing.save(figure, path)
 
 
 def circle() -> Problem:

@@ -5,24 +5,20 @@ Everything here has exact derivatives; source of the problems and settings: arXi
 
 import math
 import pathlib
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.harness.result import Figure, Row, Table
-from experiments.zofl import pictures
-from experiments.zofl.published import Part, without_bounds
+from experiments.harness.result import Figure, Part, Row, Table
+from experiments.zofl import Config, figures, published
 from jaxlab.zeroth_order import kkt, method, zofl
 from jaxlab.zeroth_order.problem import Problem
 from jaxlab.zeroth_order.problems import qcqp
 from jaxlab.zeroth_order.settings import ZOFLConfig
 
 ETA, K = 1e-3, 100.0
-GAP = 1e-9
-PUBLISHED = {0.0: 4000.0, 0.8: 700.0}
-"""Published iterations to `GAP` by momentum."""
 MOST = {
     ("the gradient", 0.0): 20_000,
     ("the gradient", 0.8): 5_000,
@@ -33,11 +29,10 @@ MOST = {
 MOST_PROBLEMS = 32
 AGREES = 1.25
 """Factor within which a median of iterations reproduces a figure that is published with "about"."""
-GAINS = (1.0, 100.0, 1000.0, 2000.0)
 
 
 class Counts(NamedTuple):
-    """Iterations to `GAP` by problem, infinite where it was not reached; and their quantiles."""
+    """Iterations to the published gap by problem, infinite where it was not reached; quantiles."""
 
     count: np.ndarray
 
@@ -52,11 +47,21 @@ class Counts(NamedTuple):
         return value if math.isfinite(value) else None
 
 
-def part(config: Any, out: pathlib.Path) -> Part:
-    """Iterations to a KKT gap of 1e-9, and the gain study."""
-    parts = (iterations_part(config), gain_part(config, out))
-    rows, tables, figures = zip(*parts, strict=True)
-    return sum(rows, ()), sum(tables, ()), sum(figures, ())
+def run(config: Config, out: pathlib.Path) -> Part:
+    """Counts the iterations to a KKT gap of 1e-9, and studies the gain on one problem."""
+    with jax.enable_x64(True):
+        counted, studied = iterations_part(config), gain_part(config, out)
+    return Part(
+        counted.rows + studied.rows,
+        counted.figures + studied.figures,
+        counted.tables + studied.tables,
+    )
+
+
+def without_bounds(problem: Problem) -> Problem:
+    """Returns the problem with concrete infinite bounds, for problems that are built under jit."""
+    infinite = np.full(problem.n, np.inf, problem.x0.dtype)
+    return problem._replace(lb=-infinite, ub=infinite)
 
 
 def as_scripted(problem: Problem) -> Problem:
@@ -78,7 +83,7 @@ def as_scripted(problem: Problem) -> Problem:
 def iterations_to_gap(
     keys: jax.Array, *, beta: float, scripted: bool, most: int, every: int = 20
 ) -> Counts:
-    """Counts the iterations to `GAP` on one random problem for each key."""
+    """Counts the iterations to `published.QCQP_GAP` on one random problem for each key."""
 
     def gaps(key: jax.Array) -> jax.Array:
         problem = without_bounds(qcqp.random_qcqp(key, inequality=True))
@@ -92,12 +97,12 @@ def iterations_to_gap(
             observe=lambda state: state.extras["zo/kkt_gap"],
         )[1]
 
-    reached = np.asarray(jax.jit(jax.vmap(gaps))(keys)) <= GAP
+    reached = np.asarray(jax.jit(jax.vmap(gaps))(keys)) <= published.QCQP_GAP
     count = every * (1.0 + reached.argmax(axis=1))
     return Counts(np.where(reached.any(axis=1), count, np.inf))
 
 
-def iterations_part(config: Any) -> Part:
+def iterations_part(config: Config) -> Part:
     """Iterations to a KKT gap of 1e-9 with and without momentum."""
     keys = jax.random.split(jax.random.key(config.seed), min(config.num_seeds, MOST_PROBLEMS))
     claim = "T1, inequalities: a KKT gap of 1e-9 takes about 4000 iterations, 700 with momentum"
@@ -106,7 +111,7 @@ def iterations_part(config: Any) -> Part:
         scripted = field != "the gradient"
         counts = iterations_to_gap(keys, beta=beta, scripted=scripted, most=most)
         found[field, beta] = counts.count
-        solved, published, middle = counts.solved, PUBLISHED[beta], counts.quantile(0.5)
+        solved, due, middle = counts.solved, published.QCQP_ITERATIONS[beta], counts.quantile(0.5)
         name = "FL with momentum 0.8" if beta else "FL"
         cells.append(
             (
@@ -117,13 +122,13 @@ def iterations_part(config: Any) -> Part:
                 *(counts.quantile(share) or "more" for share in (0.0, 0.5, 1.0)),
             )
         )
-        inside = middle is not None and AGREES > max(middle / published, published / middle)
+        inside = middle is not None and AGREES > max(middle / due, due / middle)
         rows.append(
             Row(
                 claim,
                 f"Iterations, {name}, {field}",
                 middle,
-                paper=published,
+                paper=due,
                 unit="iterations",
                 interval=None if middle is None else (solved.min(), solved.max()),
                 verdict="not measured"
@@ -142,7 +147,8 @@ def iterations_part(config: Any) -> Part:
     plain, fast = found["the gradient", 0.0], found["the gradient", 0.8]
     both = np.isfinite(plain) & np.isfinite(fast)
     if both.any():
-        ratio, due = plain[both] / fast[both], 4000.0 / 700.0
+        ratio = plain[both] / fast[both]
+        due = published.QCQP_ITERATIONS[0.0] / published.QCQP_ITERATIONS[0.8]
         median = float(np.median(ratio))
         rows.append(
             Row(
@@ -164,10 +170,10 @@ def iterations_part(config: Any) -> Part:
         "problem, and come from a script whose field is no gradient. What decides is the smallest "
         "curvature along the constraints, which differs widely between problems.",
     )
-    return tuple(rows), (table,), ()
+    return Part(tuple(rows), tables=(table,))
 
 
-def gain_part(config: Any, out: pathlib.Path, *, updates: int = 10_000) -> Part:
+def gain_part(config: Config, out: pathlib.Path, *, updates: int = 10_000) -> Part:
     """How fast the constraints of one random problem decay for K = 1, 100, 1000, 2000."""
     every = 10
     key, rows, cells, curves = jax.random.key(config.seed), [], [], {}
@@ -190,16 +196,16 @@ def gain_part(config: Any, out: pathlib.Path, *, updates: int = 10_000) -> Part:
                 observe=observe,
             )[1]
 
-        violation, f = jax.device_get(jax.jit(jax.vmap(follow))(jnp.asarray(GAINS)))
+        violation, f = jax.device_get(jax.jit(jax.vmap(follow))(jnp.asarray(published.QCQP_GAINS)))
         start = float(jnp.max(qcqp.draw_coefficients(key, n=100, m=5).b))  # h(0) = b
         reached = [_first(count, v <= 1e-3 * start) for v in violation]
-        for gain, first, v, values in zip(GAINS, reached, violation, f, strict=True):
+        for gain, first, v, values in zip(published.QCQP_GAINS, reached, violation, f, strict=True):
             cells.append(
                 (kind, gain, ETA * gain, first or "never", float(v[-1]), float(values[-1]))
             )
             if kind == "equalities":
                 curves[f"K = {gain:,.0f}, a = {ETA * gain:g}"] = (count, np.maximum(v, 1e-16))
-        below = [i for i, gain in enumerate(GAINS) if ETA * gain < 2.0]
+        below = [i for i, gain in enumerate(published.QCQP_GAINS) if ETA * gain < 2.0]
         spread = float(np.ptp(f[below, -1]) / abs(f[1, -1]))
         times = [math.inf if reached[i] is None else reached[i] for i in below]
         faster = all(a >= b for a, b in zip(times, times[1:], strict=False))
@@ -229,7 +235,7 @@ def gain_part(config: Any, out: pathlib.Path, *, updates: int = 10_000) -> Part:
         f"One random problem, eta = {ETA}, {updates:,} iterations, a figure every {every}, exact "
         "derivatives.",
     )
-    pictures.lines(
+    figures.lines(
         out / "gain.png",
         curves,
         xlabel="iteration",
@@ -238,7 +244,7 @@ def gain_part(config: Any, out: pathlib.Path, *, updates: int = 10_000) -> Part:
         title="Equalities of a random problem, by gain",
     )
     caption = "Largest violation of the equalities of a random problem against iterations, by gain."
-    return tuple(rows), (table,), (Figure("gain.png", caption, caption),)
+    return Part(tuple(rows), (Figure("gain.png", caption, caption),), (table,))
 
 
 def _first(count: np.ndarray, reached: np.ndarray) -> int | None:

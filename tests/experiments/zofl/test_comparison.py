@@ -9,12 +9,14 @@ import pytest
 
 from experiments import zofl as experiment
 from experiments.harness.result import VERDICTS
-from experiments.zofl import analysis, external, methods, problems, study, tables, units
+from experiments.zofl import analysis, external, methods, rows, runs, study, tasks
 from experiments.zofl.analysis import Comparison
-from experiments.zofl.units import PUBLISHED, TUNED, Record, Unit
+from experiments.zofl.runs import PUBLISHED, TUNED, Outcome, Record
 from jaxlab.core import logging
 from jaxlab.zeroth_order import method, zofl
 
+SEEDS = 5
+"""As many as a verdict takes."""
 TINY = experiment.Config(
     num_seeds=2,
     tuning_seeds=1,
@@ -29,93 +31,91 @@ TINY = experiment.Config(
 @pytest.fixture
 def comparison_alone(monkeypatch):
     """Leaves out the studies beside the comparison, which have tests of their own."""
-    for name in ("theory", "scale"):
-        monkeypatch.setattr(getattr(study, name), "run", lambda config, out: ((), (), ()))
-    monkeypatch.setattr(study.portraits, "run", lambda config, out: ())
+    monkeypatch.setattr(study, "PARTS", ())
 
 
 def test_selection_takes_the_least_score_and_the_published_step_where_it_ties():
-    assert units.select(np.array([3.0, 1.0, 2.0]), published=0) == 1
-    assert units.select(np.array([1.0, 1.0, 1.0]), published=2) == 2
-    assert units.select(np.array([np.nan, 2.0, np.inf]), published=0) == 1
-    assert units.select(np.array([np.inf, np.inf]), published=1) == 1
+    assert runs.select(np.array([3.0, 1.0, 2.0]), published=0) == 1
+    assert runs.select(np.array([1.0, 1.0, 1.0]), published=2) == 2
+    assert runs.select(np.array([np.nan, 2.0, np.inf]), published=0) == 1
+    assert runs.select(np.array([np.inf, np.inf]), published=1) == 1
 
 
 def test_score_is_the_median_of_gap_and_weighted_excess_violation():
     gap = np.array([[0.5, -0.2, 0.1], [0.0, 0.0, 7.0]])
     violation = np.array([[0.0, 0.01, 0.2], [0.05, 0.03, 0.0]])
     # Seeds of the first: 0.5, 0.2, 0.1 + 10 * 0.19; of the second: 10 * 0.04, 10 * 0.02, 7.
-    score = units.tuning_score(gap, violation, 0.01)
+    score = runs.tuning_score(gap, violation, 0.01)
     np.testing.assert_allclose(score, [0.5, 0.4], rtol=1e-12)
 
 
 @pytest.mark.parametrize("num_steps", [1, 7, 64, 10_000])
 def test_history_has_increasing_entries_up_to_the_last_step(num_steps):
-    steps = units.log_steps(num_steps)
+    steps = runs.log_steps(num_steps)
     assert (np.diff(steps) > 0).all() and steps[0] >= 1 and steps[-1] == num_steps
     if num_steps > 1000:  # a decade early on, and late ones of one size
-        assert steps[10] < 50 and np.diff(steps).max() <= num_steps / (units.NUM_POINTS / 2) + 1
+        assert steps[10] < 50 and np.diff(steps).max() <= num_steps / (runs.NUM_POINTS / 2) + 1
 
 
 def test_the_best_point_of_a_lane_goes_by_the_noise_of_the_lane(x64):
     """qp-2 at x0 = 0: a point beyond the corner is kept if it violates by no more than sigma."""
-    task = problems.make_task("qp-2", 200)
-    unit = units.run_unit(
+    task = tasks.make_task("qp-2", 200)
+    unit = runs.measure(
         task,
         methods.TABLE["switching"],
         sigmas=(0.0, 0.1),
-        num_seeds=4,
+        num_seeds=SEEDS,
         tuning_seeds=2,
         seed=0,
         quick=True,
     )
     exact, noisy = unit.record.best_violation[:, TUNED, :, -1]
-    assert exact.max() <= problems.allowance(0.0) < noisy.max() < problems.allowance(0.1) + 0.5
+    assert exact.max() <= tasks.allowance(0.0) < noisy.max() < tasks.allowance(0.1) + 0.5
 
 
 def test_gaps_are_relative_to_what_there_is_to_gain(x64):
     """From a feasible start the initial gap is the unit, from an infeasible one at least 1 is."""
-    task = problems.make_task("opf9-blackbox", 200)
+    task = tasks.make_task("opf9-blackbox", 200)
     f0 = task.problem.exact(task.problem.x0)[0]
     np.testing.assert_allclose((f0 - task.f_ref) / task.gap_scale, 1.0, rtol=1e-6)
-    task = problems.make_task("HS40", 200)  # f from -0.41 to -0.25
+    task = tasks.make_task("HS40", 200)  # f from -0.41 to -0.25
     assert task.gap_scale == 1.0
 
 
 def test_what_violation_can_buy():
     """HS7: lambda = 1 / (2 sqrt 3) at (0, sqrt 3); h is 25 at the start, which scales it."""
-    task = problems.make_task("HS7", 200)
+    task = tasks.make_task("HS7", 200)
     gap = np.log(5.0) - 2.0 + np.sqrt(3.0)
     np.testing.assert_allclose(task.price, 25.0 / (2.0 * np.sqrt(3.0)) / gap, rtol=1e-6)
-    assert analysis.least_gap(task, 0.01) == problems.allowance(0.01) * task.price
-    assert analysis.least_gap(task._replace(price=0.1), 0.0) == problems.allowance(0.0)
+    assert analysis.least_gap(task, 0.01) == tasks.allowance(0.01) * task.price
+    assert analysis.least_gap(task._replace(price=0.1), 0.0) == tasks.allowance(0.0)
     # Multipliers of inequalities that are not active, and of bounds, are no part of it.
-    inside = problems.make_task("gaussian-10-inactive", 200)
+    inside = tasks.make_task("gaussian-10-inactive", 200)
     assert abs(inside.price) < 1e-6
 
 
 def test_an_average_is_judged_by_the_tolerance_of_its_noise():
     """SZO-ConEx: the nearer point is feasible at its noise level, though not without noise."""
-    unit = _unit(0.5, 0.0)
+    unit = _outcome(0.5, 0.0)
     record = unit.record._replace(
         average_gap=np.full_like(unit.record.gap, 0.001),
         average_violation=np.full_like(unit.record.gap, 0.02),
     )
     conex = methods.TABLE["szo-conex"]
-    assert (units.answer(record, conex, (0.01,)).best_gap == np.float32(0.001)).all()
-    assert (units.answer(record, conex, (0.0,)).best_gap[..., -1] == 0.5).all()
+    assert (runs.answer(record, conex, (0.01,)).best_gap == np.float32(0.001)).all()
+    assert (runs.answer(record, conex, (0.0,)).best_gap[..., -1] == 0.5).all()
     below = record._replace(average_gap=np.full_like(unit.record.gap, -0.9))
-    assert (units.answer(below, conex, (0.01,)).best_gap[..., -1] == 0.5).all()
+    assert (runs.answer(below, conex, (0.01,)).best_gap[..., -1] == 0.5).all()
 
 
 def test_a_gap_below_the_optimum_does_not_solve():
-    task = problems.make_task("HS7", 300)
+    task = tasks.make_task("HS7", 300)
     for gap, solved in ((-0.9, 0.0), (-0.05, 1.0), (0.05, 1.0), (0.9, 0.0)):
         comparison = Comparison(
-            dataclasses.replace(TINY, num_seeds=4, sigmas=(0.01,)),
+            dataclasses.replace(TINY, num_seeds=SEEDS, sigmas=(0.01,)),
             {"HS7": task},
             ("zofl",),
-            {("HS7", "zofl"): _unit(gap, 0.02)},
+            {("HS7", "zofl"): _outcome(gap, 0.02)},
         )
         assert analysis.solved_shares(comparison, "zofl", 0, 0.1).tolist() == [solved]
     assert analysis.accuracies(0.01) == (0.1,) and analysis.accuracies(0.0) == (0.1, 0.001)
@@ -128,9 +128,9 @@ def test_every_method_has_as_many_candidates_its_own_among_them():
 
 
 def test_a_unit_is_the_plain_run_of_its_method(x64):
-    task = problems.make_task("HS7", 300)
+    task = tasks.make_task("HS7", 300)
     chosen = methods.TABLE["zofl"]
-    unit = units.run_unit(
+    unit = runs.measure(
         task, chosen, sigmas=(0.0,), num_seeds=2, tuning_seeds=0, seed=3, quick=True
     )
     assert unit.chosen.tolist() == [chosen.published]
@@ -150,21 +150,21 @@ def test_a_unit_is_the_plain_run_of_its_method(x64):
 
 
 def test_a_tuned_unit_runs_the_candidate_that_it_chose(x64):
-    task = problems.make_task("qp-2", 200)
+    task = tasks.make_task("qp-2", 200)
     chosen = methods.TABLE["zob-gda"]
     common = {"sigmas": (0.0,), "num_seeds": 2, "seed": 0, "quick": True}
-    unit = units.run_unit(task, chosen, tuning_seeds=1, **common)
+    unit = runs.measure(task, chosen, tuning_seeds=1, **common)
     index = int(unit.chosen[0])
-    assert index == units.select(unit.score[0], chosen.published) != chosen.published
+    assert index == runs.select(unit.score[0], chosen.published) != chosen.published
     best = unit.record.best_gap[0, :, :, -1]
-    alone = units.run_unit(
+    alone = runs.measure(
         task, chosen._replace(default=chosen.grid[index]), tuning_seeds=0, **common
     )
     np.testing.assert_allclose(best[TUNED], alone.record.best_gap[0, PUBLISHED, :, -1], rtol=1e-5)
 
 
 def test_comparison_runs_and_a_resumed_one_gives_the_same(tmp_path, monkeypatch, comparison_alone):
-    first = experiment.run(TINY, tmp_path)
+    first = study.run(TINY, tmp_path)
     assert all(row.verdict in VERDICTS for row in first.rows)
     solved = {row.metric: row.value for row in first.rows}
     # ZOFL reaches a feasible 1e-3 on both problems within 400 queries, with any seed.
@@ -177,18 +177,22 @@ def test_comparison_runs_and_a_resumed_one_gives_the_same(tmp_path, monkeypatch,
 
     (tmp_path / "units" / "qp-2--zob-gda.npz").unlink()
     asked = []
-    run_unit = units.run_unit
+    measure = runs.measure
 
     def watched(task, *args, **options):
         asked.append(task.name)
-        return run_unit(task, *args, **options)
+        return measure(task, *args, **options)
 
-    monkeypatch.setattr(units, "run_unit", watched)
-    second = experiment.run(TINY, tmp_path, resume=True)
+    monkeypatch.setattr(runs, "measure", watched)
+    second = study.run(TINY, tmp_path)
     assert asked == ["qp-2"]
     assert second.rows == first.rows and second.tables == first.tables
-    again = logging.read_jsonl(tmp_path / "metrics.jsonl")
-    assert sorted(sorted(line) for line in again) == sorted(sorted(line) for line in lines)
+    again = logging.read_jsonl(tmp_path / "metrics.jsonl")[4:]
+    # What was read is not said again: one line, with the figures of the unit that was measured.
+    (line,), (before,) = (
+        [one for one in said if "qp-2/zob-gda/perf/run_seconds" in one] for said in (again, lines)
+    )
+    assert len(again) == 1 and line.keys() == before.keys()
 
 
 @pytest.mark.parametrize(
@@ -202,52 +206,54 @@ def test_comparison_runs_and_a_resumed_one_gives_the_same(tmp_path, monkeypatch,
 )
 def test_refuses_before_it_writes(tmp_path, change, named):
     with pytest.raises(ValueError, match=named):
-        experiment.run(dataclasses.replace(TINY, **change), tmp_path)
+        study.run(dataclasses.replace(TINY, **change), tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 def test_scipy_ends_at_the_optimum(x64):
-    task = problems.make_task("HS7", 1000)
-    unit = external.run_unit(task, "SLSQP", sigmas=(0.0,), num_seeds=2, seed=0)
+    task = tasks.make_task("HS7", 1000)
+    unit = external.measure(task, "SLSQP", sigmas=(0.0,), num_seeds=2, seed=0)
     gap, violation = unit.record.best_gap[0, 0, :, -1], unit.record.best_violation[0, 0, :, -1]
     # The least value within the tolerance 1e-4 counts, which a multiplier of about 1 buys.
     assert (np.abs(gap) < 2e-4).all() and (violation <= 1.0001e-4).all()
     assert (unit.record.queries[0, 0, :, -1] < 1000).all()
 
 
-def _unit(gap, violation):
-    """A unit with these ends, `[seeds]`, after 100 queries and as many steps."""
-    gap, violation = (np.broadcast_to(v, (1, 2, 4)).astype(np.float32) for v in (gap, violation))
+def _outcome(gap, violation):
+    """An outcome with these ends, `[seeds]`, after 100 queries and as many steps."""
+    gap, violation = (
+        np.broadcast_to(v, (1, 2, SEEDS)).astype(np.float32) for v in (gap, violation)
+    )
 
     def trace(values):
         return np.stack([np.ones_like(values), values], axis=-1)
 
-    count = np.broadcast_to(np.asarray([10, 100], np.int32), (1, 2, 4, 2))
+    count = np.broadcast_to(np.asarray([10, 100], np.int32), (1, 2, SEEDS, 2))
     ends = (trace(gap), trace(violation)) * 3
-    return Unit(
+    return Outcome(
         Record(count, count, *ends, 0 * count), np.zeros((1, 0)), np.zeros(1, int), np.zeros(2)
     )
 
 
 def test_duels_by_hand():
-    ours = _unit(np.asarray([4e-4, 2e-4, 5e-4, 3e-4]), 0.0)
+    ours = _outcome(np.asarray([4e-4, 2e-4, 5e-4, 3e-4, 4e-4]), 0.0)
     cases = {
-        "far": (_unit(0.1, 0.0), analysis.BETTER),
-        "infeasible": (_unit(1e-9, 0.5), analysis.BETTER),
-        "solved": (_unit(1e-9, 0.0), analysis.WORSE),
+        "far": (_outcome(0.1, 0.0), analysis.BETTER),
+        "infeasible": (_outcome(1e-9, 0.5), analysis.BETTER),
+        "solved": (_outcome(1e-9, 0.0), analysis.WORSE),
         "same": (ours, analysis.TIE),
     }
-    task = problems.make_task("HS7", 300)._replace(price=1.0)
+    task = tasks.make_task("HS7", 300)._replace(price=1.0)
     for rival, expected in cases.values():
         comparison = Comparison(
-            dataclasses.replace(TINY, num_seeds=4),
+            dataclasses.replace(TINY, num_seeds=SEEDS),
             {"HS7": task},
             ("zofl", "zob-gda"),
             {("HS7", "zofl"): ours, ("HS7", "zob-gda"): rival},
         )
         found = analysis.duel(comparison, "HS7", "zob-gda", 0)
         assert found is not None and found.outcome == expected
-        counts, losers = tables._count(comparison, 0)
+        counts, losers = rows.count_duels(comparison, 0)
         assert counts[expected] == 1
         assert bool(losers) == (expected == analysis.WORSE)
         # Solved to 1e-3 means feasible too.
@@ -257,22 +263,22 @@ def test_duels_by_hand():
         ]
     # The best rival is the one whose duel is hardest: the mean of its seeds, not their median.
     three = Comparison(
-        dataclasses.replace(TINY, num_seeds=4),
+        dataclasses.replace(TINY, num_seeds=SEEDS),
         {"HS7": task},
         ("zofl", "zob-gda", "zoeg"),
         {
-            ("HS7", "zofl"): _unit(1e-3, 0.0),
-            ("HS7", "zob-gda"): _unit(np.asarray([1e-9, 1e-9, 1e-9, 0.9]), 0.0),
-            ("HS7", "zoeg"): _unit(2e-4, 0.0),
+            ("HS7", "zofl"): _outcome(1e-3, 0.0),
+            ("HS7", "zob-gda"): _outcome(np.asarray([1e-9, 1e-9, 1e-9, 1e-9, 0.9]), 0.0),
+            ("HS7", "zoeg"): _outcome(2e-4, 0.0),
         },
     )
     assert analysis.best_rival(three, "HS7", 0) == "zoeg"
-    assert tables._count(three, 0)[0][analysis.WORSE] == 1
+    assert rows.count_duels(three, 0)[0][analysis.WORSE] == 1
     both = Comparison(
-        dataclasses.replace(TINY, num_seeds=4),
+        dataclasses.replace(TINY, num_seeds=SEEDS),
         {"HS7": task},
         ("zofl", "zob-gda"),
-        {("HS7", "zofl"): _unit(0.0, 0.2), ("HS7", "zob-gda"): _unit(0.0, 0.3)},
+        {("HS7", "zofl"): _outcome(0.0, 0.2), ("HS7", "zob-gda"): _outcome(0.0, 0.3)},
     )
     found = analysis.duel(both, "HS7", "zob-gda", 0)
     assert found is not None and found.outcome == analysis.NEITHER

@@ -1,0 +1,1 @@
+"""Side studies of ZOFL: what theory says, what its papers publish, and how it scales."""

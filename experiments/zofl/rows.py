@@ -1,0 +1,293 @@
+"""The rows of the comparison: the figures that the paper makes claims about, and their verdicts."""
+
+import collections
+
+import numpy as np
+
+from experiments.harness import verdicts
+from experiments.harness.result import Row
+from experiments.rivals import solvers
+from experiments.zofl import analysis, external, methods, runs, tasks
+from experiments.zofl.analysis import BETTER, NEITHER, TIE, WORSE, Comparison
+from experiments.zofl.methods import HEADLINE
+
+OUTPERFORMS = (
+    "ZOFL consistently outperforms zeroth-order baselines: competitive objective, feasible"
+)
+FEASIBLE = "ZOFL enforces feasibility along the way, not in the limit alone"
+GENERAL = "General solvers, on a smaller budget and untuned"
+OVER_PROBLEMS = "The interval is over problems, of the difference around our figure."
+MIDPOINT = "The midpoint variant improves feasibility without sacrificing optimality"
+
+
+def rows(comparison: Comparison) -> tuple[Row, ...]:
+    """The figures that the paper makes claims about, by noise level."""
+    levels = range(len(comparison.config.sigmas))
+    found = [_wins(comparison, level) for level in levels]
+    found += [
+        _solved(comparison, level, tau)
+        for level in levels
+        for tau in analysis.accuracies(comparison.config.sigmas[level])
+    ]
+    found += [_feasible_ends(comparison, level) for level in levels]
+    found += [_feasible_iterates(comparison, level) for level in levels]
+    found += [row for level in levels for row in _safe_iterates(comparison, level)]
+    found += [row for level in levels for row in _external(comparison, level)]
+    if "zofl-midpoint" in comparison.methods:
+        for level in levels:
+            found += _midpoint(comparison, level)
+    return tuple(found)
+
+
+def summary(comparison: Comparison) -> str:
+    """Two sentences on the first noise level."""
+    counts, losers = count_duels(comparison, 0)
+    sigma = comparison.config.sigmas[0]
+    lost = f" ({', '.join(losers)})" if losers else ""
+    return (
+        f"On {len(comparison.tasks)} problems at equal queries and equal tuning "
+        f"({noise_name(sigma)}), ZOFL ends with a smaller gap than the best of "
+        f"{len(comparison.rivals)} zeroth-order rivals on {counts[BETTER]}, ties on {counts[TIE]} "
+        f"and loses on {counts[WORSE]}{lost}. The rival is chosen per problem in hindsight."
+    )
+
+
+def count_duels(comparison: Comparison, level: int) -> tuple[collections.Counter, list[str]]:
+    """Counts the outcomes against the best rival of each problem, and names what ZOFL loses."""
+    duels = _duels(comparison, level)
+    counts = collections.Counter(duel.outcome for duel in duels.values())
+    losers = [
+        f"{task} ({methods.TABLE[duel.rival].label})"
+        for task, duel in duels.items()
+        if duel.outcome == WORSE
+    ]
+    return counts, losers
+
+
+def noise_name(sigma: float) -> str:
+    """Returns a level of noise in words."""
+    return "exact values" if sigma == 0.0 else f"noise σ = {sigma:g}"
+
+
+def _duels(comparison: Comparison, level: int) -> dict[str, analysis.Duel]:
+    """The duels with the best rival, by the problems that have one."""
+    found = {}
+    for task in comparison.tasks:
+        rival = analysis.best_rival(comparison, task, level)
+        duel = None if rival is None else analysis.duel(comparison, task, rival, level)
+        if duel is not None:
+            found[task] = duel
+    return found
+
+
+def _wins(comparison: Comparison, level: int) -> Row:
+    duels = _duels(comparison, level)
+    counts, losers = count_duels(comparison, level)
+    outcomes = [duels[task].outcome if task in duels else TIE for task in comparison.tasks]
+    won, lost = (np.array([float(one == word) for one in outcomes]) for word in (BETTER, WORSE))
+    neither = f", on {counts[NEITHER]} nobody is feasible" if counts[NEITHER] else ""
+    return _of_problems(
+        comparison,
+        OUTPERFORMS,
+        f"Problems on which ZOFL beats the best rival, {_sigma(comparison, level)}",
+        won,
+        ("problems on which the best rival beats ZOFL", lost),
+        f"Smaller final gap on {comparison.config.num_seeds} paired seeds; "
+        "an infeasible end counts as a gap of 1; gaps are tied "
+        f"below {tasks.allowance(comparison.config.sigmas[level]):g} times the sum of the "
+        "multipliers (1 at least), for violation can buy as much. "
+        f"Ties: {counts[TIE]}{neither}. The best of {len(comparison.rivals)} rivals is chosen per "
+        f"problem in hindsight. ZOFL loses on: {', '.join(losers) if losers else 'none'}.",
+    )
+
+
+def _of_problems(
+    comparison: Comparison,
+    claim: str,
+    metric: str,
+    ours: np.ndarray,
+    rival: tuple[str, np.ndarray],
+    note: str,
+) -> Row:
+    """Returns a row of two numbers of problems, compared problem by problem.
+
+    Args:
+        ours: `[problems]`, the share of our seeds that count on each.
+        rival: name of the rival, and its shares on the same problems.
+    """
+    name, theirs = rival
+    found = verdicts.compare(ours, theirs, larger_is_better=True)
+    count = len(comparison.tasks)
+    interval = found.interval and tuple(ours.size * end for end in found.interval)
+    return Row(
+        claim,
+        metric,
+        float(ours.sum()),
+        interval=interval,
+        baseline=(name, float(theirs.sum())),
+        verdict=found.verdict,
+        unit=f"of {count}",
+        note=f"{note} {OVER_PROBLEMS}",
+    )
+
+
+def _solved(comparison: Comparison, level: int, tau: float) -> Row:
+    shares = {
+        name: analysis.solved_shares(comparison, name, level, tau)
+        for name in (HEADLINE, *comparison.rivals)
+    }
+    return _against_best(
+        comparison,
+        shares,
+        OUTPERFORMS,
+        f"Problems solved to {tau:g}, {_sigma(comparison, level)}",
+        f"Gap, either way, at most {tau:g} of the initial one at a feasible answer within the "
+        "budget, mean over seeds.",
+    )
+
+
+def _feasible_ends(comparison: Comparison, level: int) -> Row:
+    shares = {
+        name: analysis.feasible_shares(comparison, name, level)
+        for name in (HEADLINE, *comparison.rivals)
+    }
+    tol = tasks.tolerance(comparison.config.sigmas[level])
+    return _against_best(
+        comparison,
+        shares,
+        OUTPERFORMS,
+        f"Problems with a feasible end, {_sigma(comparison, level)}",
+        f"Scaled violation at most {tol:.3g} at the best measured point, mean over seeds.",
+    )
+
+
+def _against_best(
+    comparison: Comparison, shares: dict[str, np.ndarray], claim: str, metric: str, note: str
+) -> Row:
+    """ZOFL's number of problems beside the rival with the most."""
+    best = max(comparison.rivals, key=lambda name: shares[name].sum())
+    rival = (methods.TABLE[best].label, shares[best])
+    return _of_problems(comparison, claim, metric, shares[HEADLINE], rival, note)
+
+
+def _feasible_iterates(comparison: Comparison, level: int) -> Row:
+    """ZOFL's share of feasible iterates beside the rival with the most, of those for everything."""
+    shares = {
+        name: analysis.feasible_iterates(comparison, name, level)
+        for name in (HEADLINE, *comparison.rivals)
+    }
+    metric = f"Iterates that are feasible, {_sigma(comparison, level)}"
+    note = (
+        "Of all updates of the tuned runs, the approach from infeasible starts included; mean over "
+        "problems."
+    )
+    everywhere = [name for name in comparison.rivals if np.isfinite(shares[name]).all()]
+    if not everywhere:
+        return Row(FEASIBLE, metric, 100.0 * float(shares[HEADLINE].mean()), unit="%", note=note)
+    best = max(everywhere, key=lambda name: shares[name].mean())
+    return verdicts.row(
+        FEASIBLE,
+        metric,
+        100.0 * shares[HEADLINE],
+        (methods.TABLE[best].label, 100.0 * shares[best]),
+        larger_is_better=True,
+        unit="%",
+        note=f"{note} The rival with the largest share of those that apply to every problem; it "
+        f"may owe it to small steps. {OVER_PROBLEMS}",
+    )
+
+
+def _safe_iterates(comparison: Comparison, level: int) -> list[Row]:
+    """ZOFL against the safe methods, where they apply: a strictly feasible start is their need."""
+    ours = analysis.feasible_iterates(comparison, HEADLINE, level)
+    found = {}
+    for name in comparison.rivals:
+        shares = analysis.feasible_iterates(comparison, name, level)
+        where = np.isfinite(shares)
+        if where.sum() > 1 and not where.all():
+            found[name] = (shares[where], ours[where])
+    if not found:
+        return []
+    best = max(found, key=lambda name: found[name][0].mean())
+    theirs, mine = found[best]
+    row = verdicts.row(
+        FEASIBLE,
+        f"The same where safe methods apply, {_sigma(comparison, level)}",
+        100.0 * mine,
+        (methods.TABLE[best].label, 100.0 * theirs),
+        larger_is_better=True,
+        unit="%",
+        note=f"On the {mine.size} problems that this rival applies to; of LB-SGD, SZO-QQ and "
+        f"SafeOpt the one with the largest share. {OVER_PROBLEMS}",
+    )
+    return [row]
+
+
+def _external(comparison: Comparison, level: int) -> list[Row]:
+    """ZOFL against the external solver that solves most problems."""
+    tau = analysis.accuracies(comparison.config.sigmas[level])[-1]
+    names = {name for _, name in comparison.outcomes if name in solvers.METHODS}
+    shares = {name: analysis.solved_shares(comparison, name, level, tau) for name in names}
+    if not shares or len(comparison.tasks) < 2:
+        return []
+    best = max(sorted(shares), key=lambda name: shares[name].sum())
+    row = _of_problems(
+        comparison,
+        GENERAL,
+        f"Problems solved to {tau:g}, {_sigma(comparison, level)}",
+        analysis.solved_shares(comparison, HEADLINE, level, tau),
+        (f"{best}, {external.QUERIES:,} queries", shares[best]),
+        "The external solver that solves most problems at this noise, in hindsight; one that is "
+        "not run on a problem has not solved it.",
+    )
+    return [row]
+
+
+def _midpoint(comparison: Comparison, level: int) -> list[Row]:
+    """Violation and final gap of the midpoint variant, each over Euler's on the same problem."""
+    problems = list(comparison.tasks)
+    peak, gap = (
+        np.array([of(task, "zofl-midpoint") - of(task, HEADLINE) for task in problems])
+        for of in (
+            lambda task, name: np.log10(analysis.peak_violation(comparison, task, name, level)),
+            lambda task, name: runs.median(analysis.losses(comparison, task, name, level)),
+        )
+    )
+    return [
+        _over_euler(
+            f"Violation of the midpoint variant over Euler's, after the transient, "
+            f"{_sigma(comparison, level)}",
+            peak,
+            "less than 1",
+            "Largest violation of a logged iterate, published step; geometric mean over problems "
+            f"of medians over seeds, nothing below {analysis.LEAST_PEAK:g}.",
+        ),
+        _over_euler(
+            f"Final gap of the midpoint variant over Euler's, {_sigma(comparison, level)}",
+            gap,
+            "about 1 or less",
+            "Both tuned, equal queries, so that the midpoint variant takes half as many steps; "
+            "geometric mean over problems.",
+        ),
+    ]
+
+
+def _over_euler(metric: str, log_ratio: np.ndarray, paper: str, note: str) -> Row:
+    """A geometric mean of ratios `10^[problems]`: reproduced where its interval is below 1."""
+    found = verdicts.compare(log_ratio, np.zeros_like(log_ratio), larger_is_better=False)
+    word = {"better": "reproduced", "worse": "not reproduced"}.get(found.verdict, found.verdict)
+    low_high = found.interval and tuple(10.0**end for end in found.interval)
+    return Row(
+        MIDPOINT,
+        metric,
+        10.0 ** float(log_ratio.mean()),
+        interval=low_high,
+        baseline=("Euler", 1.0),
+        paper=paper,
+        verdict=word,
+        note=f"{note} The interval is over problems.",
+    )
+
+
+def _sigma(comparison: Comparison, level: int) -> str:
+    return f"σ = {comparison.config.sigmas[level]:g}"
