@@ -89,7 +89,7 @@ def _problem_table(comparison: Comparison, level: int) -> Table:
             )
         )
     return Table(
-        f"Every problem, {_sigma(comparison, level)}",
+        f"Every problem, σ = {comparison.config.sigmas[level]:g}",
         (
             "Problem",
             "n, equalities + inequalities",
