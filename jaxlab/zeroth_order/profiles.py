@@ -11,11 +11,8 @@ Program. 91 (performance profiles); arXiv:2509.24056 (violation under feedback l
 
 import math
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
-
-from jaxlab.zeroth_order import kkt
 
 
 def optimality_gap(
@@ -144,19 +141,6 @@ def log_query_auc(
     low, high = jnp.asarray(low, t.dtype), jnp.asarray(high, t.dtype)
     area = jnp.log(high / jnp.clip(t, low, high)) / jnp.log(high / low)
     return jnp.mean(area, axis=0)
-
-
-def violation_trace(
-    h: Float[Array, "T m"], m_eq: int
-) -> tuple[Float[Array, " T"], Float[Array, " T"]]:
-    """Returns the largest violation and the sum of violations at every step.
-
-    Args:
-        h: `[T, m]`, constraint values, equalities first.
-        m_eq: number of equalities.
-    """
-    violations = jax.vmap(lambda h: kkt.violation(h, m_eq))(h)
-    return jnp.max(violations, axis=1, initial=0.0), jnp.sum(violations, axis=1)
 
 
 def violation_envelope(

@@ -128,15 +128,6 @@ def test_log_query_auc_at_its_limits():
         profiles.log_query_auc(t, low=10, high=10)
 
 
-def test_violation_trace_by_hand():
-    h = jnp.array([[-0.5, 0.2, -3.0], [0.1, -1.0, 0.3], [0.0, 0.0, 0.0]])
-    largest, total = jax.jit(lambda h: profiles.violation_trace(h, 1))(h)
-    np.testing.assert_allclose(largest, [0.5, 0.3, 0.0])
-    np.testing.assert_allclose(total, [0.7, 0.4, 0.0], rtol=1e-6)
-    for trace in profiles.violation_trace(jnp.zeros((4, 0)), 0):
-        np.testing.assert_array_equal(trace, np.zeros(4))
-
-
 @pytest.mark.parametrize("a", [0.1, 1.0, 1.7], ids=str)
 def test_envelope_is_the_violation_of_a_linear_constraint(a, x64):
     """A numpy Euler loop of feedback linearization on random linear equalities follows it."""

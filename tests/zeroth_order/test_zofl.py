@@ -1,11 +1,14 @@
 """ZOFL against its oracles: decay of linear constraints, exact twin, order of the schemes."""
 
+import pathlib
+
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxlab import zeroth_order as zo
 from jaxlab.zeroth_order import method, settings, zofl
 from jaxlab.zeroth_order.problem import make_problem
 from jaxlab.zeroth_order.problems import case9, hock_schittkowski
@@ -424,7 +427,7 @@ def test_problems_with_bounds_can_be_made_under_jit(key, x64):
 
     opf = case9.opf9()
     inside = jax.jit(lambda x0: five_steps(lambda x: case9.opf9()._replace(x0=x), x0))(opf.x0)
-    outside = five_steps(lambda x: opf._replace(x0=x), opf.x0)
+    outside = jax.jit(lambda x0: five_steps(lambda x: opf._replace(x0=x), x0))(opf.x0)
     np.testing.assert_allclose(inside, outside, atol=1e-9)
     assert (inside >= opf.lb).all() and (inside <= opf.ub).all()
 
@@ -458,6 +461,16 @@ def test_settings_that_contradict_are_refused(key, changes, message):
     with pytest.raises(ValueError, match=message):
         algorithm = zofl.make_zofl(quadratic(0), ZOFLConfig(**changes))
         jax.eval_shape(algorithm.init, key)
+
+
+def test_settings_of_the_readme_fit_a_problem():
+    """Every line of its list of settings is accepted; what they do is tested elsewhere."""
+    readme = pathlib.Path(zo.__file__).with_name("README.md").read_text(encoding="utf-8")
+    block = next(part for part in readme.split("```") if "center_repeats" in part)
+    lines = [line for line in block.splitlines() if line.startswith("zo.ZOFLConfig")]
+    assert len(lines) > 8
+    for line in lines:
+        settings.resolve(quadratic(0, m_ineq=1), eval(line, {"zo": zo}))
 
 
 def test_schedules():
