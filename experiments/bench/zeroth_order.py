@@ -30,7 +30,7 @@ def run(out: pathlib.Path) -> list[timing.Measurement]:
 
 
 def batches(num_instances: int = 1000, num_steps: int = 200) -> list[timing.Measurement]:
-    """Steps a second of a batch against the same method in batched numpy."""
+    """Times a batch against the same method in batched numpy."""
     from experiments.rivals import zofl
 
     (ours,) = batches_gpu(num_instances, num_steps)
@@ -46,7 +46,7 @@ def batches(num_instances: int = 1000, num_steps: int = 200) -> list[timing.Meas
 
 
 def batches_gpu(num_instances: int = 100_000, num_steps: int = 200) -> list[timing.Measurement]:
-    """The batch alone, an entry of the accelerator suite."""
+    """Times the batch alone, an entry of the accelerator suite."""
     with jax.enable_x64(True):
         data = jax.tree.map(jnp.asarray, zo.draw_curved_quadratics(num_instances, n=N, m=M_EQ))
         keys = jax.random.split(jax.random.key(0), num_instances)
@@ -58,7 +58,7 @@ def batches_gpu(num_instances: int = 100_000, num_steps: int = 200) -> list[timi
 
 
 def solutions(num_instances: int = 1000, num_rival: int = 100) -> list[timing.Measurement]:
-    """Time to solve an instance to the tolerance, against scipy's solvers and Adam on a penalty.
+    """Times an instance solved to the tolerance, against SciPy's solvers and Adam on a penalty.
 
     Step, gain and scheme of ZOFL and learning rate, weights and steps of Adam were tuned on 100
     other instances, to the fewest steps that solve (almost) all of them; SciPy's solvers take the
@@ -113,14 +113,14 @@ def solutions(num_instances: int = 1000, num_rival: int = 100) -> list[timing.Me
 
 
 def streamed(n: int = 1_000_000, num_directions: int = 256) -> list[timing.Measurement]:
-    """One step with a million variables against numpy that keeps one direction at a time."""
+    """Times a step with a million variables against numpy that keeps one direction at a time."""
     (ours,) = streamed_gpu(n, num_directions)
     rival = _timed(lambda: _numpy_streamed(n, num_directions), repeats=2)
     return [dataclasses.replace(ours, rival_name="numpy, one direction at a time", rival=rival)]
 
 
 def streamed_gpu(n: int = 1_000_000, num_directions: int = 256) -> list[timing.Measurement]:
-    """One step with a million variables; its note says how much memory it takes."""
+    """Times a step with a million variables; its note says how much memory it takes."""
     problem = zo.sphere(n, jax.random.key(0))
     config = zo.ZOFLConfig(
         eta=0.5 * num_directions / n, u=1.0, B=num_directions, kind="hadamard", chunk=1
@@ -177,7 +177,7 @@ def rollouts_gpu(num_instances: int = 600, num_steps: int = 100) -> list[timing.
 
 
 def _evaluate(data: CurvedQuadratic, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Values of a batch in NumPy, at points `[I, Q, N]`: f `[I, Q]` and h `[I, Q, M_EQ]`."""
+    """Evaluates a batch in NumPy at points `[I, Q, N]`: f `[I, Q]` and h `[I, Q, M_EQ]`."""
     f = 0.5 * (x @ data.Q * x).sum(-1) + np.einsum("iqn,in->iq", x, data.c)
     h = 0.5 * data.r[:, None] * (x**2).sum(-1, keepdims=True)
     return f, h + np.einsum("imn,iqn->iqm", data.A, x) + data.b[:, None]
@@ -235,7 +235,7 @@ def tuned_solver() -> Callable:
 
 
 def optimum(one: CurvedQuadratic) -> jax.Array:
-    """Objective at the optimum, by first-order FL run for long."""
+    """Returns the objective at the optimum, by first-order FL run for long."""
     problem = zo.curved_quadratic(one)
     algorithm = zo.make_zofl(problem, zo.ZOFLConfig(eta=ETA, gain=GAIN, kind="exact"))
     state, _ = zo.run(algorithm, jax.random.key(0), num_steps=5000, log_every=5000)
@@ -271,7 +271,7 @@ def _against(
 
 
 def _numpy_streamed(n: int, num_directions: int) -> np.ndarray:
-    """The same step on the sphere in numpy: signs drawn for each direction, and drawn again."""
+    """Takes the same step on the sphere in numpy: signs drawn anew for each direction."""
     rng = np.random.default_rng(0)
     z = rng.normal(size=n).astype(np.float32)
     z *= 2.0 / np.linalg.norm(z)
@@ -302,7 +302,7 @@ def _numpy_streamed(n: int, num_directions: int) -> np.ndarray:
 
 
 def _numpy_rollouts(gains: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Cost `[R]` and peak speeds `[R, 2]` of gains `[R, 2, 4]`, from every initial state."""
+    """Returns cost `[R]` and peak speeds `[R, 2]` of gains `[R, 2, 4]` over all starts."""
     dt, spring = np.float32(policy_search.DT), np.float32(policy_search.SPRING)
     mass = np.array(policy_search.MASS, np.float32)
     q, r = (w.astype(np.float32) for w in (policy_search.STATE_COST, policy_search.INPUT_COST))

@@ -116,7 +116,7 @@ class BlackBox:
         return self(x)[1:]
 
     def jacobian(self, x: np.ndarray) -> np.ndarray:
-        """Forward differences of the stacked values, `[1 + m, n]`; 0 where a query failed."""
+        """Returns forward differences of all values, `[1 + m, n]`; 0 where a query failed."""
         x = np.asarray(x, float)
         if self.last_jacobian[0] == x.tobytes():  # f and constraints ask for it in turn
             return self.last_jacobian[1]
@@ -136,18 +136,18 @@ class BlackBox:
         return columns
 
     def as_inequalities(self, x: np.ndarray, slack: float) -> np.ndarray:
-        """Constraints as inequalities <= 0, an equality as two, `slack` wide on either side."""
+        """Returns inequalities <= 0, an equality as two, `slack` wide on either side."""
         values, m_eq = self(x)[1:], self.problem.m_eq
         equal = values[:m_eq]
         return np.concatenate([equal - slack, -equal - slack, values[m_eq:]])
 
     def excess(self, x: np.ndarray) -> np.ndarray:
-        """How far each coordinate is outside the box, negative inside; inf if it is infinite."""
+        """Returns how far each coordinate is outside the box, negative inside."""
         with np.errstate(invalid="ignore"):
             return np.nan_to_num(np.maximum(self.lb - x, x - self.ub), nan=np.inf)
 
     def violation(self, x: np.ndarray, values: np.ndarray) -> np.ndarray:
-        """Largest violation of constraints and bounds, `[...]`; inf where a value is not finite."""
+        """Returns the largest violation of constraints and bounds, `[...]`; inf if not finite."""
         m_eq = self.problem.m_eq
         parts = (np.abs(values[..., 1 : 1 + m_eq]), values[..., 1 + m_eq :], self.excess(x))
         largest = np.max(np.concatenate(parts, axis=-1), axis=-1, initial=0.0)
@@ -208,7 +208,7 @@ def _exact(exact, x):
 
 
 def _best_so_far(f: np.ndarray, violation: np.ndarray, tol: float) -> np.ndarray:
-    """Index of the best entry up to each, -1 before a finite one; the order of `kkt.better`."""
+    """Returns the index of the best entry so far, by `kkt.better`; -1 before a finite one."""
     best, index, order = -1, np.full(f.shape, -1), (2, np.inf)
     for i, (value, excess) in enumerate(zip(f, violation, strict=True)):
         if excess < np.inf:

@@ -164,7 +164,7 @@ def _minimize(
 
 
 def _cma(box: BlackBox, method: str, cma: Any, tol: float, seed: int) -> np.ndarray:
-    """CMA-ES with the package's augmented Lagrangian; equalities as two inequalities."""
+    """Runs CMA-ES with the package's augmented Lagrangian; equalities as two inequalities."""
     slack = 0.5 * box.feasibility_tol
     # The package makes a folder for its logs where it stands, even if it logs nothing.
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
@@ -199,7 +199,7 @@ def _cma(box: BlackBox, method: str, cma: Any, tol: float, seed: int) -> np.ndar
 
 
 def _nevergrad(box: BlackBox, method: str, ng: Any, tol: float, seed: int) -> np.ndarray | None:
-    """nevergrad's optimizer `NEVERGRAD` with its own penalty on constraints."""
+    """Runs nevergrad's optimizer `NEVERGRAD` with its own penalty on constraints."""
     slack = 0.5 * box.feasibility_tol
     array = ng.p.Array(init=box.x0)
     if np.isfinite(box.lb).all() and np.isfinite(box.ub).all():
@@ -220,7 +220,7 @@ _ONE_NOMAD = threading.Lock()
 
 
 def _nomad(box: BlackBox, method: str, nomad: Any, tol: float, seed: int) -> np.ndarray | None:
-    """Mesh adaptive direct search with the progressive barrier."""
+    """Runs mesh adaptive direct search with the progressive barrier."""
     slack, reasons = 0.5 * box.feasibility_tol, []
 
     def evaluate(point: Any) -> int:
@@ -270,17 +270,17 @@ _RUN: dict[str, Callable[..., np.ndarray | None]] = {
 
 
 def _lower_limits(box: BlackBox) -> np.ndarray:
-    """0 of equalities, -inf of inequalities; the upper limit of both is 0."""
+    """Returns 0 of equalities, -inf of inequalities; the upper limit of both is 0."""
     return np.where(np.arange(box.problem.m) < box.problem.m_eq, 0.0, -np.inf)
 
 
 def _first_radius(box: BlackBox) -> float:
-    """Radius of the first trust region: 1, at most a quarter of the narrowest side of the box."""
+    """Returns the first trust region's radius: 1, at most a quarter of the narrowest side."""
     return min(1.0, 0.25 * _width(box))
 
 
 def _spread(box: BlackBox) -> float:
-    """Initial standard deviation of the samplers: 0.03, at most a fifth of the narrowest side.
+    """Returns the samplers' first standard deviation: 0.03, at most a fifth of the narrowest side.
 
     They adapt it. From 0.3, the package's default for a unit box, CMA-ES left for infinity on HS40,
     whose objective is unbounded outside the constraints.
@@ -289,7 +289,7 @@ def _spread(box: BlackBox) -> float:
 
 
 def _width(box: BlackBox) -> float:
-    """Narrowest side of the box, fixed variables aside; inf if it has no two bounds."""
+    """Returns the narrowest side of the box, fixed variables aside; inf if it has no two bounds."""
     sides = box.ub - box.lb
     return float(np.min(sides[sides > 0.0], initial=np.inf))
 

@@ -166,7 +166,7 @@ def optax_penalty(
     adam = optax.scale_by_adam()
 
     def signed_violation(h: jax.Array) -> jax.Array:
-        """The derivative of |violation|^2 / 2 with respect to h."""
+        """Returns the derivative of |violation|^2 / 2 with respect to h."""
         return jnp.concatenate([h[: problem.m_eq], jnp.maximum(h[problem.m_eq :], 0.0)])
 
     def exact_slope(x: jax.Array, rho: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

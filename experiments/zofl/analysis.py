@@ -49,7 +49,7 @@ class Comparison(NamedTuple):
         return tuple(name for name in self.methods if name not in methods.OURS)
 
     def record(self, task: str, name: str) -> Record | None:
-        """The record of a method on a problem, with its answer as the best point."""
+        """Returns the record of a method on a problem, with its answer as the best point."""
         outcome = self.outcomes.get((task, name))
         if outcome is None:
             return None

@@ -107,7 +107,7 @@ class Method(NamedTuple):
 
     @property
     def published(self) -> int:
-        """Index of the published or default candidate."""
+        """The index of the published or default candidate."""
         return self.grid.index(self.default)
 
     def num_steps(self, task: Task) -> int:
@@ -118,7 +118,7 @@ class Method(NamedTuple):
 
 
 def _zofl(label: str, probes: int = 1, **options) -> Method:
-    """A form of ZOFL; `probes` is the number of velocities a step measures."""
+    """Makes a line for a form of ZOFL; `probes` is the number of velocities a step measures."""
 
     def make(task: Task, problem: Problem, candidate: Candidate, num_steps: int) -> Algorithm:
         gain = candidate[1] * jnp.where(problem.sigma > 0.0, 0.1, 0.5)
@@ -141,7 +141,7 @@ def _zofl(label: str, probes: int = 1, **options) -> Method:
 
 
 def _primal_dual(build: Callable[..., Algorithm], alpha: float, u: float) -> Callable:
-    """A method with a primal step, a dual step and a radius."""
+    """Makes the `make` of a method with a primal step, a dual step and a radius."""
 
     def make(task: Task, problem: Problem, candidate: Candidate, num_steps: int) -> Algorithm:
         return build(problem, alpha=alpha * candidate[0], beta=candidate[1], u=_radius(problem, u))
@@ -219,7 +219,7 @@ def _stacked(problem: Problem, x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _directions(problem: Problem) -> int:
-    """The default number of directions of ZOFL and of the penalty methods."""
+    """Returns the default number of directions of ZOFL and of the penalty methods."""
     return min(problem.n, max(2 * problem.m_eq, 16))
 
 

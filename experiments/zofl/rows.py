@@ -21,7 +21,7 @@ MIDPOINT = "The midpoint variant improves feasibility without sacrificing optima
 
 
 def rows(comparison: Comparison) -> tuple[Row, ...]:
-    """The figures that the paper makes claims about, by noise level."""
+    """Returns the figures that the paper makes claims about, by noise level."""
     levels = range(len(comparison.config.sigmas))
     found = [_wins(comparison, level) for level in levels]
     found += [
@@ -40,7 +40,7 @@ def rows(comparison: Comparison) -> tuple[Row, ...]:
 
 
 def summary(comparison: Comparison) -> str:
-    """Two sentences on the first noise level."""
+    """Says in two sentences how ZOFL fares at the first noise level."""
     counts, losers = count_duels(comparison, 0)
     sigma = comparison.config.sigmas[0]
     lost = f" ({', '.join(losers)})" if losers else ""
@@ -70,7 +70,7 @@ def noise_name(sigma: float) -> str:
 
 
 def _duels(comparison: Comparison, level: int) -> dict[str, analysis.Duel]:
-    """The duels with the best rival, by the problems that have one."""
+    """Returns the duels with the best rival, by the problems that have one."""
     found = {}
     for task in comparison.tasks:
         rival = analysis.best_rival(comparison, task, level)
@@ -164,14 +164,14 @@ def _feasible_ends(comparison: Comparison, level: int) -> Row:
 def _against_best(
     comparison: Comparison, shares: dict[str, np.ndarray], claim: str, metric: str, note: str
 ) -> Row:
-    """ZOFL's number of problems beside the rival with the most."""
+    """Sets ZOFL's number of problems beside the rival with the most."""
     best = max(comparison.rivals, key=lambda name: shares[name].sum())
     rival = (methods.TABLE[best].label, shares[best])
     return _of_problems(comparison, claim, metric, shares[HEADLINE], rival, note)
 
 
 def _feasible_iterates(comparison: Comparison, level: int) -> Row:
-    """ZOFL's share of feasible iterates beside the rival with the most, of those for everything."""
+    """Sets ZOFL's share of feasible iterates beside the best rival's."""
     shares = {
         name: analysis.feasible_iterates(comparison, name, level)
         for name in (HEADLINE, *comparison.rivals)
@@ -198,7 +198,7 @@ def _feasible_iterates(comparison: Comparison, level: int) -> Row:
 
 
 def _safe_iterates(comparison: Comparison, level: int) -> list[Row]:
-    """ZOFL against the safe methods, where they apply: a strictly feasible start is their need."""
+    """Compares ZOFL with the safe methods, where they apply: at a strictly feasible start."""
     ours = analysis.feasible_iterates(comparison, HEADLINE, level)
     found = {}
     for name in comparison.rivals:
@@ -224,7 +224,7 @@ def _safe_iterates(comparison: Comparison, level: int) -> list[Row]:
 
 
 def _external(comparison: Comparison, level: int) -> list[Row]:
-    """ZOFL against the external solver that solves most problems."""
+    """Compares ZOFL with the external solver that solves most problems."""
     tau = analysis.accuracies(comparison.config.sigmas[level])[-1]
     names = {name for _, name in comparison.outcomes if name in solvers.METHODS}
     shares = {name: analysis.solved_shares(comparison, name, level, tau) for name in names}
@@ -244,7 +244,7 @@ def _external(comparison: Comparison, level: int) -> list[Row]:
 
 
 def _midpoint(comparison: Comparison, level: int) -> list[Row]:
-    """Violation and final gap of the midpoint variant, each over Euler's on the same problem."""
+    """Divides violation and final gap of the midpoint variant by Euler's on the same problem."""
     problems = list(comparison.tasks)
     peak, gap = (
         np.array([of(task, "zofl-midpoint") - of(task, HEADLINE) for task in problems])
@@ -273,7 +273,7 @@ def _midpoint(comparison: Comparison, level: int) -> list[Row]:
 
 
 def _over_euler(metric: str, log_ratio: np.ndarray, paper: str, note: str) -> Row:
-    """A geometric mean of ratios `10^[problems]`: reproduced where its interval is below 1."""
+    """Returns the row of a geometric mean over problems: reproduced if clearly below 1."""
     found = verdicts.compare(log_ratio, np.zeros_like(log_ratio), larger_is_better=False)
     word = {"better": "reproduced", "worse": "not reproduced"}.get(found.verdict, found.verdict)
     low_high = found.interval and tuple(10.0**end for end in found.interval)

@@ -219,7 +219,7 @@ def _observe(task: Task, state: method.State) -> Record:
 
 
 def _check_queries(record: Record, task: Task, chosen_method: Method) -> None:
-    """The table's price of a step must be the method's own account."""
+    """Checks that the table's price of a step is the method's own account."""
     start, per_step = chosen_method.queries(task.problem)
     made = record.queries[..., -1].max()
     most = start + per_step * chosen_method.num_steps(task)

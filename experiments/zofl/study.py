@@ -111,7 +111,7 @@ def compare(
 def _units(
     config: Config, made: dict[str, Task], compared: tuple[str, ...]
 ) -> dict[tuple[str, str], Unit]:
-    """The units by problem and method, in the order of the tables."""
+    """Makes the units by problem and method, in the order of the tables."""
     found: dict[tuple[str, str], Unit] = {}
     common = {"sigmas": config.sigmas, "num_seeds": config.num_seeds, "seed": config.seed}
     tuned = {"tuning_seeds": config.tuning_seeds, "quick": config.max_queries <= QUICK}

@@ -59,7 +59,7 @@ def _safe(name: str, d: int) -> Callable[[], Problem]:
 
 
 def _instance() -> jax.Array:
-    """The one random instance of a problem: the seed of a study draws runs, not problems."""
+    """Returns the key of the one random instance: seeds of a study draw runs, not problems."""
     return jax.random.key(0)
 
 

@@ -174,5 +174,5 @@ def _orthonormalize(rows: Float[Array, "B n"]) -> Float[Array, "B n"]:
 
 
 def _order(n: int) -> int:
-    """Smallest power of two that is at least n."""
+    """Returns the smallest power of two that is at least n."""
     return 1 << (n - 1).bit_length()

@@ -319,7 +319,7 @@ def _equilibrate(A: Array, b: Array) -> tuple[Array, Array, Array]:
 
 
 def _factor(A: Array, ridge: float | Array) -> Factor:
-    """Cholesky factor of A with the ridge added; its rows as scalars where A is small.
+    """Returns the Cholesky factor of A with the ridge added; its rows as scalars where A is small.
 
     A batch of small systems written out in scalars becomes one fused loop over the batch; a library
     call per system costs several times the arithmetic.

@@ -148,7 +148,7 @@ def _perturbed(problem: Problem, perturb: Perturb, sigma: float | Array) -> Prob
 
 
 def _total(problem: Problem, sigma: float | Array) -> float | Array:
-    """Standard deviation with an independent term added; a float where both are."""
+    """Returns the standard deviation with an independent term added; a float where both are."""
     if isinstance(problem.sigma, (int, float)) and isinstance(sigma, (int, float)):
         return math.hypot(problem.sigma, sigma)
     dtype = problem.x0.dtype

@@ -55,12 +55,12 @@ class Problem(NamedTuple):
 
     @property
     def n(self) -> int:
-        """Number of variables."""
+        """The number of variables."""
         return self.x0.shape[0]
 
     @property
     def m(self) -> int:
-        """Number of constraints, bounds not counted."""
+        """The number of constraints, bounds not counted."""
         return self.m_eq + self.m_ineq
 
 

@@ -221,7 +221,7 @@ def _times_and_best(
 def _fraction_within(
     t: Float[Array, "P S"], unit: Float[Array, " P"], limits: Float[Array, " K"]
 ) -> Float[Array, "K S"]:
-    """Fraction of problems with finite t <= limit * unit; a product, whose ties are exact."""
+    """Returns the fraction with finite t <= limit * unit; a product, whose ties are exact."""
     within = t[None] <= (limits[:, None] * unit[None])[:, :, None]
     return jnp.mean((within & jnp.isfinite(t)[None]).astype(t.dtype), axis=1)
 

@@ -268,14 +268,14 @@ def _solve(
 
 
 def _squared_length(found: field.Probe) -> float | Array:
-    """Mean squared length of the directions, from E[c S S'] = I: n / (B c)."""
+    """Returns the mean squared length of the directions, from E[c S S'] = I: n / (B c)."""
     B = found.D.shape[1]
     n = jax.eval_shape(found.lift, found.D[0]).shape[0]
     return n / (B * found.c)
 
 
 def _curvature_noise(problem: Problem, found: field.Probe, u: Array) -> Array:
-    """Size of a measured second derivative that may stand for zero: rounding, noise, bias."""
+    """Returns how large a measured second derivative of zero may be: rounding, noise, bias."""
     dtype = found.q0.dtype
     rounding = 20.0 * float(jnp.finfo(dtype).eps) * jnp.maximum(1.0, jnp.abs(found.q0[0]))
     noise = 5.0 * jnp.asarray(problem.sigma, dtype)

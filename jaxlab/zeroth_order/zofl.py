@@ -194,7 +194,7 @@ def _project(problem: Problem, x: Array) -> Array:
 
 
 def _stacked(problem: Problem) -> Callable[[Array], Array]:
-    """The exact values (f, h) as one vector."""
+    """Returns a function of x that computes the exact values (f, h) as one vector."""
     exact = problem.exact
     assert exact is not None  # resolved
 

@@ -58,7 +58,7 @@ def follow_all(*, twins: bool) -> tuple[dict[str, np.ndarray], float]:
         return method.run(algorithm, jax.random.key(0), num_steps=NTH - 1, observe=observe)[1]
 
     def pair(**options: Any) -> Any:
-        """Proximal FL and momentum in one program: without momentum beta is 0."""
+        """Runs proximal FL and momentum in one program: without momentum beta is 0."""
 
         def one(eta: jax.Array, beta: jax.Array) -> Any:
             config = ZOFLConfig(eta=eta, K=K, scheme="momentum", beta=beta, **options)

@@ -30,7 +30,7 @@ def run(config: Config, out: pathlib.Path) -> Part:
 
 
 def inflation_part(config: Config) -> Part:
-    """Gram inflation of plug-in Jacobians, by Monte Carlo and by formula."""
+    """Measures the Gram inflation of plug-in Jacobians, by Monte Carlo and by formula."""
     n, m, num_draws = 12, 3, 40_000
     key_J, key = jax.random.split(jax.random.key(config.seed))
     J = jax.random.normal(key_J, (m, n))
@@ -80,7 +80,7 @@ def inflation_part(config: Config) -> Part:
 
 
 def leakage_part(config: Config, *, num_steps: int = 100) -> Part:
-    """Violation of plug-in sphere against the subspace form on Hock-Schittkowski problems."""
+    """Compares what plug-in sphere and the subspace form violate on Hock-Schittkowski problems."""
     keys = jax.random.split(jax.random.key(config.seed), max(8, config.num_seeds))
     cells, ratios, broken = [], [], np.zeros(2, int)
     for name in LEAKS:

@@ -42,7 +42,7 @@ class Counts(NamedTuple):
         return self.count[np.isfinite(self.count)]
 
     def quantile(self, share: float) -> float | None:
-        """A quantile of all, None where it is infinite."""
+        """Returns a quantile of all, None where it is infinite."""
         value = float(np.sort(self.count)[math.ceil(share * (self.count.size - 1))])
         return value if math.isfinite(value) else None
 
@@ -103,7 +103,7 @@ def iterations_to_gap(
 
 
 def iterations_part(config: Config) -> Part:
-    """Iterations to a KKT gap of 1e-9 with and without momentum."""
+    """Counts the iterations to a KKT gap of 1e-9 with and without momentum."""
     keys = jax.random.split(jax.random.key(config.seed), min(config.num_seeds, MOST_PROBLEMS))
     claim = "T1, inequalities: a KKT gap of 1e-9 takes about 4000 iterations, 700 with momentum"
     rows, cells, found = [], [], {}
@@ -174,7 +174,7 @@ def iterations_part(config: Config) -> Part:
 
 
 def gain_part(config: Config, out: pathlib.Path, *, updates: int = 10_000) -> Part:
-    """How fast the constraints of one random problem decay for K = 1, 100, 1000, 2000."""
+    """Measures how fast the constraints of one random problem decay for each published gain."""
     every = 10
     key, rows, cells, curves = jax.random.key(config.seed), [], [], {}
     count = every * np.arange(1, updates // every + 1)

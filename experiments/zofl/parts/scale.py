@@ -121,7 +121,7 @@ def dimension_part(config: Config, out: pathlib.Path) -> Part:
 
 
 def memory_part() -> Part:
-    """Temporary memory of one step with a million variables, as the compiler plans it."""
+    """Reports the memory that the compiler plans for a step with a million variables."""
     problem = zo.sphere(MILLION, jax.random.key(0))
     megabytes = {}
     for name, chunk in (("streamed", 1), ("all at once", None)):
@@ -146,7 +146,7 @@ def _unit_name(n: int, B: int) -> str:
 
 
 def _unit(n: int, B: int, seed: int) -> Unit:
-    """A run to the gap; it is kept, and goes on from its checkpoints."""
+    """Makes the unit of one run to the gap, which goes on from its checkpoints."""
     settings = {"n": n, "B": B, "seed": seed, "gap": GAP, "most_chunks": MOST_CHUNKS}
     return Unit(
         _unit_name(n, B), settings, lambda folder: _queries_to_gap(n, B, seed, folder), object

@@ -124,7 +124,7 @@ def radius_and_noise(config: Config, out: pathlib.Path) -> Part:
 
 
 def robustness(config: Config) -> Part:
-    """The noise robustness table: default settings on four problems."""
+    """Tables what noise does to the default settings on four problems."""
     keys = _keys(config)
     cells = []
     for name in ROBUST:

@@ -60,7 +60,7 @@ def violations_by_step(
 
 
 def orders_part(config: Config, out: pathlib.Path) -> Part:
-    """Order of the violation of each scheme; with random directions too if `thorough`."""
+    """Measures the violation's order for each scheme; if thorough, with random directions too."""
     key = jax.random.key(config.seed)
     claim = "Halving the step divides the peak violation by 2 (Euler) or by 4 (midpoint)"
     rows, curves = [], {}
@@ -150,7 +150,7 @@ def orders_part(config: Config, out: pathlib.Path) -> Part:
 
 
 def flow_part() -> Part:
-    """Decay of each constraint and of the Lyapunov function along a finely resolved flow."""
+    """Measures the decay of each constraint and of the Lyapunov function along a fine flow."""
     rows = []
     for name, gains in {"HS40": (1.0, 2.0, 4.0), "HS77": (1.0, 3.0)}.items():
         problem = hock_schittkowski.hs(name)
@@ -210,6 +210,6 @@ def _flow(
 
 
 def _order(first: np.ndarray) -> float:
-    """Slope of the mean violation between the two smallest steps."""
+    """Returns the slope of the mean violation between the two smallest steps."""
     mean = first.mean(axis=0)
     return float(np.log(mean[-2] / mean[-1]) / np.log(ETAS[-2] / ETAS[-1]))

@@ -102,7 +102,7 @@ def noise_floor(
 
 
 def floor_part(config: Config) -> Part:
-    """The noise floor of affine constraints against its formula."""
+    """Measures the noise floor of affine constraints against its formula."""
     key, sigma = jax.random.key(config.seed), 1e-2
     # A radius so large that derivatives are exact (everything here is affine or quadratic).
     values = noise_floor(key, sigma=sigma, u=100.0)
@@ -166,7 +166,7 @@ def floor_part(config: Config) -> Part:
 
 
 def envelope_part(config: Config, out: pathlib.Path) -> Part:
-    """Violation against time under the bound of transient, curvature drift and noise floor."""
+    """Measures violation over time under its bound: transient, curvature drift and noise floor."""
     n, eta, a, u, num_steps = 10, 0.05, 0.2, 0.1, 120
     key_problem, key = jax.random.split(jax.random.key(config.seed))
     sphere = high_dimensional.sphere(n, key_problem)

@@ -78,7 +78,7 @@ def make_szo_conex(
     num_functions = 1 + num_ineq
 
     def measure(key: Array, x: Array) -> tuple[Array, Array, Array]:
-        """The value of every function at its forward point, its slope, and q at x."""
+        """Returns the value of every function at its forward point, its slope, and q at x."""
         key_directions, key_query = jax.random.split(key)
         S, _ = direction_sets.directions(key_directions, n, num_functions, "gaussian", dtype)
         S, _ = estimators.within_box(x, S, u, problem.lb, problem.ub, central=False)

@@ -150,7 +150,7 @@ def _make_penalty(
     measure, queries = _make_measure(problem, u, B, kind)
 
     def penalized(x: Array, key: Array) -> tuple[Array, Array]:
-        """The penalized objective, with the plain values beside it so that nothing is lost."""
+        """Computes the penalized objective, and the plain values beside it."""
         f, h = problem.q(x, key)
         excess = jnp.maximum(lagrangian.inequalities(h, problem.m_eq), 0.0)
         return f + rho * jnp.sum(shape(excess)), jnp.concatenate([f[None], h])
@@ -186,7 +186,7 @@ def _make_measure(
 
 
 def _nothing(key: Array, x0: Array) -> tuple[tuple[()], int]:
-    """These methods carry nothing from step to step."""
+    """Returns nothing to carry: these methods keep nothing from step to step."""
     return (), 0
 
 

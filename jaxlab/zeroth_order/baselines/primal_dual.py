@@ -179,7 +179,7 @@ def _make_alternating(
     beta: float | Array,
     y_max: float | Array,
 ) -> Algorithm:
-    """One primal step, the query at its end, and one dual step with what was measured there."""
+    """Makes a method of a primal step, a query at its end, and a dual step with its values."""
     m_eq = problem.m_eq
 
     def init_inner(key: Array, x0: Array) -> tuple[Inner, int]:
@@ -223,7 +223,7 @@ def _make_extra_gradient(
         step, dual_step = alpha * step_scale, beta * step_scale
 
         def half(key: Array, at: Array, duals: Array) -> tuple[Array, Array, Array]:
-            """The step from (x, y) with the field at (at, duals), and the values there."""
+            """Takes the step from (x, y) with the field at (at, duals), and the values there."""
             key_point, key_gradient = jax.random.split(key)
             q0 = _query(problem, key_point, at)
             grad = gradient(key_gradient, at, q0, lagrangian.weights(duals, m_eq), u)
@@ -240,7 +240,7 @@ def _make_extra_gradient(
 
 
 def _query(problem: Problem, key: Array, x: Array) -> Array:
-    """q(x) = (f, h), `[1 + m]`."""
+    """Queries q(x) = (f, h), `[1 + m]`."""
     return estimators.evaluate(problem.q, x[None], key[None])[0]
 
 

@@ -116,7 +116,7 @@ def make_safeopt(
     rows = jnp.arange(capacity, dtype=jnp.int32)
 
     def next_point(memory: Memory) -> tuple[Array, Array]:
-        """The point to query after these measurements, and the share of safe candidates."""
+        """Chooses the point to query after these measurements, and the share of safe candidates."""
         known = rows < memory.count
         prior_mean = jnp.zeros((1 + m,), dtype).at[0].set(memory.Y[0, 0])
 
@@ -136,7 +136,7 @@ def make_safeopt(
         widest = jnp.argmax(jnp.where(maximizers, width, -jnp.inf))
 
         def expands(a: Array) -> Array:
-            """Whether a lucky measurement at candidate a, all of its constraints at their lower
+            """Says whether a lucky measurement at candidate a, its constraints at their lower
             bounds, would certify a candidate that is not known to be safe."""
             prior = rbf(candidates[a][None], candidates, scale)
             prior = amplitude[1:, None] ** 2 * prior  # [m, G]
@@ -247,7 +247,7 @@ def _is_known(memory: Memory, x: Array, known: Array) -> Array:
 
 
 def _jitter(capacity: int, dtype: jnp.dtype) -> float:
-    """Noise variance, relative to the prior's, that keeps the Cholesky factor real.
+    """Returns the noise variance, relative to the prior's, that keeps the Cholesky factor real.
 
     The factorization was seen to fail below 0.3 capacity eps, with points close to each other.
     """
