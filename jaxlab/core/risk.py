@@ -271,7 +271,7 @@ def _exponents(x: jax.Array, probs: jax.Array, beta: jax.Array) -> _Exponents:
     )
     shift = jax.lax.stop_gradient(jnp.where(jnp.isfinite(shift), shift, 0.0))
     below = jnp.where(finite, x - shift, 0.0)
-    # Infinity times zero is zero, if it is beta that is infinite; minus infinity counts for nothing.
+    # An infinite beta times zero is zero; minus infinity counts for nothing.
     exponent = jnp.where(jnp.isinf(beta) & (below == 0.0), 0.0, beta * below)
     exponent = jnp.where(finite, exponent, -jnp.inf)
     mean = jnp.sum(probs * jnp.exp(exponent), axis=-1, keepdims=True)
