@@ -1,10 +1,7 @@
 """How near paged decode attention comes to the memory's speed: batches, contexts, precisions."""
 
 import dataclasses
-import pathlib
 from typing import Literal
-
-from experiments.harness.result import Result
 
 SUMMARY = "Decode attention of Step-3: share of the copy bandwidth, and every rival that runs"
 
@@ -64,10 +61,3 @@ PRESETS = {
     ),
     "gpu": Config(),
 }
-
-
-def run(config: Config, out: pathlib.Path, *, resume: bool = False) -> Result:
-    """Times the cells that `out` does not hold yet."""
-    from experiments.mfa_decode import study  # here, so that --help needs no JAX
-
-    return study.run(config, out, resume=resume)

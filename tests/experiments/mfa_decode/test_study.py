@@ -1,14 +1,14 @@
 """The kernel study and its workloads: bytes by hand, tables that are sound, resuming by cell."""
 
 import dataclasses
-import json
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from experiments.bench import ceilings, mqa_decode, timing
-from experiments.mfa_decode import Config, study
+from experiments.harness import units
+from experiments.mfa_decode import Config, rows, study
 from jaxlab.kernels.mqa_decode import specs
 from jaxlab.kernels.mqa_decode.specs import Spec
 
@@ -91,29 +91,46 @@ def test_a_chain_makes_all_its_calls():
 
 def test_study_times_checks_and_resumes(tmp_path, monkeypatch):
     first = study.run(TINY, tmp_path)
-    cells = sorted((tmp_path / "cells").iterdir())
+    cells = sorted((tmp_path / "units").iterdir())
     assert len(cells) == len(study.grid(TINY)) == 3  # one request alone has one length
-    stored = json.loads(cells[0].read_text())
-    assert {item["rival_name"] for item in stored} == {
+    stored = units.load(cells[0], study.Cell)[0].items
+    assert {item.rival_name for item in stored} == {
         "jax.nn, dense cache",
         "jax.nn on gathered pages",
     }
-    assert all(item["error"] < 1e-5 for item in stored)
-    share = study.share(
+    assert all(item.error < 1e-5 for item in stored)
+    share = rows.share(
         timing.Measurement("a", "b", timing.Timing(0, 2.0, 0, 1), work=6e9, ceiling=1e10)
     )
     assert share == pytest.approx(30.0)
-    rows = {row.metric: row for row in first.rows}
-    assert rows["Largest deviation from the reference, over the largest value"].value < 1e-5
-    large = [row for metric, row in rows.items() if metric.startswith("Share")]
+    by_metric = {row.metric: row for row in first.rows}
+    assert by_metric["Largest deviation from the reference, over the largest value"].value < 1e-5
+    large = [row for metric, row in by_metric.items() if metric.startswith("Share")]
     assert large and all(row.verdict == "not measured" for row in large)
 
     def fail(*args, **options):
         raise AssertionError("a stored cell was timed again")
 
     monkeypatch.setattr(mqa_decode, "cells", fail)
-    again = study.run(TINY, tmp_path, resume=True)
+    again = study.run(TINY, tmp_path)
     assert again.rows == first.rows
+
+
+def test_a_cell_that_fails_costs_no_other(tmp_path, monkeypatch):
+    def half(grid, *, repeats):
+        if grid[0].B == 2:
+            raise RuntimeError(f"{grid[0].name}: no memory")
+        timed = timing.Timing(0, 1.0, 0, repeats)
+        return [timing.Measurement("ours", "x", timed, work=5e9, ceiling=1e10, error=0.0)]
+
+    monkeypatch.setattr(mqa_decode, "cells", half)
+    found = study.run(TINY, tmp_path)
+    assert found.summary.startswith("At most 50 %")
+    assert found.limits[-2:] == tuple(
+        f"Not measured: B = 2, S = 100 {lengths}, f32: no memory." for lengths in TINY.lengths
+    )
+    with pytest.raises(RuntimeError, match="no memory"):
+        study.run(dataclasses.replace(TINY, batches=(2,)), tmp_path / "none")
 
 
 def test_large_cells_are_summarized(tmp_path):
@@ -132,9 +149,9 @@ def test_large_cells_are_summarized(tmp_path):
         )
         found[Spec(2, S)] = [item]
     config = dataclasses.replace(TINY, kv=("bf16",), lengths=("uniform",))
-    (row,) = study._share_rows(found, config)
+    (row,) = rows.shares(found, config)
     assert (row.value, row.interval) == (pytest.approx(70.0), pytest.approx((60.0, 80.0)))
-    (rival,) = study._rival_rows([item for items in found.values() for item in items])
+    (rival,) = rows.rivals([item for items in found.values() for item in items])
     assert (rival.value, rival.verdict) == (pytest.approx(2.0), "better")
 
 
