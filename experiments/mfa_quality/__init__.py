@@ -1,9 +1,6 @@
 """What an attention with a small cache costs in quality: six layers at equal parameters."""
 
 import dataclasses
-import pathlib
-
-from experiments.harness.result import Result
 
 SUMMARY = "Attention quality: MHA, GQA, MQA, MLA, MFA, MFA-KR at equal parameters, recall and bytes"
 
@@ -87,10 +84,3 @@ PRESETS = {
         learning_rates=(2e-3, 4e-3),
     ),
 }
-
-
-def run(config: Config, out: pathlib.Path, *, resume: bool = False) -> Result:
-    """Trains what is missing under `out`, then compares."""
-    from experiments.mfa_quality import study  # here, so that --help needs no JAX
-
-    return study.run(config, out)

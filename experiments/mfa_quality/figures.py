@@ -1,13 +1,14 @@
 """Pictures of the comparison: loss against cache, and learning curves."""
 
 import pathlib
-from typing import Any
+from collections.abc import Mapping
 
 import matplotlib.pyplot as plt
 import numpy as np
 
 from experiments.harness import drawing
 from experiments.harness.result import Figure
+from experiments.mfa_quality.rows import Found, Outcome
 
 COLORS = {
     "MHA": drawing.INK,
@@ -20,22 +21,20 @@ COLORS = {
 UNITS = {"recall": "Loss (bits a recalled value)", "bytes": "Loss (bits per byte)"}
 
 
-def draw(
-    found: dict[tuple[str, str], Any], titles: dict[str, str], out: pathlib.Path
-) -> tuple[Figure, ...]:
+def draw(found: Found, titles: dict[str, str], out: pathlib.Path) -> tuple[Figure, ...]:
     """Draws both pictures, a panel a task."""
     return (_quality(found, titles, out), _curves(found, titles, out))
 
 
-def _quality(found: dict, titles: dict[str, str], out: pathlib.Path) -> Figure:
+def _quality(found: Found, titles: dict[str, str], out: pathlib.Path) -> Figure:
     with plt.rc_context(drawing.STYLE):
         figure, axes = plt.subplots(1, len(titles), figsize=(4.6 * len(titles), 3.4), squeeze=False)
         for axis, (task, title) in zip(axes[0], titles.items(), strict=True):
             outcomes = {name: one for (which, name), one in found.items() if which == task}
             for name, one in outcomes.items():
-                x = np.full(one.loss.size, one.model.cached)
-                axis.plot(x, one.loss, ".", color=COLORS[name], alpha=0.35, markersize=5)
-                axis.plot(x[0], one.loss.mean(), "_", color=COLORS[name], markersize=15, mew=2)
+                x = np.full(one.runs.loss.size, one.model.cached)
+                axis.plot(x, one.runs.loss, ".", color=COLORS[name], alpha=0.35, markersize=5)
+                axis.plot(x[0], one.runs.loss.mean(), "_", color=COLORS[name], markersize=15, mew=2)
             for (x, y), names in _together(outcomes).items():
                 axis.annotate(
                     ", ".join(names),
@@ -63,13 +62,13 @@ def _quality(found: dict, titles: dict[str, str], out: pathlib.Path) -> Figure:
     )
 
 
-def _together(outcomes: dict) -> dict[tuple[float, float], list[str]]:
+def _together(outcomes: Mapping[str, Outcome]) -> dict[tuple[float, float], list[str]]:
     """Names by position; those that would overprint each other share a label."""
-    losses = [one.loss.mean() for one in outcomes.values()]
+    losses = [one.runs.loss.mean() for one in outcomes.values()]
     near = 0.04 * max(max(losses) - min(losses), 1e-9)
     groups: dict[tuple[float, float], list[str]] = {}
-    for name, one in sorted(outcomes.items(), key=lambda item: item[1].loss.mean()):
-        x, y = float(one.model.cached), float(one.loss.mean())
+    for name, one in sorted(outcomes.items(), key=lambda item: item[1].runs.loss.mean()):
+        x, y = float(one.model.cached), float(one.runs.loss.mean())
         for (other_x, other_y), names in groups.items():
             if other_x == x and abs(other_y - y) < near:
                 names.append(name)
@@ -79,14 +78,14 @@ def _together(outcomes: dict) -> dict[tuple[float, float], list[str]]:
     return groups
 
 
-def _curves(found: dict, titles: dict[str, str], out: pathlib.Path) -> Figure:
+def _curves(found: Found, titles: dict[str, str], out: pathlib.Path) -> Figure:
     with plt.rc_context(drawing.STYLE):
         figure, axes = plt.subplots(1, len(titles), figsize=(4.6 * len(titles), 3.4), squeeze=False)
         for axis, (task, title) in zip(axes[0], titles.items(), strict=True):
             for (which, name), one in found.items():
                 if which != task:
                     continue
-                steps, losses = one.curve
+                steps, losses = one.runs.steps, one.runs.curve
                 axis.plot(steps, losses.mean(axis=1), color=COLORS[name], label=name)
                 axis.fill_between(
                     steps,

@@ -24,8 +24,9 @@ class Batch(NamedTuple):
     """Sequences and what is to be predicted.
 
     Attributes:
-        tokens: `[B, T]` int32.  targets: `[B, T]` int32.
-        weight: `[B, T]` float32, 1 where the prediction counts.
+        tokens: `[B, T]` int32, what is read.
+        targets: `[B, T]` int32, the token after each.
+        weight: `[B, T]` float32, 1 where the prediction counts, else 0.
     """
 
     tokens: jax.Array
@@ -37,9 +38,11 @@ class Task(NamedTuple):
     """A source of batches.
 
     Attributes:
-        title: for figures.  batch: sequences of a step.
-        train: `train(key, batch) -> Batch`.
-        tune, test: the same, of what is held out to choose a rate and to judge it.
+        title: What figures call it.
+        batch: Sequences of a training step.
+        train: `train(key, batch) -> Batch`, what is learned from.
+        tune: The same, of what is held out to choose a learning rate.
+        test: The same, of what is held out to judge the result.
     """
 
     title: str

@@ -3,15 +3,15 @@
 import functools
 import pathlib
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.mfa_quality.methods import Model
 from experiments.mfa_quality.tasks import Batch, Task
-from experiments.mfa_quality.variants import Model
 from jaxlab.core import logging, loop
 from jaxlab.core.types import Algorithm, Metrics
 
@@ -22,8 +22,11 @@ class State(NamedTuple):
     """One run; a batch of runs has a leading axis.
 
     Attributes:
-        params: of the model.  opt_state: of Adam.  key: of the data.
-        step: int32.  learning_rate: its peak.
+        params: Parameters of the model.
+        opt_state: State of its optimizer.
+        key: PRNG key of the data that are still to come.
+        step: Finished steps, int32.
+        learning_rate: Peak of the learning rate.
     """
 
     params: Any
@@ -33,59 +36,71 @@ class State(NamedTuple):
     learning_rate: jax.Array
 
 
+class Runs(NamedTuple):
+    """What training leaves of runs side by side.
+
+    Attributes:
+        loss: `[runs]` cross-entropy in bits on what is held out, at the end; NaN of a lost run.
+        error: `[runs]` share of wrong predictions there.
+        steps: `[chunks]` training steps at which the curve was taken.
+        curve: `[chunks, runs]` losses on what is held out.
+    """
+
+    loss: np.ndarray
+    error: np.ndarray
+    steps: np.ndarray
+    curve: np.ndarray
+
+
 def train(
     model: Model,
     task: Task,
     keys: jax.Array,
     learning_rates: jax.Array,
+    directory: pathlib.Path,
     *,
     num_steps: int,
     eval_batches: int,
-    directory: pathlib.Path,
-    config: dict,
-    log: list,
-    held_out: str = "test",
-) -> tuple[np.ndarray, np.ndarray]:
-    """Trains a run for every key, or goes on with what `directory` holds.
+    held_out: Literal["tune", "test"] = "test",
+) -> Runs:
+    """Trains a run for every key in one program, or goes on with what `directory` holds.
 
     Args:
-        keys: `[runs]`, of weights and data.  learning_rates: `[runs]`, peak of each.
-        held_out: what the figures are of, "tune" or "test".
-
-    Returns:
-        `(loss, error)`, `[runs]`: cross-entropy in bits on what is held out, and the share of wrong
-        predictions.
+        model: What is trained.
+        task: What it is trained and judged on.
+        keys: `[runs]` of weights and data.
+        learning_rates: `[runs]` the peak of each.
+        directory: Folder for checkpoints and the log.
+        num_steps: Training steps.
+        eval_batches: Batches that a loss on what is held out is averaged over.
+        held_out: Which held-out part the figures are of.
     """
     algorithm = make_algorithm(model, task, num_steps)
     draw = functools.partial(getattr(task, held_out), batch=task.batch)
     key = jax.random.key(2**31 - 1 if held_out == "test" else 2**31 - 2)
-    test = jax.jit(functools.partial(evaluate, model, draw, jax.random.split(key, eval_batches)))
-    names = [f"run_{index}" for index in range(keys.size)]
+    batches = jax.random.split(key, eval_batches)
+    test = jax.jit(functools.partial(evaluate, model, draw))
 
-    def measured(state: State) -> dict[str, Any]:
-        loss, error = test(state.params)
-        return {
-            **{f"eval/loss_{name}": x for name, x in zip(names, loss, strict=True)},
-            **{f"eval/error_{name}": x for name, x in zip(names, error, strict=True)},
-        }
+    def measured(state: State) -> dict[str, jax.Array]:
+        loss, error = test(batches, state.params)
+        return {"eval/loss": loss, "eval/error": error}
 
     # `loop.run` hands one key to `init`; the runs' own are closed over.
-    many = Algorithm(lambda _: jax.vmap(algorithm.init)(keys, learning_rates), _mean(algorithm))
-    ended = loop.run(
+    many = Algorithm(
+        lambda _: jax.vmap(algorithm.init)(keys, learning_rates), jax.vmap(algorithm.step)
+    )
+    loop.run(
         many,
         keys[0],
         num_steps=num_steps,
         chunk_size=max(num_steps // 20, 1),
         directory=directory,
-        config=config,
         evaluate=measured,
-        log=log,
         save_every=5,
     )
-    return tuple(
-        np.array([ended.metrics[f"eval/{what}_{name}"] for name in names])
-        for what in ("loss", "error")
-    )
+    records = logging.read_jsonl(directory / "metrics.jsonl")
+    steps, curve = logging.series(records, "eval/loss_seeds")
+    return Runs(curve[-1], logging.series(records, "eval/error_seeds")[1][-1], steps, curve)
 
 
 def make_algorithm(model: Model, task: Task, num_steps: int) -> Algorithm:
@@ -140,22 +155,3 @@ def evaluate(
 
     loss, error = jax.lax.map(one, keys)
     return jnp.mean(loss, axis=0), jnp.mean(error, axis=0)
-
-
-def read_curves(directory: pathlib.Path, what: str) -> tuple[np.ndarray, np.ndarray]:
-    """Reads steps `[chunks]` and a held-out figure `[chunks, runs]` that `train` logged."""
-    records = logging.read_jsonl(directory / "metrics.jsonl")
-    names = sorted(
-        (name for name in records[0] if name.startswith(f"eval/{what}_run_")),
-        key=lambda name: int(name.rpartition("_")[2]),
-    )
-    values = np.array([[record[name] for name in names] for record in records])
-    return np.array([record["step"] for record in records]), values
-
-
-def _mean(algorithm: Algorithm):
-    def step(state: State) -> tuple[State, Metrics]:
-        state, metrics = jax.vmap(algorithm.step)(state)
-        return state, jax.tree.map(jnp.mean, metrics)
-
-    return step

@@ -7,12 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.mfa_quality import PRESETS, Config, study, tasks, training, variants
-from jaxlab.core import logging
+from experiments.harness import units
+from experiments.mfa_quality import PRESETS, Config, methods, study, tasks, training
+from jaxlab.core import loop
 
 TINY = Config(
-    num_seeds=2,
-    learning_rates=(4e-3, 8e-3),
+    num_seeds=5,
+    learning_rates=(1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2),  # as many as seeds: one compiled program
     tasks=("recall",),
     variants=("MHA", "MFA"),
     num_layers=1,
@@ -64,7 +65,7 @@ def test_the_library_is_text_and_what_is_held_out_is_not_trained_on():
 
 @pytest.mark.parametrize("width", [64, 128])
 def test_models_have_equal_parameters_and_the_caches_they_say(width):
-    models = {name: variants.make_model(name, width, 2) for name in variants.TABLE}
+    models = {name: methods.make_model(name, width, 2) for name in methods.TABLE}
     sizes = np.array([model.num_parameters for model in models.values()])
     assert np.ptp(sizes) / sizes[0] < 0.01
     share = {"MHA": 2.0, "GQA": 1.0, "MQA": 0.5, "MLA": 0.5, "MFA": 0.5, "MFA-KR": 0.25}
@@ -78,18 +79,19 @@ def test_models_have_equal_parameters_and_the_caches_they_say(width):
 def test_a_decoder_with_caches_is_the_decoder(key):
     """Every attention, token by token and all at once."""
     tokens = jax.random.randint(key, (2, 6), 0, 256)
-    for name in variants.TABLE:
-        model = variants.make_model(name, 64, 2).decoder
+    for name in methods.TABLE:
+        model = methods.make_model(name, 64, 2).decoder
 
         @jax.jit
         def both(params, model=model):
-            whole, _ = model.apply(params, tokens)
-            caches, steps = model.init_caches(2, 8), []
-            for t in range(6):
-                pos = jnp.full((2, 1), t, jnp.int32)
-                logits, caches = model.apply(params, tokens[:, t : t + 1], pos, caches)
-                steps.append(logits)
-            return whole, jnp.concatenate(steps, axis=1)
+            def step(caches, t):
+                pos = jnp.broadcast_to(t, (2, 1))
+                read = jax.lax.dynamic_slice_in_dim(tokens, t, 1, axis=1)
+                logits, caches = model.apply(params, read, pos, caches)
+                return caches, logits[:, 0]
+
+            steps = jax.lax.scan(step, model.init_caches(2, 8), jnp.arange(6))[1]
+            return model.apply(params, tokens)[0], jnp.swapaxes(steps, 0, 1)
 
         whole, steps = both(model.init(key))
         np.testing.assert_allclose(steps, whole, atol=2e-5, err_msg=name)
@@ -99,7 +101,7 @@ def test_loss_is_bits_where_they_count():
     """Logits that are all equal: 8 bits of 256 tokens; a sure right answer: none."""
     sure = np.zeros((1, 3, 256), np.float32)
     sure[0, 0, 7], sure[0, 1, 9] = 100.0, 100.0
-    model = variants.make_model("MHA", 64, 1)
+    model = methods.make_model("MHA", 64, 1)
     fake = model._replace(
         decoder=model.decoder._replace(apply=lambda params, tokens: (jnp.asarray(params), None))
     )
@@ -110,27 +112,41 @@ def test_loss_is_bits_where_they_count():
     np.testing.assert_allclose(wrong, 0.5)
 
 
-def test_runs_in_one_program_are_the_runs_alone(optax_promotes, tmp_path):
-    model = variants.make_model("MFA", 64, 1)
-    task = tasks.make_task("recall", TINY)
-    keys = jax.random.split(jax.random.key(0), 2)
-    rates = jnp.asarray([4e-3, 8e-3])
-    common = {"num_steps": 20, "eval_batches": 2, "config": {}, "log": []}
-    together = training.train(model, task, keys, rates, directory=tmp_path / "both", **common)
-    alone = training.train(model, task, keys[1:], rates[1:], directory=tmp_path / "one", **common)
-    for a, b in zip(together, alone, strict=True):
+@pytest.fixture(scope="module")
+def studied(tmp_path_factory):
+    """The tiny study, in the folder that holds its units."""
+    out = tmp_path_factory.mktemp("study")
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        return study.run(TINY, out), out
+
+
+def kept(out, name):
+    return units.load(out / "units" / f"recall--{name}.npz", training.Runs)[0]
+
+
+def test_runs_in_one_program_are_the_runs_alone(optax_promotes, studied, tmp_path):
+    together, tuning = kept(studied[1], "MFA"), kept(studied[1], "MFA--tuning")
+    model, task = methods.make_model("MFA", 64, 1), tasks.make_task("recall", TINY)
+    rate = float(next(row for row in studied[0].tables[0].rows if row[0] == "MFA")[4])
+    keys = jax.random.fold_in(jax.random.key(TINY.seed), 2)[None]
+    alone = training.train(
+        model, task, keys, jnp.asarray([rate]), tmp_path, num_steps=20, eval_batches=2
+    )
+    for a, b in zip(together[:2], alone[:2], strict=True):
         np.testing.assert_allclose(a[1], b[0], rtol=2e-3)
-    assert abs(together[0][0] - together[0][1]) > 1e-3  # another key, another rate
+    # Another key, another run; another rate with the same key, another run.
+    assert abs(together.loss[0] - together.loss[1]) > 1e-3
+    assert abs(tuning.loss[0] - tuning.loss[1]) > 1e-3
 
 
-def test_study_compares_on_paired_seeds_and_resumes(optax_promotes, tmp_path, monkeypatch):
-    first = study.run(TINY, tmp_path)
-    steps, curve = training.read_curves(tmp_path / "recall/MFA/seeds", "loss")
-    assert steps.tolist() == list(range(1, 21)) and curve.shape == (20, 2)
+def test_study_compares_on_paired_seeds(studied):
+    first, out = studied
+    steps, curve = kept(out, "MFA").steps, kept(out, "MFA").curve
+    assert steps.tolist() == list(range(1, 21)) and curve.shape == (20, 5)
     row = next(row for row in first.rows if row.metric == "Loss of MFA, recall")
-    other = training.read_curves(tmp_path / "recall/MHA/seeds", "loss")[1][-1]
+    other = kept(out, "MHA").curve[-1]
     difference = curve[-1] - other
-    half = 12.706 * difference.std(ddof=1) / np.sqrt(2)  # Student's t with one degree of freedom
+    half = 2.7764 * difference.std(ddof=1) / np.sqrt(5)  # Student's t with four degrees of freedom
     np.testing.assert_allclose(row.value, curve[-1].mean(), rtol=1e-6)
     np.testing.assert_allclose(row.interval[1] - row.value, half, rtol=1e-3)
     assert row.baseline == ("MHA", pytest.approx(other.mean()))
@@ -138,19 +154,25 @@ def test_study_compares_on_paired_seeds_and_resumes(optax_promotes, tmp_path, mo
     assert row.verdict == ("no clear difference" if half > abs(difference.mean()) else clear)
     assert {figure.path for figure in first.figures} == {"quality.png", "curves.png"}
 
+
+def test_a_finished_study_trains_nothing(studied, monkeypatch):
+    first, out = studied
+
     def fail(*args, **options):
         raise AssertionError("a finished unit was trained again")
 
-    monkeypatch.setattr(logging, "rewind_jsonl", fail)
-    again = study.run(TINY, tmp_path, resume=True)
-    assert again.rows == first.rows
+    monkeypatch.setattr(loop, "run", fail)
+    assert study.run(TINY, out).rows == first.rows
+    fewer = dataclasses.replace(TINY, variants=("MFA",))  # of what is there
+    assert study.run(fewer, out).rows == ()
+    with pytest.raises(ValueError, match="unit recall/MHA/tuning with num_steps = 20, now it is 3"):
+        study.run(dataclasses.replace(TINY, num_steps=30), out)
 
 
-def test_the_rate_that_is_used_is_the_best_of_those_tried(optax_promotes, tmp_path):
-    study.run(TINY, tmp_path)
-    tuning = training.read_curves(tmp_path / "recall/MHA/tuning", "loss")[1][-1]
-    table = study.run(TINY, tmp_path, resume=True).tables[0]
-    chosen = next(row for row in table.rows if row[0] == "MHA")[4]
+def test_the_rate_that_is_used_is_the_best_of_those_tried(studied):
+    first, out = studied
+    tuning = kept(out, "MHA--tuning").curve[-1]
+    chosen = next(row for row in first.tables[0].rows if row[0] == "MHA")[4]
     assert float(chosen) == TINY.learning_rates[int(np.argmin(tuning))]
 
 
@@ -174,7 +196,7 @@ def test_attention_learns_to_recall(optax_promotes, tmp_path):
         eval_batches=8,
     )
     result = study.run(config, tmp_path)
-    losses = training.read_curves(tmp_path / "recall/MHA/seeds", "loss")[1][-1]
+    losses = kept(tmp_path, "MHA").loss
     assert losses.mean() + 3 * losses.std(ddof=1) < 1.0, result.summary
 
 

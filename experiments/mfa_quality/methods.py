@@ -17,8 +17,10 @@ class Model(NamedTuple):
     """A language model with one kind of attention.
 
     Attributes:
-        decoder: see `serving.decoder`.  cached: elements a token leaves, per layer.
-        num_parameters: of all blocks, embedding and head left out.  hidden: feed-forward width.
+        decoder: The model, see `serving.decoder`.
+        cached: Elements of cache that a token leaves in a layer.
+        num_parameters: Parameters of all blocks, embedding and head left out.
+        hidden: Width of the feed-forward layers.
     """
 
     decoder: decoder.Decoder
