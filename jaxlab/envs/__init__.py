@@ -1,5 +1,10 @@
 """Environments: tasks as pure functions, batches that start anew, four back-ends of physics."""
 
+from jaxlab.envs.adapters.brax import from_brax
+from jaxlab.envs.adapters.gymnasium import from_gymnasium
+from jaxlab.envs.adapters.gymnax import from_gymnax
+from jaxlab.envs.adapters.jaxmarl import from_jaxmarl
+from jaxlab.envs.adapters.playground import from_playground
 from jaxlab.envs.backends import SMALL, make_task, mujoco_task
 from jaxlab.envs.episodes import Env, State, actor_obs, make_env
 from jaxlab.envs.mujoco_tasks import TASKS
@@ -31,6 +36,11 @@ __all__ = [
     "Task",
     "actor_obs",
     "bandit",
+    "from_brax",
+    "from_gymnasium",
+    "from_gymnax",
+    "from_jaxmarl",
+    "from_playground",
     "linear_quadratic",
     "make_env",
     "make_task",

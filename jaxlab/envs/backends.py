@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jaxlab.envs import mujoco_physics, mujoco_tasks, small_tasks
+from jaxlab.envs import extras, mujoco_physics, mujoco_tasks, small_tasks
+from jaxlab.envs.adapters.brax import from_brax
 from jaxlab.envs.spaces import Box
 from jaxlab.envs.task import Task
 
@@ -122,25 +122,10 @@ def _brax_task(name: str, *, physics: str = "generalized") -> Task:
     known = ("generalized", "spring", "positional", "mjx")
     if physics not in known:
         raise ValueError(f"physics must be one of {', '.join(known)}, got {physics!r}")
-    envs = mujoco_physics.optional("brax.envs")
+    envs = extras.optional("brax.envs", "envs")
     if name not in envs._envs:
         raise ValueError(f"brax has no task {name!r}; it has {', '.join(sorted(envs._envs))}")
-    env = envs.get_environment(name, backend=physics)
-
-    def reset(key: jax.Array) -> tuple[Any, Array]:
-        state = env.reset(key)
-        # What `step` returns has the types that last: those of `reset` are cast to them.
-        after = jax.eval_shape(env.step, state, jnp.zeros((env.action_size,)))
-        state = jax.tree.map(lambda x, like: jnp.asarray(x).astype(like.dtype), state, after)
-        return state, state.obs
-
-    def step(state: Any, action: Array) -> tuple[Any, Array, Array, Array]:
-        state = env.step(state, action)
-        return state, state.obs, state.reward, state.done > 0.5
-
-    # Brax's tasks take actions in [-1, 1] and scale them themselves.
-    unit = Box((-1.0,) * env.action_size, (1.0,) * env.action_size)
-    return Task(name, env.observation_size, unit, 1000, reset, step)
+    return from_brax(envs.get_environment(name, backend=physics))._replace(name=name)
 
 
 def _known(table: dict, name: str, backend: str) -> Any:

@@ -148,10 +148,10 @@ def make_env(task: Task, num_envs: int) -> Env:
         )
         failed = ~valid | _any(jnp.isnan, physics, num_envs)
         failed |= _any(lambda x: ~jnp.isfinite(x), (obs, reward), num_envs)
-        final_obs, final_mask = _select(
+        final_obs, final_mask = select_rows(
             failed, (state.obs, state.action_mask), (obs, mask_of(physics))
         )
-        reward = _select(failed, jnp.zeros_like(reward), reward)
+        reward = select_rows(failed, jnp.zeros_like(reward), reward)
         terminated = terminated & ~failed
         time = state.time + 1
         truncated = (cut | (time >= task.time_limit)) & ~terminated | failed
@@ -161,7 +161,7 @@ def make_env(task: Task, num_envs: int) -> Env:
         def renew() -> tuple:
             keys = jax.vmap(jax.random.split)(state.key)
             physics, obs = _strong(jax.vmap(task.reset)(keys[:, 1]))
-            return _select(done, (physics, obs, mask_of(physics), keys[:, 0]), going_on)
+            return select_rows(done, (physics, obs, mask_of(physics), keys[:, 0]), going_on)
 
         physics, obs, mask, key = jax.lax.cond(jnp.any(done), renew, lambda: going_on)
         time = jnp.where(done, 0, time)
@@ -225,7 +225,7 @@ def _any(wrong: Callable, tree: PyTree, num_envs: int) -> Bool[Array, " N"]:
     return found
 
 
-def _select(mask: Bool[Array, " N"], a: Any, b: Any) -> Any:
+def select_rows(mask: Bool[Array, " N"], a: Any, b: Any) -> Any:
     """Rows of a where the mask is true, of b elsewhere."""
     return jax.tree.map(
         lambda x, y: jnp.where(mask.reshape(mask.shape + (1,) * (x.ndim - 1)), x, y), a, b

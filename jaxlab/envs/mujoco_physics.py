@@ -8,7 +8,6 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import functools
-import importlib
 import pathlib
 import threading
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from jaxlab.envs.extras import optional
 from jaxlab.envs.mujoco_tasks import MujocoState
 
 IMPLS = ("jax", "warp")
@@ -35,20 +35,6 @@ class Physics(NamedTuple):
 
     forward: Callable[[Array, Array, dict[str, Array]], MujocoState]
     advance: Callable[[MujocoState, Array], MujocoState]
-
-
-def optional(name: str) -> Any:
-    """Imports a package of the extra "experiments".
-
-    Raises:
-        ImportError: if it is not installed; names the extra.
-    """
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ImportError(
-            f"{error.name} is not installed: pip install 'jaxlab[experiments]'"
-        ) from error
 
 
 @contextlib.contextmanager
@@ -69,7 +55,7 @@ def load_model(xml: str) -> Any:
         ImportError: if MuJoCo or Gymnasium is not installed; names the extra.
         FileNotFoundError: if there is no such file.
     """
-    gymnasium, mujoco = optional("gymnasium"), optional("mujoco")
+    gymnasium, mujoco = optional("gymnasium", "envs"), optional("mujoco", "envs")
     assets = pathlib.Path(gymnasium.__file__).parent / "envs" / "mujoco" / "assets"
     path = assets / xml if (assets / xml).exists() else pathlib.Path(xml)
     if not path.exists():
@@ -107,7 +93,7 @@ def mjx_physics(
             f"one of {', '.join(IMPLS)}, got {frame_skip}, {solver_iterations}, "
             f"{line_search_iterations}, {impl!r}"
         )
-    mujoco, mjx = optional("mujoco"), optional("mujoco.mjx")
+    mujoco, mjx = optional("mujoco", "envs"), optional("mujoco.mjx", "envs")
     option = model.opt
     kept = option.iterations, option.ls_iterations, option.solver
     option.iterations, option.ls_iterations = solver_iterations, line_search_iterations
@@ -161,7 +147,7 @@ def c_physics(
     Raises:
         ValueError: if `num_threads` is below 1.
     """
-    mujoco = optional("mujoco")
+    mujoco = optional("mujoco", "envs")
     if num_threads < 1:
         raise ValueError(f"num_threads must be at least 1, got {num_threads}")
     datas = [mujoco.MjData(model) for _ in range(num_threads)]
