@@ -1,5 +1,6 @@
-"""Networks that several systems share, as `flax.linen` modules."""
+"""Networks that systems share: `flax.linen` modules, and transformers as plain functions."""
 
+from jaxlab.nn import transformer
 from jaxlab.nn.mlp import Mlp, fan_in_normal, mish
 from jaxlab.nn.pixels import PixelEncoder, Trunk, random_shift
 from jaxlab.nn.time_embedding import TimeEmbedding, sinusoidal
@@ -13,4 +14,5 @@ __all__ = [
     "mish",
     "random_shift",
     "sinusoidal",
+    "transformer",
 ]

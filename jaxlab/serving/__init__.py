@@ -3,7 +3,8 @@
 Sources: Step-3, arXiv:2507.19427; MFA, arXiv:2412.19255.
 """
 
-from jaxlab.serving.attention import GqaParams, Layer, attend, make_gqa
+from jaxlab.nn.transformer import GqaParams, Swiglu, init_swiglu, rms_norm, rotate, swiglu
+from jaxlab.serving.attention import Layer, attend, make_gqa
 from jaxlab.serving.catalog import ACCELERATORS, MODELS
 from jaxlab.serving.cost import (
     Accelerator,
@@ -32,15 +33,12 @@ from jaxlab.serving.decoder import Decoder, DecoderParams, make_decoder
 from jaxlab.serving.experts import (
     Moe,
     Routing,
-    Swiglu,
     apply_experts,
     init_moe,
-    init_swiglu,
     load_balance_loss,
     moe,
     route,
     router_z_loss,
-    swiglu,
 )
 from jaxlab.serving.factorized import (
     MfaConfig,
@@ -83,7 +81,6 @@ from jaxlab.serving.quantization import (
     quantize_groups,
     to_fp8,
 )
-from jaxlab.serving.rotary import rms_norm, rotate
 from jaxlab.serving.sizing import (
     SmallAccelerator,
     max_micro_batch,

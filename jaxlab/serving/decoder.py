@@ -11,25 +11,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxlab.serving import experts, rotary
-from jaxlab.serving.attention import Layer, dense
-from jaxlab.serving.experts import Swiglu
-
-
-class DecoderBlock(NamedTuple):
-    """Norms `[D]` before attention and feed-forward, and the two."""
-
-    attention_norm: Float[Array, " D"]
-    attention: Any
-    ffn_norm: Float[Array, " D"]
-    ffn: Swiglu
+from jaxlab.nn import transformer
+from jaxlab.nn.transformer import Block
+from jaxlab.serving.attention import Layer
 
 
 class DecoderParams(NamedTuple):
     """Embedding `[V, D]`, blocks, final norm `[D]` and head `[D, V]`."""
 
     embedding: Float[Array, "V D"]
-    blocks: tuple[DecoderBlock, ...]
+    blocks: tuple[Block, ...]
     norm: Float[Array, " D"]
     head: Float[Array, "D V"]
 
@@ -73,11 +64,11 @@ def make_decoder(
     def init(key: Array) -> DecoderParams:
         key_embedding, key_head, *keys = jax.random.split(key, 2 + 2 * len(layers))
         blocks = tuple(
-            DecoderBlock(
+            Block(
                 jnp.ones((d_model,)),
                 layer.init(keys[2 * i]),
                 jnp.ones((d_model,)),
-                experts.init_swiglu(keys[2 * i + 1], d_model, hidden, depth=i + 1),
+                transformer.init_swiglu(keys[2 * i + 1], d_model, hidden, depth=i + 1),
             )
             for i, layer in enumerate(layers)
         )
@@ -85,7 +76,7 @@ def make_decoder(
             jax.random.normal(key_embedding, (vocab, d_model)),
             blocks,
             jnp.ones((d_model,)),
-            dense(key_head, d_model, vocab),
+            transformer.dense(key_head, d_model, vocab),
         )
 
     def apply(
@@ -99,13 +90,12 @@ def make_decoder(
         x, kept = params.embedding[tokens], []
         for index, (layer, block) in enumerate(zip(layers, params.blocks, strict=True)):
             cache = None if caches is None else caches[index]
-            normed = rotary.rms_norm(x, block.attention_norm, eps=eps)
+            normed = transformer.rms_norm(x, block.attention_norm, eps=eps)
             y, cache = layer.apply(block.attention, normed, pos, cache)
             x = x + y
-            x = x + experts.swiglu(block.ffn, rotary.rms_norm(x, block.ffn_norm, eps=eps))
+            x = x + transformer.swiglu(block.ffn, transformer.rms_norm(x, block.ffn_norm, eps=eps))
             kept.append(cache)
-        x = rotary.rms_norm(x, params.norm, eps=eps)
-        logits = jnp.matmul(x, params.head, preferred_element_type=rotary.wide_dtype(x.dtype))
+        logits = transformer.readout(x, params.norm, params.head, eps=eps)
         return logits, None if caches is None else tuple(kept)
 
     def init_caches(batch: int, length: int, dtype: Any = jnp.float32) -> tuple:

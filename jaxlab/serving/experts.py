@@ -15,15 +15,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxlab.kernels.moe import api as grouped  # pyright: ignore[reportMissingImports]
-from jaxlab.serving import rotary
-
-
-class Swiglu(NamedTuple):
-    """Weights of one or of E feed-forward layers: gate, up `[(E,) D, F]`, down `[(E,) F, D]`."""
-
-    gate: Float[Array, "... D F"]
-    up: Float[Array, "... D F"]
-    down: Float[Array, "... F D"]
+from jaxlab.nn import transformer
+from jaxlab.nn.transformer import Swiglu, init_swiglu, swiglu
 
 
 class Moe(NamedTuple):
@@ -51,22 +44,6 @@ class Routing(NamedTuple):
     prob: Float[Array, "N E"]
 
 
-def init_swiglu(
-    key: Array, d_model: int, hidden: int, *, experts: int | None = None, depth: int = 1
-) -> Swiglu:
-    """Draws weights of variance 1 / fan-in, those of `down` divided by sqrt(2 depth) more.
-
-    Args:
-        experts: leading axis of the weights, or None for one layer.
-        depth: index of the layer from 1, which keeps the residual stream from growing.
-    """
-    lead = () if experts is None else (experts,)
-    keys = jax.random.split(key, 3)
-    gate, up = (jax.random.normal(k, (*lead, d_model, hidden)) * d_model**-0.5 for k in keys[:2])
-    down = jax.random.normal(keys[2], (*lead, hidden, d_model)) * (2.0 * depth * hidden) ** -0.5
-    return Swiglu(gate, up, down)
-
-
 def init_moe(
     key: Array, d_model: int, hidden: int, num_experts: int, *, shared: bool = True, depth: int = 1
 ) -> Moe:
@@ -79,11 +56,6 @@ def init_moe(
     )
 
 
-def swiglu(params: Swiglu, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
-    """Returns (silu(x gate) * (x up)) down."""
-    return (jax.nn.silu(x @ params.gate) * (x @ params.up)) @ params.down
-
-
 def route(router: Float[Array, "D E"], x: Float[Array, "N D"], num_active: int) -> Routing:
     """Picks the most probable experts of each token; their weights are not renormalized.
 
@@ -94,7 +66,7 @@ def route(router: Float[Array, "D E"], x: Float[Array, "N D"], num_active: int) 
     if not 1 <= num_active <= num_experts:
         raise ValueError(f"num_active must be in 1 to {num_experts}, got {num_active}")
     exact = jax.lax.Precision.HIGHEST  # a rounded logit sends a token to another expert
-    wide = rotary.wide_dtype(x.dtype)
+    wide = transformer.wide_dtype(x.dtype)
     logits = jnp.dot(x.astype(wide), router.astype(wide), precision=exact)
     prob = jax.nn.softmax(logits, axis=-1)
     weight, expert = jax.lax.top_k(prob, num_active)
@@ -147,6 +119,6 @@ def load_balance_loss(routing: Routing) -> Float[Array, ""]:
 
 def router_z_loss(router: Float[Array, "D E"], x: Float[Array, "N D"]) -> Float[Array, ""]:
     """Returns the mean squared log-partition of the router's logits. Source: Zoph et al. 2022."""
-    wide = rotary.wide_dtype(x.dtype)
+    wide = transformer.wide_dtype(x.dtype)
     logits = x.astype(wide) @ router.astype(wide)
     return jnp.mean(jax.nn.logsumexp(logits, axis=-1) ** 2)

@@ -13,16 +13,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxlab.kernels.rms_up_rope import api as rms_up_rope  # pyright: ignore[reportMissingImports]
-from jaxlab.serving import rotary
-from jaxlab.serving.attention import (
-    Layer,
-    attend,
-    check_builder,
-    check_tokens,
-    dense,
-    empty_cache,
-    remember,
-)
+from jaxlab.nn import transformer
+from jaxlab.nn.transformer import dense
+from jaxlab.serving.attention import Layer, attend, check_builder, check_tokens, remember
 
 
 class MfaConfig(NamedTuple):
@@ -153,9 +146,9 @@ def project_q(
     if config.inner_norm:
         weight = params.query_norm
         weight = jnp.ones(low.shape[-1:], low.dtype) if weight is None else weight
-        low = rotary.rms_norm(low, weight, eps=config.eps)
+        low = transformer.rms_norm(low, weight, eps=config.eps)
     q = jnp.einsum("btr,rhc->bthc", low, params.query_up)
-    return rotary.rotate(q, pos[..., None], theta=config.theta)
+    return transformer.rotate(q, pos[..., None], theta=config.theta)
 
 
 def project_kv(
@@ -169,7 +162,7 @@ def project_kv(
     key = x @ params.key
     if config.key_reuse:
         return (key,)
-    return rotary.rotate(key, pos, theta=config.theta), x @ params.value
+    return transformer.rotate(key, pos, theta=config.theta), x @ params.value
 
 
 def values(value: ValueMap, cached: Float[Array, "... C"]) -> Float[Array, "... C"]:
@@ -211,7 +204,7 @@ def make_mfa(config: MfaConfig) -> Layer:
         left = tuple(array.astype(x.dtype) for array in left)
         if config.key_reuse:
             (v,) = left
-            k = rotary.rotate(v, k_pos, theta=config.theta)
+            k = transformer.rotate(v, k_pos, theta=config.theta)
             if isinstance(params.value, ValueMap) and not config.absorbed:
                 v = values(params.value, v)
         else:
@@ -223,7 +216,7 @@ def make_mfa(config: MfaConfig) -> Layer:
 
     def init_cache(batch: int, length: int, dtype: Any = jnp.float32) -> tuple[Array, ...]:
         count = 1 if config.key_reuse else 2
-        return empty_cache(*[(batch, length, config.head_dim)] * count, dtype=dtype)
+        return transformer.empty_cache(*[(batch, length, config.head_dim)] * count, dtype=dtype)
 
     cached = config.head_dim * (1 if config.key_reuse else 2)
     return Layer(lambda key: init_mfa(key, config), apply, init_cache, cached)

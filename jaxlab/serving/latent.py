@@ -12,16 +12,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxlab.serving import rotary
-from jaxlab.serving.attention import (
-    Layer,
-    attend,
-    check_builder,
-    check_tokens,
-    dense,
-    empty_cache,
-    remember,
-)
+from jaxlab.nn import transformer
+from jaxlab.nn.transformer import dense
+from jaxlab.serving.attention import Layer, attend, check_builder, check_tokens, remember
 
 
 class MlaParams(NamedTuple):
@@ -88,11 +81,11 @@ def make_mla(
 
     def apply(params: MlaParams, x: Array, pos: Array, cache: Any = None) -> tuple[Array, Any]:
         check_tokens(x, pos)
-        low = rotary.rms_norm(x @ params.query_down, params.query_norm, eps=eps)
+        low = transformer.rms_norm(x @ params.query_down, params.query_norm, eps=eps)
         q = jnp.einsum("btr,rhc->bthc", low, params.query_up)
-        q_plain, q_rope = q[..., :C], rotary.rotate(q[..., C:], pos[..., None], theta=theta)
-        latent = rotary.rms_norm(x @ params.latent_down, params.latent_norm, eps=eps)
-        rope = rotary.rotate(x @ params.rope, pos, theta=theta)
+        q_plain, q_rope = q[..., :C], transformer.rotate(q[..., C:], pos[..., None], theta=theta)
+        latent = transformer.rms_norm(x @ params.latent_down, params.latent_norm, eps=eps)
+        rope = transformer.rotate(x @ params.rope, pos, theta=theta)
         (latent, rope), k_pos, cache = remember(cache, (latent, rope), pos)
         latent, rope = latent.astype(x.dtype), rope.astype(x.dtype)
         attention = _absorbed if absorbed else _naive
@@ -100,7 +93,7 @@ def make_mla(
         return jnp.einsum("bthc,hcd->btd", out, params.out), cache
 
     def init_cache(batch: int, length: int, dtype: Any = jnp.float32) -> tuple[Array, ...]:
-        return empty_cache((batch, length, kv_rank), (batch, length, P), dtype=dtype)
+        return transformer.empty_cache((batch, length, kv_rank), (batch, length, P), dtype=dtype)
 
     return Layer(init, apply, init_cache, kv_rank + P)
 

@@ -8,17 +8,15 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.core import Tracer
-from jax.experimental import checkify
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxlab.kernels.mqa_decode import api as mqa_decode  # pyright: ignore[reportMissingImports]
 from jaxlab.kernels.mqa_prefill import api as mqa_prefill  # pyright: ignore[reportMissingImports]
-from jaxlab.serving import experts, factorized, paged_cache, rotary
-from jaxlab.serving.attention import dense
-from jaxlab.serving.experts import Moe, Swiglu
-from jaxlab.serving.factorized import MfaConfig, MfaParams, ValueMap
+from jaxlab.nn import transformer
+from jaxlab.nn.transformer import Block, dense
+from jaxlab.serving import experts, factorized, paged_cache
+from jaxlab.serving.experts import Moe
+from jaxlab.serving.factorized import MfaConfig, ValueMap
 from jaxlab.serving.paged_cache import PagedCache
 
 
@@ -93,15 +91,6 @@ ONE_LAYER = Step3Config(num_layers=1, dense_layers=())
 
 MOST_ROWS = 256
 """Rows S H up to which new tokens are decoded, beyond it they are a chunk of a prompt."""
-
-
-class Block(NamedTuple):
-    """One layer: norms `[D]` before attention and feed-forward, and the two."""
-
-    attention_norm: Float[Array, " D"]
-    attention: MfaParams
-    ffn_norm: Float[Array, " D"]
-    ffn: Swiglu | Moe
 
 
 class Step3Params(NamedTuple):
@@ -184,7 +173,7 @@ def step3_forward(
     x = params.embedding[tokens]
     for layer, block in enumerate(params.blocks):
         attention = config.attention(layer)
-        normed = rotary.rms_norm(x, block.attention_norm, eps=config.eps)
+        normed = transformer.rms_norm(x, block.attention_norm, eps=config.eps)
         q = factorized.project_q(block.attention, normed, pos, attention)
         k, v = factorized.project_kv(block.attention, normed, pos, attention)
         out = mqa_prefill.mqa_prefill(q, k, v, scale=attention.scale, impl=impl)
@@ -247,7 +236,7 @@ def step3_decode_step(
     x = params.embedding[tokens]
     for layer, block in enumerate(params.blocks):
         attention = config.attention(layer)
-        normed = rotary.rms_norm(x, block.attention_norm, eps=config.eps)
+        normed = transformer.rms_norm(x, block.attention_norm, eps=config.eps)
         q = factorized.project_q(block.attention, normed, pos, attention)
         k, v = factorized.project_kv(block.attention, normed, pos, attention)
         cache = paged_cache.write(cache, layer, k, v, pos, keep)
@@ -278,7 +267,7 @@ def init_step3_cache(config: Step3Config, num_pages: int, **options: Any) -> Pag
 def _init_block(key: Array, config: Step3Config, layer: int) -> Block:
     key_attention, key_ffn = jax.random.split(key)
     if layer in config.dense_layers:
-        ffn = experts.init_swiglu(key_ffn, config.d_model, config.dense_hidden, depth=layer + 1)
+        ffn = transformer.init_swiglu(key_ffn, config.d_model, config.dense_hidden, depth=layer + 1)
     else:
         ffn = experts.init_moe(
             key_ffn, config.d_model, config.expert_hidden, config.num_experts, depth=layer + 1
@@ -292,15 +281,14 @@ def _init_block(key: Array, config: Step3Config, layer: int) -> Block:
 
 
 def _feed_forward(block: Block, x: Float[Array, "B T D"], config: Step3Config) -> Array:
-    x = rotary.rms_norm(x, block.ffn_norm, eps=config.eps)
+    x = transformer.rms_norm(x, block.ffn_norm, eps=config.eps)
     if isinstance(block.ffn, Moe):
         return experts.moe(block.ffn, x, num_active=config.num_active)
-    return experts.swiglu(block.ffn, x)
+    return transformer.swiglu(block.ffn, x)
 
 
 def _logits(params: Step3Params, x: Float[Array, "B T D"], config: Step3Config) -> Array:
-    x = rotary.rms_norm(x, params.norm, eps=config.eps)
-    return jnp.matmul(x, params.head, preferred_element_type=rotary.wide_dtype(x.dtype))
+    return transformer.readout(x, params.norm, params.head, eps=config.eps)
 
 
 def _flat(x: Array | None) -> Array | None:
@@ -383,14 +371,6 @@ def _check_cache(cache: PagedCache, tokens: Array, config: Step3Config) -> None:
 
 
 def _check_tokens(tokens: Array, vocab: int) -> None:
-    if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
+    if tokens.ndim != 2:
         raise ValueError(f"tokens must be integers [B, T], got {tokens.dtype} {tokens.shape}")
-    if isinstance(tokens, Tracer):
-        inside = jnp.all((tokens >= 0) & (tokens < vocab))
-        checkify.debug_check(inside, "tokens must be in 0 to {last}", last=jnp.int32(vocab - 1))
-    elif tokens.size:
-        first, last = np.asarray(tokens).min(), np.asarray(tokens).max()
-        if first < 0 or last >= vocab:
-            raise ValueError(
-                f"tokens must be in 0 to {vocab - 1}, the vocabulary; got {first} to {last}"
-            )
+    transformer.check_vocabulary(tokens, vocab)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from jax.experimental import checkify
 
-from jaxlab.serving import attention, factorized, latent, rotary
+from jaxlab.nn.transformer import rotary
+from jaxlab.serving import attention, factorized, latent
 
 B, T, D = 2, 6, 24
 MFA = factorized.MfaConfig(D, 5, 8, 10)
@@ -243,7 +244,8 @@ def test_what_is_masked_may_be_anything(key):
     wide = lambda x: jnp.concatenate([x, jnp.full((1, 1, 2, 4), jnp.nan)], 1)  # noqa: E731
     want = attention.attend(q, k, v, pos, pos, scale=0.5)
     got = attention.attend(q, wide(k), wide(v), pos, far, scale=0.5)
-    np.testing.assert_array_equal(got, want)
+    # Three keys and four are two programs, whose sums run in another order on another processor.
+    np.testing.assert_allclose(got, want, atol=1e-6)
     assert np.all(attention.attend(q, k, v, pos, pos + 9, scale=0.5) == 0.0)
 
 

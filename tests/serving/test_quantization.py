@@ -88,4 +88,7 @@ def test_calibrated_scales_fill_the_range(key):
         scale = qz.calibrate(x, axis=axis)
         assert scale.shape == shape and scale.dtype == jnp.float32
         np.testing.assert_allclose(scale, np.abs(np.asarray(x)).max(axis) / 448.0, rtol=1e-6)
-    np.testing.assert_array_equal(qz.calibrate(x, axis=-1), qz.quantize_groups(x).scale[..., 0])
+    # Two programs: a division may be a product with the reciprocal in one of them.
+    np.testing.assert_allclose(
+        qz.calibrate(x, axis=-1), qz.quantize_groups(x).scale[..., 0], rtol=3e-7
+    )

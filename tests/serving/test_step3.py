@@ -8,7 +8,8 @@ import pytest
 from jax.experimental import checkify
 from scipy.special import softmax
 
-from jaxlab.serving import experts, factorized, paged_cache, quantization, rotary, step3
+from jaxlab.nn import transformer
+from jaxlab.serving import experts, factorized, paged_cache, quantization, step3
 
 TINY = step3.TINY
 
@@ -62,12 +63,12 @@ def test_forward_is_the_layers_one_after_another(model):
     def plain(params):
         x = params.embedding[tokens]
         for layer, block in enumerate(params.blocks):
-            normed = rotary.rms_norm(x, block.attention_norm)
+            normed = transformer.rms_norm(x, block.attention_norm)
             x = (
                 x
                 + factorized.make_mfa(TINY.attention(layer)).apply(block.attention, normed, pos)[0]
             )
-            normed = rotary.rms_norm(x, block.ffn_norm)
+            normed = transformer.rms_norm(x, block.ffn_norm)
             if layer in TINY.dense_layers:
                 x = x + experts.swiglu(block.ffn, normed)
                 continue
@@ -79,7 +80,7 @@ def test_forward_is_the_layers_one_after_another(model):
                 weight = jnp.where(prob >= least, prob, 0.0)[..., e : e + 1]
                 y = y + weight * experts.swiglu(weights, normed)
             x = x + y
-        return rotary.rms_norm(x, params.norm) @ params.head
+        return transformer.rms_norm(x, params.norm) @ params.head
 
     np.testing.assert_allclose(plain(params), want, atol=2e-4)
 
