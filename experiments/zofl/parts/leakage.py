@@ -1,7 +1,7 @@
 """What each estimator leaks into the constraints: inflated Gram matrices, plug-in violations."""
 
-import math
 import pathlib
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,9 @@ from jaxlab.zeroth_order.settings import ZOFLConfig
 LEAKS = ("HS6", "HS40", "HS42", "HS77", "HS78", "HS79", "HS43", "HS113")
 DEVIATIONS = 4.0
 """Standard errors that a measured inflation may be off."""
+KINDS = ("sphere", "gaussian", "orthonormal", "block", "rademacher")
+NUM_VARIABLES, NUM_ROWS, NUM_DRAWS = 12, 3, 40_000
+"""Size of the Jacobian whose plug-in Gram matrix is measured, and how often it is drawn."""
 NEGLIGIBLE = 1e-10
 """Violations below it are rounding: their ratio says nothing."""
 
@@ -29,52 +32,70 @@ def run(config: Config, out: pathlib.Path) -> Part:
     return Part(inflation.rows + leakage.rows, tables=inflation.tables + leakage.tables)
 
 
-def inflation_part(config: Config) -> Part:
-    """Measures the Gram inflation of plug-in Jacobians, by Monte Carlo and by formula."""
-    n, m, num_draws = 12, 3, 40_000
-    key_J, key = jax.random.split(jax.random.key(config.seed))
-    J = jax.random.normal(key_J, (m, n))
+class Inflation(NamedTuple):
+    """What Monte Carlo says about one set of directions.
+
+    Attributes:
+        factor: Mean of trace(J_hat J_hat') / trace(J J').
+        error: Its standard error.
+        shape_off: Largest deviation of the mean Gram matrix over `factor` from J J', relative to
+            the largest entry of that.
+    """
+
+    factor: float
+    error: float
+    shape_off: float
+
+
+def measure_inflation(key: jax.Array) -> dict[tuple[str, int], Inflation]:
+    """Draws plug-in Jacobians J_hat = c J S S' of a random J, by kind and number of directions."""
+    key_J, key = jax.random.split(key)
+    J = jax.random.normal(key_J, (NUM_ROWS, NUM_VARIABLES))
     gram = J @ J.T
+    keys = jax.random.split(key, NUM_DRAWS)
+    found = {}
+    for kind in KINDS:
+        for B in (4, NUM_VARIABLES):
+
+            def measure(keys: jax.Array, kind: Any = kind, B: int = B) -> tuple[jax.Array, ...]:
+                def draw(key: jax.Array) -> jax.Array:
+                    S, c = direction_sets.directions(key, NUM_VARIABLES, B, kind, J.dtype)
+                    estimated = c * (J @ S) @ S.T
+                    return estimated @ estimated.T
+
+                draws = jax.vmap(draw)(keys)
+                factors = jnp.trace(draws, axis1=1, axis2=2) / jnp.trace(gram)
+                factor, error = jnp.mean(factors), jnp.std(factors) / NUM_DRAWS**0.5
+                off = jnp.max(jnp.abs(jnp.mean(draws, axis=0) / factor - gram)) / jnp.max(gram)
+                return factor, error, off
+
+            found[kind, B] = Inflation(*map(float, jax.jit(measure)(keys)))
+    return found
+
+
+def inflation_part(config: Config) -> Part:
+    """Compares the Gram inflation of plug-in Jacobians with its formula."""
     cells, worst = [], 0.0
-    for kind in ("sphere", "gaussian", "orthonormal", "block", "rademacher"):
-        for B in (4, n):
-
-            def draw(key: jax.Array, kind: str = kind, B: int = B) -> jax.Array:
-                S, c = direction_sets.directions(key, n, B, kind, J.dtype)  # pyright: ignore
-                estimated = c * (J @ S) @ S.T
-                return estimated @ estimated.T
-
-            draws = jax.jit(jax.vmap(draw))(jax.random.split(key, num_draws))
-            factor = np.asarray(jnp.trace(draws, axis1=1, axis2=2) / jnp.trace(gram))
-            mean, error = float(factor.mean()), float(factor.std() / math.sqrt(num_draws))
-            shape_off = float(jnp.max(jnp.abs(draws.mean(0) / mean - gram)) / jnp.max(gram))
-            due = None
-            if kind != "rademacher":
-                due = direction_sets.gram_inflation(n, B, kind)  # pyright: ignore
-                worst = max(worst, abs(mean - due) / max(error, 1e-12 * due))
-            cells.append(
-                (
-                    kind,
-                    B,
-                    due or "–",
-                    float(f"{mean:.4f}"),
-                    float(f"{error:.1e}"),
-                    float(f"{shape_off:.1e}"),
-                )
-            )
+    for (kind, B), found in measure_inflation(jax.random.key(config.seed)).items():
+        due = None
+        if kind != "rademacher":
+            due = direction_sets.gram_inflation(NUM_VARIABLES, B, kind)  # pyright: ignore
+            worst = max(worst, abs(found.factor - due) / max(found.error, 1e-12 * due))
+        digits = (f"{found.factor:.4f}", f"{found.error:.1e}", f"{found.shape_off:.1e}")
+        cells.append((kind, B, due or "–", *map(float, digits)))
     row = Row(
         "The plug-in Gram matrix is inflated: (n+B-1)/B, (n+B+1)/B, n/B",
         "Largest deviation from the formula, in standard errors",
         worst,
         verdict="reproduced" if worst < DEVIATIONS else "not reproduced",
-        note=f"Monte Carlo, n = {n}, three constraints, {num_draws:,} draws a set.",
+        note=f"Monte Carlo, n = {NUM_VARIABLES}, three constraints, {NUM_DRAWS:,} draws a set.",
     )
     table = Table(
         "Gram inflation of the plug-in Jacobian",
         ("Directions", "B", "Formula", "Measured", "Standard error", "E[G] / factor vs J J'"),
         tuple(cells),
-        f"n = {n}. Last column: largest deviation of the mean Gram matrix, divided by the factor, "
-        "from J J', over its largest entry. Rademacher sets have no single factor.",
+        f"n = {NUM_VARIABLES}. Last column: largest deviation of the mean Gram matrix, divided by "
+        "the factor, from J J', over its largest entry. Rademacher sets have no single factor.",
     )
     return Part((row,), tables=(table,))
 
