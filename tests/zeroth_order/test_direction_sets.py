@@ -97,8 +97,9 @@ def test_parts_of_a_set_are_its_columns(key, kind):
     S, _ = direction_sets.directions(key, n, B, kind)
     draw = direction_sets.make_column_draw(key, n, B, kind)
     parts = [draw(jnp.asarray(idx)) for idx in ([0, 1, 2], [5, 3], [7, 6, 4])]
-    np.testing.assert_array_equal(
-        np.concatenate(parts, axis=1), np.asarray(S)[:, [0, 1, 2, 5, 3, 7, 6, 4]]
+    # Programs of other widths may round the logarithms and cosines of a column differently.
+    np.testing.assert_allclose(
+        np.concatenate(parts, axis=1), np.asarray(S)[:, [0, 1, 2, 5, 3, 7, 6, 4]], atol=1e-6
     )
     other, _ = direction_sets.directions(jax.random.fold_in(key, 7), n, B, kind)
     assert not np.array_equal(S, other)

@@ -144,9 +144,10 @@ def test_a_unit_is_the_plain_run_of_its_method(x64):
     x1, x2 = np.asarray(state.x)
     gap = (np.log1p(x1**2) - x2 + np.sqrt(3)) / max(1.0, np.log(5) - 2 + np.sqrt(3))
     violation = abs((1 + x1**2) ** 2 + x2**2 - 4) / 25
-    # Float32 history of float64 values: the last digits of the gap are those of f, about 1e-16.
-    np.testing.assert_allclose(record.gap, gap, rtol=1e-6, atol=1e-15)
-    np.testing.assert_allclose(record.violation, violation, rtol=1e-6, atol=1e-15)
+    # A float32 history of float64 values. At the optimum the two programs differ by the rounding of
+    # differences over the radius, 1e-16 / 1e-3, and by what the last steps make of it.
+    np.testing.assert_allclose(record.gap, gap, rtol=1e-6, atol=1e-12)
+    np.testing.assert_allclose(record.violation, violation, rtol=1e-6, atol=1e-12)
 
 
 def test_a_tuned_unit_runs_the_candidate_that_it_chose(x64):
