@@ -87,7 +87,7 @@ def make_method(name: str, env: Env, config: Config) -> Method:
 def _ppo(env: Env, config: Config) -> Method:
     hidden, length = (config.width,) * 3, min(400, max(config.updates // 5, 1))
     total = length * env.num_envs
-    minibatches = max(n for n in range(1, 33) if total % n == 0)
+    minibatches = max((n for n in range(1, 33) if total % n == 0 and n < total), default=1)
     networks = learning.make_networks(env, hidden=hidden)
     learner = learning.make_ppo(
         env,

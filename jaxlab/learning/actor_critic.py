@@ -98,18 +98,20 @@ def make_networks(
     own_value = len(start.reward.shape) > 1 and not agentwise  # a number for each agent's reward
     free_std = distribution is None and isinstance(space, spaces.Box)
     law = distributions.distribution_of(space) if distribution is None else distribution
-    actor = actor or Mlp(hidden, env.action_size if free_std else law.num_params)
-    critic = critic or Mlp(hidden, start.reward.shape[1] if own_value else 1)
+    if actor is None:
+        actor = Mlp(hidden, env.action_size if free_std else law.num_params)
+    if critic is None:
+        critic = Mlp(hidden, start.reward.shape[1] if own_value else 1)
     lead = () if num_agents is None else (num_agents,)
     own_actor = () if share_parameters else lead
     own_critic = own_actor if agentwise else ()
 
     def init(key_policy: jax.Array, key_value: jax.Array) -> PyTree:
-        example = jnp.zeros((env.obs_size,))
+        example = jnp.zeros((env.obs_size,), jnp.float32)
         params = {"policy": _init(actor, key_policy, example, own_actor)}
         if free_std:
-            params["log_std"] = jnp.full((*own_actor, env.action_size), -0.5)
-        example = jnp.zeros(seen[1:] if agentwise else seen)
+            params["log_std"] = jnp.full((*own_actor, env.action_size), -0.5, jnp.float32)
+        example = jnp.zeros(seen[1:] if agentwise else seen, jnp.float32)
         return params | {"value": _init(critic, key_value, example, own_critic)}
 
     def law_at(params: PyTree, obs: PyTree, mask: PyTree) -> jax.Array:

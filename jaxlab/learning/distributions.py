@@ -44,12 +44,20 @@ class Distribution(NamedTuple):
 
 
 def distribution_of(space: spaces.Space) -> Distribution:
-    """Makes the usual distribution of a space: Gaussian, categorical, or several categoricals."""
+    """Makes the usual distribution of a space: Gaussian, categorical, or several categoricals.
+
+    Raises:
+        ValueError: if it is no space.
+
+    Example:
+        >>> law = distribution_of(spaces.MultiDiscrete((3, 2)))
+        >>> law.num_params, law.mode(jnp.asarray([0.0, 2.0, 1.0, 5.0, 4.0]))
+        (5, Array([1, 0], dtype=int32))
+    """
     if isinstance(space, spaces.Box):
         return gaussian(spaces.size(space))
-    if isinstance(space, spaces.Discrete):
-        return categorical(space.num)
-    return multi_categorical(space.nums)
+    nums = spaces.choices(space)
+    return categorical(nums[0]) if isinstance(space, spaces.Discrete) else multi_categorical(nums)
 
 
 def gaussian(size: int) -> Distribution:

@@ -106,7 +106,7 @@ def make_ppo(
 
     Raises:
         ValueError: if a number is out of range, the transitions or environments do not divide into
-            the minibatches, or networks are both given and described.
+            the minibatches, networks are both given and described, or their shapes do not fit.
 
     Example:
         >>> env = envs.make_env(envs.pendulum(), num_envs=8)
@@ -126,6 +126,11 @@ def make_ppo(
         raise ValueError(
             f"{shuffled[minibatch_of]} {minibatch_of} of a rollout ({num_steps} x {E}) must divide "
             f"into num_minibatches, got {num_minibatches}"
+        )
+    if num_minibatches == num_steps * E and loss is policy_gradient.ppo_loss:
+        raise ValueError(
+            f"{num_minibatches} minibatches of one transition teach nothing: an advantage less its "
+            "own mean is 0; take fewer"
         )
     described: dict[str, Any] = {
         name: x
@@ -155,6 +160,7 @@ def make_ppo(
     numbers = {k: v for k, v in numbers.items() if v is not None and not callable(v)}
     _check_numbers(numbers)
     numbers |= loss_settings or {}
+    _check_networks(env, nets)
 
     def optimizer(settings: Settings) -> optax.GradientTransformation:
         rate: Any = learning_rate if callable(learning_rate) else settings["learning_rate"]
@@ -169,6 +175,12 @@ def make_ppo(
                 f"settings must be among {', '.join(numbers)}, got {', '.join(sorted(unknown))}"
             )
         values = {k: jnp.asarray(v, jnp.float32) for k, v in (numbers | dict(given)).items()}
+        for name, x in values.items():
+            if x.shape:
+                raise ValueError(
+                    f"setting {name} must be one number, got shape {x.shape}; "
+                    "learning.over_seeds gives each run its own"
+                )
         key, key_policy, key_value, key_env = jax.random.split(key, 4)
         params = nets.init(key_policy, key_value)
         return PpoState(
@@ -176,7 +188,7 @@ def make_ppo(
             optimizer(values).init(params),
             env.reset(key_env),
             jnp.zeros((), jnp.int32),
-            jnp.zeros((E,)),
+            jnp.zeros((E,), jnp.float32),
             values,
             key,
         )
@@ -262,6 +274,24 @@ def make_ppo(
     return Algorithm(init, step)
 
 
+def _check_networks(env: envs.Env, networks: Networks) -> None:
+    """Compares shapes of what the networks give, without running them."""
+    key = jax.random.key(0)
+    start = jax.eval_shape(env.reset, key)
+    params = jax.eval_shape(networks.init, key, key)
+    _, logp = jax.eval_shape(networks.sample, key, params, start.obs, start.action_mask)
+    value = jax.eval_shape(networks.value, params, start.obs)
+    one = (env.num_envs,)
+    each = one if env.num_agents is None else (*one, env.num_agents)
+    if logp.shape != each:
+        raise ValueError(f"{env.name}: sample must give a logp of {each}, got {logp.shape}")
+    if value.shape not in (one, each) or len(value.shape) < len(start.reward.shape):
+        raise ValueError(
+            f"{env.name}: value must be {each}, or {one} where the reward is common, got "
+            f"{value.shape} for rewards {start.reward.shape}"
+        )
+
+
 def _check_numbers(numbers: Mapping[str, float]) -> None:
     for name, x in numbers.items():
         if name in ("gamma", "gae_lambda"):
@@ -276,8 +306,4 @@ def _check_numbers(numbers: Mapping[str, float]) -> None:
 
 def _over_agents(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Gives every agent what is common to them, if the shape has agents."""
-    if x.ndim > len(shape):
-        raise ValueError(
-            f"rewards of agents, {x.shape}, need a value for each of them, got values {shape}"
-        )
     return jnp.broadcast_to(x.reshape(*x.shape, *(1,) * (len(shape) - x.ndim)), shape)

@@ -38,9 +38,10 @@ def game(space=THREE, *, num_agents=2, own_reward=False, state=(3,)):
 
 
 def build(env, key, **options):
-    networks = actor_critic.make_networks(env, hidden=HIDDEN, **options)
+    made = actor_critic.make_networks(env, hidden=HIDDEN, **options)
+    networks = actor_critic.Networks(*map(jax.jit, made))
     params = networks.init(*jax.random.split(key))
-    return networks, params, env.reset(key)
+    return networks, params, jax.jit(env.reset)(key)
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -112,10 +113,7 @@ def test_a_box_has_a_standard_deviation_of_its_own(key):
     far = jax.tree.map(lambda x: 10.0 * x, params)
     mode = networks.mode(far, state.obs, ())
     assert np.abs(mode).max() == 1.0
-    squashed = actor_critic.make_networks(
-        env, hidden=HIDDEN, distribution=distributions.squashed_gaussian(2)
-    )
-    params = squashed.init(*jax.random.split(key))
+    squashed, params, _ = build(env, key, distribution=distributions.squashed_gaussian(2))
     out = Mlp(HIDDEN, 4).apply(params["policy"], state.obs["own"])
     np.testing.assert_allclose(squashed.mode(params, state.obs, ()), np.tanh(out[:, :2]), rtol=1e-5)
     assert "log_std" not in params
@@ -131,7 +129,7 @@ def test_a_mask_that_allows_nothing_is_left_out(key):
         logp, entropy = networks.evaluate(params, state.obs, mask, jnp.zeros((5, 2, 2), jnp.int32))
         return jnp.sum(logp) + jnp.sum(entropy)
 
-    value, gradient = jax.value_and_grad(total)(params)
+    value, gradient = jax.jit(jax.value_and_grad(total))(params)
     assert np.isfinite(value) and all(np.all(np.isfinite(x)) for x in jax.tree.leaves(gradient))
 
 

@@ -420,6 +420,49 @@ def test_bad_arguments_are_refused(key):
     ):
         with pytest.raises(ValueError, match=message):
             learning.make_ppo(env, **{"num_steps": T, "num_minibatches": 4} | options)
+    with pytest.raises(ValueError, match="24 minibatches of one transition teach nothing"):
+        learning.make_ppo(env, num_steps=T, num_minibatches=24)
+    plain = tables()._replace(value=lambda params, obs: jnp.zeros(()))
+    with pytest.raises(ValueError, match=r"value must be \(4,\), or \(4,\) where .* got \(\) for"):
+        learning.make_ppo(env, plain, num_steps=T, num_minibatches=4)
     algorithm = learning.make_ppo(env, num_steps=T, num_minibatches=4)
+    with pytest.raises(ValueError, match=r"setting clip_eps must be one number, got shape \(2,\)"):
+        algorithm.init(key, {"clip_eps": jnp.ones(2)})
     with pytest.raises(ValueError, match="settings must be among learning_rate, .*, got clip$"):
         algorithm.init(key, {"clip": 0.1})
+
+
+@pytest.mark.parametrize("wide", [False, True], ids=["float32", "x64"])
+def test_a_step_keeps_the_state_s_types(wide):
+    """With everything in it at once; what changes its type would be compiled again and again."""
+
+    def look(context):
+        return {"own": jnp.eye(2, dtype=jnp.float32), "state": jnp.zeros((2, 3), jnp.float32)}
+
+    env = one_step(
+        "all",
+        2,
+        envs.MultiDiscrete((2, 3)),
+        lambda context, action: jnp.sum(action, axis=1).astype(jnp.float32),
+        mask=lambda context: jnp.ones((2, 5), bool),
+        num_agents=2,
+        look=look,
+        part="own",
+    )
+    with jax.enable_x64(wide):
+        algorithm = learning.make_ppo(
+            env,
+            hidden=(4,),
+            critic_part="state",
+            share_parameters=False,
+            num_steps=2,
+            num_minibatches=2,
+            value_clip_eps=0.2,
+            learning_rate=optax.linear_schedule(1e-3, 0.0, 100),
+            duration=lambda state: state.time + 1,
+        )
+        state = jax.eval_shape(algorithm.init, jax.random.key(0))
+        after, _ = jax.eval_shape(algorithm.step, state)
+    assert jax.tree.structure(state) == jax.tree.structure(after)
+    same = jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype), state, after)
+    assert all(jax.tree.leaves(same))
