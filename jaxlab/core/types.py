@@ -65,6 +65,8 @@ class Transition(NamedTuple):
         truncated: the episode was cut by time, bool.
         next_obs: true next observation, before any automatic reset.
         extras: what one algorithm adds (log-probabilities, values, weights), or `()`.
+        action_mask: choices that were allowed at `obs`, bool, or `()` without masks.
+        next_action_mask: choices that are allowed at `next_obs`.
     """
 
     obs: PyTree
@@ -74,3 +76,5 @@ class Transition(NamedTuple):
     truncated: jax.Array
     next_obs: PyTree
     extras: PyTree = ()
+    action_mask: PyTree = ()
+    next_action_mask: PyTree = ()

@@ -11,8 +11,9 @@ from jaxlab.learning.distributions import (
     squashed_gaussian,
     squashed_logp,
 )
+from jaxlab.learning.collecting import Collector, Experience, make_collector
 from jaxlab.learning.evaluation import evaluate
-from jaxlab.learning.normalization import normalize_obs
+from jaxlab.learning.normalization import ObsStats, init_obs_stats, normalize_obs, update_obs_stats
 from jaxlab.learning.policy_gradient import (
     Outputs,
     Samples,
@@ -27,10 +28,14 @@ from jaxlab.learning.policy_gradient import (
 from jaxlab.learning.ppo import PpoState, make_ppo
 from jaxlab.learning.returns import gae, td_target
 from jaxlab.learning.seeds import over_seeds
+from jaxlab.learning.temperature import entropy_dual_loss, kl_dual_loss
 
 __all__ = [
+    "Collector",
     "Distribution",
+    "Experience",
     "Networks",
+    "ObsStats",
     "Outputs",
     "PpoState",
     "Samples",
@@ -39,9 +44,13 @@ __all__ = [
     "clipped_surrogate",
     "clipped_value_loss",
     "distribution_of",
+    "entropy_dual_loss",
     "evaluate",
     "gae",
     "gaussian",
+    "init_obs_stats",
+    "kl_dual_loss",
+    "make_collector",
     "make_networks",
     "make_ppo",
     "mask_logits",
@@ -55,4 +64,5 @@ __all__ = [
     "squashed_gaussian",
     "squashed_logp",
     "td_target",
+    "update_obs_stats",
 ]

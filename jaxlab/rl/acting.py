@@ -27,6 +27,10 @@ def act(
     """Returns actions in [-1, 1] without exploration noise.
 
     Args:
+        key: PRNG key of the samples.
+        generator: the policy, see `generators`.
+        params: parameters of the generator.
+        obs: `[B, O]`, or `[O]`; for "bon" as critics see it, which may be more.
         q: critics that choose; needed by "bon" alone.
         mode: "bon": the best of `num_particles` samples of `num_steps` steps. "vanilla": one
             sample. "one_step": one sample in one step. "zero_noise": one step from zero noise, a
@@ -34,8 +38,8 @@ def act(
         num_steps: those of training by default; ignored by the last two modes.
 
     Raises:
-        ValueError: if there is no such mode, "bon" has no critics, observations are not floats, or
-            one step is asked of a diffusion, which has its own number.
+        ValueError: if there is no such mode, "bon" has no critics, observations are not floats or
+            of another size, or one step is asked of a diffusion, which has its own number.
 
     Source: arXiv:2507.23675, sections 4 and 5.
     """
@@ -43,6 +47,9 @@ def act(
         raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
     if not jnp.issubdtype(obs.dtype, jnp.floating):
         raise ValueError(f"obs must be floats, got {obs.dtype}; cast it")
+    given, size = obs.shape[-1], generator.obs_size
+    if given < size or (given > size and mode != "bon"):
+        raise ValueError(f"the policy is for observations of {size} numbers, got {given}")
     if mode == "bon":
         if q is None:
             raise ValueError("the mode bon chooses by critics: give q")

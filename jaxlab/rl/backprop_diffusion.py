@@ -10,8 +10,9 @@ import optax
 from jaxtyping import Array, Float
 
 from jaxlab.diffusion import ddpm
+from jaxlab.learning import temperature
 from jaxlab.rl import critics, generators
-from jaxlab.rl.policy import Context, Improvement, Policy
+from jaxlab.rl.policy import Context, Improvement, Policy, see
 
 POLICY_EVERY = 2
 """Critic updates for one of DACER's policy."""
@@ -111,6 +112,7 @@ def dacer(
 
     return Policy(
         action_size=action_size,
+        obs_size=obs_size,
         init=generator.init,
         act=act,
         propose=propose,
@@ -195,7 +197,7 @@ def dime(
         """Returns actions and the integrand of the lower bound of their entropy."""
         key_start, key_steps = jax.random.split(key)
         start = jax.random.normal(key_start, (*obs.shape[:-1], action_size), obs.dtype)
-        x, entropy = reverse_chain(key_steps, schedule, score(params, obs), start)
+        x, entropy = reverse_chain(key_steps, schedule, score(params, see(obs, obs_size)), start)
         stretch = 2.0 * (math.log(2.0) - x - jax.nn.softplus(-2.0 * x))  # log(1 - tanh^2)
         return jnp.tanh(x), entropy + jnp.sum(stretch, axis=-1)
 
@@ -226,7 +228,9 @@ def dime(
         values = context.q(context.obs, action)
         alpha = jax.lax.stop_gradient(context.alpha)
         mean = jnp.mean(jax.lax.stop_gradient(entropy))
-        found = Improvement(values, alpha * (mean - target_entropy), {"policy/entropy": mean})
+        slope = jax.grad(temperature.entropy_dual_loss)
+        gap = slope(jnp.log(alpha), mean, target_entropy)
+        found = Improvement(values, gap, {"policy/entropy": mean})
         return jnp.mean(-alpha * entropy - values), found
 
     def init(key: jax.Array) -> Any:
@@ -235,6 +239,7 @@ def dime(
 
     return Policy(
         action_size=action_size,
+        obs_size=obs_size,
         init=init,
         act=act,
         propose=propose,

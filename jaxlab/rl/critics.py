@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from jaxlab.learning.returns import td_target
 from jaxlab.nn import Mlp, PixelEncoder, Trunk, mish
 
 Q = Callable[[jax.Array, jax.Array], jax.Array]
@@ -19,9 +20,12 @@ class Transitions(NamedTuple):
     """What critics learn from.
 
     Attributes:
-        obs: `[B, O]`.  next_obs: `[B, F]`, encoded, without gradient.
-        action, next_action: `[B, A]`.
-        reward: `[B]`, scaled.  terminated: `[B]` bool.
+        obs: `[B, O]` observations that were acted on.
+        action: `[B, A]` actions taken.
+        reward: `[B]` rewards, scaled.
+        terminated: `[B]` bool, the episode ended by the decision process.
+        next_obs: `[B, F]` what the step led to, encoded, without gradient.
+        next_action: `[B, A]` actions at `next_obs`, whose values are bootstrapped from.
         bonus: `[B]`, added to the next value: an entropy, or zero.
     """
 
@@ -118,10 +122,11 @@ def make_gaussian_critics(
         mean, std = distribution(params, data.obs, data.action)
         center, spread = jax.lax.stop_gradient(mean), jax.lax.stop_gradient(std)
         drawn = next_mean + next_std * jax.random.normal(key, next_mean.shape)
-        sampled = td_target(drawn, data.reward, data.terminated, gamma=gamma)[None]
+        discount = _discount(data, gamma)
+        sampled = td_target(drawn, data.reward, discount)[None]
         limit = clip_stds * spread
         sampled = jnp.clip(sampled, center - limit, center + limit)
-        target = td_target(next_mean, data.reward, data.terminated, gamma=gamma)[None]
+        target = td_target(next_mean, data.reward, discount)[None]
         # The mean follows the mean target, which has less noise; the spread the drawn one.
         of_mean = 0.5 * ((target - mean) / spread) ** 2
         of_std = 0.5 * ((sampled - center) / std) ** 2 + jnp.log(std)
@@ -189,8 +194,13 @@ def _squared_error(
 ) -> Float[Array, ""]:
     """Of both critics, to the smaller target at the next observation."""
     next_q = jnp.min(apply(target_params, data.next_obs, data.next_action), axis=0)
-    target = td_target(next_q + data.bonus, data.reward, data.terminated, gamma=gamma)
+    target = td_target(next_q + data.bonus, data.reward, _discount(data, gamma))
     return jnp.sum(jnp.mean((q - target[None]) ** 2, axis=1))
+
+
+def _discount(data: Transitions, gamma: float) -> Float[Array, " B"]:
+    """gamma (1 - terminated); a truncated episode bootstraps like any."""
+    return gamma * (1.0 - data.terminated.astype(data.reward.dtype))
 
 
 def _init_two(network: Any, obs_size: int, action_size: int) -> Callable[[jax.Array], Any]:
@@ -204,18 +214,6 @@ def _init_two(network: Any, obs_size: int, action_size: int) -> Callable[[jax.Ar
 def smaller(critics: Critics, params: Any) -> Q:
     """Returns the function min(Q1, Q2)."""
     return lambda obs, action: jnp.min(critics.apply(params, obs, action), axis=0)
-
-
-def td_target(
-    next_q: Float[Array, " B"],
-    reward: Float[Array, " B"],
-    terminated: Bool[Array, " B"],
-    *,
-    gamma: float,
-) -> Float[Array, " B"]:
-    """Returns r + gamma (1 - terminated) Q(s', a'); a truncated episode bootstraps like any."""
-    alive = 1.0 - terminated.astype(next_q.dtype)
-    return jax.lax.stop_gradient(reward + gamma * alive * next_q)
 
 
 def best_of(

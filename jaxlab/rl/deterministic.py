@@ -11,7 +11,7 @@ import optax
 
 from jaxlab.nn import Mlp
 from jaxlab.rl import critics, generators
-from jaxlab.rl.policy import Context, Improvement, Policy
+from jaxlab.rl.policy import Context, Improvement, Policy, see
 
 
 def td3(
@@ -57,7 +57,7 @@ def td3(
         *,
         explore: bool,
     ) -> jax.Array:
-        action = jnp.tanh(network.apply(params, obs))
+        action = jnp.tanh(network.apply(params, see(obs, obs_size)))
         if not explore and num_particles == 1:
             return action
         return noisy(action, key, obs, q, exploration, jnp.inf)
@@ -70,16 +70,18 @@ def td3(
         q: critics.Q,
         alpha: jax.Array,
     ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
-        action = jnp.tanh(network.apply(target_params, obs))
+        action = jnp.tanh(network.apply(target_params, see(obs, obs_size)))
         action = noisy(action, key, obs, q, smoothing, smoothing_clip)
         return action, jnp.zeros(obs.shape[:1]), {}
 
     def loss(key: jax.Array, params: Any, context: Context) -> tuple[jax.Array, Improvement]:
-        values = context.q_first(context.obs, jnp.tanh(network.apply(params, context.obs)))
+        action = jnp.tanh(network.apply(params, see(context.obs, obs_size)))
+        values = context.q_first(context.obs, action)
         return -jnp.mean(values), Improvement(values, jnp.zeros(()), {})
 
     return Policy(
         action_size=action_size,
+        obs_size=obs_size,
         init=lambda key: network.init(key, jnp.zeros((obs_size,))),
         act=act,
         propose=propose,

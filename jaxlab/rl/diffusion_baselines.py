@@ -11,8 +11,8 @@ import optax
 
 from jaxlab.diffusion import ddpm
 from jaxlab.nn import Mlp
-from jaxlab.rl import critics, generators, mirror_descent
-from jaxlab.rl.policy import Context, Improvement, Policy, decaying_adam, noise_gap
+from jaxlab.rl import critics, generators, mirror_descent, temperature
+from jaxlab.rl.policy import Context, Improvement, Policy, decaying_adam, see
 
 
 def qvpo(
@@ -80,7 +80,7 @@ def qvpo(
             [weight[None], jnp.broadcast_to(coef * weight, (num_uniform, *weight.shape))]
         )
         flat = [x.reshape(-1, *x.shape[2:]) for x in (repeated, actions, weights)]
-        gap = noise_gap(context.alpha, action_size)
+        gap = temperature.temperature_gradient(jnp.log(context.alpha), action_size)
         value = generator.loss(key_loss, params, *flat)
         return value, Improvement(top, gap, {"policy/weight_mean": jnp.mean(weight)})
 
@@ -161,6 +161,7 @@ def dipo(
 
     return Policy(
         action_size=action_size,
+        obs_size=obs_size,
         init=generator.init,
         act=act,
         propose=propose,
@@ -205,7 +206,11 @@ def qsm(
         def langevin(x: jax.Array, i: jax.Array) -> tuple[jax.Array, None]:
             step = 1.0 - i.astype(x.dtype) / num_steps
             noise = jax.random.normal(jax.random.fold_in(key, i + 1), shape, x.dtype)
-            x = x + 0.5 * step * network.apply(params, obs, x) + jnp.sqrt(step) * noise
+            x = (
+                x
+                + 0.5 * step * network.apply(params, see(obs, obs_size), x)
+                + jnp.sqrt(step) * noise
+            )
             return jnp.clip(x, -1.0, 1.0), None
 
         start = jax.random.normal(jax.random.fold_in(key, 0), shape, obs.dtype)
@@ -223,12 +228,13 @@ def qsm(
 
     def loss(key: jax.Array, params: Any, context: Context) -> tuple[jax.Array, Improvement]:
         slope = jax.grad(lambda a: jnp.sum(context.q(context.obs, a)))(context.action)
-        error = network.apply(params, context.obs, context.action) - slope
+        error = network.apply(params, see(context.obs, obs_size), context.action) - slope
         values = context.q(context.obs, context.action)
         return jnp.mean(error**2), Improvement(values, jnp.zeros(()), {})
 
     return Policy(
         action_size=action_size,
+        obs_size=obs_size,
         init=lambda key: network.init(key, jnp.zeros((obs_size,)), jnp.zeros((action_size,))),
         act=act,
         propose=propose,

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from jaxlab.learning import distributions
+from jaxlab.learning import distributions, temperature
 from jaxlab.nn import Mlp
 from jaxlab.rl import critics, generators
-from jaxlab.rl.policy import Context, Improvement, Policy
+from jaxlab.rl.policy import Context, Improvement, Policy, see
 
 LOG_STD = (-20.0, 2.0)
 """Bounds of the logarithm of the standard deviation."""
@@ -36,7 +36,7 @@ def sac(
 
     Args:
         target_entropy: -A by default.
-        alpha_init: of the learned temperature.
+        alpha_init: learned temperature at the start.
         num_particles: K samples, of which the critics choose the best, as generative policies do;
             1 is SAC itself.
 
@@ -52,7 +52,7 @@ def sac(
         key: jax.Array, params: Any, obs: jax.Array, q: critics.Q
     ) -> tuple[jax.Array, jax.Array]:
         keys = jax.random.split(key, num_particles)
-        actions, logp = jax.vmap(lambda k: draw(k, network, params, obs))(keys)
+        actions, logp = jax.vmap(lambda k: draw(k, network, params, see(obs, obs_size)))(keys)
         if num_particles == 1:
             return actions[0], logp[0]
         values = q(obs[None], actions)
@@ -70,7 +70,7 @@ def sac(
         explore: bool,
     ) -> jax.Array:
         if not explore and num_particles == 1:
-            return jnp.tanh(jnp.split(network.apply(params, obs), 2, axis=-1)[0])
+            return jnp.tanh(jnp.split(network.apply(params, see(obs, obs_size)), 2, axis=-1)[0])
         return choose(key, params, obs, q)[0]
 
     def propose(
@@ -85,16 +85,18 @@ def sac(
         return action, -alpha * logp, {}
 
     def loss(key: jax.Array, params: Any, context: Context) -> tuple[jax.Array, Improvement]:
-        action, logp = draw(key, network, params, context.obs)
+        action, logp = draw(key, network, params, see(context.obs, obs_size))
         values = context.q(context.obs, action)
         alpha = jax.lax.stop_gradient(context.alpha)
         entropy = -jnp.mean(jax.lax.stop_gradient(logp))
-        gap = alpha * (entropy - target_entropy)
+        slope = jax.grad(temperature.entropy_dual_loss)
+        gap = slope(jnp.log(alpha), entropy, target_entropy)
         found = Improvement(values, gap, {"policy/entropy": entropy})
         return jnp.mean(alpha * logp - values), found
 
     return Policy(
         action_size=action_size,
+        obs_size=obs_size,
         init=lambda key: network.init(key, jnp.zeros((obs_size,))),
         act=act,
         propose=propose,

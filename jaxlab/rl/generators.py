@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from jaxlab.diffusion import ddpm, mean_flow, rectified_flow
 from jaxlab.nn import Mlp, TimeEmbedding, Trunk
+from jaxlab.rl.policy import see
 
 HIDDEN = (256, 256, 256)
 """Widths of the released networks, with Mish."""
@@ -24,12 +25,14 @@ class Generator(NamedTuple):
 
     Attributes:
         kind: "flow", "mean_flow" or "diffusion".
-        action_size: A.  num_steps: N, network evaluations of a sample in training.
-        init_noise: standard deviation of the noise a sample starts from.
+        action_size: A, numbers in one action.
+        num_steps: N, network evaluations of a sample in training.
+        init_noise: Standard deviation of the noise that a sample starts from.
         init: `init(key) -> params`.
         sample: `sample(key, params, obs [..., O], start [..., A], num_steps) -> [..., A]`, not
             clipped; a diffusion has its own number of steps and takes None or that number.
         loss: `loss(key, params, obs [B, O], action [B, A], weight [B]) -> []`.
+        obs_size: O, the first numbers of an observation, at which the network looks.
     """
 
     kind: Literal["flow", "mean_flow", "diffusion"]
@@ -39,14 +42,17 @@ class Generator(NamedTuple):
     init: Callable[[jax.Array], Any]
     sample: Callable[..., jax.Array]
     loss: Callable[..., jax.Array]
+    obs_size: int
 
 
 class TimedNetwork(nn.Module):
     """A network of an observation, a noisy action and one time or more.
 
     Attributes:
-        hidden: widths.  action_size: A.  time_size, time_scale: of each time's own embedding.
-        trunk: size that features of images are brought to first; 0 for states.
+        hidden: Widths of the hidden layers.
+        action_size: A, numbers in one action.
+        time_size, time_scale: Size and highest frequency of each time's own embedding.
+        trunk: Size that features of images are brought to first; 0 for states.
     """
 
     hidden: tuple[int, ...]
@@ -92,7 +98,7 @@ def make_flow(
     network: Any = TimedNetwork(hidden, action_size, time_size, time_scale, trunk)
 
     def velocity(params: Any, obs: jax.Array) -> rectified_flow.Velocity:
-        return lambda x, t: network.apply(params, obs, x, t)
+        return lambda x, t: network.apply(params, see(obs, obs_size), x, t)
 
     def sample(
         key: jax.Array, params: Any, obs: jax.Array, start: jax.Array, num_steps: int
@@ -109,7 +115,7 @@ def make_flow(
         return rectified_flow.loss(velocity(params, obs), action, noise, t, weight)
 
     init = _init(network, obs_size, action_size, 1)
-    return Generator("flow", action_size, num_steps, init_noise, init, sample, loss)
+    return Generator("flow", action_size, num_steps, init_noise, init, sample, loss, obs_size)
 
 
 def make_mean_flow(
@@ -142,7 +148,7 @@ def make_mean_flow(
     network: Any = TimedNetwork(hidden, action_size, time_size, time_scale, trunk)
 
     def average(params: Any, obs: jax.Array) -> mean_flow.AverageVelocity:
-        return lambda z, r, t: network.apply(params, obs, z, r, t)
+        return lambda z, r, t: network.apply(params, see(obs, obs_size), z, r, t)
 
     def sample(
         key: jax.Array, params: Any, obs: jax.Array, start: jax.Array, num_steps: int
@@ -163,7 +169,7 @@ def make_mean_flow(
         )
 
     init = _init(network, obs_size, action_size, 2)
-    return Generator("mean_flow", action_size, num_steps, init_noise, init, sample, loss)
+    return Generator("mean_flow", action_size, num_steps, init_noise, init, sample, loss, obs_size)
 
 
 def make_diffusion(
@@ -189,7 +195,10 @@ def make_diffusion(
     """
     schedule = ddpm.linear_schedule() if schedule is None else schedule
     _check(obs_size, action_size, schedule.num_steps, init_noise, time_size)
-    predict = noise_predictor(action_size, hidden, time_size)
+    of_network = noise_predictor(action_size, hidden, time_size)
+
+    def predict(params: Any, obs: jax.Array) -> ddpm.PredictNoise:
+        return of_network(params, see(obs, obs_size))
 
     def sample(
         key: jax.Array, params: Any, obs: jax.Array, start: jax.Array, num_steps: int | None = None
@@ -211,7 +220,8 @@ def make_diffusion(
 
     network = TimedNetwork(hidden, action_size, time_size)
     init = _init(network, obs_size, action_size, 1)
-    return Generator("diffusion", action_size, schedule.num_steps, init_noise, init, sample, loss)
+    num_steps = schedule.num_steps
+    return Generator("diffusion", action_size, num_steps, init_noise, init, sample, loss, obs_size)
 
 
 def noise_predictor(

@@ -5,7 +5,6 @@ samples, weighted by exp(Q / lambda): no gradient runs through the sampler (arXi
 to 9; arXiv:2502.00361). One proposal at the next state serves the critics' target and the policy.
 """
 
-import functools
 import math
 from typing import Any
 
@@ -15,7 +14,9 @@ import optax
 from jaxtyping import Array, Float
 
 from jaxlab.diffusion import ddpm
+from jaxlab.learning.temperature import kl_dual_loss
 from jaxlab.rl import critics, generators, policy, weights
+from jaxlab.rl import temperature as noise_temperature
 from jaxlab.rl.generators import Generator
 from jaxlab.rl.policy import Context, Improvement, Policy
 
@@ -136,14 +137,14 @@ def make_mirror_descent(
         key_sample = key
         if gradient_weight is not None:
             key, key_sample = jax.random.split(key)
-        gap = policy.noise_gap(
-            context.alpha, A, entropy_per_dim=entropy_per_dim, noise_scale=noise_scale or 0.1
+        log_alpha = jnp.log(context.alpha)
+        gap = noise_temperature.temperature_gradient(
+            log_alpha, A, entropy_per_dim=entropy_per_dim, noise_scale=noise_scale or 0.1
         )
         if weighting == "softmax":
             value, values, metrics = _softmax_loss(key, params, context)
             if target_kl is not None:
-                dual_loss = functools.partial(weights.kl_dual_loss, q=values, target_kl=target_kl)
-                gap = jax.grad(dual_loss)(jnp.log(context.alpha))
+                gap = jax.grad(kl_dual_loss)(log_alpha, values, target_kl=target_kl)
         else:
             action = jax.lax.stop_gradient(context.next_action)
             values = context.q(context.next_obs, action)
@@ -175,6 +176,7 @@ def make_mirror_descent(
 
     return Policy(
         action_size=A,
+        obs_size=generator.obs_size,
         init=generator.init,
         act=act,
         propose=propose,

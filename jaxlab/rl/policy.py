@@ -8,11 +8,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxlab.rl import critics, temperature
+from jaxlab.rl import critics
 from jaxlab.rl.weights import Stats
 
 
@@ -20,14 +19,20 @@ class Context(NamedTuple):
     """What a policy may learn from, after the critics have moved.
 
     Attributes:
-        obs, action, next_obs: `[B, ...]` from the replay, observations encoded.
-        terminated: `[B]` bool.
-        next_action: `[B, A]`, the one whose value was the critics' target.
-        extras: what the policy stores with a transition, see `Policy.extras`.
-        q: online critics, the smaller of both.  q_first: the first of them.
-        q_target: target critics, the smaller of both.
-        alpha: temperature.  stats: running mean and std of values.
+        obs: `[B, O]` observations of the replay, encoded.
+        action: `[B, A]` actions taken there; `[B]` or `[B, K]` integers for choices.
+        next_obs: `[B, O]` what the step led to, encoded.
+        terminated: `[B]` bool, the episode ended by the decision process.
+        next_action: like `action`, the one whose value was the critics' target.
+        extras: What the policy stores with a transition, see `Policy.extras`.
+        q: Online critics, the smaller of both.
+        q_first: The first of the online critics.
+        q_target: Target critics, the smaller of both.
+        alpha: Temperature.
+        stats: Running mean and standard deviation of values.
         updates: int32, gradient steps of the critics so far.
+        action_mask, next_action_mask: `[B, num_logits]` bool, choices that were allowed at `obs`
+            and are at `next_obs`; `()` without masks.
     """
 
     obs: Float[Array, "B O"]
@@ -42,6 +47,8 @@ class Context(NamedTuple):
     alpha: Float[Array, ""]
     stats: Stats
     updates: Int[Array, ""]
+    action_mask: Any = ()
+    next_action_mask: Any = ()
 
 
 class Improvement(NamedTuple):
@@ -49,8 +56,9 @@ class Improvement(NamedTuple):
 
     Attributes:
         values: `[...]` of the actions it looked at, for the running statistics.
-        entropy_gap: entropy less its target, whose multiple is the temperature's gradient.
-        metrics: scalars to log.
+        entropy_gap: Gradient in the logarithm of the temperature, which falls where it is positive:
+            entropy less its target, or a multiple of that, see `learning.temperature`.
+        metrics: Scalars to log.
     """
 
     values: Float[Array, "..."]
@@ -61,20 +69,26 @@ class Improvement(NamedTuple):
 class Policy(NamedTuple):
     """An actor.
 
+    Where the environment has action masks, `act` and `propose` take `mask [B, num_logits]` besides,
+    a keyword: the choices that are allowed at their observations.
+
     Attributes:
-        action_size: A.
+        action_size: A, numbers in one action.
         init: `init(key) -> params`.
         act: `act(key, params, obs [B, O], q, alpha, *, explore) -> [B, A]`; `explore` is static.
         propose: `propose(key, params, target_params, obs, q, alpha) -> (action, bonus, metrics)`:
             the next action whose value is the critics' target, and what is added to it, `[B]`.
         loss: `loss(key, params, context) -> (loss, Improvement)`.
-        optimizer: of the parameters.
-        act_with_average: act with the running average of the parameters.
-        policy_every: critic updates for one of the policy and of all targets.
-        alpha_init, alpha_every, alpha_learning_rate: of the temperature; it moves every so many
-            critic updates, never if 0.
+        optimizer: Optimizer of the parameters.
+        act_with_average: Act with the running average of the parameters.
+        policy_every: Critic updates for one of the policy and of all targets.
+        alpha_init: Temperature at the start.
+        alpha_every: Critic updates between two moves of the temperature; 0 for none.
+        alpha_learning_rate: Learning rate of the temperature's Adam.
         extras: `extras(action [E, A])`, stored with transitions, or None for nothing.
         refine: `refine(key, params, context) -> extras`, written back to the replay, or None.
+        obs_size: O, numbers that its networks look at; None if it does not matter. They are the
+            first of an observation: what follows is for critics alone.
     """
 
     action_size: int
@@ -90,6 +104,7 @@ class Policy(NamedTuple):
     alpha_learning_rate: float = 7e-3
     extras: Callable[[jax.Array], Any] | None = None
     refine: Callable[[jax.Array, Any, Context], Any] | None = None
+    obs_size: int | None = None
 
 
 def decaying_adam(
@@ -100,6 +115,6 @@ def decaying_adam(
     return optax.adam(schedule)
 
 
-def noise_gap(alpha: Float[Array, ""], action_size: int, **options: float) -> Float[Array, ""]:
-    """Returns entropy less target of the added noise, see `temperature.temperature_gradient`."""
-    return temperature.temperature_gradient(jnp.log(alpha), action_size, **options)
+def see(obs: Float[Array, "... F"], obs_size: int) -> Float[Array, "... O"]:
+    """Returns the first `obs_size` numbers, what an actor looks at of what critics see."""
+    return obs[..., :obs_size]

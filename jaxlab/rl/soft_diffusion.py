@@ -11,8 +11,9 @@ import optax
 from jax.scipy.special import ndtr, ndtri
 
 from jaxlab.diffusion import ddpm, reverse_sampling
-from jaxlab.rl import generators, mirror_descent, policy
-from jaxlab.rl.policy import Context, Improvement, Policy
+from jaxlab.rl import generators, mirror_descent
+from jaxlab.rl import temperature as noise_temperature
+from jaxlab.rl.policy import Context, Improvement, Policy, see
 
 
 def sdac(
@@ -87,11 +88,11 @@ def sdac(
         values = context.q(obs[None], tried)
         scale = context.alpha / value_scale if temperature is None else temperature
         log_weight = jax.lax.stop_gradient(values / scale)
-        value = reverse_sampling.loss(predict(params, obs), x, t, log_weight, noise)
+        value = reverse_sampling.loss(predict(params, see(obs, obs_size)), x, t, log_weight, noise)
         weight = jax.nn.softmax(log_weight, axis=0)
         share = jnp.mean(1.0 / jnp.sum(weight**2, axis=0)) / num_samples
-        gap = policy.noise_gap(
-            context.alpha,
+        gap = noise_temperature.temperature_gradient(
+            jnp.log(context.alpha),
             action_size,
             entropy_per_dim=entropy_per_dim,
             noise_scale=noise_scale or 0.1,

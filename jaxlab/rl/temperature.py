@@ -6,7 +6,10 @@ a target, and divides the clipped values of `weights` besides.
 
 import math
 
+import jax
 from jaxtyping import Array, Float
+
+from jaxlab.learning import temperature
 
 
 def noise_entropy(
@@ -25,12 +28,13 @@ def temperature_gradient(
 ) -> Float[Array, ""]:
     """Returns the gradient that Adam descends, H(alpha) - H_target with H_target a multiple of A.
 
+    It is that of `learning.temperature.entropy_dual_loss` in the logarithm.
+
     Source: released code of arXiv:2507.23675 (-1.5 in its scripts, -0.9 its network's default).
     """
-    return (
-        noise_entropy(log_alpha, action_size, noise_scale=noise_scale)
-        - entropy_per_dim * action_size
-    )
+    entropy = noise_entropy(log_alpha, action_size, noise_scale=noise_scale)
+    slope = jax.grad(temperature.entropy_dual_loss)
+    return slope(log_alpha, entropy, entropy_per_dim * action_size, in_log=True)
 
 
 def fixed_point(*, entropy_per_dim: float = -1.5, noise_scale: float = 0.1) -> float:

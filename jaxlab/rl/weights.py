@@ -113,21 +113,6 @@ def softmax_weights(
     return q.shape[0] * jax.nn.softmax(q / jax.lax.stop_gradient(temperature), axis=0)
 
 
-def kl_dual_loss(
-    log_temperature: Float[Array, ""], q: Float[Array, "M B"], *, target_kl: float = 2.0
-) -> Float[Array, ""]:
-    """Returns the loss whose descent keeps KL(softmax weights | uniform) at `target_kl` nats.
-
-    temperature (target_kl + H(w) - log M) with w without gradient: log M - H(w) is the divergence.
-
-    Source: later library of the authors (DPMD with a learned temperature).
-    """
-    temperature = jnp.exp(log_temperature)
-    log_weight = jax.nn.log_softmax(jax.lax.stop_gradient(q / temperature), axis=0)
-    entropy = -jnp.mean(jnp.sum(jnp.exp(log_weight) * log_weight, axis=0))
-    return temperature * (target_kl + entropy - jnp.log(jnp.asarray(q.shape[0], q.dtype)))
-
-
 def effective_share(log_weight: Float[Array, " B"]) -> Float[Array, ""]:
     """Returns (sum w)^2 / (B sum w^2), the share of samples that count, in (0, 1]."""
     weight = jnp.exp(log_weight - jnp.max(log_weight))

@@ -49,3 +49,9 @@ def test_what_is_written_back_is_found_again(key):
 def test_a_write_never_wraps(capacity, count):
     with pytest.raises(ValueError, match="multiple"):
         replay.init(capacity, EXAMPLE, batch=count)
+
+
+def test_a_ring_takes_its_own_batches():
+    ring = replay.init(6, jnp.zeros(()), batch=3)
+    with pytest.raises(ValueError, match="multiple of the 4"):
+        replay.add(ring, jnp.zeros(4))

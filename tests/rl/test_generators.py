@@ -187,3 +187,20 @@ def test_best_of_many_is_the_largest_of_as_many(key):
         np.testing.assert_array_equal(chosen[:, 0], values.max(axis=0))
     far, _ = critics.best_of(lambda obs, a: a[..., 0], jnp.zeros((1, 3)), jnp.full((2, 1, 1), 7.0))
     assert far == 1.0
+
+
+def test_one_state_without_a_batch(key):
+    flow, twins = (
+        generators.make_flow(3, 2, num_steps=2, hidden=(8,)),
+        critics.make_critics(3, 2, hidden=(8,)),
+    )
+    params, q_params = flow.init(key), twins.init(key)
+
+    def q(obs, action):
+        return jnp.min(twins.apply(q_params, obs, action), axis=0)
+
+    obs = jnp.ones(3)
+    alone = acting.act(key, flow, params, obs, q, num_particles=5)
+    drawn = generators.draw(key, flow, params, obs, num_particles=5)
+    best = drawn[jnp.argmax(q(jnp.broadcast_to(obs, (5, 3)), drawn))]
+    np.testing.assert_allclose(alone, jnp.clip(best, -1.0, 1.0), rtol=1e-6)

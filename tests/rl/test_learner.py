@@ -1,4 +1,4 @@
-"""The learner: what it stores, when it moves what, one trace, seeds, exact resume, learning."""
+"""The learner: what it stores, when it moves what, seeds, exact resume, edges, learning."""
 
 import functools
 import pathlib
@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ from jaxlab.rl import generators, mirror_descent
 
 pytestmark = pytest.mark.usefixtures("optax_promotes")
 SMALL = (16, 16)
+TAU, ALPHA_EVERY = 0.3, 6
 
 
 def tiny_policy(**options):
@@ -37,11 +39,41 @@ def tiny(policy=None, env=None, **options):
     return rl.make_learner(env, policy, critics=critics, **{**defaults, **options})
 
 
-def test_replay_holds_what_the_task_did(key):
+class Programs(NamedTuple):
+    """A learner whose `init` and `step` are compiled once for several tests."""
+
+    learner: Any
+    init: Any
+    step: Any
+
+
+def programs(**options):
+    learner = tiny(tiny_policy(alpha_every=ALPHA_EVERY), capacity=400, warmup=60, **options)
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        state = jax.eval_shape(learner.init, jax.random.key(0))
+        return Programs(
+            learner,
+            jax.jit(learner.init).lower(jax.random.key(0)).compile(),
+            jax.jit(learner.step).lower(state).compile(),
+        )
+
+
+@pytest.fixture(scope="module")
+def usual():
+    return programs(tau=TAU)
+
+
+@pytest.fixture(scope="module")
+def odd():
+    """Two habits of the released code: a gradient applied twice, actions stored as they come."""
+    return programs(tau=TAU, double_critic_step=True, store_clipped=False)
+
+
+def test_replay_holds_what_the_task_did(usual, key):
     """Rewards and next observations are recomputed from stored states; ends of time keep theirs."""
-    learner = tiny(capacity=400, warmup=60)
-    state = jax.jit(learner.init)(key)
-    state, _ = jax.jit(lambda s: jax.lax.scan(lambda s, _: learner.step(s), s, length=10))(state)
+    state = usual.init(key)
+    for _ in range(10):
+        state, _ = usual.step(state)
     data = jax.tree.map(lambda x: np.asarray(x)[: int(state.replay.size)], state.replay.data)
     assert state.replay.size == 60 + 10 * 2 * 2  # two acts a step, for one update of the policy
     task = envs.pendulum()
@@ -60,18 +92,15 @@ def test_replay_holds_what_the_task_did(key):
 
 def test_termination_ends_the_bootstrap_and_truncation_does_not():
     q, reward = jnp.asarray([2.0, 2.0]), jnp.asarray([1.0, 1.0])
-    target = rl.td_target(q, reward, jnp.asarray([True, False]), gamma=0.9)
+    target = rl.td_target(q, reward, 0.9 * jnp.asarray([0.0, 1.0]))
     np.testing.assert_allclose(target, [1.0, 2.8])
-    gradient = jax.grad(lambda q: jnp.sum(rl.td_target(q, reward, jnp.zeros(2, bool), gamma=0.9)))(
-        q
-    )
+    gradient = jax.grad(lambda q: jnp.sum(rl.td_target(q, reward, jnp.full(2, 0.9))))(q)
     assert not gradient.any()
 
 
 @pytest.mark.parametrize(
     "num_updates, policy_every, env_steps, updates",
     [
-        (1, 2, 4, 2),
         (4, 2, 2, 4),
         (1, 1, 2, 1),
         *(
@@ -80,43 +109,47 @@ def test_termination_ends_the_bootstrap_and_truncation_does_not():
         ),
     ],
 )
-def test_counts_of_a_step(key, num_updates, policy_every, env_steps, updates):
+def test_counts_of_a_step(usual, key, num_updates, policy_every, env_steps, updates):
     policy = tiny_policy()._replace(policy_every=policy_every)
-    learner = tiny(policy, num_updates=num_updates)
-    before = learner.init(key)
-    after, metrics = jax.jit(learner.step)(before)
+    learner = tiny(policy, num_updates=num_updates, capacity=400, warmup=60)
+    before = usual.init(key)
+    counted(policy, before, *jax.jit(learner.step)(before), num_updates, env_steps, updates)
+
+
+def test_counts_of_the_usual_step(usual, key):
+    before = usual.init(key)
+    counted(tiny_policy(), before, *usual.step(before), 1, 4, 2)
+
+
+def counted(policy, before, after, metrics, num_updates, env_steps, updates):
     assert after.updates - before.updates == updates
     assert after.replay.size - before.replay.size == env_steps
     env = envs.make_env(envs.pendulum(), 2)
     assert rl.env_steps_per_step(env, policy, num_updates=num_updates) == env_steps
     assert rl.updates_per_step(policy, num_updates=num_updates) == updates
-    assert all(x.shape == () for x in metrics.values())
+    assert all(x.shape == () for x in jax.tree.leaves(metrics))
     moved = jax.tree.map(
         lambda a, b: bool(jnp.any(a != b)), before.policy_params, after.policy_params
     )
     assert all(jax.tree.leaves(moved))
 
 
-def test_targets_and_averages_follow_at_their_rate(key):
-    learner = tiny(tau=0.3)
-    before = learner.init(key)
-    after, _ = jax.jit(learner.step)(before)
+def test_targets_and_averages_follow_at_their_rate(usual, key):
+    before = usual.init(key)
+    after, _ = usual.step(before)
     for online, old, target in (
         (after.critic_params, before.target_critic_params, after.target_critic_params),
         (after.policy_params, before.policy_average_params, after.policy_average_params),
     ):
-        want = jax.tree.map(lambda o, t: 0.3 * o + 0.7 * t, online, old)
+        want = jax.tree.map(lambda o, t: TAU * o + (1.0 - TAU) * t, online, old)
         jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6), target, want)
 
 
-def test_temperature_waits_for_its_turn(key):
-    policy = tiny_policy(alpha_every=6)
-    learner = tiny(policy)
-    state = learner.init(key)
-    step = jax.jit(learner.step)
+def test_temperature_waits_for_its_turn(usual, key):
+    state = usual.init(key)
     alphas = []
     for _ in range(7):
-        state, metrics = step(state)
+        state, metrics = usual.step(state)
         alphas.append(float(metrics["policy/alpha"]))
     # Two critic updates a step: it moves after the third and the sixth.
     assert [a != b for a, b in zip(alphas, [5.0, *alphas], strict=False)] == [
@@ -131,8 +164,9 @@ def test_temperature_waits_for_its_turn(key):
     np.testing.assert_allclose(alphas[2], 5.0 * np.exp(-7e-3), rtol=1e-5)  # Adam's first step
 
 
-def test_one_trace_and_seeds_in_one_program(key):
-    learner = tiny()
+def test_one_trace_and_seeds_in_one_program(usual, key):
+    """Their states are donated; each seed is what it is alone, but for rounding."""
+    learner = usual.learner
     traces = []
 
     def step(state):
@@ -140,22 +174,37 @@ def test_one_trace_and_seeds_in_one_program(key):
         return learner.step(state)
 
     seeds = rl.over_seeds(learner._replace(step=step), 2)
+    assert seeds.axes == rl.SEED_AXES
     out = jax.jit(seeds.init)(key)
-    many = jax.jit(seeds.step)
+    many = jax.jit(seeds.step, donate_argnums=0)
     for _ in range(3):
         out, metrics = many(out)
     assert len(traces) == 1
     assert out.updates.shape == out.replay.position.shape == ()
-    alone = learner.init(jax.random.fold_in(key, 1))
-    single = jax.jit(learner.step)
+    assert metrics["env/return"].count.shape == metrics["critic/loss"].shape == (2,)
+    alone = usual.init(jax.random.fold_in(key, 1))
     for _ in range(3):
-        alone, found = single(alone)
+        alone, found = usual.step(alone)
     np.testing.assert_allclose(metrics["critic/loss"][1], found["critic/loss"], rtol=1e-3)
     np.testing.assert_allclose(out.env.obs[1], alone.env.obs, rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(
         out.replay.data.reward[1], alone.replay.data.reward, rtol=1e-3, atol=1e-4
     )
     assert out.updates == alone.updates and out.replay.position == alone.replay.position
+
+
+def test_returns_of_episodes_count_once_where_they_end(usual, key):
+    """Seven steps of two environments an episode, two steps of them in one of the learner."""
+    state = usual.init(key)  # thirty steps: two of the fifth episode
+    ended = []
+    for _ in range(10):
+        state, metrics = usual.step(state)
+        ended.append(metrics["env/return"])
+    rewards = np.asarray(state.replay.data.reward)[:100].reshape(50, 2)
+    whole = rewards[28:49].reshape(3, 7, 2).sum(axis=(1, 2))
+    assert [int(mean.count) for mean in ended] == [0, 0, 2, 0, 0, 2, 0, 0, 0, 2]
+    totals = [float(mean.total) for mean in ended]
+    np.testing.assert_allclose([totals[i] for i in (2, 5, 9)], whole, rtol=1e-5)
 
 
 def test_observations_less_their_mean_over_their_spread(key):
@@ -168,7 +217,7 @@ def test_observations_less_their_mean_over_their_spread(key):
 
     learner = tiny(policy._replace(loss=loss), capacity=400, warmup=60, normalize_obs=True)
     state, metrics = jax.jit(learner.step)(jax.jit(learner.init)(key))
-    seen = np.asarray(state.replay.data.next_obs)[: int(state.replay.size)]
+    seen = np.asarray(state.replay.data.obs)[: int(state.replay.size)]
     np.testing.assert_allclose(state.obs_stats.count, len(seen))
     np.testing.assert_allclose(state.obs_stats.mean, seen.mean(axis=0), atol=1e-5)
     np.testing.assert_allclose(state.obs_stats.square, seen.var(axis=0), rtol=1e-4)
@@ -248,37 +297,23 @@ def test_resumed_is_uninterrupted_to_the_bit(key, tmp_path):
         np.testing.assert_array_equal(data(a), data(b))
 
 
-def test_state_can_be_donated(key):
-    learner = tiny()
-    step = jax.jit(learner.step, donate_argnums=0)
-    state = jax.jit(learner.init)(key)
-    for _ in range(2):
-        state, metrics = step(state)
-    assert np.isfinite(metrics["critic/loss"])
-
-
-def test_a_gradient_applied_twice(key):
+def test_a_gradient_applied_twice(usual, odd, key):
     """The released quirk: one gradient, two steps of Adam."""
-    once, twice = (tiny(double_critic_step=flag) for flag in (False, True))
-    start = once.init(key)
-    moved = [
-        jax.tree.map(
-            lambda a, b: a - b, jax.jit(x.step)(start)[0].critic_params, start.critic_params
-        )
-        for x in (once, twice)
-    ]
+    start = usual.init(key)
+    assert start.critic_opt_state[0].count == 0
+    after = [x.step(start)[0] for x in (usual, odd)]
+    moved = [jax.tree.map(lambda a, b: a - b, x.critic_params, start.critic_params) for x in after]
     norms = [np.sqrt(sum(jnp.sum(x**2) for x in jax.tree.leaves(tree))) for tree in moved]
     assert 1.7 < norms[1] / norms[0] < 2.1
-    assert twice.init(key).critic_opt_state[0].count == 0
-    assert jax.jit(twice.step)(start)[0].critic_opt_state[0].count == 4
+    assert after[1].critic_opt_state[0].count == 4
 
 
 @pytest.mark.parametrize("clipped", [True, False])
-def test_what_is_stored_of_an_action_beyond_the_bounds(key, clipped):
-    learner = tiny(store_clipped=clipped, capacity=80)
-    state, _ = jax.jit(lambda s: jax.lax.scan(lambda s, _: learner.step(s), s, length=8))(
-        learner.init(key)
-    )
+def test_what_is_stored_of_an_action_beyond_the_bounds(usual, odd, key, clipped):
+    program = usual if clipped else odd
+    state = program.init(key)
+    for _ in range(8):
+        state, _ = program.step(state)
     largest = np.abs(np.asarray(state.replay.data.action)).max()
     assert largest == 1.0 if clipped else largest > 1.0  # noise of 0.5 beside actions of 1
 
@@ -317,6 +352,95 @@ def test_bad_policies():
             mirror_descent.make_mirror_descent(
                 generators.make_flow(3, 1, hidden=SMALL), **{"num_particles": 3, **change}
             )
+
+
+# ----- Edges: steps that fail, observations in bytes, double precision ----------------------------
+
+
+def brittle(threshold):
+    """Breaks where the action is below the threshold; else it walks on, for nine steps."""
+
+    def reset(key):
+        x = jax.random.uniform(key, (2,))
+        return x, x
+
+    def step(x, action):
+        x = x + jnp.where(action[0] < threshold, jnp.nan, 1.0)
+        return x, x, jnp.sum(x), jnp.zeros((), bool)
+
+    return envs.Task("brittle", 2, envs.Box((-1.0,), (1.0,)), 9, reset, step)
+
+
+def plain(task, **options):
+    env = envs.make_env(task, 3)
+    policy = rl.td3(2, 1, hidden=(8,))
+    defaults = {"batch_size": 4, "capacity": 240, "warmup": 90}
+    return rl.make_learner(
+        env, policy, critics=rl.make_critics(2, 1, hidden=(8,)), **{**defaults, **options}
+    )
+
+
+def test_failed_steps_are_counted_and_not_learned_from(key):
+    algorithm = plain(brittle(-0.5))
+    state = jax.jit(algorithm.init)(key)
+    data = jax.tree.map(lambda x: np.asarray(x)[:90], state.replay.data)
+    assert 10 < int(state.failures) < 40  # a quarter of ninety
+    # A row that failed holds another of its step: obs + 1 follows obs throughout, but in steps in
+    # which all three failed, whose rows end.
+    walked = np.all(np.abs(data.next_obs - data.obs - 1.0) < 1e-5, axis=1)
+    np.testing.assert_array_equal(walked, ~data.terminated)
+    rows = data.terminated.reshape(30, 3)
+    assert np.all(rows.all(axis=1) == rows.any(axis=1)) and rows.all(axis=1).sum() < 5
+    assert np.all(data.action[walked] >= -0.5)
+    state, metrics = jax.jit(algorithm.step)(state)
+    assert metrics["env/failed"] == state.failures
+
+
+def test_an_environment_that_always_fails_teaches_no_return(key):
+    state = jax.jit(plain(brittle(2.0)).init)(key)
+    assert int(state.failures) == 90
+    assert np.asarray(state.replay.data.terminated)[:90].all()
+    assert not np.asarray(state.replay.data.reward).any()
+
+
+@pytest.mark.slow
+def test_observations_can_be_stored_in_bytes(key):
+    def reset(key):
+        x = jax.random.randint(key, (2,), 0, 100).astype(jnp.float32)
+        return x, x
+
+    task = envs.Task(
+        "counter",
+        2,
+        envs.Box((-1.0,), (1.0,)),
+        50,
+        reset,
+        lambda x, action: (x + 1.0, x + 1.0, jnp.zeros(()), jnp.zeros((), bool)),
+    )
+    wide, narrow = (plain(task, obs_dtype=dtype) for dtype in (None, jnp.uint8))
+    states = [jax.jit(x.step)(jax.jit(x.init)(key))[0] for x in (wide, narrow)]
+    assert states[1].replay.data.obs.dtype == jnp.uint8
+    np.testing.assert_array_equal(states[0].replay.data.obs, states[1].replay.data.obs)
+    for a, b in zip(*(jax.tree.leaves(s.policy_params) for s in states), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [rl.sac, *(pytest.param(x, marks=pytest.mark.slow) for x in (rl.fpmd_m, rl.dacer, rl.dime))],
+)
+def test_in_double_precision(x64, key, make):
+    """A step of the learner, temperature included, keeps the types of its state."""
+    env = envs.make_env(envs.bandit(lambda action: -jnp.sum(action**2)), 2)
+    critics = rl.make_gaussian_critics(1, 1, hidden=(8,))
+    algorithm = rl.make_learner(
+        env, make(1, 1, hidden=(8,)), critics=critics, batch_size=4, capacity=40, warmup=8
+    )
+    state = jax.jit(algorithm.init)(key)
+    after, metrics = jax.jit(algorithm.step)(state)
+    assert jax.tree.map(lambda x: x.dtype, after) == jax.tree.map(lambda x: x.dtype, state)
+    assert after.replay.data.obs.dtype == jnp.float64
+    assert all(np.isfinite(x) for x in jax.tree.leaves(metrics))
 
 
 # ----- Learning: a bandit whose best action is 0.5 ------------------------------------------------

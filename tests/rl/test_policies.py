@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import scipy.special
 import scipy.stats
 
 from jaxlab import rl
@@ -321,3 +322,91 @@ def test_gaussian_critics_find_mean_and_spread_of_returns():
     out = jax.vmap(lambda p: Mlp((16,), 2).apply(p, zero, zero))(params)
     std = jax.nn.softplus(out[..., 1])
     np.testing.assert_allclose(std, 0.5, atol=0.1)
+
+
+@pytest.mark.parametrize("t", [0, 1, 5, 19])
+@pytest.mark.parametrize("x", [1.05, -1.3, 0.2, 5.0])
+def test_truncated_noise_is_scipy_s(key, t, x):
+    """Far in the tail too: x_t = 1.05 at t = 0 leaves noise above 5.6 alone."""
+    schedule = ddpm.linear_schedule()
+    alpha_bar = float(schedule.alpha_bar[t])
+    point, time = jnp.full((1, 1), x, jnp.float32), jnp.full((1,), t, jnp.int32)
+    drawn = np.asarray(soft_diffusion._within(key, schedule, 20_000, point, time))[:, 0, 0]
+    center, reach = x / np.sqrt(1 - alpha_bar), np.sqrt(alpha_bar / (1 - alpha_bar))
+    want = scipy.stats.truncnorm(center - reach, center + reach)
+    np.testing.assert_allclose(drawn.mean(), want.mean(), atol=5 * want.std() / np.sqrt(20_000))
+    np.testing.assert_allclose(drawn.std(), want.std(), rtol=0.03)
+
+
+def test_learned_temperature_of_softmax_weights(key):
+    """Its gradient is alpha (target - divergence); noise no longer follows alpha."""
+    generator = generators.make_flow(2, 1, num_steps=2, hidden=(8,))
+    policy = rl.make_mirror_descent(
+        generator, weighting="softmax", num_samples=16, target_kl=0.7, num_particles=1
+    )
+    assert (policy.alpha_init, policy.alpha_every, policy.alpha_learning_rate) == (1.0, 2, 3e-4)
+    params, obs = policy.init(key), jnp.ones((3, 2))
+
+    def q(obs, action):
+        return 4.0 * action[..., 0]
+
+    zeros = jnp.zeros((3, 1))
+    context = Context(
+        obs,
+        zeros,
+        obs,
+        jnp.zeros(3, bool),
+        zeros,
+        (),
+        q,
+        q,
+        q,
+        jnp.asarray(0.5),
+        Stats(jnp.zeros(()), jnp.ones(())),
+        jnp.zeros((), jnp.int32),
+    )
+    _, found = policy.loss(key, params, context)
+    log_weight = scipy.special.log_softmax(np.asarray(found.values, np.float64) / 0.5, axis=0)
+    kl = np.mean(np.sum(np.exp(log_weight) * (log_weight + np.log(16)), axis=0))
+    np.testing.assert_allclose(found.entropy_gap, 0.5 * (0.7 - kl), rtol=1e-4)
+    quiet, loud = (
+        policy.act(key, params, obs, q, jnp.asarray(alpha), explore=True) for alpha in (1e-3, 5.0)
+    )
+    np.testing.assert_array_equal(quiet, loud)
+    for options in ({"weighting": "raw"}, {"num_samples": 2}):
+        with pytest.raises(ValueError, match="target_kl goes with"):
+            rl.make_mirror_descent(
+                generator, **{"weighting": "softmax", "target_kl": 0.7, **options}
+            )
+
+
+def test_entropy_of_sac_with_many_samples_is_its_policy_s(key):
+    """The bonus of the best of eight has the mean of the Gaussian's own, squashed."""
+    one, many = (rl.sac(1, 1, hidden=(8,), num_particles=k) for k in (1, 8))
+    params, obs = one.init(key), jnp.zeros((20_000, 1))
+
+    def q(obs, action):
+        return action[..., 0]
+
+    (alone, bonus, _), (best, bonus_best, _) = (
+        jax.jit(lambda key, p=p: p.propose(key, params, params, obs, q, jnp.ones(())))(key)
+        for p in (one, many)
+    )
+    assert best.mean() > alone.mean() + 0.2
+    np.testing.assert_allclose(bonus_best.mean(), bonus.mean(), atol=4 * bonus.std() / 141)
+
+
+def test_numbers_out_of_range():
+    flow = rl.make_flow(2, 1, hidden=(8,))
+    for make, message in (
+        (lambda: rl.make_mirror_descent(flow, weighting="raw", temperature=0.0), "positive"),
+        (lambda: rl.sdac(2, 1, num_samples=0), "num_samples"),
+        (lambda: rl.sdac(2, 1, temperature=-1.0), "temperature"),
+        (lambda: rl.qvpo(2, 1, num_samples=1), "num_samples must be at least 2"),
+        (lambda: rl.qvpo(2, 1, weighting="value", num_samples=0), "num_samples"),
+        (lambda: rl.dipo(2, 1, num_ascents=0), "num_ascents"),
+        (lambda: rl.dacer(2, 1, num_samples=2), "num_components"),
+        (lambda: rl.dacer(2, 1, alpha_every=0), "alpha_every"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make()

@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import scipy.special
 
+from jaxlab.learning.temperature import kl_dual_loss
 from jaxlab.rl import temperature, weights
 
 Q = np.array([-40.0, -1.0, 0.5, 2.0, 9.0])
@@ -94,7 +96,7 @@ def test_dual_finds_the_temperature_of_a_divergence(optax_promotes):
     def solve():
         def step(carry, _):
             x, opt = carry
-            grad = jax.grad(weights.kl_dual_loss)(x, q, target_kl=1.0)
+            grad = jax.grad(kl_dual_loss)(x, q, target_kl=1.0)
             step, opt = optimizer.update(grad, opt)
             return (x + step, opt), None
 
@@ -135,3 +137,30 @@ def test_fixed_points_of_the_temperature():
     np.testing.assert_allclose(temperature.temperature_gradient(at, 3), 0.0, atol=1e-5)
     entropy = temperature.noise_entropy(jnp.log(jnp.asarray(2.0)), 4)
     np.testing.assert_allclose(entropy, 4 * 0.5 * np.log(2 * np.pi * np.e * 0.04), rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind, scale", [("raw", 1.0), ("scale_std", 0.1)])
+def test_large_values_do_not_overflow(kind, scale):
+    """Weights keep their ratios, and small values their exact weights."""
+    stats = weights.Stats(jnp.zeros(()), jnp.asarray(scale))
+    divisor = 1.0 if kind == "raw" else scale
+    q = np.array([90.0, 88.0, 50.0]) * divisor
+    got, info = weights.importance_weights(jnp.asarray(q, jnp.float32), stats, 1.0, kind)
+    np.testing.assert_allclose(got, np.exp(q / divisor - 50.0), rtol=1e-4)
+    exact, _ = weights.importance_weights(jnp.asarray(q / 30, jnp.float32), stats, 1.0, kind)
+    np.testing.assert_allclose(exact, np.exp(q / divisor / 30), rtol=1e-5)
+    share = scipy.special.softmax(q / divisor)
+    np.testing.assert_allclose(info["ess"], 1.0 / (3 * np.sum(share**2)), rtol=1e-4)
+
+
+def test_small_and_equal_values_keep_a_weight():
+    """Returns of -150: weights in their proportions, large enough for Adam; no spread: equal."""
+    q = jnp.asarray([-150.0, -149.0, -147.0])
+    weight, found = weights.importance_weights(q, weights.init_stats(), 1.0, "raw")
+    np.testing.assert_allclose(weight, np.exp(-10.0 + np.array([-3.0, -2.0, 0.0])), rtol=1e-5)
+    share = np.exp([-3.0, -2.0, 0.0])
+    np.testing.assert_allclose(found["ess"], share.sum() ** 2 / (3 * (share**2).sum()), rtol=1e-5)
+    still = weights.Stats(jnp.asarray(0.5), jnp.zeros(()))
+    for kind in ("clip_std", "clip_release", "scale_std"):
+        weight, _ = weights.importance_weights(jnp.full((3,), 0.5), still, 0.5, kind)
+        assert np.all(np.isfinite(weight)) and np.ptp(weight) == 0.0

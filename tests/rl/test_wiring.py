@@ -205,6 +205,59 @@ def test_bootstrap_is_the_smaller_target_critic_at_the_next_state(key):
     np.testing.assert_allclose(values, q, rtol=1e-5)
 
 
+def parts():
+    """The actor sees where it stands, critics the time besides; both count up from 1."""
+
+    def observe(n):
+        return {"at": jnp.stack([n, -n]), "time": 100.0 + n[None]}
+
+    def reset(key):
+        return jnp.ones(()), observe(jnp.ones(()))
+
+    def step(n, action):
+        return n + 1.0, observe(n + 1.0), n, jnp.zeros((), bool)
+
+    box = envs.Box((-1.0,), (1.0,))
+    return envs.Task("parts", 2, box, 5, reset, step, actor_part="at")
+
+
+def test_critics_see_all_parts_and_the_actor_its_own(key):
+    """Critics are given one array, the actor's part first; its network looks at that alone."""
+    env = envs.make_env(parts(), 2)
+    policy = rl.td3(2, 1, hidden=SMALL)
+    seen = []
+
+    def act(key, params, obs, q, alpha, *, explore):
+        seen.append(obs.shape)
+        return policy.act(key, params, obs, q, alpha, explore=explore)
+
+    learner = rl.make_learner(
+        env,
+        policy._replace(act=act),
+        critics=rl.make_critics(rl.joined_size(env), 1, hidden=SMALL),
+        batch_size=8,
+        capacity=40,
+        warmup=20,
+        normalize_obs=True,
+        obs_dtype={"time": jnp.uint8},
+    )
+    before = jax.jit(learner.init)(key)
+    after, found = jax.jit(learner.step)(before)
+    assert seen == [(2, 3)] and np.isfinite(found["critic/loss"])
+    data = after.replay.data.obs
+    assert data["time"].dtype == jnp.uint8 and data["at"].dtype == jnp.float32
+    np.testing.assert_array_equal(data["time"][:24, 0], 100 + data["at"][:24, 0])
+    np.testing.assert_allclose(after.obs_stats["at"].mean, [3.0, -3.0], atol=0.5)
+    np.testing.assert_allclose(after.obs_stats["time"].mean, [103.0], atol=0.5)
+    joined = rl.join_obs(env, env.reset(key).obs)
+    np.testing.assert_array_equal(joined, [[1.0, -1.0, 101.0]] * 2)
+    action = policy.act(key, before.policy_params, joined, None, 1.0, explore=False)
+    alone = policy.act(key, before.policy_params, joined[:, :2], None, 1.0, explore=False)
+    np.testing.assert_array_equal(action, alone)
+    with pytest.raises(ValueError, match="for observations of 3 numbers, in parts it sees 2"):
+        rl.make_learner(env, rl.td3(3, 1, hidden=SMALL), batch_size=4, capacity=8, warmup=4)
+
+
 def finite_at(value, slope=1.0):
     """A critic that knows observations of this value alone."""
     return lambda obs, action: jnp.where(
