@@ -1,6 +1,7 @@
 """What every reinforcement learner is made of: replay, returns, normalization, evaluation, PPO."""
 
 from jaxlab.learning.actor_critic import Networks, make_networks
+from jaxlab.learning.collecting import Collector, Experience, make_collector
 from jaxlab.learning.distributions import (
     Distribution,
     categorical,
@@ -11,7 +12,6 @@ from jaxlab.learning.distributions import (
     squashed_gaussian,
     squashed_logp,
 )
-from jaxlab.learning.collecting import Collector, Experience, make_collector
 from jaxlab.learning.evaluation import evaluate
 from jaxlab.learning.normalization import ObsStats, init_obs_stats, normalize_obs, update_obs_stats
 from jaxlab.learning.policy_gradient import (
