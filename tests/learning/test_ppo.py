@@ -466,3 +466,24 @@ def test_a_step_keeps_the_state_s_types(wide):
     assert jax.tree.structure(state) == jax.tree.structure(after)
     same = jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype), state, after)
     assert all(jax.tree.leaves(same))
+
+
+def brittle(threshold):
+    """Breaks where the action is below the threshold; else it walks on, for nine steps."""
+
+    def reset(key):
+        x = jax.random.uniform(key, (2,))
+        return x, x
+
+    def step(x, action):
+        x = x + jnp.where(action[0] < threshold, jnp.nan, 1.0)
+        return x, x, jnp.sum(x), jnp.zeros((), bool)
+
+    return envs.Task("brittle", 2, envs.Box((-1.0,), (1.0,)), 9, reset, step)
+
+
+def test_ppo_counts_failures(key):
+    env = envs.make_env(brittle(2.0), 3)
+    algorithm = rl.make_ppo(env, hidden=HIDDEN, num_steps=8, num_epochs=1, num_minibatches=2)
+    state, metrics = jax.jit(algorithm.step)(algorithm.init(key))
+    assert metrics["env/failed"] == state.failures == 24
