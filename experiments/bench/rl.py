@@ -4,7 +4,7 @@ import functools
 import pathlib
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,43 @@ SMALL = {"batch_size": 128, "num_particles": 8, "hidden": (64, 64, 64)}
 """Sizes of the experiment on a CPU."""
 OBS, ACTION = 17, 6
 """Of HalfCheetah, for what needs no environment."""
+GENERATORS = {"FPMD-R": rl.make_flow, "FPMD-M": rl.make_mean_flow, "DPMD": rl.make_diffusion}
+"""Methods that act by a generator, with its defaults: three layers of 256."""
+
+
+class Way(NamedTuple):
+    """A way of acting.
+
+    Attributes:
+        act: `act(key, obs, params) -> action`, of `[B, OBS]` observations.
+        params: Parameters of policy and critics.
+        evaluations: How often an action takes the policy's network, and the critics'.
+    """
+
+    act: Callable[[jax.Array, jax.Array, Any], jax.Array]
+    params: Any
+    evaluations: tuple[int, int]
+
+
+def way_of_acting(method: str, mode: str) -> Way:
+    """Makes what is timed here and by fpmd's `latency`: a mode of `GENERATORS`, or SAC's mean."""
+    critics, policy = rl.make_critics(OBS, ACTION), rl.sac(OBS, ACTION)
+    critic_params = critics.init(jax.random.key(1))
+
+    def gaussian(key: jax.Array, obs: jax.Array, params: Any) -> jax.Array:
+        q = critics_lib.smaller(critics, params[1])
+        return policy.act(key, params[0], obs, q, jnp.ones(()), explore=False)
+
+    if method == "SAC":
+        return Way(gaussian, (policy.init(jax.random.key(0)), critic_params), (1, 0))
+    generator = GENERATORS[method](OBS, ACTION)
+
+    def act(key: jax.Array, obs: jax.Array, params: Any) -> jax.Array:
+        q = critics_lib.smaller(critics, params[1])
+        return rl.act(key, generator, params[0], obs, q, mode=mode)  # pyright: ignore
+
+    counts = rl.num_evaluations(mode, num_steps=generator.num_steps)  # pyright: ignore
+    return Way(act, (generator.init(jax.random.key(0)), critic_params), counts)
 
 
 def run(out: pathlib.Path) -> list[timing.Measurement]:
@@ -172,21 +209,15 @@ def scaling() -> list[timing.Measurement]:
 
 def acting() -> list[timing.Measurement]:
     """One action of a flow policy at batch 1, in one step and in twenty."""
-    generator = rl.make_flow(OBS, ACTION)
-    critics = rl.make_critics(OBS, ACTION)
-    params, critic_params = generator.init(jax.random.key(0)), critics.init(jax.random.key(1))
-    obs = jnp.ones((1, OBS))
 
     def timed(mode: str, *, calls: int) -> timing.Timing:
-        def act(
-            i: jax.Array, obs: jax.Array, params: Any, critic_params: Any, keys: jax.Array
-        ) -> jax.Array:
-            q = critics_lib.smaller(critics, critic_params)
-            action = rl.act(keys[i], generator, params, obs, q, mode=mode)
-            return obs.at[:, :ACTION].set(action)
+        way = way_of_acting("FPMD-R", mode)
+
+        def act(i: jax.Array, obs: jax.Array, params: Any, keys: jax.Array) -> jax.Array:
+            return obs.at[:, :ACTION].set(way.act(keys[i], obs, params))
 
         keys = jax.random.split(jax.random.key(2), calls)
-        return timing.measure_chain(act, obs, params, critic_params, keys, calls=calls)
+        return timing.measure_chain(act, jnp.ones((1, OBS)), way.params, keys, calls=calls)
 
     ones = {
         "one step": timed("one_step", calls=400),

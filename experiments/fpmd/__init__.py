@@ -1,10 +1,7 @@
 """Flow and diffusion policies by mirror descent, beside every baseline on the same learner."""
 
 import dataclasses
-import pathlib
 from typing import Literal
-
-from experiments.harness.result import Result
 
 SUMMARY = (
     "FPMD: one-step flow policies against diffusion and Gaussian actors, and why one step works"
@@ -130,10 +127,3 @@ PRESETS = {
         parts=("returns", "latency"),
     ),
 }
-
-
-def run(config: Config, out: pathlib.Path, *, resume: bool = False) -> Result:
-    """Trains what is missing under `out`, then compares."""
-    from experiments.fpmd import study  # here, so that --help needs no JAX
-
-    return study.run(config, out)

@@ -3,8 +3,9 @@
 import pathlib
 
 import matplotlib.pyplot as plt
+import numpy as np
 
-from experiments.fpmd import methods, theory
+from experiments.fpmd import methods
 from experiments.fpmd.training import Outcome
 from experiments.harness import drawing
 from experiments.harness.result import Figure
@@ -19,17 +20,17 @@ COLORS = {
 }
 
 
-def draw(
-    found: dict[tuple[str, str], Outcome], course: theory.Course | None, out: pathlib.Path
-) -> tuple[Figure, ...]:
-    """Draws what there is."""
-    figures = []
-    if found:
-        figures += [_curves(found, out), *_evaluations(found, out)]
-        figures += [*_mechanism(found, out), *_weights(found, out)]
-    if course is not None:
-        figures.append(_theory(course, out))
-    return tuple(figures)
+def draw(found: dict[tuple[str, str], Outcome], out: pathlib.Path) -> tuple[Figure, ...]:
+    """Draws the methods of which a seed is left."""
+    left = {key: one for key, one in found.items() if np.isfinite(one.final).any()}
+    if not left:
+        return ()
+    return (
+        _curves(left, out),
+        *_evaluations(left, out),
+        *_mechanism(left, out),
+        *_weights(left, out),
+    )
 
 
 def _curves(found: dict[tuple[str, str], Outcome], out: pathlib.Path) -> Figure:
@@ -45,16 +46,18 @@ def _curves(found: dict[tuple[str, str], Outcome], out: pathlib.Path) -> Figure:
                 known = name in COLORS
                 axis.plot(
                     steps / 1000,
-                    returns.mean(axis=1),
+                    np.nanmean(returns, axis=1),
                     color=color,
                     lw=1.8 if known else 0.9,
                     label=name if known else None,
                     zorder=3 if known else 2,
                 )
                 if name in methods.OURS:
-                    low, high = returns.min(axis=1), returns.max(axis=1)
+                    low, high = np.nanmin(returns, axis=1), np.nanmax(returns, axis=1)
                     axis.fill_between(steps / 1000, low, high, color=color, alpha=0.12, lw=0)
-            drawn = [o.final.mean() for (t, n), o in found.items() if t == task and n in COLORS]
+            drawn = [
+                np.nanmean(o.final) for (t, n), o in found.items() if t == task and n in COLORS
+            ]
             reach = max(drawn, default=0.0) - min(drawn, default=0.0)
             if reach > 0.0:  # the ends tell the methods apart, not the starts
                 axis.set_ylim(min(drawn) - 2.0 * reach, max(drawn) + 0.3 * reach)
@@ -83,7 +86,7 @@ def _evaluations(found: dict[tuple[str, str], Outcome], out: pathlib.Path) -> tu
             for (which, name), one in curves.items():
                 if which == task:
                     steps = list(one.by_steps)
-                    means = [x.mean() for x in one.by_steps.values()]
+                    means = [np.nanmean(x) for x in one.by_steps.values()]
                     axis.plot(steps, means, "o-", color=COLORS[name], label=name)
             axis.set_xscale("log", base=2)
             axis.set_xticks(steps, [str(n) for n in steps])
@@ -145,7 +148,8 @@ def _weights(found: dict[tuple[str, str], Outcome], out: pathlib.Path) -> tuple[
             for color, (name, one) in zip(drawing.COLORS, of_task.items(), strict=False):
                 steps = one.curve[0] / 1000
                 left.plot(steps, one.course["policy/ess"], color=color, label=name)
-                right.hist(one.weights.ravel(), 40, color=color, histtype="step", density=True)
+                logs = one.weights[np.isfinite(one.weights)]
+                right.hist(logs, 40, color=color, histtype="step", density=True)
             left.set_title(f"{task.replace('_', ' ')}: effective share of samples")
             left.set_ylim(0.0, 1.0)
             left.set_xlabel("Transitions (thousands)")
@@ -159,29 +163,4 @@ def _weights(found: dict[tuple[str, str], Outcome], out: pathlib.Path) -> tuple[
             "Left: (sum w)^2 / (B sum w^2) in training. Right: weights of proposals at the end.",
             "Effective sample size over training and histograms of the weights",
         ),
-    )
-
-
-def _theory(course: theory.Course, out: pathlib.Path) -> Figure:
-    with plt.rc_context(drawing.STYLE):
-        figure, (left, right) = plt.subplots(1, 2, figsize=(9.2, 3.4))
-        left.plot(course.step, course.bound.mean(axis=1), color=drawing.INK, label="bound")
-        left.plot(course.step, course.distance.mean(axis=1), color=drawing.BLUE, label="measured")
-        left.set_title("One Euler step from t = 1/2")
-        left.set_ylabel("2-Wasserstein distance")
-        colors = (drawing.BLUE, drawing.SKY, drawing.RED)
-        for (name, distance), color in zip(course.wasserstein.items(), colors, strict=True):
-            right.plot(course.step, distance.mean(axis=1), color=color, label=name)
-        right.set_title("Samples of a bandit with two modes")
-        for axis in (left, right):
-            axis.set_xscale("log")
-            axis.set_ylim(0.0)
-            axis.set_xlabel("Gradient steps")
-            axis.legend()
-        drawing.save(figure, out / "theory.png")
-    return Figure(
-        "theory.png",
-        "Left: the bound of one step's error by the flow matching loss, and the error. Right: one "
-        "step of a flow ends between the modes, one of MeanFlow does not.",
-        "Bound against measured distance, and distance of one-step samples over training",
     )

@@ -44,15 +44,13 @@ class Method(NamedTuple):
     """A way of learning, seeds side by side.
 
     Attributes:
-        learner: of all seeds.
-        axes: of the seeds in its state, for `jax.vmap`.
+        learner: Trains all seeds; its `axes` say where they lie in its state.
         act: `act(state, key, obs, explore) -> action`, of one seed.
-        steps: of the environments in a step of the learner.
-        actor: None for PPO.
+        steps: Steps of the environments in a step of the learner.
+        actor: The actor of the common learner; None for PPO, which has its own.
     """
 
     learner: Algorithm
-    axes: Any
     act: Callable[[Any, jax.Array, jax.Array, bool], jax.Array]
     steps: int
     actor: Actor | None
@@ -81,7 +79,7 @@ def make_method(name: str, env: Env, config: Config) -> Method:
 
     seeds = rl.over_seeds(learner, config.num_seeds)
     steps = rl.env_steps_per_step(env, policy) // env.num_envs
-    return Method(seeds, seeds.axes, act, steps, actor)
+    return Method(seeds, act, steps, actor)
 
 
 def _ppo(env: Env, config: Config) -> Method:
@@ -103,7 +101,7 @@ def _ppo(env: Env, config: Config) -> Method:
         return networks.mode(state.params, obs, ())
 
     seeds = rl.over_seeds(learner, config.num_seeds)
-    return Method(seeds, seeds.axes, act, length, None)
+    return Method(seeds, act, length, None)
 
 
 def make_actor(name: str, env: Env, config: Config) -> Actor:

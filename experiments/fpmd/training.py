@@ -1,22 +1,18 @@
 """Training of one method on one task, seeds in one program, and what is looked at on the way."""
 
 import dataclasses
-import functools
-import json
 import pathlib
-import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.fpmd import Config
+from experiments.fpmd import Config, methods
 from experiments.fpmd.methods import WEIGHTINGS, Method
 from jaxlab import envs, rl
 from jaxlab.core import logging, loop
-from jaxlab.core.types import Algorithm, Metrics
 from jaxlab.envs import small_tasks
 from jaxlab.learning import replay
 from jaxlab.rl import critics as critics_lib
@@ -25,7 +21,9 @@ from jaxlab.rl import generators
 NFES = (1, 2, 5, 10, 20)
 """Steps of one sample, of the curve of return against network evaluations."""
 STATES, PARTICLES = 256, 16
-"""Of the replay, and samples in each, for spread and gap."""
+"""States of the replay in which spread and gap are measured, and samples in each."""
+Measured = Callable[[Callable[[Any], Any]], Any]
+"""Looks at every seed at the end, with NaN for those that are lost."""
 EVALUATION_KEY = 2**31 - 1
 """Seed of evaluations, apart from those of training."""
 
@@ -34,17 +32,20 @@ class Outcome(NamedTuple):
     """One method on one task.
 
     Attributes:
-        final, best: `[seeds]` mean returns at the end, and of the best evaluation.
-        curve: transitions `[chunks]` and returns `[chunks, seeds]`.
-        modes: mean returns `[seeds]` by way of acting.
-        by_steps: mean returns `[seeds]` by steps of one sample, of flows.
-        course: by name `[chunks]`, means over seeds: what was logged of weights and values, and of
+        final: `[seeds]` mean returns at the end, NaN for a seed that blew up, as everywhere.
+        best: `[seeds]` mean returns of the best evaluation.
+        curve: Transitions `[chunks]` and returns `[chunks, seeds]`.
+        modes: Mean returns `[seeds]` by way of acting.
+        by_steps: Mean returns `[seeds]` of flows, by the steps that one sample takes.
+        course: By name `[chunks]`, means over seeds: what was logged of weights and values, and of
             a flow "spread" and "gap": root of the mean variance of its samples in a state, and
             distance of one step from all steps out of the same noise.
-        weights: `[seeds, STATES]` logarithms at the end, of mirror descent; else empty.
+        weights: `[seeds, STATES]` logarithms of the weights at the end, of mirror descent; else
+            empty.
         goals: `[seeds]` effective number of goals that episodes come to, 0 if none, and the share
-            of episodes that do; of the multi-goal task.
-        seconds_per_step: of the environments and what is learned for it, all seeds together.
+            of episodes that do; empty but for the multi-goal task.
+        seconds_per_step: What a step of the environments and the learning for it takes, all seeds
+            together.
     """
 
     final: np.ndarray
@@ -58,87 +59,89 @@ class Outcome(NamedTuple):
     seconds_per_step: float
 
 
-def train(
-    task: envs.Task, name: str, method: Method, config: Config, folder: pathlib.Path
-) -> Outcome:
-    """Trains all seeds, or goes on with what `folder` holds; an ended run is only read."""
-    done = folder / "outcome.json"
-    settings = {"of": name, **dataclasses.asdict(config)}
+def settings(name: str, config: Config) -> dict[str, Any]:
+    """All that an outcome depends on."""
+    fields = {"of": name, **dataclasses.asdict(config)}
     for other in ("methods", "tasks", "parts", "theory_steps", "tuning_rates", "tuning_seeds"):
-        del settings[other]
-    if done.exists():
-        stored = json.loads(done.read_text())
-        if stored["settings"] != json.loads(json.dumps(settings)):
-            raise ValueError(f"{done} is of other settings: take another folder")
-        return _decode(stored["outcome"])
+        del fields[other]
+    return fields
+
+
+def train(task: envs.Task, name: str, config: Config, folder: pathlib.Path) -> Outcome:
+    """Trains all seeds, or goes on with the checkpoint that `folder` holds.
+
+    A seed that blows up has NaN for its figures; if all do, there is nothing but that.
+    """
+    method = methods.make_method(name, envs.make_env(task, config.num_envs), config)
     num_steps = config.updates // method.steps
-    over_seeds = functools.partial(_over_seeds, method.axes)
-    judge = over_seeds(_mean_return(task, method, config))
-    looks = {k: over_seeds(f) for k, f in _looks(task, method, config).items()}
+    judge = _over_seeds(method, _mean_return(task, method, config))
+    looks = {k: _over_seeds(method, f) for k, f in _looks(task, method, config).items()}
 
     def evaluate(state: Any) -> dict[str, Any]:
-        found = {f"eval/return_{i}": x for i, x in enumerate(judge(state))}
-        return found | {f"eval/{k}": jnp.mean(look(state)) for k, look in looks.items()}
+        return {"eval/return": judge(state)} | {f"eval/{k}": f(state) for k, f in looks.items()}
 
-    ended = loop.run(
-        _mean(method.learner),
-        jax.random.key(config.seed),
-        num_steps=num_steps,
-        chunk_size=max(num_steps // config.evaluations, 1),
-        directory=folder,
-        evaluate=evaluate,
-        save_every=config.save_every,
-        max_to_keep=1,
-        config=settings,
-    )
+    try:
+        ended = loop.run(
+            method.learner,
+            jax.random.key(config.seed),
+            num_steps=num_steps,
+            chunk_size=max(num_steps // config.evaluations, 1),
+            directory=folder,
+            evaluate=evaluate,
+            save_every=config.save_every,
+            max_to_keep=1,
+            config=settings(name, config),
+        )
+    except loop.NonFiniteError:
+        return _lost(config.num_seeds)
     records = logging.read_jsonl(folder / "metrics.jsonl")
-    names = [f"eval/return_{i}" for i in range(config.num_seeds)]
-    returns = np.array([[record[key] for key in names] for record in records])
+    steps, returns = logging.series(records, "eval/return_seeds")
     warmup = 0 if method.actor is None else config.warmup
-    transitions = method.steps * config.num_envs
-    speeds = [r["perf/steps_per_second"] for r in records if "perf/steps_per_second" in r]
-    modes, by_steps = _acting(task, method, config, ended.state, returns[-1])
-    logged = [k for k in records[-1] if k.startswith(("policy/", "eval/")) and k not in names]
-    outcome = Outcome(
+    speeds = logging.series(records, "perf/steps_per_second")[1]
+
+    def measured(of_one: Callable[[Any], Any]) -> Any:
+        found = jax.device_get(_over_seeds(method, of_one)(ended.state))
+        return jax.tree.map(lambda x: _without(x, ended.frozen), found)
+
+    modes, by_steps = _acting(task, method, config, measured, returns[-1])
+    return Outcome(
         final=returns[-1],
         best=returns.max(axis=0),
-        curve=(np.array([r["step"] * transitions + warmup for r in records]), returns),
+        curve=(steps * method.steps * config.num_envs + warmup, returns),
         modes=modes,
         by_steps=by_steps,
-        course={k: np.array([r[k] for r in records]) for k in logged},
-        weights=_weights(name, method, ended.state),
-        goals=_goals(method, ended.state) if task.name == "multi_goal" else (np.zeros(0),) * 2,
+        course=_course(records),
+        weights=_weights(name, method, measured),
+        goals=measured(_goals(method)) if task.name == "multi_goal" else (np.zeros(0),) * 2,
         seconds_per_step=1.0 / (float(np.median(speeds)) * method.steps),
     )
-    done.write_text(json.dumps({"settings": settings, "outcome": _encode(outcome)}))
-    shutil.rmtree(folder / "checkpoints")  # with the replay of all seeds
-    return outcome
 
 
-def _encode(x: Any) -> Any:
-    if isinstance(x, np.ndarray):
-        return {"array": x.tolist(), "dtype": str(x.dtype)}
-    if isinstance(x, dict):
-        return {"items": [[key, _encode(value)] for key, value in x.items()]}
-    if isinstance(x, Outcome):
-        return {"outcome": [_encode(value) for value in x]}
-    return {"tuple": [_encode(value) for value in x]} if isinstance(x, tuple) else x
+def _course(records: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+    """Means over seeds of what was logged of them, NaN where nothing was."""
+    names = dict.fromkeys(name for record in records for name in record)
+    return {
+        name: np.array([record.get(name, np.nan) for record in records])
+        for name in names
+        if name.startswith(("policy/", "eval/")) and f"{name}_seeds" in names
+        if name != "eval/return"
+    }
 
 
-def _decode(x: Any) -> Any:
-    if not isinstance(x, dict):
-        return x
-    ((kind, value),) = ((k, v) for k, v in x.items() if k != "dtype")
-    if kind == "array":
-        return np.array(value, x["dtype"])
-    if kind == "items":
-        return {key: _decode(one) for key, one in value}
-    decoded = tuple(_decode(one) for one in value)
-    return Outcome(*decoded) if kind == "outcome" else decoded
+def _lost(num_seeds: int) -> Outcome:
+    """What is left of a method of which no seed is."""
+    gone, none = np.full(num_seeds, np.nan), np.zeros(0)
+    return Outcome(gone, gone, (none, np.zeros((0, num_seeds))), {}, {}, {}, none, (none, none), 0)
 
 
-def _over_seeds(axes: Any, of_one: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    return jax.jit(jax.vmap(of_one, in_axes=(axes,)))
+def _without(x: np.ndarray, frozen: Mapping[int, int]) -> np.ndarray:
+    x = np.array(x)
+    x[list(frozen)] = np.nan
+    return x
+
+
+def _over_seeds(method: Method, of_one: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return jax.jit(jax.vmap(of_one, in_axes=(method.learner.axes,)))
 
 
 def _mean_return(
@@ -194,15 +197,14 @@ def _looks(
 
 
 def _acting(
-    task: envs.Task, method: Method, config: Config, state: Any, whole: np.ndarray
+    task: envs.Task, method: Method, config: Config, measured: Measured, whole: np.ndarray
 ) -> tuple[dict[str, np.ndarray], dict[int, np.ndarray]]:
     """Returns by way of acting, of which `whole` is known, and by steps of one sample."""
     if method.actor is None or method.actor.generator is None:
         return {}, {}
 
     def returns(mode: str, num_steps: int | None = None) -> np.ndarray:
-        judge = _mean_return(task, method, config, mode, num_steps)
-        return np.asarray(_over_seeds(method.axes, judge)(state))
+        return measured(_mean_return(task, method, config, mode, num_steps))
 
     if not _is_flow(method):
         return {"bon": whole, "vanilla": returns("vanilla")}, {}
@@ -212,7 +214,7 @@ def _acting(
     return modes | {"zero_noise": returns("zero_noise")}, by_steps
 
 
-def _weights(name: str, method: Method, state: Any) -> np.ndarray:
+def _weights(name: str, method: Method, measured: Measured) -> np.ndarray:
     """Logarithms of the weights that the policy's own proposals have."""
     if name not in WEIGHTINGS or method.actor is None:
         return np.zeros(0)
@@ -228,10 +230,10 @@ def _weights(name: str, method: Method, state: Any) -> np.ndarray:
         kind = WEIGHTINGS[name]
         return jnp.log(rl.importance_weights(q(obs, action), state.stats, alpha, kind)[0])
 
-    return np.asarray(_over_seeds(method.axes, of_one)(state))
+    return measured(of_one)
 
 
-def _goals(method: Method, state: Any) -> tuple[np.ndarray, np.ndarray]:
+def _goals(method: Method) -> Callable[[Any], tuple[jax.Array, jax.Array]]:
     """Exponential of the entropy of the goals that exploring episodes come to, and their share."""
     env = envs.make_env(envs.multi_goal(start_std=0.0), STATES)
     goals = jnp.asarray(small_tasks.GOALS)
@@ -255,8 +257,7 @@ def _goals(method: Method, state: Any) -> tuple[np.ndarray, np.ndarray]:
         number = jnp.exp(-jnp.sum(share * jnp.log(jnp.maximum(share, 1e-12))))
         return jnp.where(arrived > 0, number, 0.0), arrived / STATES
 
-    number, arrived = _over_seeds(method.axes, of_one)(state)
-    return np.asarray(number), np.asarray(arrived)
+    return of_one
 
 
 def _states(state: rl.TrainState) -> jax.Array:
@@ -276,13 +277,3 @@ def _is_flow(method: Method) -> bool:
         and actor.generator is not None
         and actor.generator.kind in ("flow", "mean_flow")
     )
-
-
-def _mean(learner: Algorithm) -> Algorithm:
-    """The learner with metrics averaged over seeds."""
-
-    def step(state: Any) -> tuple[Any, Metrics]:
-        state, metrics = learner.step(state)
-        return state, jax.tree.map(jnp.mean, metrics)
-
-    return Algorithm(learner.init, step)

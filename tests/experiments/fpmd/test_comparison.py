@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.fpmd import PRESETS, Config, methods, study, theory, training
+from experiments.fpmd import PRESETS, Config, methods, published, rows, study, tables, training
+from experiments.fpmd.parts import latency, theory
 from jaxlab import envs
-from jaxlab.core import logging, loop
+from jaxlab.core import logging, loop, types
 
 pytestmark = pytest.mark.usefixtures("optax_promotes")
 TINY = Config(
@@ -31,17 +32,23 @@ TINY = Config(
 )
 
 
-def test_rows_are_what_was_logged_and_a_second_run_trains_nothing(tmp_path, monkeypatch):
+@pytest.fixture
+def fewer_programs(monkeypatch):
+    """Each number of steps of a sample is a program."""
+    monkeypatch.setattr(training, "NFES", (1, 2))
+
+
+@pytest.mark.slow
+def test_rows_are_what_was_logged_and_a_second_run_trains_nothing(
+    tmp_path, monkeypatch, fewer_programs
+):
     first = study.run(TINY, tmp_path)
     logged = {
-        name: logging.read_jsonl(tmp_path / "multi_goal" / name / "metrics.jsonl")
+        name: logging.read_jsonl(tmp_path / "units" / f"multi_goal--{name}.jsonl")
         for name in TINY.methods
     }
     assert len(logged["FPMD-M"]) == TINY.evaluations
-    final = {
-        name: np.array([records[-1][f"eval/return_{i}"] for i in range(2)])
-        for name, records in logged.items()
-    }
+    final = {name: np.array(records[-1]["eval/return_seeds"]) for name, records in logged.items()}
     row = next(row for row in first.rows if row.metric == "Return of FPMD-M, multi_goal")
     np.testing.assert_allclose(row.value, final["FPMD-M"].mean(), rtol=1e-6)
     assert row.baseline == ("TD3", pytest.approx(final["TD3"].mean(), rel=1e-6))
@@ -60,30 +67,103 @@ def test_rows_are_what_was_logged_and_a_second_run_trains_nothing(tmp_path, monk
 
     monkeypatch.setattr(loop, "_compile_chunk", fail)
     again = study.run(TINY, tmp_path)
-    with pytest.raises(ValueError, match="of other settings"):
+    with pytest.raises(ValueError, match="multi_goal/FPMD-M with width = 8, now it is 4"):
         study.run(dataclasses.replace(TINY, width=4), tmp_path)
     assert [(row.metric, row.value) for row in again.rows] == [
         (row.metric, row.value) for row in first.rows
     ]
 
 
-def test_the_learning_rate_is_tuned_on_other_seeds(tmp_path):
+def invented(final):
+    final = np.asarray(final, float)
+    none = np.zeros(0)
+    curve = (np.zeros(1), final[None])
+    return training.Outcome(final, final, curve, {}, {}, {}, none, (none, none), 1.0)
+
+
+def test_the_learning_rate_is_tuned_on_other_seeds(tmp_path, monkeypatch):
+    """By the mean of the seeds that are left; a rate that loses all of them is not taken."""
+    config = dataclasses.replace(
+        TINY, methods=("TD3", "FPMD-M"), tuning_rates=(1e-4, 1e-3, 1e-2), tuning_seeds=3
+    )
+    worth = {1e-4: [1.0, 2.0, 3.0], 1e-3: [4.0, np.nan, 2.0], 1e-2: [np.nan] * 3}
+    asked = []
+
+    def train(task, name, config, folder):
+        asked.append((name, config.learning_rate, config.seed, config.num_seeds))
+        return invented(worth[config.learning_rate] if config.num_seeds == 3 else [5.0, 6.0])
+
+    monkeypatch.setattr(training, "train", train)
+    found = study.run(config, tmp_path)
+    assert asked == [
+        *(("TD3", rate, config.seed + 1000, 3) for rate in config.tuning_rates),
+        ("TD3", 1e-3, config.seed, 2),
+        ("FPMD-M", config.learning_rate, config.seed, 2),
+    ]
+    table = next(table for table in found.tables if table.title.startswith("Returns"))
+    rates = {cells[0]: cells[table.columns.index("Learning rate")] for cells in table.rows}
+    assert rates == {"TD3": 1e-3, "FPMD-M": config.learning_rate}
+
+
+@pytest.mark.slow
+def test_the_best_of_trained_rates_is_taken(tmp_path):
     config = dataclasses.replace(TINY, methods=("TD3",), tuning_rates=(1e-4, 1e-2))
     found = study.run(config, tmp_path)
     returns = {}
     for rate in config.tuning_rates:
-        folder = tmp_path / "multi_goal" / "TD3-tuning" / f"{rate:g}"
-        last = logging.read_jsonl(folder / "metrics.jsonl")[-1]
-        returns[rate] = last["eval/return_0"] + last["eval/return_1"]
+        path = tmp_path / "units" / f"multi_goal--TD3--tuning--{rate:g}.jsonl"
+        returns[rate] = sum(logging.read_jsonl(path)[-1]["eval/return_seeds"])
     table = next(table for table in found.tables if table.title.startswith("Returns"))
     rate = table.rows[0][table.columns.index("Learning rate")]
     assert rate == max(returns, key=lambda rate: returns[rate])
 
 
+def test_the_interval_beside_a_rival_decides():
+    """Five differences above zero whose bootstrap excludes it, and whose t-interval does not."""
+    ours = np.array([0.05, 0.1, 0.9, 0.5, 1.6])
+    found = {("pendulum", "FPMD-R"): invented(ours), ("pendulum", "SAC"): invented(np.zeros(5))}
+    row = rows.rows(found)[0]
+    assert (row.baseline, row.verdict) == (("SAC", 0.0), "no clear difference")
+    assert row.interval[0] < 0.0 < row.interval[1]
+    found["pendulum", "FPMD-R"] = invented(ours + 1.0)
+    row = rows.rows(found)[0]
+    assert row.verdict == "better" and row.interval[0] > 0.0
+    assert row.interval[0] + row.interval[1] == pytest.approx(2 * row.value)
+
+
+def test_seeds_that_blew_up_are_told(tmp_path):
+    lost = training._lost(5)
+    found = {
+        ("pendulum", "FPMD-R"): invented([3.0, np.nan, 4.0, 5.0, 6.0]),
+        ("pendulum", "FPMD-M"): lost,
+        ("pendulum", "SAC"): invented([1.0, 1.1, 1.0, 1.2, 1.0]),
+        ("pendulum", "TD3"): lost,
+    }
+    first, second = rows.rows(found)
+    assert first.baseline[0] == "SAC" and first.verdict == "too few seeds"  # four pairs are left
+    assert first.value == 4.5 and "1 of 5 seeds" in first.note
+    assert (second.value, second.verdict) == (None, "not measured") and "5 of 5" in second.note
+    returns = tables.tables(found, {}, TINY)[0]
+    assert [cells[1] for cells in returns.rows] == [4.5, None, pytest.approx(1.06), None]
+
+
+def test_latency_times_every_way_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(latency, "BATCHES", (1,))
+    monkeypatch.setattr(
+        latency,
+        "measure",
+        lambda method, mode, batch: latency.Latency(method, mode, 1, 0, batch, 2.0, 3.0),
+    )
+    part = latency.run(TINY, tmp_path)
+    assert len(part.tables[0].rows) == len(latency.WAYS)
+    assert {row.verdict for row in part.rows} == {"no clear difference"}
+
+
 def test_goals_that_are_reached():
     """A policy that goes right comes to one goal; one that draws a direction, to all four."""
-    method = methods.make_method("TD3", envs.make_env(envs.multi_goal(), 2), TINY)
-    state = jax.jit(method.learner.init)(jax.random.key(0))
+    seeds = types.Algorithm(lambda key: None, lambda state: (state, {}), axes=0)
+    method = methods.Method(seeds, lambda *_: None, 1, None)
+    state = jnp.zeros(2)  # two seeds that know nothing
     directions = jnp.asarray([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
 
     def right(state, key, obs, explore):
@@ -98,7 +178,8 @@ def test_goals_that_are_reached():
         return jnp.zeros_like(obs)
 
     none, one, four = (
-        training._goals(method._replace(act=act), state) for act in (nowhere, right, anywhere)
+        training._over_seeds(method, training._goals(method._replace(act=act)))(state)
+        for act in (nowhere, right, anywhere)
     )
     np.testing.assert_allclose(none, 0.0)
     np.testing.assert_allclose(one, 1.0, atol=1e-6)
@@ -117,7 +198,7 @@ def test_every_method_fits_the_task(name):
         def q(obs, action):
             return jnp.min(method.critics.apply(critic_params, obs, action), axis=0)
 
-        return method.policy.propose(params, params, key, obs, q, jnp.ones(()))[:2]
+        return method.policy.propose(key, params, params, obs, q, jnp.ones(()))[:2]
 
     obs = jax.ShapeDtypeStruct((7, 2), jnp.float32)
     action, bonus = jax.eval_shape(propose, params, critics, jax.random.key(0), obs)
@@ -128,7 +209,7 @@ def test_every_method_fits_the_task(name):
 @pytest.mark.slow
 def test_theory_of_one_step():
     """The bound holds along the way; one step of the flow averages, that of MeanFlow does not."""
-    course = theory.run(dataclasses.replace(TINY, theory_steps=3000))
+    course = theory.train(dataclasses.replace(TINY, theory_steps=3000))
     assert np.all(course.distance[3:] <= course.bound[3:])
     assert np.all(course.modes["FPMD-R, 1 step"] < 0.1)
     assert np.all(course.modes["FPMD-R, 50 steps"] > 0.8)
@@ -159,29 +240,18 @@ def test_bad_names(tmp_path):
 
 
 def test_returns_stand_beside_the_published_ones():
-    returns = np.array([1.0, 3.0])
-    one = training.Outcome(
-        returns,
-        returns,
-        (np.zeros(1), returns[None]),
-        {},
-        {},
-        {},
-        np.zeros(0),
-        (np.zeros(0), np.zeros(0)),
-        1.0,
-    )
+    one = invented([1.0, 3.0])
     names = {
         ("walker2d", "SAC"),
         ("inverted_pendulum", "DACER"),
         ("ant", "FPMD-R"),
         ("pendulum", "SAC"),
     }
-    rows = study._published_rows({key: one for key in sorted(names)})
-    assert {(row.metric, row.value, row.paper) for row in rows} == {
+    told = rows._published({key: one for key in sorted(names)})
+    assert {(row.metric, row.value, row.paper) for row in told} == {
         ("Return of SAC, walker2d", 2.0, 3233),
         ("Return of DACER, inverted_pendulum", 2.0, 801),
     }
-    assert set(study.PUBLISHED) < set(methods.NAMES)
-    assert all(len(x) == len(study.PUBLISHED_TASKS) for x in study.PUBLISHED.values())
-    assert set(study.PUBLISHED_TASKS) <= set(envs.TASKS)
+    assert set(published.RETURNS) < set(methods.NAMES)
+    assert all(len(x) == len(published.TASKS) for x in published.RETURNS.values())
+    assert set(published.TASKS) <= set(envs.TASKS)

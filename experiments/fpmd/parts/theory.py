@@ -7,14 +7,19 @@ are counted.
 
 import functools
 import math
+import pathlib
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import matplotlib.pyplot as plt
 import numpy as np
 import optax
 
 from experiments.fpmd import Config
+from experiments.fpmd import rows as rows_of
+from experiments.harness import drawing, units
+from experiments.harness.result import Figure, Part
 from jaxlab import rl
 from jaxlab.diffusion import closed_form, one_step, rectified_flow
 from jaxlab.rl import generators
@@ -47,7 +52,48 @@ class Course(NamedTuple):
     modes: dict[str, np.ndarray]
 
 
-def run(config: Config) -> Course:
+def run(config: Config, out: pathlib.Path) -> Part:
+    """Trains both flows, or reads what `out` holds, and says how they end."""
+    return tell(measured(config, out), out)
+
+
+def measured(config: Config, out: pathlib.Path) -> Course:
+    """Returns what `train` measures, from `out` if it is there."""
+    fields = {name: getattr(config, name) for name in ("seed", "num_seeds", "theory_steps")}
+    unit = units.Unit("theory", fields, lambda folder: train(config), Course)
+    return units.run([unit], out, title="fpmd, theory")["theory"]
+
+
+def tell(course: Course, out: pathlib.Path) -> Part:
+    """Returns rows and the picture of a course."""
+    held = bool(np.all(course.distance <= course.bound))
+    rows = [
+        rows_of.measured(
+            "The error of one Euler step is bounded by a variance",
+            "W2 over its bound at the end of training",
+            course.distance[-1] / course.bound[-1],
+            verdict="reproduced" if held else "not reproduced",
+            note=f"One step from t = 1/2; the bound holds at {'all' if held else 'not all'} "
+            f"{course.step.size} points of all seeds.",
+        )
+    ]
+    for name, share in course.modes.items():
+        averaged = name == "FPMD-R, 1 step"
+        right = bool(np.all(share < 0.1) if averaged else np.all(share > 0.8))
+        rows.append(
+            rows_of.measured(
+                "One step of a flow is the mean of its modes, one of MeanFlow is not",
+                f"Samples near either mode, {name}",
+                100.0 * share,
+                unit="%",
+                verdict="reproduced" if right else "not reproduced",
+                note="Two good actions, -0.7 and 0.7, of equal weight; nearer than 0.3.",
+            )
+        )
+    return Part(tuple(rows), (_figure(course, out),))
+
+
+def train(config: Config) -> Course:
     """Trains all seeds and measures on the way."""
     flow = generators.make_flow(1, 1, hidden=(128, 128))
     mean = generators.make_mean_flow(1, 1, hidden=(128, 128))
@@ -143,3 +189,28 @@ def draw(key: jax.Array, num: int) -> jax.Array:
     which = jax.random.bernoulli(key_which, float(TARGET.weight[1]), (num, 1))
     mean = jnp.where(which, float(TARGET.mean[1]), float(TARGET.mean[0]))
     return mean + float(TARGET.std[0]) * jax.random.normal(key_noise, (num, 1))
+
+
+def _figure(course: Course, out: pathlib.Path) -> Figure:
+    with plt.rc_context(drawing.STYLE):
+        figure, (left, right) = plt.subplots(1, 2, figsize=(9.2, 3.4))
+        left.plot(course.step, course.bound.mean(axis=1), color=drawing.INK, label="bound")
+        left.plot(course.step, course.distance.mean(axis=1), color=drawing.BLUE, label="measured")
+        left.set_title("One Euler step from t = 1/2")
+        left.set_ylabel("2-Wasserstein distance")
+        colors = (drawing.BLUE, drawing.SKY, drawing.RED)
+        for (name, distance), color in zip(course.wasserstein.items(), colors, strict=True):
+            right.plot(course.step, distance.mean(axis=1), color=color, label=name)
+        right.set_title("Samples of a bandit with two modes")
+        for axis in (left, right):
+            axis.set_xscale("log")
+            axis.set_ylim(0.0)
+            axis.set_xlabel("Gradient steps")
+            axis.legend()
+        drawing.save(figure, out / "theory.png")
+    return Figure(
+        "theory.png",
+        "Left: the bound of one step's error by the flow matching loss, and the error. Right: one "
+        "step of a flow ends between the modes, one of MeanFlow does not.",
+        "Bound against measured distance, and distance of one-step samples over training",
+    )
