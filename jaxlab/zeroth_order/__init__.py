@@ -27,6 +27,7 @@ from jaxlab.zeroth_order.direction_sets import (
     make_column_draw,
 )
 from jaxlab.zeroth_order.estimators import (
+    Stencil,
     balanced_radius,
     evaluate,
     gradient,
@@ -145,6 +146,7 @@ __all__ = [
     "directions",
     "make_column_draw",
     "gram_inflation",
+    "Stencil",
     "two_point",
     "one_point",
     "gradient",

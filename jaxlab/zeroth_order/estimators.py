@@ -5,6 +5,8 @@ is a pure function that works alone, for an oracle with m = 0 constraints too. S
 q = (f, h), `[1 + m]`; source: arXiv:2509.24056, section on estimation.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,31 @@ from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from jaxlab.zeroth_order.problem import Oracle
+
+
+class Stencil(NamedTuple):
+    """The queries of one probe: where they lie around a point, and which share their noise.
+
+    Attributes:
+        B: Number of directions.
+        u: Radius of the differences, positive.
+        central: Differences of x + u s and x - u s, error O(u^2); of x + u s and x otherwise, with
+            half the queries and error O(u).
+        center_repeats: Number of queries of x, whose mean is its value.
+        common_noise: Whether x + u s and x - u s (forward: x) share their key, for oracles that are
+            smooth in x at a fixed key (common random numbers).
+    """
+
+    B: int
+    u: float | Array
+    central: bool = True
+    center_repeats: int = 1
+    common_noise: bool = False
+
+    @property
+    def num_queries(self) -> int:
+        """The joint queries of a probe."""
+        return self.center_repeats + (2 * self.B if self.central else self.B)
 
 
 def evaluate(q: Oracle, points: Float[Array, "Q n"], keys: Array) -> Float[Array, "Q d"]:
@@ -38,8 +65,7 @@ def two_point(
 ) -> tuple[Float[Array, " d"], Float[Array, "d B"], int]:
     """Measures q at x and its differences along the columns of S.
 
-    Central: D_b = [q(x + u s_b) - q(x - u s_b)] / 2u, error O(u^2); forward: D_b =
-    [q(x + u s_b) - q(x)] / u, error O(u), half the queries.
+    Central: D_b = [q(x + u s_b) - q(x - u s_b)] / 2u; forward: D_b = [q(x + u s_b) - q(x)] / u.
 
     Args:
         q: the oracle.
@@ -47,12 +73,9 @@ def two_point(
         S: `[n, B]` directions, as they are (scale them with c in `gradient`).
         u: radius, positive.
         key: source of the oracle's noise.
-        central: central or forward differences.
+        central, center_repeats, common_noise: see `Stencil`.
         S_minus: `[n, B]`, the backward directions when they differ (see `within_box`); the
             differences then belong to the directions (S + S_minus) / 2.
-        center_repeats: queries of x whose mean is the centre.
-        common_noise: x + u s and x - u s (forward: x) share the key, for oracles that are smooth
-            in x at a fixed key (common random numbers).
 
     Returns:
         `(q0, D, queries)`: values `[1 + m]` at x, differences `[1 + m, B]`, and the joint queries
@@ -62,10 +85,10 @@ def two_point(
         ValueError: if u or `center_repeats` is not positive, or shapes do not match.
     """
     check_radius(u)
-    points = probe_points(x, S, u, central=central, S_minus=S_minus, center_repeats=center_repeats)
-    keys = probe_keys(key, S.shape[1], central, center_repeats, common_noise)
-    q0, D, _ = read_probe(evaluate(q, points, keys), S.shape[1], u, central)
-    return q0, D, points.shape[0]
+    stencil = Stencil(S.shape[-1], u, central, center_repeats, common_noise)
+    points = probe_points(x, S, stencil, S_minus=S_minus)
+    q0, D, _ = read_probe(evaluate(q, points, probe_keys(key, stencil)), stencil)
+    return q0, D, stencil.num_queries
 
 
 def one_point(
@@ -152,50 +175,48 @@ def within_box(
 def probe_points(
     x: Float[Array, " n"],
     S: Float[Array, "n B"],
-    u: float | Array,
+    stencil: Stencil,
     *,
-    central: bool = True,
     S_minus: Float[Array, "n B"] | None = None,
-    center_repeats: int = 1,
 ) -> Float[Array, "Q n"]:
-    """Returns the points that `two_point` evaluates, `[Q, n]`: centres, forward, backward."""
+    """Returns the points that a probe evaluates, `[Q, n]`: centres, forward, backward."""
     if S.ndim != 2 or x.shape != S.shape[:1] or (S_minus is not None and S_minus.shape != S.shape):
         other = "" if S_minus is None else f" and S_minus {S_minus.shape}"
         raise ValueError(f"x [n] and S [n, B] must agree, got {x.shape} and {S.shape}{other}")
-    if center_repeats < 1:
-        raise ValueError(f"center_repeats must be at least 1, got {center_repeats}")
-    parts = [jnp.broadcast_to(x, (center_repeats, x.size)), x[None] + u * S.T]
-    if central:
-        parts.append(x[None] - u * (S if S_minus is None else S_minus).T)
+    if stencil.center_repeats < 1:
+        raise ValueError(f"center_repeats must be at least 1, got {stencil.center_repeats}")
+    centers = jnp.broadcast_to(x, (stencil.center_repeats, x.size))
+    parts = [centers, x[None] + stencil.u * S.T]
+    if stencil.central:
+        parts.append(x[None] - stencil.u * (S if S_minus is None else S_minus).T)
     return jnp.concatenate(parts)
 
 
-def probe_keys(
-    key: Array, B: int, central: bool = True, center_repeats: int = 1, common_noise: bool = False
-) -> Array:
+def probe_keys(key: Array, stencil: Stencil) -> Array:
     """Returns a key for each of the `probe_points`, `[Q]`."""
     key_center, key_plus, key_minus = jax.random.split(key, 3)
-    if common_noise and not central:  # the centre is the partner of every forward point
-        return jnp.broadcast_to(key_center, (center_repeats + B,))
-    plus = jax.random.split(key_plus, B)
-    parts = [jax.random.split(key_center, center_repeats), plus]
-    if central:
-        parts.append(plus if common_noise else jax.random.split(key_minus, B))
+    if stencil.common_noise and not stencil.central:
+        # The centre is the partner of every forward point.
+        return jnp.broadcast_to(key_center, (stencil.num_queries,))
+    plus = jax.random.split(key_plus, stencil.B)
+    parts = [jax.random.split(key_center, stencil.center_repeats), plus]
+    if stencil.central:
+        parts.append(plus if stencil.common_noise else jax.random.split(key_minus, stencil.B))
     return jnp.concatenate(parts)
 
 
 def read_probe(
-    values: Float[Array, "Q d"], B: int, u: float | Array, central: bool = True
+    values: Float[Array, "Q d"], stencil: Stencil
 ) -> tuple[Float[Array, " d"], Float[Array, "d B"], Float[Array, "d B"] | None]:
     """Returns centre `[d]`, differences and curvatures `[d, B]` from the values at the points.
 
     The curvature [q(x + u s) - 2 q(x) + q(x - u s)] / u^2 estimates s' H s; None if not central.
     """
-    outer = 2 * B if central else B
-    q0 = jnp.mean(values[:-outer], axis=0)
-    if not central:
-        return q0, (values[-outer:] - q0[None]).T / u, None
-    plus, minus = values[-outer:-B], values[-B:]
+    B, u = stencil.B, stencil.u
+    q0 = jnp.mean(values[: stencil.center_repeats], axis=0)
+    if not stencil.central:
+        return q0, (values[-B:] - q0[None]).T / u, None
+    plus, minus = values[-2 * B : -B], values[-B:]
     return q0, (plus - minus).T / (2.0 * u), (plus - 2.0 * q0[None] + minus).T / u**2
 
 

@@ -21,6 +21,7 @@ from jaxtyping import Array, Float
 
 from jaxlab.zeroth_order import direction_sets, estimators, multiplier
 from jaxlab.zeroth_order.direction_sets import Kind
+from jaxlab.zeroth_order.estimators import Stencil
 from jaxlab.zeroth_order.problem import Oracle
 
 Metric = Callable[[Float[Array, "B k"]], Float[Array, "B k"]]
@@ -190,15 +191,11 @@ def probe(
     key: Array,
     q: Oracle,
     x: Float[Array, " n"],
+    stencil: Stencil,
     *,
-    B: int,
     kind: Kind,
-    u: float | Array,
     lb: Float[Array, " n"] | None = None,
     ub: Float[Array, " n"] | None = None,
-    central: bool = True,
-    center_repeats: int = 1,
-    common_noise: bool = False,
     pairs: bool = False,
     evaluate: Callable[..., Array] = estimators.evaluate,
 ) -> Probe:
@@ -209,29 +206,28 @@ def probe(
     Args:
         key: source of the directions and of the oracle's noise.
         q: the oracle.  x: `[n]`.
-        B, kind: number and kind of directions.  u: radius.
+        stencil: number of directions, radius, and how the differences are taken.
+        kind: direction set, see `direction_sets.directions`.
         lb, ub: box that no query leaves, or None for both.
-        central, center_repeats, common_noise: see `estimators.two_point`.
         pairs: measure the Hessian of f along the directions too, error O(u^2), with central
             differences, no box and B (B - 1) more queries.
         evaluate: evaluates `(q, points, keys)` in one batch.
     """
     key_directions, key_noise, key_pairs = jax.random.split(key, 3)
+    B, u, central = stencil.B, stencil.u, stencil.central
     S, c = direction_sets.directions(key_directions, x.shape[0], B, kind, x.dtype)
     S_minus = None
     if lb is not None and ub is not None:
         S, S_minus = estimators.within_box(x, S, u, lb, ub, central=central)
-    points = estimators.probe_points(
-        x, S, u, central=central, S_minus=S_minus, center_repeats=center_repeats
-    )
-    keys = estimators.probe_keys(key_noise, B, central, center_repeats, common_noise)
+    points = estimators.probe_points(x, S, stencil, S_minus=S_minus)
+    keys = estimators.probe_keys(key_noise, stencil)
     first, second = np.triu_indices(B, 1) if pairs else (np.zeros(0, int), np.zeros(0, int))
     corners = u * (S[:, first] + S[:, second]).T
     points = jnp.concatenate([points, x[None] + corners, x[None] - corners])
     keys = jnp.concatenate([keys, jax.random.split(key_pairs, 2 * len(first))])
     values = evaluate(q, points, keys)
-    num_single = values.shape[0] - 2 * len(first)
-    q0, D, curvature = estimators.read_probe(values[:num_single], B, u, central)
+    num_single = stencil.num_queries
+    q0, D, curvature = estimators.read_probe(values[:num_single], stencil)
     hessian = None
     if pairs:
         assert curvature is not None
@@ -247,17 +243,7 @@ def probe(
 
 
 def streamed_probe(
-    key: Array,
-    q: Oracle,
-    x: Float[Array, " n"],
-    *,
-    B: int,
-    kind: Kind,
-    u: float | Array,
-    chunk: int,
-    central: bool = True,
-    center_repeats: int = 1,
-    common_noise: bool = False,
+    key: Array, q: Oracle, x: Float[Array, " n"], stencil: Stencil, *, kind: Kind, chunk: int
 ) -> Probe:
     """Measures like `probe` with `[n, chunk]` directions in memory at a time, O(n) for large n.
 
@@ -271,19 +257,22 @@ def streamed_probe(
     Raises:
         ValueError: if the kind cannot be drawn in parts or `chunk` does not divide B.
     """
+    B, center_repeats = stencil.B, stencil.center_repeats
     if chunk < 1 or B % chunk:
         raise ValueError(f"chunk must divide the number of directions B = {B}, got {chunk}")
     n = x.shape[0]
     key_directions, key_noise, _ = jax.random.split(key, 3)
-    keys = estimators.probe_keys(key_noise, B, central, center_repeats, common_noise)
+    keys = estimators.probe_keys(key_noise, stencil)
     keys_center, keys_outer = keys[:center_repeats], keys[center_repeats:]
     keys_outer = keys_outer.reshape(-1, B // chunk, chunk).swapaxes(0, 1)
     chunks = jnp.arange(B).reshape(-1, chunk)
     draw = direction_sets.make_column_draw(key_directions, n, B, kind, x.dtype)
 
+    part_of_it = stencil._replace(B=chunk, center_repeats=1)
+
     def measure(_: None, part: tuple[Array, Array]) -> tuple[None, Array]:
         idx, keys = part
-        points = estimators.probe_points(x, draw(idx), u, central=central)[1:]
+        points = estimators.probe_points(x, draw(idx), part_of_it)[1:]
         return None, estimators.evaluate(q, points, keys.reshape(-1))
 
     center = jnp.broadcast_to(x, (center_repeats, n))
@@ -292,7 +281,7 @@ def streamed_probe(
     values = jnp.concatenate(
         [estimators.evaluate(q, center, keys_center), values.reshape(-1, values.shape[-1])]
     )
-    q0, D, curvature = estimators.read_probe(values, B, u, central)
+    q0, D, curvature = estimators.read_probe(values, stencil)
     D, curvature, measured = _drop_failed(D, curvature)
 
     def lift(v: Array) -> Array:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxlab.zeroth_order import estimators, field, kkt, multiplier, settings
+from jaxlab.zeroth_order.estimators import Stencil
 from jaxlab.zeroth_order.problem import Problem
 from jaxlab.zeroth_order.settings import ZOFLConfig
 
@@ -199,22 +200,23 @@ def measure(
         if config.metric == "newton":
             return found, field.newton_metric(H, config.newton_fill)
         return found, field.diagonal_metric(jnp.diagonal(H), config.newton_fill)
-    drawn: dict[str, Any] = {
-        "B": config.B,
-        "kind": config.kind,
-        "u": u,
-        "central": config.central,
-        "center_repeats": config.center_repeats,
-        "common_noise": config.common_noise,
-    }
+    stencil = _stencil(config, u)
     if config.chunk is not None:
-        found = field.streamed_probe(key, problem.q, x, chunk=config.chunk, **drawn)
-    else:
-        box: dict[str, Any] = (
-            {"lb": problem.lb, "ub": problem.ub} if settings.is_boxed(problem) else {}
+        found = field.streamed_probe(
+            key, problem.q, x, stencil, kind=config.kind, chunk=config.chunk
         )
+    else:
+        lb, ub = (problem.lb, problem.ub) if settings.is_boxed(problem) else (None, None)
         found = field.probe(
-            key, problem.q, x, pairs=config.metric == "newton", evaluate=evaluate, **drawn, **box
+            key,
+            problem.q,
+            x,
+            stencil,
+            kind=config.kind,
+            lb=lb,
+            ub=ub,
+            pairs=config.metric == "newton",
+            evaluate=evaluate,
         )
     if config.form == "plugin":
         return found, field.scalar_metric(1.0)
@@ -237,10 +239,14 @@ def probe_queries(config: ZOFLConfig) -> int:
     """Returns the joint queries of one velocity; one evaluation counts as one with `exact`."""
     if config.kind == "exact":
         return 1
+    stencil = _stencil(config, 1.0)  # of any radius
+    pairs = stencil.B * (stencil.B - 1) if config.metric == "newton" else 0
+    return stencil.num_queries + pairs
+
+
+def _stencil(config: ZOFLConfig, u: float | Array) -> Stencil:
     assert config.B is not None  # resolved
-    B = config.B
-    pairs = B * (B - 1) if config.metric == "newton" else 0
-    return config.center_repeats + (2 * B if config.central else B) + pairs
+    return Stencil(config.B, u, config.central, config.center_repeats, config.common_noise)
 
 
 def _solve(

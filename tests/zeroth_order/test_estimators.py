@@ -72,9 +72,9 @@ def test_curvature_along_directions(key, x64):
     Q = np.array([[2.0, 0.5], [0.5, -1.0]])
     S, _ = direction_sets.directions(key, 2, 2, dtype=jnp.float64)
     x = jnp.array([0.4, -1.0])
-    points = estimators.probe_points(x, S, 0.1)
+    points = estimators.probe_points(x, S, estimators.Stencil(2, 0.1))
     values = jax.vmap(lambda x: jnp.stack([0.5 * x @ Q @ x]))(points)
-    _, _, curvature = estimators.read_probe(values, 2, 0.1)
+    _, _, curvature = estimators.read_probe(values, estimators.Stencil(2, 0.1))
     np.testing.assert_allclose(curvature[0], np.diag(S.T @ Q @ S), atol=1e-11)
 
 
@@ -158,7 +158,9 @@ def test_no_query_leaves_the_box_and_linear_functions_stay_exact(key, x64):
     S, _ = direction_sets.directions(key, 3, 3, dtype=jnp.float64)
     for central in (True, False):
         plus, minus = estimators.within_box(x, S, 1e-2, lb, ub, central=central)
-        points = estimators.probe_points(x, plus, 1e-2, central=central, S_minus=minus)
+        points = estimators.probe_points(
+            x, plus, estimators.Stencil(plus.shape[1], 1e-2, central), S_minus=minus
+        )
         assert bool(((points >= lb[None]) & (points <= ub[None])).all())
         _, D, _ = estimators.two_point(
             lambda x, k: (a @ x, jnp.zeros((0,))),

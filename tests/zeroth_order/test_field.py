@@ -7,6 +7,7 @@ import pytest
 import scipy.optimize
 
 from jaxlab.zeroth_order import field
+from jaxlab.zeroth_order.estimators import Stencil
 from jaxlab.zeroth_order.problems import hock_schittkowski
 
 
@@ -125,9 +126,9 @@ def test_streamed_probe_is_the_dense_one(key, x64, kind, central):
         jnp.stack([x @ x - 1.0]),
     )
     x = jnp.linspace(-1.0, 1.0, 8)
-    settings = {"B": 6, "kind": kind, "u": 1e-2, "central": central, "center_repeats": 2}
-    dense = field.probe(key, noisy, x, **settings)
-    streamed = field.streamed_probe(key, noisy, x, chunk=2, **settings)
+    stencil = Stencil(6, 1e-2, central, center_repeats=2)
+    dense = field.probe(key, noisy, x, stencil, kind=kind)
+    streamed = field.streamed_probe(key, noisy, x, stencil, kind=kind, chunk=2)
     np.testing.assert_allclose(streamed.q0, dense.q0, rtol=1e-12)
     np.testing.assert_allclose(streamed.D, dense.D, rtol=1e-9, atol=1e-11)
     v = jnp.arange(6.0)
@@ -136,7 +137,7 @@ def test_streamed_probe_is_the_dense_one(key, x64, kind, central):
 
 def test_pairs_of_directions_give_the_hessian(key, x64):
     problem = hock_schittkowski.hs("HS77")
-    found = field.probe(key, problem.q, problem.x0, B=5, kind="coordinate", u=1e-3, pairs=True)
+    found = field.probe(key, problem.q, problem.x0, Stencil(5, 1e-3), kind="coordinate", pairs=True)
     H = jax.hessian(lambda x: problem.exact(x)[0])(problem.x0)
     # Fourth derivatives of f are up to 360: the bias is about 360 u^2 / 12.
     np.testing.assert_allclose(found.hessian, H, atol=1e-3)
@@ -145,5 +146,5 @@ def test_pairs_of_directions_give_the_hessian(key, x64):
 def test_chunks_must_divide_the_directions(key):
     with pytest.raises(ValueError, match="chunk must divide"):
         field.streamed_probe(
-            key, lambda x, k: (x[0], x), jnp.ones(3), B=3, kind="sphere", u=0.1, chunk=2
+            key, lambda x, k: (x[0], x), jnp.ones(3), Stencil(3, 0.1), kind="sphere", chunk=2
         )
