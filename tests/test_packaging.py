@@ -1,6 +1,8 @@
 """What is installed is what was written: editable, from a wheel, and from the checkout."""
 
+import ast
 import pathlib
+import re
 import subprocess
 import sys
 import sysconfig
@@ -91,3 +93,38 @@ def test_editable_install_imports_the_checkout_from_anywhere(inside, tmp_path):
     )
     assert process.returncode == 0, process.stderr
     assert all(path.startswith(str(ROOT)) for path in process.stdout.split())
+
+
+def test_the_library_imports_its_dependencies_and_no_more():
+    """At the top of its modules; what is imported where it is needed belongs to an extra."""
+    requirements = SETTINGS["project"]["dependencies"]
+    needed = {re.match(r"[\w-]+", x)[0].split("-")[0] for x in requirements}
+    imported = set()
+    for top in ("jaxlab", "kernels"):
+        for path in (ROOT / top).rglob("*.py"):
+            for node in ast.parse(path.read_text()).body:
+                names = [x.name for x in node.names] if isinstance(node, ast.Import) else []
+                if isinstance(node, ast.ImportFrom) and not node.level:
+                    names = [node.module]
+                imported |= {name.partition(".")[0] for name in names}
+    assert imported - set(sys.stdlib_module_names) - {"jaxlab"} <= needed
+    assert "chex" not in needed  # tests alone use it
+
+
+def test_every_extra_that_is_named_exists():
+    """In errors, in documents, and by other extras; [all] leaves out what is gigabytes."""
+    extras = SETTINGS["project"]["optional-dependencies"]
+    named = {}
+    for path in (
+        *ROOT.glob("*.md"),
+        ROOT / "pyproject.toml",
+        *ROOT.glob("*/**/*.py"),
+        *ROOT.glob("*/**/*.md"),
+    ):
+        for found in re.findall(r"(?:jaxlab|'\.|\"\.)\[([\w,]+)\]", path.read_text()):
+            named |= {extra: path for extra in found.split(",")}
+    assert named.keys() <= extras.keys(), {x: named[x] for x in named.keys() - extras.keys()}
+    assert {"envs", "games", "plot", "experiments", "test", "solvers", "rivals"} <= extras.keys()
+    (everything,) = extras["all"]
+    assert "solvers" not in everything and "rivals" not in everything
+    assert all("python_version" in requirement for requirement in extras["games"])

@@ -100,7 +100,7 @@ def test_gymnax_boxes_keep_their_shape(key):
 
     env = envs.make_env(envs.from_gymnax(Boxes()), 2)
     assert env.action_space == envs.Box((-2.0, -2.0), (4.0, 2.0))
-    after = env.step(env.reset(key), jnp.asarray([[1.0, 0.5], [-1.0, 0.0]]))
+    after = jax.jit(env.step)(jax.jit(env.reset)(key), jnp.asarray([[1.0, 0.5], [-1.0, 0.0]]))
     np.testing.assert_allclose(after.reward, [4.0 + 1.0, -2.0 + 0.0])
 
 
@@ -294,7 +294,7 @@ def test_a_longer_clock_and_the_world_state(key):
 
     env = envs.make_env(envs.from_jaxmarl(Nested(), time_limit=12, world_state=True), 2)
     assert env.actor_part == "agents" and env.obs_size == 2
-    state = env.reset(key)
+    state = jax.jit(env.reset)(key)
     step = jax.jit(env.step)
     for t in range(1, 13):
         state = step(state, jnp.zeros((2, 2), jnp.int32))
@@ -315,10 +315,10 @@ def test_unequal_agents_are_filled_up_only_if_asked(key):
         envs.from_jaxmarl(fake)
     env = envs.make_env(envs.from_jaxmarl(fake, pad=True), 3)
     assert env.action_space == envs.Discrete(3) and env.obs_size == 3
-    state = env.reset(key)
+    state = jax.jit(env.reset)(key)
     np.testing.assert_array_equal(state.action_mask[0], [[True, True, False], [True] * 3])
     assert np.all(state.obs[:, 0, 1:] == 0.0)
-    after = env.step(state, jnp.asarray([[1, 2], [2, 0], [0, 0]]))
+    after = jax.jit(env.step)(state, jnp.asarray([[1, 2], [2, 0], [0, 0]]))
     assert after.failed.tolist() == [False, True, False]  # left has no choice 2
     fake.nums = {"left": 3, "right": 3}
     assert envs.from_jaxmarl(fake, pad=True).action_mask is None

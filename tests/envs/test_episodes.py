@@ -1,5 +1,8 @@
 """Episodes: ends by the task and by time, new starts, bad tasks; the small tasks by hand."""
 
+import pathlib
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -245,3 +248,13 @@ def test_bandit_pays_and_ends(key):
     after = env.step(env.reset(key), jnp.asarray([[0.5, 0.0], [1.0, -1.0]]))
     np.testing.assert_allclose(after.reward, [-0.25, -2.0])
     assert after.terminated.all()
+
+
+def test_the_examples_of_the_readme_run():
+    text = pathlib.Path(envs.__file__).with_name("README.md").read_text()
+    names = {}
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(block, names)
+    rewards, terminated, truncated, _ = names["steps"]
+    assert rewards.shape == (1000, 16) and truncated.sum() == 5 * 16 and not terminated.any()
+    assert names["env"].action_space == envs.Discrete(2) and names["env"].num_envs == 8

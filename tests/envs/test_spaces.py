@@ -183,7 +183,7 @@ def test_infinities_in_the_physics_are_fine_and_nan_is_not(key):
     }
     for part, outcome in broken.items():
         env = envs.make_env(quiet(step=lambda p, a, outcome=outcome: outcome(p)), 2)
-        after = env.step(env.reset(key), action)
+        after = jax.jit(env.step)(env.reset(key), action)
         assert after.failed.all() and after.truncated.all(), part
         assert after.reward.tolist() == [0.0, 0.0] and np.all(after.final_obs == 0.0)
 
@@ -199,8 +199,8 @@ def test_rewards_do_not_take_the_type_of_observations(key, x64):
             return physics, x, reward, jnp.zeros((), bool)
 
         env = envs.make_env(quiet(reset=lambda key: (x, x), step=step), 2)
-        state = env.reset(key)
-        after = env.step(state, jnp.zeros((2, 1), jnp.float32))
+        state = jax.jit(env.reset)(key)
+        after = jax.jit(env.step)(state, jnp.zeros((2, 1), jnp.float32))
         assert after.obs.dtype == jnp.float16 and after.reward.tolist() == [1e5, 1e5]
         want = jnp.float64 if x64 else jnp.float32
         assert state.reward.dtype == after.reward.dtype == want and not after.failed.any()
