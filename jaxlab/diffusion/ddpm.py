@@ -23,8 +23,9 @@ class Schedule(NamedTuple):
     Attributes:
         beta: variance that step t adds.
         alpha_bar: share of the data's variance that is left after it, prod (1 - beta).
-        posterior_variance: of x_{t-1} given x_t and the data; 0 at t = 0.
-        of_data, of_noisy: coefficients of the data and of x_t in that posterior's mean.
+        posterior_variance: variance of x_{t-1} given x_t and the data; 0 at t = 0.
+        of_data: coefficient of the data in that posterior's mean.
+        of_noisy: coefficient of x_t in that posterior's mean.
     """
 
     beta: Array
@@ -35,7 +36,7 @@ class Schedule(NamedTuple):
 
     @property
     def num_steps(self) -> int:
-        """T."""
+        """The number of steps T."""
         return self.beta.shape[0]
 
 
@@ -111,8 +112,12 @@ def loss(
     """Returns mean over samples and dimensions of w |eps(x_t, t) - noise|^2.
 
     Args:
-        t: `[...]` int32 in 0 to T - 1.
-        weight: `[...]`, 1 by default; no gradient runs into it.
+        schedule: noise by step.
+        predict_noise: network, `predict_noise(x, t)`.
+        data: `[..., D]`, drawn from the target.
+        noise: `[..., D]`, standard normal.
+        t: `[...]` int32, steps in 0 to T - 1.
+        weight: `[...]`, weights of the samples, 1 if None; no gradient runs into them.
 
     Source: arXiv:2502.00361, reweighted score matching.
     """
@@ -131,8 +136,12 @@ def sample(
     """Draws from the reverse chain, from `start` at the last step; no noise is added at the end.
 
     Args:
-        start: `[..., D]`, noise.
-        clip: the predicted data are kept within [-clip, clip] at every step; None leaves them.
+        schedule: noise by step.
+        key: PRNG key for the noise of all steps.
+        predict_noise: network, `predict_noise(x, t)`.
+        start: `[..., D]`, standard normal noise.
+        clip: bound within which the predicted data are kept at every step, [-clip, clip]; None
+            leaves them.
 
     Source: Ho et al. 2020, algorithm 2 with the posterior's own variance.
     """

@@ -36,8 +36,8 @@ def sample_times(
     Args:
         equal: share of pairs with r = t, where the loss is that of flow matching. MeanFlow's images
             take 0.75, flow policies 0.
-        distribution: of both times before they are ordered; "logit_normal" is the sigmoid of
-            N(-0.4, 1).
+        distribution: distribution of both times before they are ordered; "logit_normal" is the
+            sigmoid of N(-0.4, 1).
 
     Raises:
         ValueError: if `equal` is not in [0, 1], or there is no such distribution.
@@ -72,7 +72,12 @@ def target(
     du/dt is the derivative along (v, 0, 1): how u changes while z moves with the flow.
 
     Args:
-        velocity: of the flow at z; conditional ones, noise - data, serve in expectation.
+        average_velocity: network, `average_velocity(z, r, t)`.
+        z: `[..., D]`, points at time t.
+        velocity: `[..., D]`, velocity of the flow at z; conditional ones, noise - data, serve in
+            expectation.
+        r: `[...]`, earlier times.
+        t: `[...]`, later times.
 
     Returns:
         `(u, target)`; no gradient runs into the target.
@@ -95,11 +100,15 @@ def loss(
     """Returns mean over samples and dimensions of w |u - target|^2.
 
     Args:
-        r, t: `[...]`, see `sample_times`.
-        weight: `[...]`, 1 by default; no gradient runs into it.
-        adaptive_power: p of the factor (|error|^2 + c)^-p; 0.5 is close to a Huber loss, and
-            MeanFlow's images take 1.
-        adaptive_offset: c.
+        average_velocity: network, `average_velocity(z, r, t)`.
+        data: `[..., D]`, drawn from the target.
+        noise: `[..., D]`, standard normal.
+        r: `[...]`, earlier times, see `sample_times`.
+        t: `[...]`, later times.
+        weight: `[...]`, weights of the samples, 1 if None; no gradient runs into them.
+        adaptive_power: exponent p of the factor (|error|^2 + c)^-p; 0.5 is close to a Huber loss,
+            and MeanFlow's images take 1.
+        adaptive_offset: constant c of that factor.
 
     Source: MeanFlow eq. 9 to 11 and 22; arXiv:2507.23675 (FPMD-M).
     """

@@ -53,8 +53,10 @@ def step_bound(
     one it holds too, and tells what is left to learn.
 
     Args:
-        data: `[B, D]` from the target.  noise: `[B, D]` standard normal.
-        t: where the step begins.  step: h.
+        data: `[B, D]`, drawn from the target.
+        noise: `[B, D]`, standard normal.
+        t: time at which the step begins.
+        step: length h of the step.
     """
     times = jnp.full(data.shape[:1], t, data.dtype)
     x = rectified_flow.interpolate(data, noise, times)

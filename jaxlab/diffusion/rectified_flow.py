@@ -35,7 +35,9 @@ def loss(
     w: a weight that depends on the data alone moves the flow's end there.
 
     Args:
-        data: `[..., D]`.  noise: `[..., D]` standard normal.  t: `[...]` in [0, 1].
+        data: `[..., D]`, drawn from the target.
+        noise: `[..., D]`, standard normal.
+        t: `[...]`, times in [0, 1].
         weight: `[...]`, 1 by default; no gradient runs into it.
 
     Source: arXiv:2507.23675, eq. 9; `flow_policy_mirror_descent` (3.1).

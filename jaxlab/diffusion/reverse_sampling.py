@@ -23,8 +23,12 @@ def candidates(
     """Returns the data `[M, ..., D]` that x_t may have come from, one for each noise.
 
     Args:
-        x: `[..., D]` at step t.  noise: `[M, ..., D]` standard normal.
-        clip: candidates are kept within [-clip, clip]; None leaves them, and is exact.
+        schedule: noise by step.
+        x: `[..., D]`, noisy data at step t.
+        noise: `[M, ..., D]`, standard normal.
+        t: `[...]` int32, steps in 0 to T - 1.
+        clip: bound within which candidates are kept, [-clip, clip]; None leaves them, which is
+            exact.
     """
     found = jax.vmap(lambda e: ddpm.predict_data(schedule, x, e, t))(noise)
     return found if clip is None else jnp.clip(found, -clip, clip)

@@ -63,8 +63,9 @@ class Mlp(nn.Module):
     Inputs have equal ranks; their leading axes broadcast, see `JoinedDense`.
 
     Attributes:
-        hidden: widths of the hidden layers.  out: width of the result.
-        activation: after every hidden layer.
+        hidden: widths of the hidden layers.
+        out: width of the result.
+        activation: function that follows every hidden layer.
     """
 
     hidden: tuple[int, ...]

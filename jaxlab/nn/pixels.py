@@ -17,7 +17,7 @@ class PixelEncoder(nn.Module):
     flat features; 84 x 84 gives 39,200.
 
     Attributes:
-        shape: (H, W, C).
+        shape: height, width and channels (H, W, C) of an image.
     """
 
     shape: tuple[int, int, int]
@@ -35,7 +35,7 @@ class Trunk(nn.Module):
     """What a head makes of features: a linear layer, layer normalization, tanh.
 
     Attributes:
-        size: of the result.
+        size: width of the result.
     """
 
     size: int = 50

@@ -17,8 +17,9 @@ def sinusoidal(
     one radian. With 16 dimensions the factor is 1/4.
 
     Args:
-        size: even.
-        scale: of t before all.
+        t: `[...]`, times.
+        size: number of dimensions, even.
+        scale: factor that t is multiplied by first.
 
     Raises:
         ValueError: if `size` is odd.
@@ -35,7 +36,8 @@ class TimeEmbedding(nn.Module):
     """A sinusoidal embedding, then two layers: `size` dimensions, twice that, `size` again.
 
     Attributes:
-        size: of the result, even.  scale: of the time.
+        size: number of dimensions of the result, even.
+        scale: factor that the time is multiplied by first.
     """
 
     size: int = 16

@@ -20,12 +20,12 @@ class Layer(NamedTuple):
     """An attention layer.
 
     Attributes:
-        init: `init(key) -> params`.
+        init: `init(key) -> params` draws the weights.
         apply: `apply(params, x, pos, cache=None) -> (y, cache)`; x and y `[B, T, D]`, pos `[B, T]`
             integers, the cache that of `init_cache`, or None. With a cache, positions are in 0 to
             length - 1: concrete ones elsewhere are refused, traced ones leave nothing behind.
         init_cache: `init_cache(batch, length, dtype) -> cache`, arrays `[batch, length, ...]`.
-        cached: elements that a token leaves in the cache.
+        cached: number of elements that a token leaves in the cache.
     """
 
     init: Callable[[Array], Any]
@@ -112,9 +112,12 @@ def make_gqa(
     """Makes grouped-query attention: MHA with as many groups as heads, MQA with one.
 
     Args:
-        num_kv_heads: groups G; `num_heads` by default (MHA).
-        head_dim: C; D / H by default.
-        theta: of the rotary embedding.  depth: index of the layer from 1, for the initialization.
+        d_model: width D of the model.
+        num_heads: number of query heads H.
+        num_kv_heads: number of groups G that share a key and a value, H if None (MHA).
+        head_dim: dimensions C of a head, D / H if None.
+        theta: base of the rotary embedding's wavelengths.
+        depth: index of the layer from 1, by which its initial output is shrunk.
 
     Raises:
         ValueError: if sizes, theta or depth are not positive, or sizes do not divide each other.

@@ -25,8 +25,10 @@ class GroupedQueryAttention:
     """Attention with shared key and value heads (GQA; MHA and MQA are its ends).
 
     Attributes:
-        num_heads, num_kv_heads, head_dim: its sizes.
-        bytes_per_element: of the cache.
+        num_heads: number of query heads H.
+        num_kv_heads: number of heads G of keys and values.
+        head_dim: dimensions C of a head.
+        bytes_per_element: bytes of a number in the cache.
         window: tokens that a token can see, or None for all.
     """
 
@@ -167,9 +169,10 @@ class Ffn(NamedTuple):
     """Equal feed-forward layers: SwiGLU, three matrices an expert.
 
     Attributes:
-        num_layers: how many.  hidden: width of an expert, or of the dense layer.
-        num_active: experts a token visits, shared ones included; 1 if dense.
-        num_experts: experts stored, shared ones included.
+        num_layers: number of such layers.
+        hidden: width of an expert, or of the dense layer.
+        num_active: number of experts that a token visits, shared ones included; 1 if dense.
+        num_experts: number of experts that are stored, shared ones included.
     """
 
     num_layers: int
@@ -183,8 +186,10 @@ class ModelSpec:
     """A language model as the cost model sees it.
 
     Attributes:
-        name: for tables and plots.  d_model: width D.
-        attention: `(number of layers, kind)`, in any order.  ffn: groups of equal layers.
+        name: name in tables and plots.
+        d_model: width D of the model.
+        attention: pairs `(number of layers, kind)`, in any order.
+        ffn: groups of equal feed-forward layers.
     """
 
     name: str
@@ -230,8 +235,10 @@ class TokenCost(NamedTuple):
     """What one decoded token takes.
 
     Attributes:
-        kv_bytes: bytes of cache read.  attention_flops: FLOPs that grow with the context.
-        linear_flops: FLOPs of the attention's projections.  ffn_flops: FLOPs of its experts.
+        kv_bytes: bytes of cache that are read.
+        attention_flops: FLOPs that grow with the context.
+        linear_flops: FLOPs of the attention's projections.
+        ffn_flops: FLOPs of the feed-forward layers or their experts.
     """
 
     kv_bytes: float
@@ -247,7 +254,8 @@ class Mtp(NamedTuple):
     is left out.
 
     Attributes:
-        verified: tokens of a request in a step.  kept: how many of them stay, on average.
+        verified: number of tokens of a request in a step.
+        kept: how many of them stay, on average.
 
     Source: Step-3, arXiv:2507.19427, discussion of arithmetic intensity.
     """
@@ -265,8 +273,10 @@ class Accelerator:
     """An accelerator and its price.
 
     Attributes:
-        usd_per_hour: rent of one.  flops: peak FLOP/s at the precision it serves with.
-        bandwidth: of its memory, bytes/s.  memory: bytes.
+        usd_per_hour: rent of one accelerator, US dollars an hour.
+        flops: peak FLOP/s at the precision that it serves with.
+        bandwidth: bytes/s that its memory delivers.
+        memory: bytes that it holds.
         network: bytes/s that a server of eight sends, all its network cards together.
     """
 
@@ -299,7 +309,9 @@ class Cheapest(NamedTuple):
     """Attention and feed-forward layers on the accelerators where each costs least.
 
     Attributes:
-        usd: dollars per million tokens.  attention, ffn: names of the accelerators.
+        usd: US dollars per million tokens.
+        attention: name of the accelerator that runs the attention.
+        ffn: name of the accelerator that runs the feed-forward layers.
     """
 
     usd: float

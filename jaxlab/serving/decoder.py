@@ -29,11 +29,11 @@ class Decoder(NamedTuple):
     """A language model.
 
     Attributes:
-        init: `init(key) -> DecoderParams`.
+        init: `init(key) -> DecoderParams` draws the weights.
         apply: `apply(params, tokens, pos=None, caches=None) -> (logits, caches)`, tokens `[B, T]`
             int32, logits `[B, T, V]` in float32 or wider; positions count from 0 by default.
         init_caches: `init_caches(batch, length, dtype) -> caches`, one a layer.
-        cached: elements that a token leaves in the caches of all layers.
+        cached: number of elements that a token leaves in the caches of all layers.
     """
 
     init: Callable[[Array], DecoderParams]
@@ -48,9 +48,11 @@ def make_decoder(
     """Makes a language model with one attention layer after another.
 
     Args:
-        layers: attention of every block, of width `d_model`.
-        vocab: V.  d_model: D.  hidden: width of the feed-forward layers.
-        eps: of the norms.
+        layers: attention layers of the blocks, in order, of width `d_model`.
+        vocab: number of tokens V.
+        d_model: width D of the model.
+        hidden: width of the feed-forward layers.
+        eps: constant of the norms.
 
     Raises:
         ValueError: if a size is not positive or there is no layer.

@@ -23,7 +23,9 @@ class Moe(NamedTuple):
     """Weights of a mixture of experts.
 
     Attributes:
-        router: `[D, E]`.  experts: E layers.  shared: one layer that every token visits, or None.
+        router: `[D, E]`, whose products are the logits of the experts.
+        experts: weights of E layers, `[E, D, F]` and `[E, F, D]`.
+        shared: weights of one layer that every token visits, or None.
     """
 
     router: Float[Array, "D E"]
@@ -35,8 +37,9 @@ class Routing(NamedTuple):
     """Where tokens go.
 
     Attributes:
-        weight: `[N, k]`, in float32 or wider.  expert: `[N, k]` int32, by falling probability.
-        prob: `[N, E]`, of the softmax over all experts.
+        weight: `[N, k]`, the factors of the chosen experts, in float32 or wider.
+        expert: `[N, k]` int32, the chosen experts by falling probability.
+        prob: `[N, E]`, the softmax over all experts.
     """
 
     weight: Float[Array, "N k"]
@@ -79,8 +82,10 @@ def apply_experts(
     """Returns sum over a token's experts of weight * expert(x), without dropping any.
 
     Args:
-        experts: E layers.  x: `[N, D]`.  routing: see `route`.
-        impl: of the grouped products, see `jaxlab.kernels.moe`; None chooses.
+        experts: weights of E layers.
+        x: `[N, D]`, one row a token.
+        routing: experts of every token and their weights, see `route`.
+        impl: implementation of the grouped products, see `jaxlab.kernels.moe`; None chooses one.
     """
     num_tokens, num_active = routing.expert.shape
     num_experts = experts.gate.shape[0]

@@ -22,13 +22,17 @@ class MfaConfig(NamedTuple):
     """Sizes and constants of a layer; the defaults are Step-3's.
 
     Attributes:
-        d_model: D.  num_heads: H.  head_dim: C.  q_rank: R, of the shared query space.
-        theta: of the rotary embedding.  eps: of the inner norm.
-        inner_norm: normalize in the shared query space (Step-3; not in the original MFA).
-        key_reuse: MFA-KR.
-        absorbed: its value map goes behind the attention, where it maps the averages of H heads
-            instead of all cached keys; the same function.
-        depth: index of the layer from 1, for the initialization.
+        d_model: width D of the model.
+        num_heads: number of query heads H.
+        head_dim: dimensions C of a head.
+        q_rank: dimensions R of the query space that all heads share.
+        theta: base of the rotary embedding's wavelengths.
+        eps: constant of the inner norm.
+        inner_norm: whether to normalize in the shared query space (Step-3 does, MFA did not).
+        key_reuse: whether values are computed from cached keys (MFA-KR).
+        absorbed: whether the value map of MFA-KR goes behind the attention, where it maps the
+            averages of H heads instead of all cached keys. The function is the same.
+        depth: index of the layer from 1, by which its initial output is shrunk.
     """
 
     d_model: int = 7168
@@ -44,7 +48,7 @@ class MfaConfig(NamedTuple):
 
     @property
     def scale(self) -> float:
-        """Of the scores, C^-1/2."""
+        """The factor of the scores, C^-1/2."""
         return self.head_dim**-0.5
 
 
@@ -52,11 +56,13 @@ class MfaParams(NamedTuple):
     """Weights.
 
     Attributes:
-        query_down: `[D, R]`.  query_norm: `[R]`, or None once it is folded into query_up.
-        query_up: `[R, H, C]`.
-        key: `[D, C]`.
-        value: `[D, C]`; with key reuse `ValueMap`, or None once it is absorbed into out.
-        out: `[H, C, D]`.
+        query_down: `[D, R]`, into the shared query space.
+        query_norm: `[R]`, of the norm there, or None once it is folded into query_up.
+        query_up: `[R, H, C]`, from there to the queries of every head.
+        key: `[D, C]`, to the one key.
+        value: `[D, C]`, to the one value; with key reuse a `ValueMap`, or None once it is absorbed
+            into out.
+        out: `[H, C, D]`, from the heads back to the width of the model.
     """
 
     query_down: Float[Array, "D R"]
@@ -71,7 +77,9 @@ class ValueMap(NamedTuple):
     """The value of a cached key c: c + gate * (mix c); gate 0 makes values equal to keys.
 
     Attributes:
-        gate: `[C]`, 0 at the start, which training needs.  mix: `[C, C]`.
+        gate: `[C]`, the share of the mixture in every dimension: 0 at the start, which training
+            needs.
+        mix: `[C, C]`, the matrix that mixes the dimensions of a key.
     """
 
     gate: Float[Array, " C"]
@@ -82,7 +90,9 @@ def init_mfa(key: Array, config: MfaConfig, *, dtype: Any = None) -> MfaParams:
     """Draws weights of variance 1 / fan-in, those of `out` shrunk by the depth.
 
     Args:
-        dtype: that the drawn weights are rounded to; JAX's default float if None.
+        key: PRNG key for all weights.
+        config: sizes and constants of the layer.
+        dtype: dtype that the drawn weights are rounded to; JAX's default float if None.
 
     Raises:
         ValueError: if a size, theta or depth is not positive, or `head_dim` is odd.
@@ -129,7 +139,12 @@ def project_q(
     kernel, `jaxlab.kernels.rms_up_rope`; else they follow one another as they are written.
 
     Args:
-        impl: of the kernel; None chooses.
+        params: weights of the layer.
+        x: `[B, T, D]`, normalized.
+        pos: `[B, T]` integers.
+        config: sizes and constants of the layer.
+        fused: whether to run the kernel, or one step after another.
+        impl: implementation of the kernel; None chooses one.
     """
     low = x @ params.query_down
     if fused:

@@ -21,9 +21,15 @@ class MlaParams(NamedTuple):
     """Weights: ranks R (query) and L (latent), H heads of C + P dimensions, P of them rotated.
 
     Attributes:
-        query_down: `[D, R]`.  query_norm: `[R]`.  query_up: `[R, H, C + P]`.
-        latent_down: `[D, L]`.  latent_norm: `[L]`.  rope: `[D, P]`, one rotated key for all heads.
-        key_up: `[L, H, C]`.  value_up: `[L, H, C]`.  out: `[H, C, D]`.
+        query_down: `[D, R]`, into the low-rank space of the queries.
+        query_norm: `[R]`, of the norm there.
+        query_up: `[R, H, C + P]`, from there to the queries of every head.
+        latent_down: `[D, L]`, to the latent of a token.
+        latent_norm: `[L]`, of the norm there.
+        rope: `[D, P]`, to one rotated key for all heads.
+        key_up: `[L, H, C]`, from the latent to the keys of every head.
+        value_up: `[L, H, C]`, from the latent to the values of every head.
+        out: `[H, C, D]`, from the heads back to the width of the model.
     """
 
     query_down: Float[Array, "D R"]
@@ -53,7 +59,17 @@ def make_mla(
     """Makes latent attention; a token leaves `kv_rank + rope_dim` elements in the cache.
 
     Args:
-        absorbed: attend to the latent instead of expanding it; the same parameters and values.
+        d_model: width D of the model.
+        num_heads: number of heads H.
+        q_rank: dimensions R of the low-rank space of the queries.
+        kv_rank: dimensions L of the latent.
+        head_dim: dimensions C of a head that are not rotated.
+        rope_dim: dimensions P of a head that are rotated, even.
+        absorbed: whether to attend to the latent instead of expanding it; parameters and values
+            are the same.
+        theta: base of the rotary embedding's wavelengths.
+        eps: constant of the norms.
+        depth: index of the layer from 1, by which its initial output is shrunk.
 
     Raises:
         ValueError: if a size, theta or depth is not positive, or `rope_dim` is odd.

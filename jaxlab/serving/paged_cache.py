@@ -29,12 +29,16 @@ class PagedCache(NamedTuple):
     """Keys and values of all layers, and who owns them.
 
     Attributes:
-        k_pages, v_pages: `[L, N, page, C]`; with key reuse v_pages is None.
-        k_scale, v_scale: `[L, N, page]` float32 where pages are in eight bits, else None.
-        page_table: `[B, P]` int32, page numbers; 0 where there is none.
-        lens: `[B]` int32, tokens of each request.
-        num_owners: `[N]` int32, requests that name a page.
-        free: `[N]` int32, a stack of free pages.  num_free: int32, its height.
+        k_pages: `[L, N, page, C]`, keys.
+        v_pages: `[L, N, page, C]`, values; None with key reuse.
+        k_scale: `[L, N, page]` float32, scales of the keys where pages are in eight bits, else
+            None.
+        v_scale: `[L, N, page]` float32, scales of the values, or None.
+        page_table: `[B, P]` int32, numbers of each request's pages; 0 where there is none.
+        lens: `[B]` int32, number of tokens of each request.
+        num_owners: `[N]` int32, number of requests that name a page.
+        free: `[N]` int32, a stack of the numbers of free pages.
+        num_free: int32, the height of that stack.
     """
 
     k_pages: Array
@@ -67,8 +71,9 @@ def init_cache(
     """Makes an empty cache; `num_pages` includes page 0, which holds nothing.
 
     Args:
-        batch: requests at a time.  max_pages: most pages of a request.
-        dtype: of the pages; `quantization.FP8` adds scales, one per token.
+        batch: number of requests at a time.
+        max_pages: largest number of pages of a request.
+        dtype: dtype of the pages; `quantization.FP8` adds scales, one per token.
 
     Raises:
         ValueError: if a size is not positive, there is no page but page 0, or pages cannot have
@@ -251,8 +256,10 @@ def write(
 
     Args:
         layer: index of the layer, below L; a traced one that is not writes nothing.
-        k, v: `[B, T, C]` of any float dtype, cast to that of the pages; v is None with key reuse.
-        pos: `[B, T]` integers, below the reserved lengths.  keep: `[B, T]` bool.
+        k: `[B, T, C]` of any float dtype, cast to that of the pages.
+        v: `[B, T, C]` likewise, or None with key reuse.
+        pos: `[B, T]` integers, below the reserved lengths.
+        keep: `[B, T]` bool, True for tokens that are written.
 
     Raises:
         ValueError: if shapes or dtypes do not fit the cache, or a concrete layer does not exist.

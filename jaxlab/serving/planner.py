@@ -38,12 +38,15 @@ class Deployment(NamedTuple):
     """One candidate, and what it achieves.
 
     Attributes:
-        num_attention, num_ffn: servers of eight.
-        batch: requests in flight.  micro_batches: parts of it.
-        stage_seconds: mean time of each of `STAGES`, one layer and one micro-batch.
+        num_attention: number of servers of eight that run the attention.
+        num_ffn: number of servers of eight that run the feed-forward layers.
+        batch: number of requests in flight.
+        micro_batches: number of parts that the batch is cut into.
+        stage_seconds: mean time of each of `STAGES`, for one layer and one micro-batch.
         tpot: seconds per output token.
         tokens_per_gpu_second: throughput, all accelerators of both kinds counted.
-        attention_bytes, ffn_bytes: memory of one accelerator: weights and cache, weights.
+        attention_bytes: bytes of weights and cache on one accelerator for attention.
+        ffn_bytes: bytes of weights on one accelerator for feed-forward layers.
         bottleneck: the stage that takes longest; "latency" if micro-batches are too few to fill
             even that.
     """
@@ -109,7 +112,8 @@ def evaluate(
     element, and comes back in two.
 
     Args:
-        context: tokens of cache per request.  batch: requests in flight.
+        context: tokens of cache per request.
+        batch: number of requests in flight.
     """
     _check_counts(
         context=context,
@@ -179,9 +183,9 @@ def plan(
 
     Args:
         context: tokens of cache per request.
-        max_servers: most servers of either kind.
-        micro_batches: their numbers to be tried.
-        max_tpot: most seconds per output token.
+        max_servers: largest number of servers of either kind.
+        micro_batches: numbers of micro-batches to be tried.
+        max_tpot: most seconds that an output token may take.
 
     Returns:
         The best deployment that is fast enough and fits into memory, or None if none does.

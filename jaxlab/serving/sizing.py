@@ -74,8 +74,9 @@ def min_sparsity(
     network within one stage: S >= D ratio L / (network 50 ms / (3 * 1.5)).
 
     Args:
-        d_model: width D.  num_layers: L.
-        network: bytes/s of a server; that of the accelerator by default.
+        d_model: width D of the model.
+        num_layers: number of layers L.
+        network: bytes/s that a server sends; those of the accelerator if None.
     """
     network = accelerator.network if network is None else network
     check_positive(d_model=d_model, network=network)
@@ -100,11 +101,12 @@ class SmallAccelerator(NamedTuple):
     """What a slow accelerator can do within its stages, per accelerator.
 
     Attributes:
-        stage_bytes: bytes it reads in a stage.
-        linear_bytes: those of the attention's projections; the rest is left for the cache.
-        kv_tokens: tokens of cache it can read.  max_batch: requests at the context.
-        ffn_bytes: weights of experts it can hold to read them all in time.
-        num_servers: servers of eight for all experts.
+        stage_bytes: bytes that it reads in a stage.
+        linear_bytes: bytes of the attention's projections; the rest is left for the cache.
+        kv_tokens: tokens of cache that it can read in a stage.
+        max_batch: number of requests of this context that these are.
+        ffn_bytes: bytes of experts that it can hold and still read in time.
+        num_servers: number of servers of eight that hold all experts.
     """
 
     stage_bytes: float

@@ -24,10 +24,19 @@ class Step3Config(NamedTuple):
     """Sizes of the model; the defaults are the published ones, 316 billion parameters.
 
     Attributes:
-        dense_layers: layers with one dense feed-forward instead of experts.
-        dense_hidden, expert_hidden: widths of the two.
-        num_experts: routed ones; one shared expert of the same width joins them.
-        theta, eps: of the rotary embedding and of every norm.
+        vocab: number of tokens V.
+        num_layers: number of layers.
+        d_model: width D of the model.
+        num_heads: number of query heads H.
+        head_dim: dimensions C of a head.
+        q_rank: dimensions R of the query space that all heads share.
+        dense_layers: indices of the layers with one dense feed-forward instead of experts.
+        dense_hidden: width of a dense feed-forward layer.
+        num_experts: number of routed experts; one shared expert of the same width joins them.
+        num_active: number of routed experts that a token visits.
+        expert_hidden: width of an expert.
+        theta: base of the rotary embedding's wavelengths.
+        eps: constant of every norm.
     """
 
     vocab: int = 128_815
@@ -70,7 +79,7 @@ TINY = Step3Config(
     num_active=2,
     expert_hidden=64,
 )
-"""For tests."""
+"""A model for tests."""
 SMALL = Step3Config(
     vocab=512,
     num_layers=8,
@@ -84,7 +93,7 @@ SMALL = Step3Config(
     num_active=3,
     expert_hidden=384,
 )
-"""For experiments on a CPU."""
+"""A model for experiments on a CPU."""
 ONE_LAYER = Step3Config(num_layers=1, dense_layers=())
 """A layer of the published size with experts, for timings."""
 
@@ -106,7 +115,9 @@ def init_step3(key: Array, config: Step3Config, *, dtype: Any = None) -> Step3Pa
     """Draws weights; see the layers for their scale.
 
     Args:
-        dtype: that the drawn weights are rounded to; JAX's default float if None.
+        key: PRNG key for all weights.
+        config: sizes of the model.
+        dtype: dtype that the drawn weights are rounded to; JAX's default float if None.
 
     Raises:
         ValueError: if a size is not positive, more experts are active than there are, or a dense
@@ -160,7 +171,10 @@ def step3_forward(
     too: 0 * NaN is NaN in the kernels.
 
     Args:
-        impl: of the prefill kernel; None chooses.
+        params: weights of the model.
+        tokens: `[B, T]` integers of the vocabulary.
+        config: sizes of the model.
+        impl: implementation of the prefill kernel; None chooses one.
 
     Raises:
         ValueError: if the parameters are not of this configuration, or concrete tokens not of its
@@ -199,10 +213,13 @@ def step3_decode_step(
     sees what follows it. As in `step3_forward`, NaN can reach earlier tokens of the same step.
 
     Args:
-        tokens: `[B, S]`.
+        params: weights of the model.
+        cache: what the requests have left behind, see `init_step3_cache`.
+        tokens: `[B, S]` integers of the vocabulary.
+        config: sizes of the model.
         active: `[B]`, requests that take part; all by default. Others are left alone.
-        impl: of the attention kernel; None chooses. Up to `MOST_ROWS` rows S H that is
-            `mqa_decode`, beyond `mqa_prefill_paged`, which "triton" does not have.
+        impl: implementation of the attention kernel; None chooses one. Up to `MOST_ROWS` rows S H
+            that is `mqa_decode`, beyond `mqa_prefill_paged`, which "triton" does not have.
 
     Returns:
         `(logits, cache, done)`: logits in float32 or wider; requests for which no page was left are
@@ -260,7 +277,7 @@ def init_step3_cache(config: Step3Config, num_pages: int, **options: Any) -> Pag
         ValueError: for `key_reuse`, which Step-3 has not, and as in `paged_cache.init_cache`.
     """
     if options.get("key_reuse"):
-        raise ValueError("Step-3 caches keys and values: key_reuse must be False")
+        raise ValueError("key_reuse must be False, got True: Step-3 caches keys and values")
     return paged_cache.init_cache(config.num_layers, num_pages, head_dim=config.head_dim, **options)
 
 
