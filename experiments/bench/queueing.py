@@ -38,7 +38,7 @@ def pipeline() -> list[timing.Measurement]:
 
 
 def pipeline_gpu() -> list[timing.Measurement]:
-    """The pipeline alone, an entry of the accelerator suite; compile time is that of all parts."""
+    """Times the pipeline alone, an entry of the accelerator suite; all parts compile."""
     stays = q.calgary_like(0)
     u_max = 64 * -(-int(np.ceil(stays.los.max())) // 64)
     with jax.enable_x64(True):
@@ -94,7 +94,7 @@ def monte_carlo() -> list[timing.Measurement]:
 
 
 def monte_carlo_gpu(replications: int = 8192) -> list[timing.Measurement]:
-    """The simulation alone, accumulators included; an entry of the accelerator suite."""
+    """Times the simulation alone, accumulators included; an entry of the accelerator suite."""
     inputs = _units()
     algorithm = q.make_monte_carlo(
         inputs, beds=jnp.asarray(BEDS, jnp.int32)[:, None], replications_per_step=replications
@@ -112,7 +112,7 @@ def monte_carlo_gpu(replications: int = 8192) -> list[timing.Measurement]:
 
 
 def _units() -> q.QueueInputs:
-    """The five published units with constant rates and their published laws."""
+    """Returns the five published units with constant rates and their published laws."""
     units, num_days = q.CALGARY_SITES, q.tasks.NUM_DAYS
     mean = [q.tasks.mean_los(unit) for unit in units]
 

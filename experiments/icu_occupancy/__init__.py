@@ -4,8 +4,6 @@ import dataclasses
 import pathlib
 from typing import Literal
 
-from experiments.harness.result import Result
-
 SUMMARY = "ICU bed planning: from a CSV of stays to beds by overflow risk; the paper's tables"
 
 
@@ -59,10 +57,3 @@ PRESETS = {
         num_days=2922, replications=102400, bootstrap=200, num_seeds=64, null_repeats=200
     ),
 }
-
-
-def run(config: Config, out: pathlib.Path, *, resume: bool = False) -> Result:
-    """Runs the studies that the configuration asks for."""
-    from experiments.icu_occupancy import study  # here, so that --help needs no JAX
-
-    return study.run(config, out)

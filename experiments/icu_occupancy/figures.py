@@ -3,12 +3,95 @@
 import pathlib
 from collections.abc import Sequence
 
+import jax
+import jax.numpy as jnp
 import matplotlib.dates as mdates
 import matplotlib.pyplot as plt
 import numpy as np
+import scipy.stats
 
 from experiments.harness import drawing
 from experiments.harness.drawing import BLUE, COLORS, GREEN, INK, MUTED, ORANGE, RED
+from experiments.harness.result import Figure
+from experiments.icu_occupancy.hospital import Measured
+from jaxlab import queueing as q
+from jaxlab.queueing.data import records
+
+
+def draw(
+    measured: Measured, out: pathlib.Path, *, actual: tuple[int, ...] = (), prefix: str = ""
+) -> tuple[Figure, ...]:
+    """Draws the five pictures of a planning study into `out`.
+
+    Args:
+        measured: the study and what was computed beside it.
+        out: folder to draw into.
+        actual: beds each site has today; none by default.
+        prefix: put before the names of the files.
+    """
+    study, summary = measured.study, measured.summary
+    stays, plan, series = study.stays, study.plan, study.plan.series
+    dates = records.dates(stays.origin, stays.num_days)
+    busiest = int(np.argmax(series.rate))
+    parts = series.arrivals.result
+    names = stays.site_names
+    files = {
+        key: f"{prefix}{key}.png"
+        for key in ("decomposition", "survival", "occupancy", "risk", "beds")
+    }
+    decomposition(
+        out / files["decomposition"],
+        dates,
+        series.daily.counts[busiest],
+        np.maximum(parts.trend[busiest], 0),
+        parts.seasonal[busiest],
+        parts.resid[busiest],
+        title=f"{names[busiest]}: daily admissions",
+    )
+    observed, fitted = _survival_curves(study)
+    chosen = [q.FAMILIES[code] for code in plan.laws.family]
+    survival_fits(out / files["survival"], names, observed, fitted, chosen)
+    low, high = scipy.stats.poisson.ppf(np.array([0.05, 0.95])[:, None, None], plan.rho)
+    lines = [
+        {"beds for 5 % risk": int(plan.beds.risk[0, i])}
+        | ({"beds today": actual[i]} if actual else {})
+        for i in range(stays.num_sites)
+    ]
+    occupancy(out / files["occupancy"], dates, names, plan.rho, low, high, study.census, lines)
+    curves = [_risk_curve(study, i) for i in range(stays.num_sites)]
+    counts = q.stack_rules(plan.beds)
+    overflow_risk(
+        out / files["risk"],
+        names,
+        [beds for beds, _ in curves],
+        [risk for _, risk in curves],
+        [(counts[:, i], summary.exceed[i], summary.exceed_se[i]) for i in range(stays.num_sites)],
+        study.rules.alphas,
+    )
+    bed_counts(
+        out / files["beds"],
+        names,
+        q.rule_names(study.rules),
+        counts,
+        *measured.interval,
+        marks=np.asarray(actual, float)[None] if actual else (),
+        mark_label="beds today",
+    )
+    captions = {
+        "beds": "Beds by rule, with 95 % intervals from re-running the whole pipeline on "
+        "resampled patients.",
+        "occupancy": "Mean occupancy with the band that holds 90 % of days if nobody is turned "
+        "away, and the observed census.",
+        "risk": "Risk of a full unit against its beds: the Poisson law (lines) and patient-level "
+        "simulation (points, two standard errors).",
+        "survival": "Length of stay: observed, and the candidate laws fitted by maximum "
+        "likelihood; the heavy line is the law in use.",
+        "decomposition": "Daily admissions of the busiest site split into trend, day of week and "
+        "residual (STL).",
+    }
+    return tuple(
+        Figure(files[key], caption, f"{caption} ({key})") for key, caption in captions.items()
+    )
 
 
 def decomposition(
@@ -21,7 +104,7 @@ def decomposition(
     *,
     title: str,
 ) -> None:
-    """STL panels of one daily series: data with trend, weekly pattern, residual."""
+    """Draws the STL panels of one daily series: data with trend, weekly pattern, residual."""
     with plt.rc_context(drawing.STYLE):
         figure, axes = plt.subplots(3, 1, figsize=(8, 5.4), sharex=True, height_ratios=(2, 1, 1))
         axes[0].plot(dates, counts, ".", color=MUTED, ms=1.8, alpha=0.6, label="daily admissions")
@@ -44,7 +127,7 @@ def survival_fits(
     fitted: Sequence[dict[str, np.ndarray]],
     chosen: Sequence[str],
 ) -> None:
-    """Kaplan-Meier curve of each site with every fitted law, the chosen one drawn heavier."""
+    """Draws each site's Kaplan-Meier curve with every fitted law, the chosen one heavier."""
     with plt.rc_context(drawing.STYLE):
         figure, axes = _panels(len(names))
         families = list(fitted[0])
@@ -80,7 +163,7 @@ def occupancy(
     census: np.ndarray,
     beds: Sequence[dict[str, int]],
 ) -> None:
-    """Mean occupancy with its band, the observed census, and bed lines, one panel a site."""
+    """Draws mean occupancy and band, observed census, and lines of beds, one panel a site."""
     with plt.rc_context(drawing.STYLE):
         figure, axes = _panels(len(names), height=2.5)
         for i, axis in enumerate(axes[: len(names)]):
@@ -107,7 +190,7 @@ def overflow_risk(
     simulated: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]],
     alphas: Sequence[float],
 ) -> None:
-    """Share of days above B beds, by the Poisson law and by simulated paths."""
+    """Draws the share of days above B beds, by the Poisson law and by simulated paths."""
     with plt.rc_context(drawing.STYLE):
         figure, axis = plt.subplots(figsize=(7, 4.2), layout="constrained")
         for name, b, r, (at, share, se), color in zip(
@@ -146,7 +229,7 @@ def bed_counts(
     mark_label: str = "",
     xlabel: str = "beds",
 ) -> None:
-    """Beds `[rule, site]` with intervals, one panel a site, and `marks` to compare them with."""
+    """Draws beds `[rule, site]` with intervals, one panel a site, and `marks` beside them."""
     with plt.rc_context(drawing.STYLE):
         figure, axes = plt.subplots(
             1,
@@ -174,6 +257,39 @@ def bed_counts(
                 *axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2
             )
         drawing.save(figure, path)
+
+
+def _survival_curves(study: q.Study) -> tuple[list[np.ndarray], list[dict[str, np.ndarray]]]:
+    """Returns Kaplan-Meier curve and fitted laws of each site, while some patients are left."""
+    days = jnp.arange(study.u_max + 1, dtype=jnp.float32)
+
+    def site(patients, params):
+        km = q.kaplan_meier(patients.los, patients.event, days, weight=patients.weight)
+        laws = [
+            q.los.sf(family, days, q.LOSParams(params.shape[f], params.scale[f]))
+            for f, family in enumerate(q.FAMILIES_DEFAULT)
+        ]
+        return km, jnp.stack(laws)
+
+    given = (study.patients, study.plan.laws.fits.params)
+    given = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), given)
+    km, laws = jax.device_get(jax.jit(jax.vmap(site))(*given))
+    last = np.maximum(2 * study.plan.laws.smax // 3, 10) + 1
+    observed = [curve[:end] for curve, end in zip(km, last, strict=True)]
+    fitted = [
+        dict(zip(q.FAMILIES_DEFAULT, curves[:, :end], strict=True))
+        for curves, end in zip(laws, last, strict=True)
+    ]
+    return observed, fitted
+
+
+def _risk_curve(study: q.Study, site: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns bed counts and the average daily overflow risk of each."""
+    rho = study.plan.rho[site][study.plan.mask[site]]
+    beds = np.arange(int(0.5 * rho.mean()), int(3 * rho.max()) + 16)
+    full = np.asarray(q.overflow_threshold(beds, study.rules.gamma))
+    risk = scipy.stats.poisson.sf(full[:, None], rho[None]).mean(axis=1)
+    return beds[risk > 5e-5], risk[risk > 5e-5]
 
 
 def _panels(count: int, *, height: float = 2.6):

@@ -152,7 +152,7 @@ def ciw_free_model(
 
 
 def _stays(rng, family, mu, sig2, kappa, day) -> np.ndarray:
-    """Whole days of stay, int32, of patients admitted on `day`, before truncation."""
+    """Draws whole days of stay, int32, of patients admitted on `day`, before truncation."""
     match family:
         case "exponential":
             x, scale = rng.standard_exponential(day.size, dtype=np.float32), mu

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxlab.queueing.arrivals import glm, rates
 from jaxlab.queueing.census import capacity, occupancy, poisson
-from jaxlab.queueing.data.reading import Patients
+from jaxlab.queueing.data.records import Patients
 from jaxlab.queueing.pipeline import ALPHAS, Plan
 from jaxlab.queueing.stays import conditional, fit, los
 
@@ -99,7 +99,7 @@ def resample_stays(
 
 
 def patient_room(lam: np.ndarray, *, multiple: int = 1024) -> int:
-    """Room for the busiest site's patients: mean plus 7 SD, rounded up for stable shapes."""
+    """Returns room for the busiest site: mean plus 7 SD of its patients, rounded up."""
     mean = float(np.max(np.sum(np.asarray(lam, np.float64), axis=-1)))
     return max(1, -int(-(mean + 7 * np.sqrt(mean)) // multiple)) * multiple
 
@@ -154,7 +154,7 @@ def null_calibration(
     """
     num_days = truth.lam.shape[1]
     if not 1 <= u_max < num_days:
-        raise ValueError(f"u_max must lie in [1, {num_days}), the days of the units; got {u_max}")
+        raise ValueError(f"u_max must lie in [1, {num_days}), the days of the units, got {u_max}")
     design = rates.rate_design(
         num_days, start_weekday=start_weekday, trend="linear", harmonics=2, weekday=True
     )
@@ -180,7 +180,7 @@ def null_calibration(
 
 
 def _arrivals(key, lam, room):
-    """Days of a Poisson number of arrivals `[I, room]`, their weights, and whether room ran out."""
+    """Draws days of a Poisson number of arrivals `[I, room]`, weights, and if room ran out."""
     key_count, key_day = jax.random.split(key)
     cumulative = jnp.cumsum(lam, axis=1)
     count = jax.random.poisson(key_count, cumulative[:, -1], dtype=jnp.int32)
@@ -193,7 +193,7 @@ def _arrivals(key, lam, room):
 
 
 def _beds(lam, law, alphas):
-    """Beds for a rate `[T]` and one law `[U+1]` for all days, past the warm-up."""
+    """Counts beds for a rate `[T]` and one law `[U+1]` for all days, past the warm-up."""
     rho = occupancy.lagged_sum(lam, lambda u: jnp.full_like(lam, law[u]), law.shape[0] - 1)
     mask = jnp.arange(lam.shape[0]) >= law.shape[0] - 1
     risk = [capacity.beds_alpha(rho, alpha, mask=mask) for alpha in alphas]
@@ -201,14 +201,14 @@ def _beds(lam, law, alphas):
 
 
 def _survival(family, u, params, longest):
-    """P(stay > u), the law conditioned on stays up to `longest`."""
+    """Computes P(stay > u), the law conditioned on stays up to `longest`."""
     branches = [lambda u, name=name: los.sf(name, u, params) for name in conditional.FAMILIES]
     beyond = jax.lax.switch(family, branches, longest)
     return jnp.clip((jax.lax.switch(family, branches, u) - beyond) / (1.0 - beyond), 0.0, 1.0)
 
 
 def _quantile(family, p, params, longest):
-    """The stay whose probability of being exceeded, given at most `longest`, is `1 - p`."""
+    """Computes the stay that is exceeded with probability `1 - p`, given at most `longest`."""
     sf = [lambda u, name=name: los.sf(name, u, params) for name in conditional.FAMILIES]
     inverse = [lambda q, name=name: los.quantile(name, q, params) for name in conditional.FAMILIES]
     within = 1.0 - jax.lax.switch(family, sf, longest)

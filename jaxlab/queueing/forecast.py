@@ -121,7 +121,7 @@ def yearly_history(
     """
     daily = inputs.lam if admissions is None else jnp.asarray(admissions).astype(inputs.lam.dtype)
     if daily.shape != inputs.lam.shape:
-        raise ValueError(f"admissions must be {inputs.lam.shape}, as lam; got {daily.shape}")
+        raise ValueError(f"admissions must be {inputs.lam.shape}, as lam, got {daily.shape}")
     date = np.datetime64(str(start_date), "D") + np.arange(inputs.lam.shape[1])
     year = date.astype("datetime64[Y]")
     length = {
@@ -186,15 +186,15 @@ def annual_admissions(
     missing = sorted(set(baseline_years) - set(years))
     if missing or not baseline_years:
         raise ValueError(
-            f"baseline_years must be among the complete past years {tuple(years)}; got "
+            f"baseline_years must be among the complete past years {tuple(years)}, got "
             f"{tuple(baseline_years)}"
         )
     if not births or any(not value > 0 for value in births.values()):
-        raise ValueError(f"births must map years to positive numbers; got {dict(births)}")
+        raise ValueError(f"births must map years to positive numbers, got {dict(births)}")
     target = sorted(births)
     base_year = target[0] if base_year is None else base_year
     if base_year not in births:
-        raise ValueError(f"base_year {base_year} has no births; got years {target}")
+        raise ValueError(f"base_year {base_year} has no births, got years {target}")
     base = admissions[np.array([list(years).index(y) for y in baseline_years])]
     total = jnp.sum(base, axis=1)
     share = jnp.mean(base / total[:, None], axis=0)
@@ -233,9 +233,9 @@ def project_beds(
     """Computes the occupancy and the beds of every drawn year.
 
     The arrivals of a site are its shape in the drawn year, normalized to sum 1 over 365 days, times
-    its projected admissions.  Each year is a queue of its own: `model.warmup="zero"`, the paper's,
-    starts it with an empty unit, which biases every average down by up to S_max days of filling;
-    "backfill" lets the same year precede it; "drop" leaves the first S_max days out.
+    its projected admissions.  Each year is a queue of its own: the paper's warmup "zero" starts it
+    with an empty unit, which biases every average down by up to S_max days of filling; "backfill"
+    with "calendar" lets the same year precede it; "drop" leaves the first S_max days out.
 
     Args:
         history: past years.
@@ -249,7 +249,7 @@ def project_beds(
     """
     if draws.arrival.ndim != 3 or draws.arrival.shape[1:] != admissions.shape:
         raise ValueError(
-            f"draws must be [R, Y, I] for admissions [Y, I]; got {draws.arrival.shape} and "
+            f"draws must be [R, Y, I] for admissions [Y, I], got {draws.arrival.shape} and "
             f"{admissions.shape}"
         )
     site = jnp.arange(admissions.shape[1], dtype=jnp.int32)
@@ -318,7 +318,7 @@ def projection(
     Source: arXiv:2510.02852, projection.
     """
     if num_runs < 1:
-        raise ValueError(f"num_runs must be at least 1; got {num_runs}")
+        raise ValueError(f"num_runs must be at least 1, got {num_runs}")
     births = BIRTHS if births is None else births
     admissions = annual_admissions(
         history.admissions,

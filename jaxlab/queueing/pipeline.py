@@ -6,26 +6,62 @@ mapped over bootstrap samples, and differentiated up to the integer choices.
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from concurrent import futures
-from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxlab.queueing import settings
 from jaxlab.queueing.arrivals import decomposition
 from jaxlab.queueing.census import capacity, occupancy
 from jaxlab.queueing.census.occupancy import QueueInputs
 from jaxlab.queueing.data import daily
-from jaxlab.queueing.data.reading import Patients
+from jaxlab.queueing.data.records import Patients
+from jaxlab.queueing.settings import BedRules, QueueModel
 from jaxlab.queueing.stays import censoring, conditional, fit
 
 MIN_MEAN_LOS = 0.01
 """Least mean length of stay that the trend may fall to, days."""
-ALPHAS = (0.05, 0.01)
+ALPHAS = settings.PAPER_RULES.alphas
 """The paper's two overflow risks."""
+
+
+class SeriesOptions(NamedTuple):
+    """How rates and moments of the stay are estimated, static; the defaults are the paper's.
+
+    Attributes:
+        grid: configurations of the STL search.
+        degree2: what degree 2 means in the search.
+        keep_seasonal: keep the day-of-week pattern in rates and mean stays (the paper drops it).
+        spread: variance of the stay from the residual of the daily means (the paper's reading,
+            which understates the variance of single stays) or pooled over individual stays.
+    """
+
+    grid: tuple[decomposition.STLConfig, ...] = decomposition.GRID
+    degree2: decomposition.Degree2 = "linear"
+    keep_seasonal: bool = False
+    spread: Literal["daily_mean", "individual"] = "daily_mean"
+
+
+class LawOptions(NamedTuple):
+    """How the law of the stay is chosen, static; the defaults are the paper's.
+
+    Attributes:
+        families: candidate laws, of `conditional.FAMILIES`.
+        criterion: figure by which one is chosen.
+    """
+
+    families: tuple[str, ...] = fit.FAMILIES_DEFAULT
+    criterion: fit.Criterion = "rmse"
+
+
+PAPER_SERIES = SeriesOptions()
+"""The paper's way of estimating rates."""
+PAPER_LAWS = LawOptions()
+"""The paper's way of choosing a law."""
 
 
 class SeriesEstimates(NamedTuple):
@@ -118,13 +154,7 @@ class Plan(NamedTuple):
 
 
 def estimate_series(
-    patients: Patients,
-    num_days: int,
-    *,
-    grid: tuple[decomposition.STLConfig, ...] = decomposition.GRID,
-    degree2: decomposition.Degree2 = "linear",
-    keep_seasonal: bool = False,
-    spread: Literal["daily_mean", "individual"] = "daily_mean",
+    patients: Patients, num_days: int, options: SeriesOptions = PAPER_SERIES
 ) -> SeriesEstimates:
     """Estimates arrival rates, and mean and variance of the stay by day of admission.
 
@@ -134,16 +164,14 @@ def estimate_series(
     Args:
         patients: `[I, N]` patients.
         num_days: length T of the daily series; patients admitted outside are left out of it.
-        grid: configurations of the STL search.
-        degree2: what degree 2 means in the search.
-        keep_seasonal: keep the day-of-week pattern in rates and mean stays (the paper drops it).
-        spread: variance of the stay from the residual of the daily means (the paper's reading,
-            which understates the variance of single stays) or pooled over individual stays.
+        options: how to estimate, static.
+
+    Raises:
+        ValueError: on an option that is unknown, or as `decomposition.stl_grid_select`.
 
     Source: arXiv:2510.02852, estimation of arrivals and of the moments of the stay.
     """
-    if spread not in ("daily_mean", "individual"):
-        raise ValueError(f"spread must be 'daily_mean' or 'individual', got {spread!r}")
+    settings.check(options)
     num_sites = patients.los.shape[0]
     site = jnp.broadcast_to(jnp.arange(num_sites, dtype=jnp.int32)[:, None], patients.los.shape)
     day, site, los, weight = (
@@ -151,15 +179,15 @@ def estimate_series(
     )
     series = daily.stays_to_daily(day, site, los, num_sites, num_days, weight=weight)
     both = jnp.concatenate([series.counts, series.mean_los])
-    chosen = decomposition.stl_grid_select(both, grid, degree2=degree2)
+    chosen = decomposition.stl_grid_select(both, options.grid, degree2=options.degree2)
     arrivals = jax.tree.map(lambda x: x[:num_sites], chosen)
     stays = jax.tree.map(lambda x: x[num_sites:], chosen)
     lam, mu = (
-        part.trend + part.seasonal if keep_seasonal else part.trend
+        part.trend + part.seasonal if options.keep_seasonal else part.trend
         for part in (arrivals.result, stays.result)
     )
     lam, mu = jnp.maximum(lam, 0.0), jnp.maximum(mu, MIN_MEAN_LOS)
-    if spread == "daily_mean":
+    if options.spread == "daily_mean":
         sig2, window = decomposition.rolling_variance_select(stays.result.resid)
     else:
         sig2 = daily.individual_variance(day, site, los, mu, weight=weight)
@@ -168,29 +196,28 @@ def estimate_series(
 
 
 def estimate_laws(
-    patients: Patients,
-    *,
-    u_max: int,
-    families: Sequence[str] = fit.FAMILIES_DEFAULT,
-    criterion: fit.Criterion = "rmse",
+    patients: Patients, options: LawOptions = PAPER_LAWS, *, u_max: int
 ) -> LawEstimates:
     """Fits every family at every site and chooses one.
 
     Args:
         patients: `[I, N]` patients.
+        options: candidate laws and how one is chosen, static.
         u_max: static bound of S_max, days; the longest stay is always enough.
-        families: candidate laws.
-        criterion: how the law is chosen.
+
+    Raises:
+        ValueError: on an unknown family or criterion, or as `fit.fit_los`.
 
     Source: arXiv:2510.02852, choice of the length-of-stay law.
     """
+    settings.check(options)
     fits = jax.vmap(
-        lambda x, event, w: fit.fit_families(x, event, families, weight=w, u_max=u_max)
+        lambda x, event, w: fit.fit_families(x, event, options.families, weight=w, u_max=u_max)
     )(patients.los, patients.event, patients.weight)
-    choice = fit.select_los(fits, criterion)
+    choice = fit.select_los(fits, options.criterion)
     best = jnp.maximum(choice, 0)[:, None]
     kappa, smax = (jnp.take_along_axis(x, best, axis=1)[:, 0] for x in (fits.kappa, fits.smax))
-    codes = jnp.asarray([conditional.FAMILIES.index(name) for name in families], jnp.int32)
+    codes = jnp.asarray([conditional.FAMILIES.index(name) for name in options.families], jnp.int32)
     family = jnp.where(choice >= 0, codes[best[:, 0]], -1)
     total = jnp.sum(patients.weight, axis=1)
     mean_los = jnp.sum(patients.weight * _completed(patients), axis=1) / jnp.maximum(total, 1.0)
@@ -202,46 +229,31 @@ def size_beds(
     laws: LawEstimates,
     *,
     num_lags: int,
-    variant: str = "fisk_paper",
-    moments: str = "one",
-    convention: str = "ceil",
-    warmup: str = "zero",
-    alphas: Sequence[float] = ALPHAS,
-    gamma: float = 1.0,
-    rule: Literal["average", "max"] = "average",
-    bed_cap: int = 4096,
+    queue: QueueModel = settings.PAPER_QUEUE,
+    rules: BedRules = settings.PAPER_RULES,
 ) -> Plan:
     """Computes the mean occupancy of the estimated queue and sizes every site by every rule.
 
     Args:
         series: rates and moments of the stay.
         laws: chosen laws.
-        num_lags: static bound of S_max.
-        variant, moments: reading of the laws, see `conditional.survival`.
-        convention, warmup: of the census, see `occupancy.occupancy_mean`.
-        alphas: overflow risks.
-        gamma, rule, bed_cap: see `capacity.beds_alpha`.
+        num_lags: static bound of S_max, days.
+        queue: how the laws are read and the census is taken, static.
+        rules: how much overflow is accepted, static.
+
+    Raises:
+        ValueError: on a setting that is unknown or out of range.
 
     Source: arXiv:2510.02852, mean occupancy and capacity rules.
     """
     inputs = QueueInputs(series.lam, series.mu, series.sig2, laws.kappa, laws.family, laws.smax)
-    rho = occupancy.occupancy_mean(
-        *inputs,
-        convention=convention,
-        warmup=warmup,
-        num_lags=num_lags,
-        variant=variant,
-        moments=moments,
-    )
-    mask = occupancy.warm_mask(rho.shape[1], laws.smax, warmup)
+    rho = occupancy.occupancy_mean(*inputs, num_lags=num_lags, queue=queue)
+    mask = occupancy.warm_mask(rho.shape[1], laws.smax, queue.warmup)
 
     def site(rho, lam, mu, mask):
-        risk = [
-            capacity.beds_alpha(rho, alpha, gamma=gamma, rule=rule, bed_cap=bed_cap, mask=mask)
-            for alpha in alphas
-        ]
         peak, naive_peak = capacity.beds_max(rho, mask), capacity.beds_naive_peak(lam, mu)
-        return jnp.stack(risk), peak, naive_peak, capacity.beds_rule85(rho, mask=mask)
+        risk = capacity.beds_risk(rho, rules, mask)
+        return risk, peak, naive_peak, capacity.beds_rule85(rho, mask=mask)
 
     risk, peak, naive_peak, rule85 = jax.vmap(site)(rho, series.lam, series.mu, mask)
     average = capacity.beds_average(series.rate, laws.mean_los)
@@ -253,30 +265,23 @@ def plan(
     num_days: int,
     *,
     u_max: int,
-    grid: tuple[decomposition.STLConfig, ...] = decomposition.GRID,
-    degree2: decomposition.Degree2 = "linear",
-    keep_seasonal: bool = False,
-    spread: Literal["daily_mean", "individual"] = "daily_mean",
-    families: Sequence[str] = fit.FAMILIES_DEFAULT,
-    criterion: fit.Criterion = "rmse",
-    variant: str = "fisk_paper",
-    moments: str = "one",
-    convention: str = "ceil",
-    warmup: str = "zero",
-    alphas: Sequence[float] = ALPHAS,
-    gamma: float = 1.0,
-    rule: Literal["average", "max"] = "average",
-    bed_cap: int = 4096,
+    queue: QueueModel = settings.PAPER_QUEUE,
+    rules: BedRules = settings.PAPER_RULES,
+    series_options: SeriesOptions = PAPER_SERIES,
+    law_options: LawOptions = PAPER_LAWS,
 ) -> Plan:
     """Runs the whole pipeline; the defaults are the paper's.
+
+    Example: `plan(patients, 730, u_max=384, queue=QueueModel(variant="fisk_mean", warmup="drop"))`.
 
     Args:
         patients: `[I, N]` patients; see `data.pooled_by_site`.
         num_days: length T of the daily series.
         u_max: static bound of S_max and of the lags of the queue, days.
-        grid, degree2, keep_seasonal, spread: see `estimate_series`.
-        families, criterion: see `estimate_laws`.
-        variant, moments, convention, warmup, alphas, gamma, rule, bed_cap: see `size_beds`.
+        queue: how the laws are read and the census is taken, static like the others.
+        rules: how much overflow is accepted.
+        series_options: how rates and moments of the stay are estimated.
+        law_options: candidate laws and how one is chosen.
 
     Returns:
         The plan. Take it in float64 (`with jax.enable_x64(True)`) when single beds matter. A site
@@ -287,23 +292,9 @@ def plan(
 
     Source: arXiv:2510.02852.
     """
-    series = estimate_series(
-        patients, num_days, grid=grid, degree2=degree2, keep_seasonal=keep_seasonal, spread=spread
-    )
-    laws = estimate_laws(patients, u_max=u_max, families=families, criterion=criterion)
-    return size_beds(
-        series,
-        laws,
-        num_lags=u_max,
-        variant=variant,
-        moments=moments,
-        convention=convention,
-        warmup=warmup,
-        alphas=alphas,
-        gamma=gamma,
-        rule=rule,
-        bed_cap=bed_cap,
-    )
+    series = estimate_series(patients, num_days, series_options)
+    laws = estimate_laws(patients, law_options, u_max=u_max)
+    return size_beds(series, laws, num_lags=u_max, queue=queue, rules=rules)
 
 
 def compile_plan(
@@ -311,9 +302,10 @@ def compile_plan(
     num_days: int,
     *,
     u_max: int,
-    series_options: Mapping[str, Any] = MappingProxyType({}),
-    law_options: Mapping[str, Any] = MappingProxyType({}),
-    bed_options: Mapping[str, Any] = MappingProxyType({}),
+    queue: QueueModel = settings.PAPER_QUEUE,
+    rules: BedRules = settings.PAPER_RULES,
+    series_options: SeriesOptions = PAPER_SERIES,
+    law_options: LawOptions = PAPER_LAWS,
 ) -> Callable[[Patients], Plan]:
     """Compiles `plan` for patients of one shape as three programs, side by side.
 
@@ -324,16 +316,14 @@ def compile_plan(
         patients: `[I, N]` patients, or their `jax.ShapeDtypeStruct`; only shapes and dtypes count.
         num_days: length T of the daily series.
         u_max: static bound of S_max and of the lags of the queue, days.
-        series_options: keyword arguments of `estimate_series`.
-        law_options: keyword arguments of `estimate_laws`.
-        bed_options: keyword arguments of `size_beds`.
+        queue, rules, series_options, law_options: as in `plan`.
 
     Returns:
         `fn(patients) -> Plan`; call it under the same `jax.enable_x64` setting.
     """
-    first = jax.jit(functools.partial(estimate_series, num_days=num_days, **series_options))
-    second = jax.jit(functools.partial(estimate_laws, u_max=u_max, **law_options))
-    third = jax.jit(functools.partial(size_beds, num_lags=u_max, **bed_options))
+    first = jax.jit(functools.partial(estimate_series, num_days=num_days, options=series_options))
+    second = jax.jit(functools.partial(estimate_laws, options=law_options, u_max=u_max))
+    third = jax.jit(functools.partial(size_beds, num_lags=u_max, queue=queue, rules=rules))
     series, laws = first.eval_shape(patients), second.eval_shape(patients)
     lowered = [second.lower(patients), first.lower(patients), third.lower(series, laws)]
     with futures.ThreadPoolExecutor() as pool:  # XLA compiles one program on one core

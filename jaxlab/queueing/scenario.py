@@ -4,7 +4,7 @@ Paper: Akbari-Moghaddam et al. 2025, arXiv:2510.02852 (scenario analysis).
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +12,10 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
+from jaxlab.queueing import settings
 from jaxlab.queueing.census import capacity, occupancy
 from jaxlab.queueing.census.occupancy import QueueInputs
+from jaxlab.queueing.settings import BedRules, QueueModel
 from jaxlab.queueing.stays import conditional
 
 BETAS = (0.0, 0.2, 0.5, 0.8, 1.0, 1.2, 1.5, 1.8)
@@ -27,41 +29,31 @@ Factor = float | Float[Array, ""] | Float[Array, " I"] | np.ndarray
 class BedModel(NamedTuple):
     """How beds are counted from the inputs of the queue; all static, the defaults are the paper's.
 
+    Example: `BedModel(queue=QueueModel(variant="fisk_mean"), mean_stay="patients")` is what
+    `pipeline.plan(..., queue=QueueModel(variant="fisk_mean"))` does.
+
     Attributes:
-        alphas: overflow risks of the risk rule.
-        gamma: share of the beds that may be filled before a day counts as overflow.
-        rule: whether the "average" or the "max" daily risk is held to alpha.
-        bed_cap: largest count of the risk rule.
-        convention: of the census, see `occupancy.census_weight`.
-        warmup: "zero", "drop" or "backfill" (with the first 365 days again); see
-            `occupancy.occupancy_mean`.
-        num_lags: bound of S_max, needed where `smax` is traced.
-        variant: reading of the Fisk law.
-        moments: "one" or "two"; see `conditional.survival`.
+        queue: how the inputs are read.
+        rules: how much overflow is accepted.
+        num_lags: bound of S_max, days, needed where `smax` is traced.
         mean_stay: mean stay of the average rule: over "days", as the paper's companion tool does
             with daily inputs, or over "patients", sum lam mu / sum lam.
     """
 
-    alphas: tuple[float, ...] = (0.05, 0.01)
-    gamma: float = 1.0
-    rule: str = "average"
-    bed_cap: int = 4096
-    convention: str = "ceil"
-    warmup: str = "zero"
+    queue: QueueModel = settings.PAPER_QUEUE
+    rules: BedRules = settings.PAPER_RULES
     num_lags: int | None = None
-    variant: str = "fisk_paper"
-    moments: str = "one"
-    mean_stay: str = "days"
+    mean_stay: Literal["days", "patients"] = "days"
 
     @property
     def strategies(self) -> tuple[str, ...]:
         """Names of the S = 2 + len(alphas) bed rules, in the order of the last axis of `beds`."""
-        return ("average", *(f"{alpha:g}" for alpha in self.alphas), "max")
+        return ("average", *(f"{alpha:g}" for alpha in self.rules.alphas), "max")
 
 
 PAPER = BedModel()
 """The paper's way of counting beds."""
-WARM = BedModel(warmup="drop")
+WARM = BedModel(queue=QueueModel(warmup="drop"))
 """The same without the days on which the empty unit fills."""
 
 
@@ -130,16 +122,16 @@ def apply_scenario(
         start, stop = window
         known = not isinstance(start, Tracer) and not isinstance(stop, Tracer)
         if known and not 0 <= start <= stop:
-            raise ValueError(f"window must be (start, stop) with 0 <= start <= stop; got {window}")
+            raise ValueError(f"window must be (start, stop) with 0 <= start <= stop, got {window}")
         day = jnp.arange(num_days, dtype=jnp.int32)
         inside = jnp.broadcast_to((day >= start) & (day < stop), inside.shape)
 
     def scale(name, series, factor):
         if not isinstance(factor, Tracer) and not np.all(np.asarray(factor) >= 0):
-            raise ValueError(f"{name} must be a factor >= 0; got {factor}")
+            raise ValueError(f"{name} must be a factor >= 0, got {factor}")
         if jnp.shape(factor) not in ((), (num_sites,)):
             raise ValueError(
-                f"{name} must be a scalar or [{num_sites}], one per site; got {jnp.shape(factor)}"
+                f"{name} must be a scalar or [{num_sites}], one per site, got {jnp.shape(factor)}"
             )
         by_site = jnp.broadcast_to(jnp.asarray(factor).astype(series.dtype), (num_sites,))
         return jnp.where(inside, series * by_site[:, None], series)
@@ -157,7 +149,7 @@ def bed_counts(
     """Computes the beds of every site by the paper's rules, and the mean occupancy behind them.
 
     B_average takes the mean rate and the mean stay (`model.mean_stay`) of all days; the other rules
-    take the days that count under `model.warmup`.
+    take the days that count under `model.queue.warmup`.
 
     Args:
         inputs: what drives the queue.
@@ -170,33 +162,19 @@ def bed_counts(
     Raises:
         ValueError: on an unknown `mean_stay`, and as `occupancy.occupancy_mean`.
     """
-    if model.mean_stay not in ("days", "patients"):
-        raise ValueError(f"mean_stay must be 'days' or 'patients'; got {model.mean_stay!r}")
-    rho = occupancy.occupancy_mean(
-        *inputs,
-        convention=model.convention,
-        warmup=model.warmup,
-        num_lags=model.num_lags,
-        variant=model.variant,
-        moments=model.moments,
-        backfill="calendar" if model.warmup == "backfill" else "year_mean",
-    )
+    settings.check(model)
+    rho = occupancy.occupancy_mean(*inputs, num_lags=model.num_lags, queue=model.queue)
 
     def site(rho, lam, mu, mask):
         rate = jnp.mean(lam)
         mean_los = jnp.mean(mu)
         if model.mean_stay == "patients":
             mean_los = jnp.mean(lam * mu) / jnp.where(rate > 0, rate, 1.0)
-        risk = [
-            capacity.beds_alpha(
-                rho, alpha, gamma=model.gamma, rule=model.rule, bed_cap=model.bed_cap, mask=mask
-            )
-            for alpha in model.alphas
-        ]
         average = capacity.beds_average(rate, mean_los)
+        risk = capacity.beds_risk(rho, model.rules, mask)
         return jnp.stack([average, *risk, capacity.beds_max(rho, mask=mask)])
 
-    mask = occupancy.warm_mask(rho.shape[1], inputs.smax, model.warmup)
+    mask = occupancy.warm_mask(rho.shape[1], inputs.smax, model.queue.warmup)
     return jax.vmap(site)(rho, inputs.lam, inputs.mu, mask), rho
 
 
@@ -227,10 +205,10 @@ def variance_sensitivity(
     Source: arXiv:2510.02852, sensitivity to the variance of the length of stay.
     """
     if not isinstance(betas, Tracer) and not np.all(np.asarray(betas) >= 0):
-        raise ValueError(f"betas must be >= 0; got {betas}")
+        raise ValueError(f"betas must be >= 0, got {betas}")
     betas = jnp.asarray(betas).astype(inputs.lam.dtype)
     if betas.ndim != 1:
-        raise ValueError(f"betas must be a vector; got shape {betas.shape}")
+        raise ValueError(f"betas must be a vector, got shape {betas.shape}")
 
     def evaluate(beta):
         scaled = apply_scenario(inputs, variance=beta)
@@ -274,7 +252,7 @@ def what_if(
     """
     for name, factors in (("arrival", arrival), ("mean_los", mean_los)):
         if not isinstance(factors, Tracer) and not np.all(np.asarray(factors) >= 0):
-            raise ValueError(f"{name} must hold factors >= 0; got {factors}")
+            raise ValueError(f"{name} must hold factors >= 0, got {factors}")
     demand = jnp.asarray(arrival).astype(inputs.lam.dtype)
     stay = jnp.asarray(mean_los).astype(inputs.lam.dtype)
 
@@ -308,7 +286,7 @@ def truncated_share(inputs: QueueInputs, model: BedModel = PAPER) -> Float[Array
     def site(row):
         lam, mu, sig2, kappa, family, smax = row
         surv = conditional.survival(
-            family, smax, mu, sig2, kappa, variant=model.variant, moments=model.moments
+            family, smax, mu, sig2, kappa, variant=model.queue.variant, moments=model.queue.moments
         )
         total = jnp.sum(lam)
         return jnp.sum(lam * surv) / jnp.where(total > 0, total, 1.0)
@@ -317,6 +295,6 @@ def truncated_share(inputs: QueueInputs, model: BedModel = PAPER) -> Float[Array
 
 
 def _mean_over_counted(rho, inputs: QueueInputs, model: BedModel) -> Float[Array, " I"]:
-    mask = occupancy.warm_mask(rho.shape[1], inputs.smax, model.warmup)
+    mask = occupancy.warm_mask(rho.shape[1], inputs.smax, model.queue.warmup)
     num_days = jnp.sum(mask, axis=1).astype(rho.dtype)
     return jnp.sum(jnp.where(mask, rho, 0.0), axis=1) / num_days

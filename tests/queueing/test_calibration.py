@@ -93,7 +93,9 @@ def test_too_little_room_is_reported(key):
 
 
 def calibrate(key, units, num_days, num_repeats, u_max):
-    pipeline = functools.partial(q.plan, num_days=num_days, u_max=u_max, warmup="drop")
+    pipeline = functools.partial(
+        q.plan, num_days=num_days, u_max=u_max, queue=q.QueueModel(warmup="drop")
+    )
     with jax.enable_x64(True):
         truth = truth_of(units, num_days)
         run = jax.jit(
@@ -156,7 +158,12 @@ def test_bootstrap_draws_the_sites_own_stays_by_the_given_rate(key):
 
 def test_bootstrap_interval_has_the_spread_of_fresh_draws(key):
     pipeline = functools.partial(
-        q.plan, num_days=365, u_max=128, warmup="drop", grid=q.GRID[:1], families=("exponential",)
+        q.plan,
+        num_days=365,
+        u_max=128,
+        queue=q.QueueModel(warmup="drop"),
+        series_options=q.SeriesOptions(grid=q.GRID[:1]),
+        law_options=q.LawOptions(families=("exponential",)),
     )
     unit = q.CALGARY_SITES[4]
     with jax.enable_x64(True):

@@ -12,8 +12,9 @@ from scipy.special import ndtr
 
 from jaxlab.queueing import forecast, scenario
 from jaxlab.queueing.census.occupancy import QueueInputs
+from jaxlab.queueing.settings import BedRules, QueueModel
 
-MODEL = scenario.BedModel(num_lags=20, bed_cap=64)
+MODEL = scenario.BedModel(num_lags=20, rules=BedRules(bed_cap=64))
 
 
 def _daily(num_days, num_sites=2, seed=0):
@@ -139,7 +140,8 @@ def test_backfilled_year_is_preceded_by_itself(x64):
     admissions = jnp.asarray([[400.0, 520.0]])
     zero = jnp.zeros((1, 1, 2), jnp.int32)
     draws = forecast.YearDraws(zero, zero)
-    got = forecast.project_beds(history, admissions, draws, model=MODEL._replace(warmup="backfill"))
+    queue = QueueModel(warmup="backfill", backfill="calendar")
+    got = forecast.project_beds(history, admissions, draws, model=MODEL._replace(queue=queue))
     cold = forecast.project_beds(history, admissions, draws, model=MODEL)
     for i in range(2):
         rate = np.asarray(history.lam[0, i] / history.lam[0, i].sum() * admissions[0, i])

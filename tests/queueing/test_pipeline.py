@@ -11,11 +11,12 @@ from experiments.rivals import pipeline
 from jaxlab import queueing as q
 
 UNITS = q.CALGARY_SITES[2:5:2]  # an exponential and a Weibull unit
+WARM = q.QueueModel(warmup="drop")
 
 
 @pytest.fixture(scope="module")
 def planner():
-    return jax.jit(functools.partial(q.plan, num_days=730, u_max=192, warmup="drop"))
+    return jax.jit(functools.partial(q.plan, num_days=730, u_max=192, queue=WARM))
 
 
 def draw(seed):
@@ -46,13 +47,15 @@ def test_three_programs_compiled_side_by_side_equal_one():
     _, patients = draw(7)
     with jax.enable_x64(True):
         patients = jax.tree.map(lambda x: jnp.asarray(x[:1]), patients)
-        options = {"grid": q.GRID[:2]}, {"families": ("weibull", "exponential")}
-        together = jax.jit(
-            functools.partial(q.plan, num_days=730, u_max=192, **options[0], **options[1])
-        )(patients)
-        apart = q.compile_plan(
-            patients, 730, u_max=192, series_options=options[0], law_options=options[1]
-        )(patients)
+        options = {
+            "u_max": 192,
+            "queue": q.QueueModel(variant="fisk_mean", convention="midnight"),
+            "rules": q.BedRules(alphas=(0.1,), gamma=0.9, rule="max"),
+            "series_options": q.SeriesOptions(grid=q.GRID[:2]),
+            "law_options": q.LawOptions(families=("weibull", "exponential")),
+        }
+        together = jax.jit(functools.partial(q.plan, num_days=730, **options))(patients)
+        apart = q.compile_plan(patients, 730, **options)(patients)
     for one, other in zip(jax.tree.leaves(together), jax.tree.leaves(apart), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-9)
 
@@ -74,9 +77,14 @@ def test_a_site_without_a_law_is_marked_and_spares_its_neighbor(planner):
 def test_options_change_what_they_say():
     _, patients = draw(5)
     patients = jax.tree.map(lambda x: jnp.asarray(x[:1]), patients)
-    run = functools.partial(q.estimate_series, patients, 730, grid=q.GRID[:1])
+    options = q.SeriesOptions(grid=q.GRID[:1])
+    run = functools.partial(q.estimate_series, patients, 730)
     plain, kept, pooled = jax.jit(
-        lambda: (run(), run(keep_seasonal=True), run(spread="individual"))
+        lambda: (
+            run(options),
+            run(options._replace(keep_seasonal=True)),
+            run(options._replace(spread="individual")),
+        )
     )()
     seasonal = plain.arrivals.result.seasonal
     expected = np.maximum(plain.arrivals.result.trend + seasonal, 0)
@@ -86,7 +94,7 @@ def test_options_change_what_they_say():
     assert float(pooled.sig2.mean()) == pytest.approx(mean**2, rel=0.2)
     assert float(plain.sig2.mean()) < 0.8 * mean**2
     with pytest.raises(ValueError, match="spread must be"):
-        run(spread="pooled")
+        run(options._replace(spread="pooled"))  # pyright: ignore[reportArgumentType]
 
 
 def test_mean_occupancy_is_differentiable_in_every_stay():
@@ -99,7 +107,11 @@ def test_mean_occupancy_is_differentiable_in_every_stay():
 
         def mean_rho(los):
             plan = q.plan(
-                patients._replace(los=los), 730, u_max=192, grid=q.GRID[:1], families=("weibull",)
+                patients._replace(los=los),
+                730,
+                u_max=192,
+                series_options=q.SeriesOptions(grid=q.GRID[:1]),
+                law_options=q.LawOptions(families=("weibull",)),
             )
             return jnp.mean(plan.rho)
 
@@ -124,7 +136,12 @@ def test_a_law_without_a_mean_is_not_planned_with():
         plan = jax.device_get(
             jax.jit(
                 lambda p: q.plan(
-                    p, 200, u_max=512, grid=q.GRID[:1], families=("fisk",), variant="fisk_mean"
+                    p,
+                    200,
+                    u_max=512,
+                    queue=q.QueueModel(variant="fisk_mean"),
+                    series_options=q.SeriesOptions(grid=q.GRID[:1]),
+                    law_options=q.LawOptions(families=("fisk",)),
                 )
             )(patients)
         )

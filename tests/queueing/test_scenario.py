@@ -11,6 +11,7 @@ from scipy.special import ndtr
 from jaxlab.queueing import scenario
 from jaxlab.queueing.census import occupancy
 from jaxlab.queueing.census.occupancy import QueueInputs
+from jaxlab.queueing.settings import BedRules, QueueModel
 from jaxlab.queueing.stays import conditional
 
 DEMO = {"base": 3.2, "amplitude": 0.2, "los": 9.5, "phase": 20}
@@ -73,7 +74,7 @@ def test_demo_unit_beds(x64):
         ("fisk_mean", [36, 37, 42, 39]),
         ("burr_tool", [36, 33, 38, 35]),
     ):
-        beds, _ = scenario.bed_counts(fisk, scenario.BedModel(variant=variant))
+        beds, _ = scenario.bed_counts(fisk, scenario.BedModel(queue=QueueModel(variant=variant)))
         np.testing.assert_array_equal(beds[0], row)
 
 
@@ -161,7 +162,7 @@ def test_variance_sensitivity_equals_brute_force(x64):
 
 def test_two_moment_gamma_reacts_to_the_variance(x64):
     inputs = _inputs(["gamma"], num_days=120, smax=40)
-    model = scenario.BedModel(moments="two", warmup="drop")
+    model = scenario.BedModel(queue=QueueModel(moments="two", warmup="drop"))
     got = scenario.variance_sensitivity(inputs, (0.5, 1.0), model=model)
     lam, mu, sig2 = (np.asarray(x[0]) for x in inputs[:3])
     for k, beta in enumerate((0.5, 1.0)):
@@ -172,7 +173,8 @@ def test_two_moment_gamma_reacts_to_the_variance(x64):
 
 def test_missing_bed_counts_are_data():
     inputs = _inputs(["exponential"])
-    got = scenario.variance_sensitivity(inputs, model=scenario.WARM._replace(bed_cap=20))
+    model = scenario.WARM._replace(rules=BedRules(bed_cap=20))
+    got = scenario.variance_sensitivity(inputs, model=model)
     np.testing.assert_array_equal(got.beds[:, 0, 1:3], -1)
     assert np.all(np.isnan(got.change[:, 0, 1:3])) and np.all(got.change[:, 0, 3] == 0)
     np.testing.assert_allclose(got.betas, scenario.BETAS, rtol=1e-6)
@@ -210,7 +212,7 @@ def test_average_rule_can_weigh_the_stay_by_patients(x64):
     load = float(jnp.mean(inputs.lam * inputs.mu))  # the true mean load, above mean x mean
     assert int(beds[0, 0]) == int(np.ceil(load + np.sqrt(load))) == 37
     with pytest.raises(ValueError, match="mean_stay must be"):
-        scenario.bed_counts(inputs, scenario.BedModel(mean_stay="median"))
+        scenario.bed_counts(inputs, scenario.BedModel(mean_stay="median"))  # pyright: ignore
 
 
 def test_no_retrace_on_new_factors():

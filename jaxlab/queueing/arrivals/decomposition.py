@@ -123,7 +123,7 @@ def stl(
     if inner < 1 or outer < 0:
         raise ValueError(f"inner must be >= 1 and outer >= 0, got {inner} and {outer}")
     if len(degrees) != 3:
-        raise ValueError(f"degrees must be three: seasonal, trend, low-pass; got {degrees}")
+        raise ValueError(f"degrees must be three: seasonal, trend, low-pass, got {degrees}")
     seasonal_degree, trend_degree, low_pass_degree = (_degree(d, degree2) for d in degrees)
     plan = _Plan(
         loess.smoother(y.shape[-1], span=seasonal, degree=seasonal_degree, period=period, extend=1),
@@ -436,7 +436,7 @@ def _over_last_axis(function: Callable[[Array], Any]) -> Callable[[Array], Any]:
 
 
 def _low_pass(num_steps: int, period: int, span: int, degree: int) -> loess.Banded | loess.Dense:
-    """Moving averages of lengths period, period and 3, then LOESS, as one filter."""
+    """Makes one filter of moving averages of lengths period, period and 3, and a LOESS."""
     box = np.full(period, 1 / period)
     before = np.convolve(np.convolve(box, box), np.full(3, 1 / 3))
     return loess.linear_filter(num_steps, span=span, degree=degree, before=before)

@@ -87,11 +87,11 @@ def poisson_glm(
     """
     if design.ndim != 2 or counts.shape != design.shape[:1]:
         raise ValueError(
-            f"design must be [T, P] and counts [T]; got {design.shape} and {counts.shape}"
+            f"design must be [T, P] and counts [T], got {design.shape} and {counts.shape}"
         )
     num_days, num_params = design.shape
     if iterations < 1:
-        raise ValueError(f"iterations must be at least 1; got {iterations}")
+        raise ValueError(f"iterations must be at least 1, got {iterations}")
     counts, weight, offset = prepare_counts(counts, weight, offset, exposure)
     x = jnp.asarray(design, counts.dtype)
     penalty_matrix = _penalty_matrix(penalty, num_params, counts.dtype)
@@ -202,7 +202,7 @@ def negative_binomial_variance(
     Source: Cameron & Trivedi 2013, section 3.3.
     """
     if form not in ("nb1", "nb2"):
-        raise ValueError(f"form must be 'nb2' or 'nb1'; got {form!r}")
+        raise ValueError(f"form must be 'nb2' or 'nb1', got {form!r}")
     if form == "nb1":
         alpha = dispersion(counts, rate, num_params, weight=weight) - 1.0
         return NegativeBinomial(alpha, (1.0 + alpha) * rate)
@@ -223,7 +223,7 @@ def prepare_counts(counts, weight, offset, exposure, *, like=None):
     for name, value in (("weight", weight), ("offset", offset), ("exposure", exposure)):
         if value is not None and jnp.shape(value) != shape:
             raise ValueError(
-                f"{name} must have the shape of counts, {shape}; got {jnp.shape(value)}"
+                f"{name} must have the shape of counts, {shape}, got {jnp.shape(value)}"
             )
     dtype = _float_dtype(counts if like is None else like)
     kept = np.ones(shape, bool) if weight is None else weight
@@ -306,7 +306,7 @@ def _newton_step(coef, counts, x, penalty, offset, weight):
 
 
 def _start(counts, x, penalty, offset, weight):
-    """The better of a regression of log(n + 1/2) and of the constant mean rate."""
+    """Returns the better of a regression of log(n + 1/2) and of the constant mean rate."""
     level = (jnp.sum(weight * counts) + 0.5) / (jnp.sum(weight * jnp.exp(offset)) + 0.5)
     half = counts + 0.5
 
@@ -338,7 +338,7 @@ def _penalty_matrix(penalty, num_params: int, dtype) -> Float[Array, "P P"]:
         return jnp.diag(penalty)
     if penalty.shape != (num_params, num_params):
         raise ValueError(
-            f"penalty must be [{num_params}] or [{num_params}, {num_params}]; got {penalty.shape}"
+            f"penalty must be [{num_params}] or [{num_params}, {num_params}], got {penalty.shape}"
         )
     return penalty
 

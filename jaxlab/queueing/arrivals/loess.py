@@ -209,7 +209,7 @@ def bisquare(resid: Float[Array, " n"]) -> Float[Array, " n"]:
 def _moment_rows(
     xs: np.ndarray, first: int, size: int, *, count: Any, span: int, order: int
 ) -> np.ndarray:
-    """Moment kernels at x in `xs` on the points j = first, first+1, ...: `[order+1, X, size]`."""
+    """Tabulates moment kernels at x in `xs` on j = first, first+1, ...: `[order+1, X, size]`."""
     left = np.clip(xs - span // 2, 1, max(count - span + 1, 1))[:, None] - xs[:, None]
     right = np.minimum(left + span - 1, count - xs[:, None])
     distance = np.arange(first, first + size)[None] - xs[:, None]
@@ -289,7 +289,7 @@ def _toeplitz(
 
 
 def _middle_pair(x: Float[Array, " T"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """The order statistics (T-1)//2 and T//2 of non-negative values, differentiable.
+    """Returns the order statistics (T-1)//2 and T//2 of non-negative values, differentiable.
 
     Non-negative floats are ordered as their bit patterns, so the lower one is built bit by bit from
     counts: on CPU four times as fast as sorting, which would take most of a robust fit.

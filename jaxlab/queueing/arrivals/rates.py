@@ -80,10 +80,10 @@ def rate_design(
             cannot tell apart.
     """
     if trend not in TRENDS:
-        raise ValueError(f"trend must be one of {TRENDS}; got {trend!r}")
+        raise ValueError(f"trend must be one of {TRENDS}, got {trend!r}")
     if num_days < 1 or harmonics < 0 or not 0 <= start_weekday <= 6 or not period > 0:
         raise ValueError(
-            "need num_days >= 1, harmonics >= 0, start_weekday in 0..6 and period > 0; got "
+            "need num_days >= 1, harmonics >= 0, start_weekday in 0..6 and period > 0, got "
             f"{num_days}, {harmonics}, {start_weekday} and {period}"
         )
     day = np.arange(num_days)
@@ -132,7 +132,7 @@ def weekday_effect(
     if not design.weekday_columns:
         raise ValueError("the design has no weekday columns; build it with weekday=True")
     if not 0.0 < level < 1.0:
-        raise ValueError(f"level must be in (0, 1); got {level}")
+        raise ValueError(f"level must be in (0, 1), got {level}")
     dtype = fit.coef.dtype
     columns = np.array(design.weekday_columns)
     contrast = jnp.asarray(np.concatenate([np.eye(6), -np.ones((1, 6))]), dtype)
@@ -155,7 +155,7 @@ def _trend_basis(num_days: int, trend: Trend, num_knots: int) -> tuple[list[str]
         return ["year"], years
     knots = np.round(np.linspace(0, num_days - 1, num_knots + 2)).astype(int)
     if num_knots < 1 or np.any(np.diff(knots) < 1):
-        raise ValueError(f"num_knots must be in 1..num_days - 2; got {num_knots} ({num_days} days)")
+        raise ValueError(f"num_knots must be in 1..num_days - 2, got {num_knots} ({num_days} days)")
     inner = knots[1:-1]
     if trend == "random_walk":
         return [f"step@{k}" for k in inner], 1.0 * (day[:, None] >= inner)

@@ -106,13 +106,13 @@ def whittaker_poisson(
     walk with variance 1 / penalty and a flat start, in information form.
     """
     if order not in (1, 2, 3):
-        raise ValueError(f"order must be 1, 2 or 3; got {order}")
+        raise ValueError(f"order must be 1, 2 or 3, got {order}")
     if counts.ndim != 1 or counts.shape[0] <= order:
-        raise ValueError(f"counts must be [T] with T > {order}; got {counts.shape}")
+        raise ValueError(f"counts must be [T] with T > {order}, got {counts.shape}")
     if glm.is_concrete(penalty) and not np.all(np.asarray(penalty) > 0):
-        raise ValueError(f"penalty must be positive; got {penalty}")
+        raise ValueError(f"penalty must be positive, got {penalty}")
     if iterations < 1:
-        raise ValueError(f"iterations must be at least 1; got {iterations}")
+        raise ValueError(f"iterations must be at least 1, got {iterations}")
     counts, weight, offset = glm.prepare_counts(counts, weight, offset, None)
     penalty = jnp.asarray(penalty, counts.dtype)
     # Measured from the constant rate, so that float32 has its digits where they are needed.
@@ -172,7 +172,7 @@ def whittaker_select(
         ValueError: on an unknown criterion, and as `whittaker_poisson` and `penalty_path`.
     """
     if criterion not in ("cv", "gcv"):
-        raise ValueError(f"criterion must be 'cv' or 'gcv'; got {criterion!r}")
+        raise ValueError(f"criterion must be 'cv' or 'gcv', got {criterion!r}")
 
     def fit(weight, penalty):
         result = whittaker_poisson(
@@ -214,7 +214,7 @@ def penalty_path(
     held_out = jnp.asarray(folds, counts.dtype)
     grid = jnp.asarray(penalties, counts.dtype)
     if grid.ndim != 1 or grid.shape[0] < 1:
-        raise ValueError(f"penalties must be a vector of at least one; got shape {grid.shape}")
+        raise ValueError(f"penalties must be a vector of at least one, got shape {grid.shape}")
 
     # The last lane holds nothing out: the fit to all days.
     lanes = jnp.concatenate([1.0 - held_out, everyday[None, :]])
@@ -321,7 +321,7 @@ def blocked_folds(num_days: int, *, block: int = 28, num_folds: int = 5) -> np.n
 
 
 def _irls_step(path, counts, penalty, offset, weight, order):
-    """One damped step for (log rate beyond the offset, its differences of that order)."""
+    """Takes one damped step for (log rate beyond the offset, its differences of that order)."""
     eta, diff = path
     mean = jnp.exp(eta + offset)
     target, target_diff, _ = _smooth(eta + (counts - mean) / mean, weight * mean, penalty, order)
@@ -398,4 +398,4 @@ def _smooth(
 
 def _check_folds(folds, counts) -> None:
     if counts.ndim != 1 or folds.ndim != 2 or folds.shape[1] != counts.shape[0]:
-        raise ValueError(f"need counts [T] and folds [F, T]; got {counts.shape} and {folds.shape}")
+        raise ValueError(f"need counts [T] and folds [F, T], got {counts.shape} and {folds.shape}")

@@ -12,10 +12,11 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxlab.queueing import settings
 from jaxlab.queueing.census import poisson
+from jaxlab.queueing.settings import BedRules
 from jaxlab.queueing.stays import conditional
 
-RULES = ("average", "max")
 MAX_BEDS = 2_000_000
 """Largest bed count for which floor(gamma B) is exact in int32."""
 
@@ -39,7 +40,7 @@ def beds_alpha(
     alpha: float | Float[Array, ""],
     *,
     gamma: float = 1.0,
-    rule: str = "average",
+    rule: settings.Rule = "average",
     bed_cap: int = 4096,
     mask: Mask = None,
 ) -> Int[Array, ""]:
@@ -74,7 +75,7 @@ def beds_alpha(
     def halve(bracket):
         too_few, enough = bracket
         middle = (too_few + enough) // 2
-        ok = _risk(rho, _threshold(middle, gamma), rule, mask) <= alpha
+        ok = _risk(rho, overflow_threshold(middle, gamma), rule, mask) <= alpha
         return jnp.where(ok, too_few, middle), jnp.where(ok, middle, enough)
 
     # One bed beyond the cap stands for "the cap is too small" and is never looked at.
@@ -83,12 +84,51 @@ def beds_alpha(
     return jnp.where(beds <= bed_cap, beds, -1)
 
 
+def beds_risk(
+    rho: Float[Array, " T"], rules: BedRules = settings.PAPER_RULES, mask: Mask = None
+) -> Int[Array, " A"]:
+    """Computes `beds_alpha` for each risk of `rules.alphas`: `[A]` int32.
+
+    Args:
+        rho: `[T]` mean occupancy.  rules: how much overflow is accepted, static.  mask: `[T]` days
+            that count, all by default.
+
+    Raises:
+        ValueError: as `beds_alpha`.
+    """
+    options = {"gamma": rules.gamma, "rule": rules.rule, "bed_cap": rules.bed_cap, "mask": mask}
+    counts = [beds_alpha(rho, alpha, **options) for alpha in rules.alphas]
+    return jnp.stack(counts) if counts else jnp.zeros((0,), jnp.int32)
+
+
+def overflow_threshold(
+    beds: Int[Array, "..."] | np.ndarray | int, gamma: float
+) -> Int[Array, "..."]:
+    """Returns floor(gamma beds), the census above which a day counts as overflow, int32.
+
+    Computed by parts that fit int32, with gamma to six decimals: 0.29 of 100 beds are 29.
+
+    Args:
+        beds: `[...]` integers, 0..`MAX_BEDS`.
+        gamma: share of the beds that may be filled, static, in [1e-6, 1000].
+
+    Raises:
+        ValueError: if gamma is traced or out of range.
+    """
+    if isinstance(gamma, Tracer) or not 0.0 < gamma <= 1e3 or round(gamma * 1e6) == 0:
+        raise ValueError(f"gamma must be a static number in [1e-6, 1000], got {gamma}")
+    beds = jnp.asarray(beds).astype(jnp.int32)
+    whole, millionths = divmod(round(gamma * 1e6), 10**6)
+    thousands, units = beds // 1000, beds % 1000
+    return beds * whole + (thousands * millionths + units * millionths // 1000) // 1000
+
+
 def overflow_risk(
     rho: Float[Array, " T"],
     beds: Int[Array, " B"] | int,
     *,
     gamma: float = 1.0,
-    rule: str = "average",
+    rule: settings.Rule = "average",
     mask: Mask = None,
 ) -> Float[Array, " B"]:
     """Computes the risk curve: mean or maximum over days of P(Poisson(rho_t) > floor(gamma B)).
@@ -106,7 +146,7 @@ def overflow_risk(
     ):
         raise ValueError(f"beds must be in [0, {MAX_BEDS}], got {beds}")
     (rho,) = conditional.as_floats(rho)
-    k = _threshold(jnp.asarray(beds).astype(jnp.int32), gamma)
+    k = overflow_threshold(beds, gamma)
     if k.ndim == 0:
         return _risk(rho, k, rule, mask)
     return jax.lax.map(lambda k: _risk(rho, k, rule, mask), k)
@@ -171,7 +211,7 @@ def erlang_b(
     """
     if isinstance(c, Tracer):
         if max_servers is None:
-            raise ValueError("c is traced: give its static bound, max_servers=...")
+            raise ValueError("c is traced; give its static bound, max_servers")
         last = max_servers
     else:
         servers = np.asarray(c)
@@ -281,18 +321,8 @@ def occupancy_cohort(lam: Float[Array, " T"], mu: Float[Array, " T"]) -> Float[A
     return jnp.cumsum(lam.at[gone].add(-lam, mode="drop"))
 
 
-def _threshold(beds: Int[Array, "..."], gamma: float) -> Int[Array, "..."]:
-    """floor(gamma B) on integers: (B round(1e6 gamma)) // 10^6 by parts that fit int32."""
-    if isinstance(gamma, Tracer) or not 0.0 < gamma <= 1e3 or round(gamma * 1e6) == 0:
-        raise ValueError(f"gamma must be a static number in [1e-6, 1000], got {gamma}")
-    whole, millionths = divmod(round(gamma * 1e6), 10**6)
-    thousands, units = beds // 1000, beds % 1000
-    return beds * whole + (thousands * millionths + units * millionths // 1000) // 1000
-
-
 def _risk(rho, k, rule: str, mask: Mask):
-    if rule not in RULES:
-        raise ValueError(f"rule must be one of {RULES}, got {rule!r}")
+    settings.check_name("rule", rule, settings.Rule)
     daily = poisson.tail(rho, k)
     return _mean(daily, mask) if rule == "average" else _maximum(daily, mask)
 
@@ -306,19 +336,19 @@ def _mask_of(x, mask: Mask):
 
 
 def _mean(x, mask: Mask):
-    """Mean over the days that count; NaN if none does."""
+    """Averages over the days that count; NaN if none does."""
     mask = _mask_of(x, mask)
     return jnp.sum(jnp.where(mask, x, 0.0)) / jnp.sum(mask).astype(x.dtype)
 
 
 def _maximum(x, mask: Mask):
-    """Maximum over the days that count; NaN if none does."""
+    """Takes the maximum over the days that count; NaN if none does."""
     mask = _mask_of(x, mask)
     return jnp.where(jnp.any(mask), jnp.max(jnp.where(mask, x, -jnp.inf)), jnp.nan)
 
 
 def _ceil(x: Float[Array, "..."]) -> Int[Array, "..."]:
-    """int32 ceiling; a value within 8 rounding units above an integer is that integer."""
+    """Returns the int32 ceiling; a value up to 8 rounding units above an integer is it."""
     x = x - 8.0 * jnp.finfo(x.dtype).eps * jnp.abs(x)
     countable = jnp.abs(x) < 2.0**31
     return jnp.where(countable, jnp.ceil(jnp.where(countable, x, 0.0)).astype(jnp.int32), -1)

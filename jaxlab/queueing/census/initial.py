@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from jaxlab.queueing import settings
 from jaxlab.queueing.census import occupancy, poisson
 from jaxlab.queueing.stays import conditional
 
@@ -91,7 +92,7 @@ def residual_survival(
     num_lags: int,
     *,
     history: Float[Array, " A"] | None = None,
-    convention: str = "ceil",
+    convention: settings.Convention = "ceil",
 ) -> Float[Array, " K"]:
     """Computes the survival to time t of an initial patient whose elapsed stay is unknown.
 

@@ -14,11 +14,10 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxlab.queueing import settings
+from jaxlab.queueing.settings import QueueModel
 from jaxlab.queueing.stays import conditional
 
-CONVENTIONS = ("ceil", "midnight", "bed_days", "touch")
-WARMUPS = ("zero", "drop", "backfill")
-BACKFILLS = ("year_mean", "calendar")
 YEAR_DAYS = 365
 
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(8)
@@ -55,12 +54,8 @@ def occupancy_mean(
     family: Family,
     smax: Int[Array, " *I"] | int,
     *,
-    convention: str = "ceil",
-    warmup: str = "zero",
     num_lags: int | None = None,
-    variant: str = "fisk_paper",
-    moments: str = "one",
-    backfill: str = "year_mean",
+    queue: QueueModel = settings.PAPER_QUEUE,
 ) -> Float[Array, "*I T"]:
     """Computes the mean occupancy rho[t] = sum_{u=0}^{S_max} lam[t-u] k_{t-u}(u), beds.
 
@@ -72,14 +67,10 @@ def occupancy_mean(
         family: one name for all sites, a sequence of I names, or int32 `[I]` codes; see
             `conditional.survival`.
         smax: `[I]` or scalar, last lag that counts, days.
-        convention: when the census is taken; see `census_weight`.
-        warmup: "zero": the unit is empty before day 0, so that the first S_max days are too low;
-            "drop": the same rho, of which averages take only the days of `warm_mask`;
-            "backfill": `num_lags` earlier days made up by `backfill`.
         num_lags: static bound of smax; max(smax) by default, required where smax is traced.
-        variant: reading of "fisk".  moments: "one" or "two"; see `conditional.survival`.
-        backfill: "year_mean" repeats the mean of lam, mu and sig2 over the first 365 days (all, if
-            fewer); "calendar" repeats the first 365 days themselves.
+        queue: how the laws are read, when the census is taken, and what comes before day 0, static.
+            With `warmup="drop"` rho is that of "zero", and averages take the days of `warm_mask`;
+            "backfill" makes `num_lags` earlier days up.
 
     Returns:
         rho, shape and float dtype of `lam`. NaN for a site whose traced smax is negative or exceeds
@@ -94,21 +85,7 @@ def occupancy_mean(
 
     Source: arXiv:2510.02852, mean occupancy; Eick, Massey and Whitt 1993, eq. 3.
     """
-    return _occupancy(
-        lam,
-        mu,
-        sig2,
-        kappa,
-        family,
-        smax,
-        convention,
-        warmup,
-        num_lags,
-        variant,
-        moments,
-        backfill,
-        1,
-    )
+    return _occupancy(lam, mu, sig2, kappa, family, smax, num_lags, queue, 1)
 
 
 def occupancy_batch(
@@ -121,12 +98,8 @@ def occupancy_batch(
     *,
     size_mean: float | Float[Array, ""],
     size_pairs: float | Float[Array, ""],
-    convention: str = "ceil",
-    warmup: str = "zero",
     num_lags: int | None = None,
-    variant: str = "fisk_paper",
-    moments: str = "one",
-    backfill: str = "year_mean",
+    queue: QueueModel = settings.PAPER_QUEUE,
 ) -> tuple[Float[Array, "*I T"], Float[Array, "*I T"]]:
     """Computes mean and variance of the occupancy when patients arrive in batches (twins).
 
@@ -137,35 +110,24 @@ def occupancy_batch(
     Args:
         lam: rate of batches, per day; the others as in `occupancy_mean`.
         size_mean: E[K].  size_pairs: E[K(K-1)], 0 for single births.
-        convention: not "bed_days", which is an average over the day and not a count.
+        num_lags, queue: as in `occupancy_mean`; the convention "bed_days" is an average over the
+            day and not a count, and is refused.
 
     Returns:
         `(mean, variance)`, each of the shape of `lam`.
 
     Raises:
-        ValueError: as `occupancy_mean`, and for `convention="bed_days"`.
+        ValueError: as `occupancy_mean`, and for the convention "bed_days".
 
     Source: compound Poisson thinning; Holman, Chaudhry and Kashyap 1983 (M^X/G/inf).
     """
-    if convention == "bed_days":
-        raise ValueError('a batch variance needs a count at one instant; got convention="bed_days"')
-    single, pairs = (
-        _occupancy(
-            lam,
-            mu,
-            sig2,
-            kappa,
-            family,
-            smax,
-            convention,
-            warmup,
-            num_lags,
-            variant,
-            moments,
-            backfill,
-            power,
+    if queue.convention == "bed_days":
+        raise ValueError(
+            "a batch variance needs a count at one instant, got the convention 'bed_days'; take "
+            "'ceil', 'midnight' or 'touch'"
         )
-        for power in (1, 2)
+    single, pairs = (
+        _occupancy(lam, mu, sig2, kappa, family, smax, num_lags, queue, power) for power in (1, 2)
     )
     mean = size_mean * single
     return mean, mean + size_pairs * pairs
@@ -226,24 +188,24 @@ def lagged_sum(
 
 
 def delay(x: Float[Array, " T"]) -> Float[Array, " T"]:
-    """x[t-1], 0 on the first day."""
+    """Returns x[t-1], 0 on the first day."""
     return jax.lax.pad(x, jnp.zeros((), x.dtype), [(1, -1, 0)])
 
 
-def extend_back(x: Float[Array, "I T"], num_days: int, backfill: str):
+def extend_back(x: Float[Array, "I T"], num_days: int, backfill: settings.Backfill):
     """Puts `num_days` made-up days before the first: "year_mean" or "calendar", as a warm-up."""
     if num_days == 0:
         return x
     if backfill == "calendar":
         if x.shape[1] < YEAR_DAYS:
-            raise ValueError(f'backfill="calendar" needs {YEAR_DAYS} days, got {x.shape[1]}')
+            raise ValueError(f"the backfill 'calendar' needs {YEAR_DAYS} days, got {x.shape[1]}")
         return jnp.concatenate([x[:, np.arange(-num_days, 0) % YEAR_DAYS], x], axis=1)
     mean = x[:, :YEAR_DAYS].mean(axis=1, keepdims=True)
     return jnp.concatenate([jnp.broadcast_to(mean, (x.shape[0], num_days)), x], axis=1)
 
 
 def census_weight(
-    u: Int[Array, ""] | int, surv_fn: conditional.Survival, convention: str
+    u: Int[Array, ""] | int, surv_fn: conditional.Survival, convention: settings.Convention
 ) -> Float[Array, "..."]:
     """Returns the expected presence, u days later, of a patient admitted uniformly in the day.
 
@@ -260,11 +222,12 @@ def census_weight(
     Args:
         u: lag, whole days >= 0.
         surv_fn: time since admission, days, scalar -> S of each cohort.
-        convention: one of `CONVENTIONS`.
+        convention: one of `settings.Convention`.
 
     Raises:
         ValueError: for an unknown convention.
     """
+    settings.check_name("convention", convention, settings.Convention)
     u = jnp.asarray(u)
     match convention:
         case "ceil":
@@ -275,21 +238,22 @@ def census_weight(
             rest_of_day = _unit_integral(surv_fn, u, lambda v: 1.0 - v)
             before = _unit_integral(surv_fn, jnp.maximum(u - 1, 0), lambda v: v)
             return rest_of_day + jnp.where(u > 0, before, jnp.zeros_like(before))
-        case "touch":
+        case _:  # "touch"
             before = _unit_integral(surv_fn, jnp.maximum(u - 1, 0), jnp.ones_like)
             return jnp.where(u > 0, before, jnp.ones_like(before))
-    raise ValueError(f"convention must be one of {CONVENTIONS}, got {convention!r}")
 
 
-def warm_mask(num_days: int, smax: Int[Array, " *I"] | int, warmup: str) -> Bool[Array, "*I T"]:
+def warm_mask(
+    num_days: int, smax: Int[Array, " *I"] | int, warmup: settings.Warmup
+) -> Bool[Array, "*I T"]:
     """Returns which days averages over rho may use: all, or with "drop" those from day S_max on.
 
     Args:
         num_days: T.
         smax: `[I]` or scalar.
-        warmup: one of `WARMUPS`.
+        warmup: one of `settings.Warmup`.
     """
-    _check_name("warmup", warmup, WARMUPS)
+    settings.check_name("warmup", warmup, settings.Warmup)
     smax = jnp.asarray(smax)
     first = smax if warmup == "drop" else jnp.zeros_like(smax)
     shape = smax.shape + (num_days,)
@@ -393,25 +357,9 @@ def sinusoid_mean(
     return base * mean + amplitude * (jnp.sin(angle) * c - jnp.cos(angle) * d)
 
 
-def _occupancy(
-    lam,
-    mu,
-    sig2,
-    kappa,
-    family,
-    smax,
-    convention,
-    warmup,
-    num_lags,
-    variant,
-    moments,
-    backfill,
-    power,
-):
-    """`occupancy_mean` with S replaced by S^power."""
-    _check_name("convention", convention, CONVENTIONS)
-    _check_name("warmup", warmup, WARMUPS)
-    _check_name("backfill", backfill, BACKFILLS)
+def _occupancy(lam, mu, sig2, kappa, family, smax, num_lags, queue: QueueModel, power: int):
+    """Computes `occupancy_mean` with S replaced by S^power."""
+    settings.check(queue)
     shapes = [jnp.shape(x) for x in (lam, mu, sig2)]
     if len(shapes[0]) not in (1, 2) or len(set(shapes)) > 1:
         raise ValueError(f"lam, mu and sig2 must be [I, T] or [T] alike, got {shapes}")
@@ -420,14 +368,13 @@ def _occupancy(
     num_sites = 1 if single else shapes[0][0]
     smax = _per_site("smax", smax, num_sites)
     num_lags, same_smax = _static_lags(smax, num_lags)
-    names, codes = _site_families(family, num_sites, variant, moments)
-    shapes_of_law = _per_site("kappa", kappa, num_sites)
-    _check_sites(names, codes, mu, sig2, shapes_of_law, variant, moments)
+    names, codes = _site_families(family, num_sites, queue)
+    _check_sites(names, codes, mu, sig2, _per_site("kappa", kappa, num_sites), queue)
     lam, mu, sig2, kappa = conditional.as_floats(lam, mu, sig2, kappa)
     kappa = jnp.broadcast_to(kappa, (num_sites,))
     smax, codes = jnp.asarray(smax).astype(jnp.int32), jnp.asarray(codes)
-    history = num_lags if warmup == "backfill" else 0
-    lam, mu, sig2 = (extend_back(x, history, backfill) for x in (lam, mu, sig2))
+    history = num_lags if queue.warmup == "backfill" else 0
+    lam, mu, sig2 = (extend_back(x, history, queue.backfill) for x in (lam, mu, sig2))
 
     def site(args):
         lam, mu, sig2, kappa, code, smax = args
@@ -435,11 +382,11 @@ def _occupancy(
         def rho_under(i):
             sig2_i, kappa_i = conditional.only_if(code == i, sig2, kappa)
             surv_fn = conditional.law(
-                names[i], mu, sig2_i, kappa_i, variant=variant, moments=moments
+                names[i], mu, sig2_i, kappa_i, variant=queue.variant, moments=queue.moments
             )
             return lagged_sum(
                 lam,
-                lambda u: census_weight(u, lambda x: surv_fn(x) ** power, convention),
+                lambda u: census_weight(u, lambda x: surv_fn(x) ** power, queue.convention),
                 num_lags,
                 smax=None if same_smax else smax,
             )
@@ -453,7 +400,7 @@ def _occupancy(
     return rho[0] if single else rho
 
 
-def _site_families(family: Family, num_sites: int, variant: str, moments: str):
+def _site_families(family: Family, num_sites: int, queue: QueueModel):
     """Returns the distinct families and, for each site, the index of its own."""
     if isinstance(family, Tracer):
         return conditional.FAMILIES, _per_site("family", family, num_sites).astype(jnp.int32)
@@ -462,17 +409,17 @@ def _site_families(family: Family, num_sites: int, variant: str, moments: str):
         raise ValueError(f"family must name 1 or {num_sites} laws, got {len(given)}")
     given = given * num_sites if len(given) == 1 else given
     for name in given:
-        conditional.law_name(name, variant=variant, moments=moments)
+        conditional.law_name(name, variant=queue.variant, moments=queue.moments)
     names = tuple(dict.fromkeys(given))
     return names, np.array([names.index(name) for name in given], np.int32)
 
 
-def _check_sites(names, codes, mu, sig2, kappa, variant: str, moments: str) -> None:
+def _check_sites(names, codes, mu, sig2, kappa, queue: QueueModel) -> None:
     """Raises where a site's concrete parameters do not belong to its law."""
     if isinstance(codes, Tracer):
         return
     for i, name in enumerate(names):
-        law = conditional.law_name(name, variant=variant, moments=moments)
+        law = conditional.law_name(name, variant=queue.variant, moments=queue.moments)
         rows = np.flatnonzero(codes == i)
         conditional.check_parameters(
             law, *(x if isinstance(x, Tracer) else np.asarray(x)[rows] for x in (mu, sig2, kappa))
@@ -494,7 +441,7 @@ def _static_lags(smax, num_lags: int | None) -> tuple[int, bool]:
         raise ValueError(f"smax must be whole days (an integer), got {smax.dtype}")
     if isinstance(smax, Tracer):
         if num_lags is None:
-            raise ValueError("smax is traced: give its static bound, num_lags=...")
+            raise ValueError("smax is traced; give its static bound, num_lags")
         return num_lags, False
     least, most = int(smax.min()), int(smax.max())
     if least < 0 or (num_lags is not None and most > num_lags):
@@ -517,8 +464,3 @@ def _unit_integral(surv_fn, start, factor):
 
     dtype = start.dtype
     return jax.vmap(node)(jnp.asarray(_NODES, dtype), jnp.asarray(_WEIGHTS, dtype)).sum(axis=0)
-
-
-def _check_name(what: str, name: str, known: tuple[str, ...]) -> None:
-    if name not in known:
-        raise ValueError(f"{what} must be one of {known}, got {name!r}")

@@ -22,8 +22,10 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
+from jaxlab.queueing import settings
 from jaxlab.queueing.census import initial, occupancy
 from jaxlab.queueing.census.occupancy import QueueInputs
+from jaxlab.queueing.settings import QueueModel
 from jaxlab.queueing.stays import conditional
 
 _GROUP = 256
@@ -61,9 +63,7 @@ def make_law(
     *,
     num_lags: int | None = None,
     history: int = 0,
-    convention: str = "ceil",
-    variant: str = "fisk_paper",
-    moments: str = "one",
+    queue: QueueModel = settings.PAPER_QUEUE,
     lam_max: Float[Array, "I T"] | None = None,
     initial_ages: Float[Array, "I P"] | None = None,
 ) -> Law:
@@ -72,9 +72,8 @@ def make_law(
     Args:
         inputs: rates and length-of-stay laws.
         num_lags: static bound of smax; max(smax) by default, required where smax is traced.
-        history: days put before day 0, with the mean of lam, mu and sig2 over the first 365.
-        convention: "ceil", "midnight" or "touch"; see `occupancy.census_weight`.
-        variant, moments: see `conditional.survival`.
+        history: days put before day 0, of the kind that `queue.backfill` names.
+        queue: how the laws are read and when the census is taken: "ceil", "midnight" or "touch".
         lam_max: `[I, T]` rates >= lam of the stream to be thinned; None draws lam itself.
         initial_ages: `[I, P]` stay so far of the patients of the census of day 0, days; negative
             for an empty place.
@@ -82,7 +81,7 @@ def make_law(
     Raises:
         ValueError: on bad shapes or names, or concrete lam_max < lam.
     """
-    _check_inputs(inputs, convention, lam_max, initial_ages)
+    _check_inputs(inputs, queue, lam_max, initial_ages)
     num_lags = static_lags(inputs.smax, num_lags)
     families = tuple(range(len(conditional.FAMILIES)))
     if not isinstance(inputs.family, Tracer):
@@ -92,21 +91,16 @@ def make_law(
         lam, mu, sig2, kappa = conditional.as_floats(*inputs[:4])
         inputs = inputs._replace(lam=lam, mu=mu, sig2=sig2, kappa=kappa)
         site = functools.partial(
-            _site_chances,
-            families=families,
-            num_lags=num_lags,
-            history=history,
-            convention=convention,
-            law=functools.partial(conditional.law, variant=variant, moments=moments),
+            _site_chances, families=families, num_lags=num_lags, history=history, queue=queue
         )
         ages = None if initial_ages is None else initial_ages.astype(mu.dtype)
         weight, residual = jax.lax.map(site, (inputs, ages))
         stay, sound = _fixed_point(weight)
-        lam = occupancy.extend_back(lam, history, "year_mean")
+        lam = occupancy.extend_back(lam, history, queue.backfill)
         sound &= (lam >= 0.0) & (lam < jnp.inf)
         rate, accept = lam, None
         if lam_max is not None:
-            rate = occupancy.extend_back(lam_max.astype(lam.dtype), history, "year_mean")
+            rate = occupancy.extend_back(lam_max.astype(lam.dtype), history, queue.backfill)
             sound &= (rate >= lam) & (rate < jnp.inf)
             share = jnp.where(sound & (rate > 0.0), lam / jnp.where(rate > 0.0, rate, 1.0), 0.0)
             accept = jnp.round(share * _ONE).astype(jnp.int32)
@@ -130,7 +124,7 @@ def static_lags(smax: Int[Array, " I"], num_lags: int | None) -> int:
     """
     if isinstance(smax, Tracer):
         if num_lags is None:
-            raise ValueError("smax is traced: give num_lags, a static bound of it")
+            raise ValueError("smax is traced; give its static bound, num_lags")
         return num_lags
     least, most = int(np.asarray(smax).min()), int(np.asarray(smax).max())
     if least < 0 or (num_lags is not None and most > num_lags):
@@ -178,7 +172,7 @@ def net_flow(
     num_rows, lane = tile // _ROW, jnp.arange(_ROW, dtype=jnp.int32)[None]
 
     def locate(first_row):
-        """The rows of a tile: their cell of the law, their first and last place in `flow`."""
+        """Finds the rows of a tile: their cell of the law, their first and last place in `flow`."""
         row = first_row + jnp.arange(num_rows, dtype=jnp.int32)
         cell = jnp.searchsorted(end, row, side="right").astype(jnp.int32)
         cell = jnp.minimum(cell, end.shape[0] - 1)
@@ -232,16 +226,19 @@ def threefry(
     return x, y
 
 
-def _site_chances(args, *, families, num_lags, history, convention, law):
-    """Chance of presence u days after admission `[T, U+1]`, and after day 0 `[P, U+1]`."""
+def _site_chances(args, *, families, num_lags, history, queue: QueueModel):
+    """Computes chances of presence u days after admission `[T, U+1]` and day 0 `[P, U+1]`."""
     (_, mu, sig2, kappa, family, smax), ages = args
     lags = jnp.arange(num_lags + 1, dtype=jnp.int32)
+    law = functools.partial(conditional.law, variant=queue.variant, moments=queue.moments)
 
     def admitted(code):
         sig2_, kappa_ = conditional.only_if(family == code, sig2, kappa)
-        past = [occupancy.extend_back(x[None], history, "year_mean")[0] for x in (mu, sig2_)]
-        surv_fn = law(code, *past, kappa_)
-        return jax.vmap(lambda u: occupancy.census_weight(u, surv_fn, convention))(lags)
+        mean, variance = (
+            occupancy.extend_back(x[None], history, queue.backfill)[0] for x in (mu, sig2_)
+        )
+        surv_fn = law(code, mean, variance, kappa_)
+        return jax.vmap(lambda u: occupancy.census_weight(u, surv_fn, queue.convention))(lags)
 
     def in_bed(code):
         sig2_, kappa_ = conditional.only_if(family == code, sig2[0], kappa)
@@ -265,7 +262,7 @@ def _site_chances(args, *, families, num_lags, history, convention, law):
 
 
 def _fixed_point(chance: Float[Array, "I T U1"]) -> tuple[Int[Array, "I T n"], Bool[Array, "I T"]]:
-    """`(table, sound)`: chances over lags as 24-bit integers, then zeros; all 0 where unsound."""
+    """Returns `(table, sound)`: chances as 24-bit integers, then zeros; all 0 where unsound."""
     sound = jnp.all((chance >= 0.0) & (chance <= 1.0 + 1e-5), axis=-1)
     chance = jnp.where(sound[..., None], jnp.minimum(chance, 1.0), 0.0)
     table = jnp.round(chance * _ONE).astype(jnp.int32)
@@ -276,7 +273,7 @@ def _fixed_point(chance: Float[Array, "I T U1"]) -> tuple[Int[Array, "I T n"], B
 
 
 def _words(key, row, *, two_each: bool):
-    """Random uint32 for the patients of each row, `[rows, 32]`, and a second one if `two_each`.
+    """Draws a uint32 for the patients of each row, `[rows, 32]`, and a second one if `two_each`.
 
     The counter is the place in the list, so that the draws do not depend on how the list is tiled.
     """
@@ -313,7 +310,8 @@ def _add_initial(key, residual, flow):
     return flow.at[site, slab, jnp.minimum(stay, num_days - 1), replication].add(-real)
 
 
-def _check_inputs(inputs, convention, lam_max, initial_ages) -> None:
+def _check_inputs(inputs, queue: QueueModel, lam_max, initial_ages) -> None:
+    settings.check(queue)
     lam = inputs.lam
     if lam.ndim != 2 or not lam.shape == inputs.mu.shape == inputs.sig2.shape:
         raise ValueError(
@@ -324,10 +322,10 @@ def _check_inputs(inputs, convention, lam_max, initial_ages) -> None:
     for name in ("kappa", "family", "smax"):
         if getattr(inputs, name).shape != (num_sites,):
             raise ValueError(f"{name} must be [{num_sites}], got {getattr(inputs, name).shape}")
-    if convention not in occupancy.CONVENTIONS or convention == "bed_days":
+    if queue.convention == "bed_days":
         raise ValueError(
-            'convention must be "ceil", "midnight" or "touch" (a count at one time; "bed_days" '
-            f"averages over the day), got {convention!r}"
+            "a simulated census is a count at one time, got the convention 'bed_days', an average "
+            "over the day; take 'ceil', 'midnight' or 'touch'"
         )
     if lam_max is not None:
         if lam_max.shape != lam.shape:

@@ -142,7 +142,7 @@ def _pmf(rho, k):
 
 
 def _pmf_jvp(primals, tangents):
-    """d pmf(k) / d rho = pmf(k-1) - pmf(k), finite at rho = 0 (no log 0)."""
+    """Uses d pmf(k) / d rho = pmf(k-1) - pmf(k), finite at rho = 0 (no log 0)."""
     rho, k = primals
     rho_dot, k_dot = tangents
     value = _pmf(rho, k)
@@ -173,7 +173,7 @@ def _cdf(rho, k):
 
 
 def _tail_slope(primals, tangents):
-    """d P(N > k) / d rho = pmf(k), at rho = 0 too."""
+    """Computes d P(N > k) / d rho = pmf(k), at rho = 0 too."""
     rho, k = primals
     rho_dot, k_dot = tangents
     slope = jnp.zeros_like(rho)

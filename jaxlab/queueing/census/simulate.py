@@ -22,8 +22,10 @@ from jaxtyping import Array, Float, Int
 
 from jaxlab.core import sharding
 from jaxlab.core.types import Algorithm, Metrics
+from jaxlab.queueing import settings
 from jaxlab.queueing.census import occupancy, patients
 from jaxlab.queueing.census.occupancy import QueueInputs
+from jaxlab.queueing.settings import QueueModel
 
 LEVELS = (0.025, 0.05, 0.10, 0.25, 0.50, 0.75, 0.90, 0.95, 0.975)
 """Levels of the daily quantile bands."""
@@ -122,10 +124,7 @@ def make_monte_carlo(
     beds: Int[Array, "*I B"] | None = None,
     replications_per_step: int = 1024,
     num_lags: int | None = None,
-    convention: str = "ceil",
-    variant: str = "fisk_paper",
-    moments: str = "one",
-    warmup: str = "zero",
+    queue: QueueModel = settings.PAPER_QUEUE,
     lam_max: Float[Array, "I T"] | None = None,
     initial_ages: Float[Array, "I P"] | None = None,
     hist_size: int = 256,
@@ -144,11 +143,9 @@ def make_monte_carlo(
         replications_per_step: static; multiples of 256 waste nothing. A step needs about
             `4 I T (replications_per_step / num_blocks + 2 hist_size)` bytes.
         num_lags: static bound of smax; max(smax) by default, required where smax is traced.
-        convention: "ceil", "midnight" or "touch"; see `occupancy.census_weight`.
-        variant: reading of the Fisk family.  moments: "one" or "two"; see `conditional.survival`.
-        warmup: "zero": the unit is empty before day 0; "drop": the same, but path statistics leave
-            out the first S_max days; "backfill": `num_lags` earlier days with the mean of lam, mu
-            and sig2 over the first 365.
+        queue: how the laws are read, when the census is taken ("ceil", "midnight" or "touch"), and
+            what comes before day 0: with "drop" path statistics leave the first S_max days out,
+            with "backfill" `num_lags` earlier days are simulated too.
         lam_max: `[I, T]` rates >= lam of the stream that is thinned, common to the scenarios that
             are to be compared; None draws lam itself.
         initial_ages: `[I, P]` stay so far of the patients found by the census of day 0, days; a
@@ -173,10 +170,8 @@ def make_monte_carlo(
         raise ValueError(f"{replications_per_step=} must be a multiple of {num_blocks=}")
     if mesh is not None and num_blocks % mesh.shape["data"]:
         raise ValueError(f"{num_blocks=} must be a multiple of the devices, {mesh.shape['data']}")
-    law, history = _make_law(
-        inputs, num_lags, convention, variant, moments, warmup, lam_max, initial_ages
-    )
-    counted = occupancy.warm_mask(num_days, inputs.smax, warmup)
+    law, history = _make_law(inputs, num_lags, queue, lam_max, initial_ages)
+    counted = occupancy.warm_mask(num_days, inputs.smax, queue.warmup)
     first_day = (num_days - counted.sum(axis=-1)).astype(jnp.int32)
     block_size = replications_per_step // num_blocks
 
@@ -282,10 +277,7 @@ def simulate_free(
     num_replications: int,
     replications_per_step: int | None = None,
     num_lags: int | None = None,
-    convention: str = "ceil",
-    variant: str = "fisk_paper",
-    moments: str = "one",
-    warmup: str = "zero",
+    queue: QueueModel = settings.PAPER_QUEUE,
     lam_max: Float[Array, "I T"] | None = None,
     initial_ages: Float[Array, "I P"] | None = None,
     hist_size: int = 256,
@@ -313,10 +305,7 @@ def simulate_free(
         beds=beds,
         replications_per_step=replications_per_step,
         num_lags=num_lags,
-        convention=convention,
-        variant=variant,
-        moments=moments,
-        warmup=warmup,
+        queue=queue,
         lam_max=lam_max,
         initial_ages=initial_ages,
         hist_size=hist_size,
@@ -336,10 +325,7 @@ def simulate_paths(
     num_replications: int,
     *,
     num_lags: int | None = None,
-    convention: str = "ceil",
-    variant: str = "fisk_paper",
-    moments: str = "one",
-    warmup: str = "zero",
+    queue: QueueModel = settings.PAPER_QUEUE,
     lam_max: Float[Array, "I T"] | None = None,
     initial_ages: Float[Array, "I P"] | None = None,
     tile: int = 131072,
@@ -348,9 +334,7 @@ def simulate_paths(
 
     Cells without a valid rate or law have no arrivals; only `simulate_free` counts them.
     """
-    law, history = _make_law(
-        inputs, num_lags, convention, variant, moments, warmup, lam_max, initial_ages
-    )
+    law, history = _make_law(inputs, num_lags, queue, lam_max, initial_ages)
     flow = patients.net_flow(key, law, num_replications=num_replications, tile=tile)
     census = jnp.cumsum(flow, axis=2)[:, :, history:-1]
     num_sites, _, num_days, _ = census.shape
@@ -358,21 +342,21 @@ def simulate_paths(
     return paths[:num_replications]
 
 
-def _make_law(inputs, num_lags, convention, variant, moments, warmup, lam_max, initial_ages):
-    """The tabulated law, and the number of days in it before day 0."""
-    if warmup not in occupancy.WARMUPS:
-        raise ValueError(f"warmup must be one of {occupancy.WARMUPS}, got {warmup!r}")
-    if warmup == "backfill" and initial_ages is not None:
-        raise ValueError('initial_ages describe day 0, but "backfill" simulates the days before it')
+def _make_law(inputs, num_lags, queue: QueueModel, lam_max, initial_ages):
+    """Tabulates the law, and says how many of its days lie before day 0."""
+    settings.check(queue)
+    if queue.warmup == "backfill" and initial_ages is not None:
+        raise ValueError(
+            "initial_ages describe day 0, but the warmup 'backfill' simulates the days before it; "
+            "take one of the two"
+        )
     num_lags = patients.static_lags(inputs.smax, num_lags)
-    history = num_lags if warmup == "backfill" else 0
+    history = num_lags if queue.warmup == "backfill" else 0
     law = patients.make_law(
         inputs,
         num_lags=num_lags,
         history=history,
-        convention=convention,
-        variant=variant,
-        moments=moments,
+        queue=queue,
         lam_max=lam_max,
         initial_ages=initial_ages,
     )
@@ -440,7 +424,7 @@ def _observe(flow, history: int, num_replications: int, hist_size: int, beds, fi
 
 
 def _merge_moments(state: MonteCarloState, paths: PathStats) -> tuple[PathStats, PathStats]:
-    """Mean and squared deviations over old and new paths (Chan, Golub and LeVeque 1979)."""
+    """Merges mean and squared deviations of old and new paths (Chan, Golub and LeVeque 1979)."""
     old, new = state.replications.astype(jnp.float32), paths.mean.shape[0]
     share = new / (old + new)
     ours = jax.tree.map(lambda x: x.mean(axis=0), paths)
@@ -452,5 +436,5 @@ def _merge_moments(state: MonteCarloState, paths: PathStats) -> tuple[PathStats,
 
 
 def _ratio(a, b):
-    """a / b, and 0 where b is 0."""
+    """Returns a / b, and 0 where b is 0."""
     return jnp.where(b > 0.0, a / jnp.where(b > 0.0, b, 1.0), 0.0)

@@ -4,7 +4,7 @@ The daily series of arXiv:2510.02852: admissions n[t], mean length of stay m[t] 
 admitted on day t, and the number of patients in bed on each calendar day.
 """
 
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,9 +12,8 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
-Convention = Literal["ceil", "midnight", "touch", "bed_days"]
-"""How a day's census counts a patient; see `observed_census`."""
-CONVENTIONS: tuple[str, ...] = get_args(Convention)
+from jaxlab.queueing import settings
+
 ROUNDING_DAYS = 1e-6
 """A stay longer than a whole number of days by less than this (0.09 s) counts as whole."""
 
@@ -113,7 +112,7 @@ def observed_census(
     num_days: int,
     *,
     discharge_day: Int[ArrayLike, " N"] | None = None,
-    convention: Convention = "ceil",
+    convention: settings.Convention = "ceil",
     offset: Float[ArrayLike, " N"] | None = None,
     weight: Float[ArrayLike, " N"] | None = None,
 ) -> Float[Array, "I T"]:
@@ -139,7 +138,7 @@ def observed_census(
         num_sites: I.
         num_days: T.
         discharge_day: `[N]` day of discharge, negative where unknown.
-        convention: one of `CONVENTIONS`.
+        convention: one of `settings.Convention`.
         offset: `[N]` time of admission within the day, in [0, 1).
         weight: `[N]` patient weights, 0 for padding; default 1.
 
@@ -150,8 +149,7 @@ def observed_census(
     Raises:
         ValueError: if the convention is unknown or shapes or dtypes do not fit (at trace time).
     """
-    if convention not in CONVENTIONS:
-        raise ValueError(f"convention must be one of {CONVENTIONS}, got {convention!r}")
+    settings.check_name("convention", convention, settings.Convention)
     day, site, los, weight = _patients(day, site, los, weight)
     shape = _shape(num_sites, num_days)
     one = jnp.ones_like(los)
@@ -233,7 +231,7 @@ def individual_variance(
 
 
 def _bed_day_steps(day, los, offset):
-    """Steps of the share of each day spent in bed."""
+    """Returns the steps of the share of each day spent in bed."""
     if offset is not None:
         lag, rest = _split(offset + los)
         up = [(0 * day, 1 - offset), (0 * day + 1, offset)]
@@ -252,7 +250,7 @@ def _split(los):
 
 
 def _lag(days):
-    """Whole days as int32, bounded so that adding a day index cannot overflow."""
+    """Casts whole days to int32, bounded so that adding a day index cannot overflow."""
     return jnp.minimum(days, 2.0**29).astype(jnp.int32)
 
 

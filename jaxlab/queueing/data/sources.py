@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 import jax
 import numpy as np
 
-from jaxlab.queueing.data import reading, tasks
+from jaxlab.queueing.data import records, tasks
 
 BIRTHS = ("Births", "BirthsCDC", "BirthsSSA")
 """Daily US births in `mosaicData`: 1969-1988, 1994-2003, 2000-2014."""
@@ -127,7 +127,7 @@ def births_arrivals(
     size = len(dates) - first if num_days is None else num_days
     if first < 0 or size < 1 or first + size > len(dates):
         raise ValueError(
-            f"{dataset} runs from {dates[0]} to {dates[-1]}; got start={start}, num_days={num_days}"
+            f"{dataset} runs from {dates[0]} to {dates[-1]}, got start={start}, num_days={num_days}"
         )
     dates, count = dates[first : first + size], count[first : first + size]
     prob = per_day / count.mean()
@@ -172,7 +172,7 @@ def births_with_los(
     num_days: int | None = None,
     method: Literal["poisson", "binomial"] = "poisson",
     jitter: bool = False,
-) -> reading.Stays:
+) -> records.Stays:
     """Draws stays whose arrivals follow real births and whose lengths are real stays.
 
     Each admission of `births_arrivals` goes to a site at random by the shares and takes a stay
@@ -267,7 +267,7 @@ def load_sir3(
     deaths: Literal["drop", "uniform"] = "drop",
     seed: int | jax.Array | None = None,
     end: int = SIR3_END,
-) -> reading.Stays:
+) -> records.Stays:
     """Returns the SIR-3 stays as one site with admission days.
 
     Patients who left alive or are censored entered `to_end` days before the study's end, on day
@@ -313,7 +313,7 @@ def load_sir3(
 
 def _stays(site, day, los, event, names, num_days, origin):
     """Stays without discharge dates."""
-    return reading.Stays(
+    return records.Stays(
         site=site.astype(np.int32),
         day=day.astype(np.int32),
         los=los,

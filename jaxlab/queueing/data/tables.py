@@ -8,7 +8,7 @@ import datetime
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -77,7 +77,7 @@ def header(
 
 
 def natural(name: str) -> list[tuple[int, int, str]]:
-    """Sort key that reads digits as numbers: Site 2 before Site 10."""
+    """Returns a sort key that reads digits as numbers: Site 2 before Site 10."""
     return [(0, int(s), "") if s.isdecimal() else (1, 0, s) for s in re.split(r"(\d+)", name)]
 
 
@@ -90,6 +90,25 @@ def number(text: str | float, name: str, where: str) -> float:
     if not np.isfinite(value):
         raise ValueError(f"{where}: {name} must be a finite number, got {text!r}")
     return value
+
+
+def write_table(path: str | os.PathLike, columns: Mapping[str, Sequence | np.ndarray]) -> None:
+    """Writes named columns of equal length as CSV.
+
+    Floats are written with the fewest digits that read back exactly, NaN as an empty cell and dates
+    in ISO form.
+
+    Raises:
+        ValueError: if the columns differ in length or have more than one axis.
+    """
+    cells = {name: texts(values, name) for name, values in columns.items()}
+    sizes = {name: len(text) for name, text in cells.items()}
+    if len(set(sizes.values())) > 1:
+        raise ValueError(f"the columns differ in length: {sizes}")
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(cells)
+        writer.writerows(zip(*cells.values(), strict=True))
 
 
 def texts(values: Sequence | np.ndarray, name: str) -> list:

@@ -16,7 +16,7 @@ import numpy as np
 from scipy import special
 
 from jaxlab.queueing.census import occupancy
-from jaxlab.queueing.data import reading
+from jaxlab.queueing.data import records
 from jaxlab.queueing.stays import conditional
 
 
@@ -181,7 +181,7 @@ def calgary_like(
     los_drift: float = 0.0,
     twins: float = 0.0,
     strata: Sequence[tuple[float, float]] | None = None,
-) -> reading.Stays:
+) -> records.Stays:
     """Draws the stays of every patient admitted to the five units.
 
     With the defaults arrivals are Poisson with constant rates and stays are independent draws from
@@ -240,7 +240,7 @@ def calgary_like(
         mask = site == i
         los[mask] = los_quantile(unit, rng.random(mask.sum())) / mean_los(unit)
     los *= mu[site, day] * multiplier[rng.choice(len(share), day.size, p=share)]
-    return reading.Stays(
+    return records.Stays(
         site=site.astype(np.int32),
         day=day.astype(np.int32),
         los=np.maximum(los, 1e-9),
@@ -341,7 +341,7 @@ def generator(seed: int | jax.Array) -> np.random.Generator:
 
 
 def _plain_cdf(site, u):
-    """CDF of the law before it is conditioned on its cap."""
+    """Computes the CDF of the law before it is conditioned on its cap."""
     scaled = np.asarray(u, float) / site.scale
     if site.family == "fisk":
         with np.errstate(divide="ignore"):

@@ -15,11 +15,11 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxlab.queueing import settings
+from jaxlab.queueing.settings import VARIANTS
+
 FAMILIES = ("exponential", "weibull", "lognormal", "gamma", "fisk", "burr")
 """Length-of-stay families, in the order of their integer codes."""
-
-VARIANTS = ("fisk_mean", "fisk_paper", "burr_tool")
-"""Readings of the Fisk family; they differ by 10-25 % in beds."""
 
 Survival = Callable[[Float[Array, "..."]], Float[Array, "..."]]
 
@@ -42,8 +42,8 @@ def survival(
     sig2: Float[Array, "..."] | float,
     kappa: Float[Array, "..."] | float,
     *,
-    variant: str = "fisk_paper",
-    moments: str = "one",
+    variant: settings.Variant = "fisk_paper",
+    moments: settings.Moments = "one",
 ) -> Float[Array, "..."]:
     """Returns S(u) = P(stay > u) of the law with the given mean, elementwise.
 
@@ -62,12 +62,12 @@ def survival(
     rounding, S(u) = 1[u < mu], with zero gradient.
 
     Args:
-        family: a name of `FAMILIES` or `VARIANTS`, or an int32 scalar, index into `FAMILIES`.
+        family: a name of `FAMILIES` or a variant's, or an int32 scalar, index into `FAMILIES`.
         u: time since admission, days, broadcast with the others.
         mu: mean stay, days, > 0.
         sig2: variance of the stay, days^2, >= 0 (used by lognormal and by `moments="two"`).
         kappa: shape, > 0 (unused by exponential and lognormal, and by `moments="two"`).
-        variant: which of `VARIANTS` the family "fisk" means.
+        variant: which law the family "fisk" means; the three differ by 10 to 25 % of the beds.
         moments: "one" keeps kappa; "two" solves it from mu and sig2 for gamma
             (kappa = mu^2/sig2) and Weibull; other families do not change.
 
@@ -92,8 +92,8 @@ def law(
     sig2: Float[Array, "..."] | float,
     kappa: Float[Array, "..."] | float,
     *,
-    variant: str = "fisk_paper",
-    moments: str = "one",
+    variant: settings.Variant = "fisk_paper",
+    moments: settings.Moments = "one",
 ) -> Survival:
     """Returns the function u -> S(u) with its parameters solved once; see `survival`."""
     if not isinstance(family, Tracer):
@@ -118,16 +118,19 @@ def law(
     return select
 
 
-def law_name(family: str | ArrayLike, *, variant: str = "fisk_paper", moments: str = "one") -> str:
+def law_name(
+    family: str | ArrayLike,
+    *,
+    variant: settings.Variant = "fisk_paper",
+    moments: settings.Moments = "one",
+) -> str:
     """Resolves a family, variant and number of moments to the name of one law.
 
     Raises:
         ValueError: if one of the three is unknown.
     """
-    if variant not in VARIANTS:
-        raise ValueError(f"variant must be one of {VARIANTS}, got {variant!r}")
-    if moments not in ("one", "two"):
-        raise ValueError(f'moments must be "one" or "two", got {moments!r}')
+    settings.check_name("variant", variant, settings.Variant)
+    settings.check_name("moments", moments, settings.Moments)
     if not isinstance(family, str):
         index = np.asarray(family)
         if index.ndim or index.dtype.kind not in "iu" or not 0 <= index < len(FAMILIES):
@@ -271,7 +274,7 @@ def as_floats(*args: ArrayLike) -> tuple[Float[Array, "..."], ...]:
 
 
 def _closed(law: str, mu, sig2, kappa) -> Survival:
-    """The function u -> S(u) of one law."""
+    """Returns the function u -> S(u) of one law."""
     theta, shape = scale_shape(law, mu, sig2, kappa)
     has_scale = theta != 0.0
     theta = jnp.where(has_scale, theta, 1.0)
@@ -293,7 +296,7 @@ def _closed(law: str, mu, sig2, kappa) -> Survival:
 
 
 def _standard(law: str, r, log_r, shape):
-    """S of the law with theta = 1 at r = exp(log_r) > 0."""
+    """Computes S of the law with theta = 1 at r = exp(log_r) > 0."""
     match law:
         case "exponential":
             return jnp.exp(-r)
@@ -328,7 +331,7 @@ def _below(r):
 
 
 def _gammaincc_any(a, x):
-    """Q(a, x), by Wilson-Hilferty where a is too large for the incomplete gamma's series."""
+    """Computes Q(a, x), by Wilson-Hilferty where a is too large for the series."""
     large = a > _GAMMA_LARGE_SHAPE[a.dtype.itemsize]
     a_small, x_small = jnp.where(large, 1.0, a), jnp.where(large, 1.0, x)
     a_large, x_large = jnp.where(large, a, 1e6), jnp.where(large, x, 1e6)

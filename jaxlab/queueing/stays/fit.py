@@ -300,7 +300,7 @@ def _sort_stays(time: Array, event: Array, weight: Array) -> tuple[Array, Array,
 
 
 def _product_limit(event: Array, weight: Array) -> Array:
-    """Survival just after each of the sorted stays.
+    """Computes survival just after each of the sorted stays.
 
     Tied discharges need no grouping: their factors (n - 1)/n, (n - 2)/(n - 1), ... telescope.
     """
@@ -326,7 +326,7 @@ def _prepare(los: Array, event: Array, weight: Array) -> _Sample:
 
 
 def _fit_one(family: str, sample: _Sample, grid: Array):
-    """Parameters, convergence, log likelihood, q99, ln S at the stays and S on the grid."""
+    """Returns parameters, convergence, log likelihood, q99, ln S at the stays and S on the grid."""
     params, converged = _fit_params(family, sample)
     log_pdf = laws.log_pdf(family, sample.time, params)
     log_sf = laws.log_survival(family, jnp.concatenate([sample.time, grid]), params)
@@ -336,7 +336,7 @@ def _fit_one(family: str, sample: _Sample, grid: Array):
 
 
 def _fit_params(family: str, sample: _Sample) -> tuple[laws.LOSParams, Array]:
-    """Maximum likelihood estimate and whether it is an interior maximum."""
+    """Returns the maximum likelihood estimate and whether it is an interior maximum."""
     time, event, weight = sample.time, sample.event, sample.weight
     if family == "exponential":
         num_events = jnp.sum(weight * event)
@@ -362,7 +362,7 @@ def _weighted_mean(values: Array, weight: Array) -> Array:
 
 
 def _objective(family: str, time: Array, event: Array, weight: Array) -> Callable[[Array], Array]:
-    """The mean censored log likelihood as a function of the log parameters."""
+    """Returns the mean censored log likelihood as a function of the log parameters."""
 
     def objective(phi):
         params = natural_params(family, phi)
@@ -374,7 +374,7 @@ def _objective(family: str, time: Array, event: Array, weight: Array) -> Callabl
 
 
 def _gamma_objective(time: Array, event: Array, weight: Array) -> Callable[[Array], Array]:
-    """The same for gamma, to about 1e-8, at the cost of 512 incomplete gamma functions.
+    """Does the same for gamma, to about 1e-8, at the cost of 512 incomplete gamma functions.
 
     The discharges enter through three sums, the censored stays through four-point (cubic Lagrange)
     weights on a uniform grid of ln x.
@@ -412,7 +412,7 @@ def _gamma_objective(time: Array, event: Array, weight: Array) -> Callable[[Arra
 
 
 def _derivatives(objective, phi: Array) -> tuple[Array, Array, Array]:
-    """Value, gradient and Hessian, by forward mode (two inputs)."""
+    """Returns value, gradient and Hessian, by forward mode (two inputs)."""
 
     def grad_and_value(phi):
         grad, value = jax.jacfwd(lambda phi: (objective(phi),) * 2, has_aux=True)(phi)
@@ -423,7 +423,7 @@ def _derivatives(objective, phi: Array) -> tuple[Array, Array, Array]:
 
 
 def _newton_step(grad: Array, hess: Array) -> tuple[Array, Array]:
-    """The ascent step and whether the Hessian is negative definite (it is shifted if not)."""
+    """Returns the ascent step, and whether the Hessian is negative definite (or is shifted)."""
     (a, b), (_, d) = -hess
     radius = jnp.hypot(0.5 * (a - d), b)
     smallest, largest = 0.5 * (a + d) - radius, 0.5 * (a + d) + radius
@@ -436,7 +436,7 @@ def _newton_step(grad: Array, hess: Array) -> tuple[Array, Array]:
 
 
 def _climb(objective, start: Array, num_steps: int) -> tuple[Array, Array]:
-    """Newton ascent; the longest step allowed shrinks when the objective falls."""
+    """Climbs by Newton steps; the longest step allowed shrinks when the objective falls."""
     slack = 4 * float(jnp.finfo(start.dtype).eps)  # rounding error of the mean
     bounds = jnp.asarray(_MAX_LOG_PARAMS, start.dtype)
 
@@ -466,14 +466,15 @@ def _rmse(squared: Array, grid: Array, last: Array) -> Array:
 
 
 def _kolmogorov_smirnov(surv: Array, km: Array) -> Array:
-    """sup |S - KM|, attained just before or just after an observed stay."""
+    """Computes sup |S - KM|, attained just before or just after an observed stay."""
     before = jnp.concatenate([jnp.ones_like(km[:1]), km[:-1]])
     return jnp.max(jnp.maximum(jnp.abs(surv - km), jnp.abs(surv - before)))
 
 
 def _anderson_darling(log_sf: Array, km: Array) -> Array:
-    """int (S - KM)^2 / (S (1 - S)) dF, summed over the intervals on which KM is constant: by its
-    antiderivative, or by three-point Gauss-Legendre where that would cancel (narrow intervals).
+    """Computes int (S - KM)^2 / (S (1 - S)) dF over the intervals on which KM is constant.
+
+    By its antiderivative, or by three-point Gauss-Legendre where that would cancel (narrow ones).
     """
     right = jnp.clip(log_sf, -1e9, -float(jnp.finfo(log_sf.dtype).tiny))
     left = jnp.concatenate([jnp.zeros_like(right[:1]), right[:-1]])

@@ -235,7 +235,7 @@ def _as_floats(*args: ArrayLike) -> list[Array]:
 
 
 def _power_at_zero(k: Array, theta: Array) -> Array:
-    """The log density at 0+ of a law whose density behaves as k x^(k-1) / theta^k there."""
+    """Returns the log density at 0+ of a law whose density behaves as k x^(k-1) / theta^k there."""
     return jnp.where(k > 1, -jnp.inf, jnp.where(k < 1, jnp.inf, -jnp.log(theta)))
 
 
@@ -287,7 +287,7 @@ def _log_gamma_tails_sum(a: Array, y: Array) -> tuple[Array, Array]:
 
 
 def _log_gamma_density(a: Array, y: Array) -> Array:
-    """The log density of ln X at y for X ~ Gamma(a, 1)."""
+    """Computes the log density of ln X at y for X ~ Gamma(a, 1)."""
     return a * y - jnp.exp(y) - special.gammaln(a)
 
 
@@ -302,7 +302,7 @@ def _log_gamma_tails(a: Array, y: Array) -> tuple[Array, Array]:
 
 @jax.custom_jvp
 def _log_gamma_slopes(a: Array, y: Array) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
-    """`_log_gamma_tails` and its derivative in a."""
+    """Returns `_log_gamma_tails` and its derivative in a."""
     return jax.jvp(lambda a: _log_gamma_tails_sum(a, y), (a,), (jnp.ones_like(a),))
 
 

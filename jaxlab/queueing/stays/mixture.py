@@ -181,7 +181,7 @@ def select_components(fits: Sequence[Scored]) -> Int[Array, ""]:
 def _random_starts(
     key: PRNGKeyArray, family: str, log_time: Array, weight: Array, num_starts: int, k: int
 ) -> _State:
-    """Equal weights, scales near the stays of random patients, shapes narrower than the data."""
+    """Draws starts: equal weights, scales near random patients' stays, shapes narrower than all."""
     key_patient, key_jitter = jax.random.split(key)
     total = jnp.sum(weight)
     prob = jnp.where(total > 0, weight, 1.0)
@@ -221,7 +221,7 @@ def _limit(family: str, phi: Array) -> Array:
 def _log_terms(
     family: str, time: Array, event: Array, weights: Array, phi: Array
 ) -> tuple[Array, Array]:
-    """ln w_k f_k(x) of each component, `[K, N]` (S_k where censored), and the responsibilities."""
+    """Computes ln w_k f_k(x), `[K, N]` (S_k where censored), and the responsibilities."""
 
     def component(log_params):
         params = fit.natural_params(family, log_params)

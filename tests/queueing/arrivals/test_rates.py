@@ -237,7 +237,8 @@ def test_glm_takes_integer_counts():
     fit = jax.jit(lambda n: glm.poisson_glm(n, x))
     as_int, as_float = fit(jnp.asarray(counts, jnp.int32)), fit(jnp.asarray(counts, jnp.float32))
     assert as_int.mean.dtype == jnp.float32
-    chex.assert_trees_all_equal(as_int, as_float)
+    # Two programs; fields that cancel (the likelihood of small counts) differ by a few roundings.
+    chex.assert_trees_all_close(as_int, as_float, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -201,7 +201,8 @@ def test_both_criteria_are_nearly_the_best_of_the_grid():
 
     rate, path, every = run(n)
     loss = np.mean((np.asarray(every) - truth) ** 2, axis=1)
-    np.testing.assert_array_equal(rate, every[int(np.argmin(path.cv))])
+    # Alone and in a batch the same sums may be vectorised otherwise.
+    np.testing.assert_allclose(rate, every[int(np.argmin(path.cv))], rtol=1e-5)
     for score in (path.cv, path.gcv):
         # Steps of a factor 10 and one series: twice the best, against 80 times at the rough end.
         chosen = loss[int(np.argmin(score))]

@@ -1,6 +1,7 @@
 """Oracles for the bed rules: published counts, scipy's Poisson law, exact integer arithmetic."""
 
 import fractions
+import typing
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,10 @@ import pytest
 from jax.test_util import check_grads
 from scipy import stats
 
+from jaxlab.queueing import settings
 from jaxlab.queueing.census import capacity, occupancy
+
+RULES = typing.get_args(settings.Rule)
 
 # Site 2 of demo5, kappa 1.5, S_max 60: B_0.05, B_0.01, B_max.
 DEMO5_BEDS = {
@@ -71,7 +75,7 @@ def test_demo5_beds(x64, family, dtype):
     assert tuple(int(b) for b in got) == (*DEMO5_BEDS[family], 36)
 
 
-@pytest.mark.parametrize("rule", capacity.RULES)
+@pytest.mark.parametrize("rule", RULES)
 def test_beds_alpha_is_the_smallest_that_meets_the_risk(x64, rule):
     rho = np.stack([varying_rho(i, mean=m) for i, m in enumerate((0.3, 4.0, 30.0, 150.0))])
     for gamma in (1.0, 0.85, 0.7, 2.5):
@@ -95,7 +99,7 @@ def test_beds_alpha_limits_and_status(x64):
     assert capacity.beds_alpha(rho, 0.05, bed_cap=enough - 1) == -1
     assert capacity.beds_alpha(rho * np.nan, 0.05) == -1
     nothing = np.zeros(50, bool)
-    for rule in capacity.RULES:
+    for rule in RULES:
         assert capacity.beds_alpha(rho, 0.05, rule=rule, mask=nothing) == -1
 
 
@@ -104,7 +108,7 @@ def test_mask_leaves_days_out(x64):
     mask = np.arange(50) >= 20
     dirty = np.where(mask, rho, np.nan)
     kept = rho[mask]
-    for rule in capacity.RULES:
+    for rule in RULES:
         masked = capacity.beds_alpha(dirty, 0.05, rule=rule, mask=mask)
         assert masked == capacity.beds_alpha(kept, 0.05, rule=rule)
     assert capacity.beds_max(dirty, mask) == capacity.beds_max(kept)
@@ -133,7 +137,7 @@ def test_thresholds_are_exact_integers(gamma):
     """floor(gamma B) in floats is wrong at exact products: 0.7 * 90 -> 62.99 -> 62."""
     beds = np.unique(np.concatenate([np.arange(3000), np.linspace(0, capacity.MAX_BEDS, 4001)]))
     beds = beds.astype(np.int32)
-    got = jax.jit(lambda b: capacity._threshold(b, gamma))(beds)
+    got = jax.jit(lambda b: capacity.overflow_threshold(b, gamma))(beds)
     want = [int(b) * round(gamma * 10**6) // 10**6 for b in beds]
     np.testing.assert_array_equal(got, want)
 
@@ -148,9 +152,9 @@ def test_threshold_reaches_the_risk(x64):
 def test_overflow_risk_curve(x64):
     rho, beds = varying_rho(), np.arange(0, 70)
     tails = stats.poisson.sf(beds[:, None], rho)
-    mean, worst = jax.jit(
-        lambda b: [capacity.overflow_risk(rho, b, rule=rule) for rule in capacity.RULES]
-    )(beds)
+    mean, worst = jax.jit(lambda b: [capacity.overflow_risk(rho, b, rule=rule) for rule in RULES])(
+        beds
+    )
     np.testing.assert_allclose(mean, tails.mean(1), rtol=1e-10)
     np.testing.assert_allclose(worst, tails.max(1), rtol=1e-10)
     assert int(np.argmax(np.asarray(mean) <= 0.05)) == int(capacity.beds_alpha(rho, 0.05))

@@ -1,5 +1,7 @@
 """Oracles for the mean occupancy: brute-force loops, closed forms and published numbers."""
 
+import typing
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,10 +9,14 @@ import pytest
 from jax.test_util import check_grads
 from scipy import integrate, special, stats
 
+from jaxlab.queueing import settings
 from jaxlab.queueing.census import occupancy
 from jaxlab.queueing.census.occupancy import QueueInputs, occupancy_mean
+from jaxlab.queueing.settings import QueueModel
 from jaxlab.queueing.stays import conditional
 from jaxlab.queueing.stays.conditional import FAMILIES, survival
+
+CONVENTIONS = typing.get_args(settings.Convention)
 
 DEMO5_SITES = ((1.6, 0.25, 8.0, 0), (3.2, 0.20, 9.5, 20), (2.4, 0.18, 8.4, 55))
 # Site 2 of demo5, kappa 1.5, S_max 60: mean and peak of rho.
@@ -115,9 +121,11 @@ def test_weekly_rates_under_each_census_convention(x64, convention, published):
     rate = np.tile([3.0, 3, 3, 3, 3, 2, 2], 60)
     mu = np.full(420, 10.0)
     sig2 = mu**2 * np.expm1(0.8**2)
-    rho = jax.jit(lambda *x: occupancy_mean(*x, 1.0, "lognormal", 400, convention=convention))(
-        rate, mu, sig2
-    )
+    rho = jax.jit(
+        lambda *x: occupancy_mean(
+            *x, 1.0, "lognormal", 400, queue=QueueModel(convention=convention)
+        )
+    )(rate, mu, sig2)
     np.testing.assert_allclose(rho[-7:].mean(), published, atol=1e-4)
 
 
@@ -133,7 +141,7 @@ EXACT_WEIGHT = {
 }
 
 
-@pytest.mark.parametrize("convention", occupancy.CONVENTIONS)
+@pytest.mark.parametrize("convention", CONVENTIONS)
 def test_census_weights_equal_adaptive_quadrature(x64, convention):
     """Also for Weibull 0.7, whose survival has an infinite slope at 0."""
     cases = {
@@ -152,7 +160,7 @@ def test_census_weights_equal_adaptive_quadrature(x64, convention):
         np.testing.assert_allclose(weights, want, atol=2e-7)
 
 
-@pytest.mark.parametrize("convention", occupancy.CONVENTIONS)
+@pytest.mark.parametrize("convention", CONVENTIONS)
 def test_census_weights_equal_simulated_patients(x64, convention):
     """Arrivals uniform in the day 0; who is there on day u, by each way of counting."""
     rng = np.random.default_rng(2)
@@ -176,7 +184,7 @@ def test_stationary_sums_of_the_conventions(x64):
     surv = conditional.law("gamma", 5.0, 1.0, 1.5)
 
     def weights(u):
-        return jnp.stack([occupancy.census_weight(u, surv, c) for c in occupancy.CONVENTIONS])
+        return jnp.stack([occupancy.census_weight(u, surv, c) for c in CONVENTIONS])
 
     total = jax.jit(jax.vmap(weights))(jnp.arange(120)).sum(axis=0)
     ceil = stats.gamma.sf(np.arange(200), 1.5, scale=5.0 / 1.5).sum()
@@ -187,8 +195,8 @@ def test_warm_up(x64):
     """Backfill removes the transient; "drop" is the same rho and a mask."""
     constant = (np.full(400, 2.0), np.full(400, 10.0), np.full(400, 100.0))
     zero, drop, mean, calendar = (
-        occupancy_mean(*constant, 1.0, "exponential", 50, **kwargs)
-        for kwargs in (
+        occupancy_mean(*constant, 1.0, "exponential", 50, queue=QueueModel(**changes))
+        for changes in (
             {},
             {"warmup": "drop"},
             {"warmup": "backfill"},
@@ -209,7 +217,9 @@ def test_backfill_calendar_repeats_the_first_year(x64):
     """Equal to the third of three equal years; the lags reach beyond one year."""
     lam, mu, sig2 = demo5(1)
     got = jax.jit(
-        lambda *x: occupancy_mean(*x, 1.5, "fisk", 500, warmup="backfill", backfill="calendar")
+        lambda *x: occupancy_mean(
+            *x, 1.5, "fisk", 500, queue=QueueModel(warmup="backfill", backfill="calendar")
+        )
     )(lam, mu, sig2)
     thrice = (np.tile(x, 3) for x in (lam, mu, sig2))
     want = occupancy_mean(*thrice, 1.5, "fisk", 500)[-365:]
@@ -247,7 +257,7 @@ def test_gradients_of_every_law_by_finite_differences(x64, moments, codes):
 
     @jax.jit
     def value(lam, mu, sig2, kappa):
-        rho = jax.vmap(lambda *x: occupancy_mean(*x, 4, moments=moments))
+        rho = jax.vmap(lambda *x: occupancy_mean(*x, 4, queue=QueueModel(moments=moments)))
         return (rho(lam, mu, sig2, kappa, codes) * weight).sum()
 
     check_grads(value, (lam, mu, sig2, kappa), 1, modes=["rev"], rtol=1e-5)
@@ -260,7 +270,9 @@ def test_gradients_of_every_convention_by_finite_differences(x64, convention):
 
     @jax.jit
     def value(lam, mu, kappa):
-        rho = occupancy_mean(lam, mu, sig2, kappa, "weibull", 5, convention=convention)
+        rho = occupancy_mean(
+            lam, mu, sig2, kappa, "weibull", 5, queue=QueueModel(convention=convention)
+        )
         return (rho * weight).sum()
 
     check_grads(value, (lam, mu, np.float64(0.7)), 1, modes=["rev"], rtol=1e-5)
@@ -312,10 +324,10 @@ def test_a_lag_beyond_the_bound_is_never_silent():
 @pytest.mark.parametrize(
     ("kwargs", "match"),
     [
-        ({"convention": "noon"}, "convention must be one of"),
-        ({"warmup": "cold"}, "warmup must be one of"),
-        ({"warmup": "backfill", "backfill": "mean"}, "backfill must be one of"),
-        ({"warmup": "backfill", "backfill": "calendar"}, "needs 365 days"),
+        ({"queue": QueueModel(convention="noon")}, "convention must be one of"),
+        ({"queue": QueueModel(warmup="cold")}, "warmup must be one of"),
+        ({"queue": QueueModel(warmup="backfill", backfill="mean")}, "backfill must be one of"),
+        ({"queue": QueueModel(warmup="backfill", backfill="calendar")}, "needs 365 days"),
         ({"family": ("gamma", "fisk")}, "family must name 1 or 3"),
         ({"family": "burr", "kappa": 0.9}, "kappa > 1"),
         ({"smax": 3.5}, "whole days"),
@@ -359,8 +371,9 @@ def test_batches_against_simulated_twins(x64):
     np.testing.assert_allclose(present.var(0), variance, rtol=5 * np.sqrt(2 / reps))
     assert np.all(variance > mean)
     with pytest.raises(ValueError, match="bed_days"):
+        queue = QueueModel(convention="bed_days")
         occupancy.occupancy_batch(
-            mu, mu, mu, 1.0, "gamma", 3, size_mean=1, size_pairs=0, convention="bed_days"
+            mu, mu, mu, 1.0, "gamma", 3, size_mean=1, size_pairs=0, queue=queue
         )
 
 

@@ -1,6 +1,7 @@
 """Daily series and census against brute-force float64 loops, independent counting and limits."""
 
 import math
+import typing
 import warnings
 
 import chex
@@ -10,7 +11,10 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
+from jaxlab.queueing import settings
 from jaxlab.queueing.data import daily
+
+CONVENTIONS = typing.get_args(settings.Convention)
 
 I, T, N = 3, 40, 160
 
@@ -127,7 +131,7 @@ def _loop_census(day, site, los, offset, convention, discharge=None):
     return census
 
 
-@pytest.mark.parametrize("convention", daily.CONVENTIONS)
+@pytest.mark.parametrize("convention", CONVENTIONS)
 @pytest.mark.parametrize("dated", [False, True], ids=["los", "discharge date"])
 def test_census_with_known_times_matches_counting(x64, convention, dated):
     day, site, los = _patients(3)
@@ -142,7 +146,7 @@ def test_census_with_known_times_matches_counting(x64, convention, dated):
     np.testing.assert_allclose(got, want, atol=1e-10)
 
 
-@pytest.mark.parametrize("convention", daily.CONVENTIONS)
+@pytest.mark.parametrize("convention", CONVENTIONS)
 def test_census_with_unknown_times_is_the_mean_over_uniform_times(x64, convention):
     day, site, los = _patients(4)
     got = daily.observed_census(day, site, los, I, T, convention=convention)
@@ -165,7 +169,7 @@ def test_bed_days_of_each_convention(x64):
     day, site = np.full(200, 3), np.arange(200)
     total = {
         c: daily.observed_census(day, site, los, 200, 120, convention=c).sum(axis=1)
-        for c in daily.CONVENTIONS
+        for c in CONVENTIONS
     }
     np.testing.assert_allclose(total["ceil"], np.ceil(los))
     np.testing.assert_allclose(total["midnight"], los)

@@ -36,7 +36,12 @@ def test_the_mean_stay_survives_censoring_in_the_plan():
     with jax.enable_x64(True):
         run = jax.jit(
             lambda p: q.plan(
-                p, 730, u_max=192, warmup="drop", grid=q.GRID[:1], families=("exponential",)
+                p,
+                730,
+                u_max=192,
+                queue=q.QueueModel(warmup="drop"),
+                series_options=q.SeriesOptions(grid=q.GRID[:1]),
+                law_options=q.LawOptions(families=("exponential",)),
             )
         )
         whole, cut_off = (

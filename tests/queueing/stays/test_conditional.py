@@ -7,8 +7,9 @@ import pytest
 from jax.test_util import check_grads
 from scipy import integrate, optimize, special, stats
 
+from jaxlab.queueing.settings import VARIANTS
 from jaxlab.queueing.stays import conditional
-from jaxlab.queueing.stays.conditional import FAMILIES, VARIANTS, has_mean, survival, weibull_shape
+from jaxlab.queueing.stays.conditional import FAMILIES, has_mean, survival, weibull_shape
 
 MU, SIG2 = 9.5, 60.0
 LAWS = FAMILIES + VARIANTS

@@ -12,7 +12,7 @@ import pytest
 from experiments.harness import result
 from jaxlab import queueing as q
 
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).parents[3]
 QUICK = ("--bootstrap", "2", "--replications", "2048")
 
 
@@ -22,6 +22,12 @@ def run(*arguments, **options):
     return subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=500, **options
     )
+
+
+def steps(out):
+    """Steps of the simulation, each logged once."""
+    lines = (out / "units" / "simulation.jsonl").read_text().splitlines()
+    return [json.loads(line)["step"] for line in lines]
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +72,7 @@ def test_a_users_csv_becomes_beds_figures_and_a_report(csv, tmp_path):
         "survival.png",
         "decomposition.png",
     }
-    metrics = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    assert [record["step"] for record in metrics] == [1, 2]
+    assert steps(out) == [1, 2]
     inputs = q.read_processed(out / "inputs.csv")
     assert inputs.site_names == ("Site 4", "Site 5") and inputs.inputs.lam.shape == (2, 730)
 
@@ -89,6 +94,7 @@ def test_wrong_number_of_beds_is_one_line(csv, tmp_path):
     assert missing.returncode == 2 and "no.csv" in missing.stderr
 
 
+@pytest.mark.slow
 def test_smoke_runs_and_a_killed_run_resumes(tmp_path):
     out = tmp_path / "run"
     arguments = ["run", "icu_occupancy", "--num-days", 730, *QUICK[:2], "--replications", 4096]
@@ -109,8 +115,7 @@ def test_smoke_runs_and_a_killed_run_resumes(tmp_path):
     assert not (out / "result.json").exists()
     resumed = run("resume", out)
     assert resumed.returncode == 0, resumed.stderr[-2000:]
-    steps = [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()]
-    assert steps == [1, 2, 3, 4]
+    assert steps(out) == [1, 2, 3, 4]
     outcome = result.read(out / "result.json", result.Result)
     assert outcome.resumed
     verdicts = {row.metric: row.verdict for row in outcome.rows}

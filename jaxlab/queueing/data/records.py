@@ -1,0 +1,141 @@
+"""What is known of patients and days: the records that files are read into and plans start from.
+
+Host-side numpy: dates become day indices before anything is jitted. Data model of
+arXiv:2510.02852: one row per stay (site, admission date, length of stay).
+"""
+
+import datetime
+from collections import Counter
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from jaxlab.queueing.census import occupancy
+
+
+class Stays(NamedTuple):
+    """Stays of `N` patients; host-side numpy, in the order of the file.
+
+    Attributes:
+        site: `[N]` int32, index into `site_names`.
+        day: `[N]` int32, admission day, days since `origin`.
+        los: `[N]` float64, length of stay in days, > 0 (time to the end of the data if censored).
+        event: `[N]` bool, True if discharged or died, False if censored (still in bed).
+        discharge_day: `[N]` int32, days since `origin`; -1 where no discharge date is given.
+        num_sites: number of sites.
+        num_days: days from `origin` to the last admission, both included.
+        site_names: name of each site.
+        origin: calendar date of day 0, the first admission unless a window was asked for.
+    """
+
+    site: np.ndarray
+    day: np.ndarray
+    los: np.ndarray
+    event: np.ndarray
+    discharge_day: np.ndarray
+    num_sites: int
+    num_days: int
+    site_names: tuple[str, ...]
+    origin: datetime.date
+
+
+class Rejects(NamedTuple):
+    """Rows that were set aside; `rows.size` is their number.
+
+    Attributes:
+        rows: `[R]` int64, line number in the file (the header is line 1).
+        reasons: one key of `REASONS` per row.
+        lines: the original cells of each row.
+        header: the original header.
+    """
+
+    rows: np.ndarray
+    reasons: tuple[str, ...]
+    lines: tuple[tuple[str, ...], ...]
+    header: tuple[str, ...]
+
+    def counts(self) -> dict[str, int]:
+        """Returns reason -> number of rows, most frequent first."""
+        return dict(Counter(self.reasons).most_common())
+
+
+class Patients(NamedTuple):
+    """Patients of each site side by side, padded to one length.
+
+    Attributes:
+        day: `[I, N]` int32 admission day; padding is 0.
+        los: `[I, N]` float64 days; padding is 1, so that logarithms stay finite.
+        event: `[I, N]` bool; padding is True.
+        weight: `[I, N]` float64, 1 for a patient and 0 for padding.
+    """
+
+    day: np.ndarray | jax.Array
+    los: np.ndarray | jax.Array
+    event: np.ndarray | jax.Array
+    weight: np.ndarray | jax.Array
+
+
+class Processed(NamedTuple):
+    """Daily queue inputs with the labels of their axes.
+
+    Attributes:
+        inputs: `[I, T]` series and `[I]` laws.
+        site_names: name of each site.
+        origin: calendar date of day 0, or None if the file counts days.
+    """
+
+    inputs: occupancy.QueueInputs
+    site_names: tuple[str, ...]
+    origin: datetime.date | None
+
+
+def take_site(stays: Stays, site: int) -> Stays:
+    """Returns one site's stays over its own contiguous range, first to last admission.
+
+    Source: arXiv:2510.02852, each unit is analyzed from its first to its last admission date.
+    """
+    mask = stays.site == site
+    if not mask.any():
+        raise ValueError(f"no stays at site {site}; the stays have {stays.num_sites} sites")
+    day, discharge = stays.day[mask], stays.discharge_day[mask]
+    first = day.min()
+    return Stays(
+        site=np.zeros(day.size, np.int32),
+        day=day - first,
+        los=stays.los[mask],
+        event=stays.event[mask],
+        discharge_day=np.where(discharge >= 0, discharge - first, np.int32(-1)),
+        num_sites=1,
+        num_days=int(day.max() - first) + 1,
+        site_names=(stays.site_names[site],),
+        origin=stays.origin + datetime.timedelta(days=int(first)),
+    )
+
+
+def pooled_by_site(stays: Stays, *, multiple: int = 1024) -> Patients:
+    """Puts each site's stays in one row, padded to a common multiple of `multiple` patients.
+
+    The rounding keeps the shape stable from one data set to the next, so that jitted fits are
+    compiled once.
+    """
+    if multiple < 1:
+        raise ValueError(f"multiple must be at least 1, got {multiple}")
+    sizes = np.bincount(stays.site, minlength=stays.num_sites)
+    width = max(-(-int(sizes.max(initial=0)) // multiple), 1) * multiple
+    order = np.argsort(stays.site, kind="stable")
+    row = stays.site[order]
+    column = np.arange(row.size) - (np.cumsum(sizes) - sizes)[row]
+    day = np.zeros((stays.num_sites, width), np.int32)
+    los = np.ones((stays.num_sites, width))
+    event = np.ones((stays.num_sites, width), bool)
+    weight = np.zeros((stays.num_sites, width))
+    day[row, column] = stays.day[order]
+    los[row, column], event[row, column] = stays.los[order], stays.event[order]
+    weight[row, column] = 1.0
+    return Patients(day, los, event, weight)
+
+
+def dates(origin: datetime.date, num_days: int) -> np.ndarray:
+    """Returns `[T]` datetime64 calendar dates, day 0 first."""
+    return np.datetime64(origin, "D") + np.arange(num_days)
