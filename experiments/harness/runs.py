@@ -17,6 +17,9 @@ from typing import Any
 
 from experiments.harness import flags, report, result, words
 
+SHARED = ("units", "checkpoints")
+"""Folders of a run that its processes have in common."""
+
 
 def join() -> None:
     """Makes this process one of several, where Slurm or the variables `JAX_*` say that it is.
@@ -155,16 +158,17 @@ def _run(study: Callable[[], Any], config: Any, out: pathlib.Path) -> result.Res
 
 
 def _snapshot(out: pathlib.Path) -> set[tuple[str, int]]:
-    return {(path.name, path.stat().st_mtime_ns) for path in out.iterdir()}
+    return {(path.name, path.lstat().st_mtime_ns) for path in out.iterdir()}
 
 
 def _discard(out: pathlib.Path) -> None:
     """Takes back a folder in which nothing was written."""
     (out / "config.json").unlink()
     with contextlib.suppress(OSError):
-        for path in (out / "units", out / "checkpoints", out):
-            if path.exists():
-                path.rmdir()
+        for name in SHARED:
+            if (out / name).exists():
+                (out / name).rmdir()
+        out.rmdir()
 
 
 @contextlib.contextmanager
@@ -193,12 +197,26 @@ def _own_folder(out: pathlib.Path) -> Iterator[pathlib.Path]:
 
     So whatever a study writes, figures and tables, is written by one process.
     """
-    if _process() == 0:
+    import jax
+
+    if jax.process_count() == 1:
         yield out
         return
+
+    def make() -> str:
+        for name in SHARED:
+            (out / name).mkdir(exist_ok=True)
+        return ""
+
+    _agreed(make)  # so that the folders are there for all
+    if _process() == 0:
+        yield out
+        for name in SHARED:
+            with contextlib.suppress(OSError):
+                (out / name).rmdir()  # unless something is in it
+        return
     with tempfile.TemporaryDirectory() as scratch:
-        for name in ("units", "checkpoints"):
-            (out / name).mkdir(parents=True, exist_ok=True)
+        for name in SHARED:
             (pathlib.Path(scratch) / name).symlink_to((out / name).resolve())
         yield pathlib.Path(scratch)
 

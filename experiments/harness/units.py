@@ -81,7 +81,9 @@ def run(
     all have been tried. A damaged file is named, and its unit is computed again.
 
     In a run of several processes (`jax.process_count()`) unit i is computed by process
-    i modulo their number; they share `out`, wait for each other, and read the results of all.
+    i modulo their number; they share `out`, wait for each other, and read the results of all. A
+    training loop in a unit is the process's own, as is what it computes without a mesh. A signal
+    should go to all of them, as Slurm and `--minutes` have it: they end together.
 
     Args:
         units: What to compute, in this order.
@@ -114,6 +116,7 @@ def run(
     log = logging.jsonl(out / "metrics.jsonl")
     errors: list[tuple[str, Exception]] = []
     process, count = jax.process_index(), jax.process_count()
+    title = title if count == 1 else f"{title} process {process}".lstrip()
     with loop.signals_caught() as signals, _progress(title, len(units), len(found)) as say:
 
         def attempt(place: _Place) -> Any:
@@ -124,6 +127,10 @@ def run(
                 return _compute(place)
             except Exception as error:
                 return error
+            except (KeyboardInterrupt, SystemExit):
+                if signals:  # its training loop has saved and ended
+                    return _MISSING
+                raise
 
         def finish(name: str, value: Any) -> None:
             found[name] = value
@@ -145,8 +152,9 @@ def run(
             for place in places:
                 if place.unit.name not in found and not signals:
                     finish(place.unit.name, _stored(place))
-    with contextlib.suppress(OSError):
-        (out / "checkpoints").rmdir()  # unless something in it is to go on
+    if count == 1:  # another process may be about to use it
+        with contextlib.suppress(OSError):
+            (out / "checkpoints").rmdir()  # unless something in it is to go on
     loop.leave(signals)
     if errors:
         error = errors[0][1]

@@ -3,8 +3,13 @@
 A state of any structure is stored as a flat dictionary `path -> array`, with a JSON record beside
 it: the caller's configuration, the versions, and shape and dtype of every leaf. Restoring compares
 that record with the state the program expects, and names the first leaf that differs.
+
+In a run of several processes a state that is spread over them is saved by all together. A state
+that one process holds alone, because it computes something else than the others, is saved by that
+process alone: Orbax's own handlers of arrays cannot, so its arrays are one file of raw bytes.
 """
 
+import dataclasses
 import importlib.metadata
 import pathlib
 import platform
@@ -13,6 +18,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 
 from jaxlab.core.types import PyTree
@@ -42,19 +48,32 @@ class Restored(NamedTuple):
     versions: dict[str, str]
 
 
-def open_manager(directory: str | pathlib.Path, *, max_to_keep: int = 2) -> Manager:
+def open_manager(
+    directory: str | pathlib.Path, *, max_to_keep: int = 2, alone: bool = False
+) -> Manager:
     """Opens or creates a checkpoint folder: one atomic sub-folder a step, written asynchronously.
 
     Args:
         directory: folder of the checkpoints; relative paths are taken from the working directory.
         max_to_keep: number of newest checkpoints that stay on disk, at least 1.
+        alone: whether this process saves its own state, in a run of several that do something else.
     """
     if max_to_keep < 1:
         raise ValueError(f"max_to_keep must be at least 1, got {max_to_keep}")
-    options = ocp.CheckpointManagerOptions(max_to_keep=max_to_keep, create=True)
-    return ocp.CheckpointManager(
-        pathlib.Path(directory).absolute(), options=options, item_names=("state", "meta")
+    folder = pathlib.Path(directory).absolute()
+    if not alone:
+        options = ocp.CheckpointManagerOptions(max_to_keep=max_to_keep, create=True)
+        return ocp.CheckpointManager(folder, options=options, item_names=("state", "meta"))
+    folder.mkdir(parents=True, exist_ok=True)  # Orbax would wait for the others to agree on it
+    this = _this_process()
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=max_to_keep, create=False, multiprocessing_options=this
     )
+    handlers = {
+        "state": _FileHandler(),
+        "meta": ocp.JsonCheckpointHandler(multiprocessing_options=this),
+    }
+    return ocp.CheckpointManager(folder, options=options, item_handlers=handlers)
 
 
 def save(
@@ -91,10 +110,8 @@ def save(
     # Copies, because the loop donates its state to the next chunk while Orbax is still writing;
     # and arrays without elements hold nothing to store.
     arrays = {name: jnp.copy(_raw(leaf)) for name, leaf in leaves.items() if leaf.size}
-    manager.save(
-        step,
-        args=ocp.args.Composite(state=ocp.args.StandardSave(arrays), meta=ocp.args.JsonSave(meta)),
-    )
+    saved = _FileSave(arrays) if is_alone(state) else ocp.args.StandardSave(arrays)
+    manager.save(step, args=ocp.args.Composite(state=saved, meta=ocp.args.JsonSave(meta)))
 
 
 def restore(manager: Manager, like: PyTree, *, step: int | None = None) -> Restored:
@@ -124,9 +141,17 @@ def restore(manager: Manager, like: PyTree, *, step: int | None = None) -> Resto
         manager.directory,
     )
     abstract = {name: _raw_struct(leaf) for name, leaf in expected.items() if leaf.size}
-    arrays = manager.restore(
-        step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-    )["state"]
+    folder = pathlib.Path(manager.directory) / str(step) / "state"
+    if (folder / _FILE).exists():
+        arrays = _FileHandler().restore(folder, _FileRestore(abstract))
+    elif is_alone(like):
+        handler = ocp.StandardCheckpointHandler(multiprocessing_options=_this_process())
+        whole = {name: np.zeros(leaf.shape, leaf.dtype) for name, leaf in abstract.items()}
+        found = handler.restore(folder, args=ocp.args.StandardRestore(whole))
+        arrays = jax.device_put(found, {name: leaf.sharding for name, leaf in abstract.items()})
+    else:
+        restored = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+        arrays = manager.restore(step, args=restored)["state"]
     leaves = [
         _unraw(arrays[name], leaf) if leaf.size else jnp.zeros(leaf.shape, leaf.dtype)
         for name, leaf in expected.items()
@@ -136,6 +161,12 @@ def restore(manager: Manager, like: PyTree, *, step: int | None = None) -> Resto
     return Restored(
         state, step, meta["config"], meta["metrics"], frozen, meta["stopped"], meta["versions"]
     )
+
+
+def is_alone(state: PyTree) -> bool:
+    """Whether a process of several holds all of a state, or of what `jax.eval_shape` says of one."""
+    shardings = [getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(state)]
+    return jax.process_count() > 1 and all(s is None or s.is_fully_addressable for s in shardings)
 
 
 def versions() -> dict[str, str]:
@@ -202,3 +233,46 @@ def _unraw(array: jax.Array, leaf: Any) -> jax.Array:
         jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
     )
     return jax.random.wrap_key_data(array, impl=impl[0])
+
+
+# The state of one process of several
+
+_FILE = "arrays.npz"
+
+
+class _FileHandler(ocp.CheckpointHandler):
+    """Keeps arrays as raw bytes, so that types that NumPy does not know survive."""
+
+    def save(self, directory: Any, args: "_FileSave") -> None:
+        raw = {name: np.asarray(array).tobytes() for name, array in args.arrays.items()}
+        np.savez(
+            pathlib.Path(directory) / _FILE,
+            **{name: np.frombuffer(data, np.uint8) for name, data in raw.items()},
+        )
+
+    def restore(self, directory: Any, args: "_FileRestore") -> dict[str, jax.Array]:
+        found = {}
+        with np.load(pathlib.Path(directory) / _FILE) as raw:
+            for name, leaf in args.like.items():
+                array = np.frombuffer(raw[name].tobytes(), leaf.dtype).reshape(leaf.shape)
+                found[name] = jax.device_put(array, leaf.sharding)
+        return found
+
+
+@ocp.args.register_with_handler(_FileHandler, for_save=True)
+@dataclasses.dataclass
+class _FileSave(ocp.args.CheckpointArgs):
+    arrays: dict[str, jax.Array]
+
+
+@ocp.args.register_with_handler(_FileHandler, for_restore=True)
+@dataclasses.dataclass
+class _FileRestore(ocp.args.CheckpointArgs):
+    like: dict[str, jax.ShapeDtypeStruct]
+
+
+def _this_process() -> ocp.options.MultiprocessingOptions:
+    index = jax.process_index()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"process_{index}"
+    )

@@ -63,6 +63,10 @@ def run(
     stop. SIGTERM and SIGINT finish the chunk, save, and end the process (exit status 143, or
     KeyboardInterrupt); a second signal ends it at once.
 
+    In a run of several processes a state that is spread over them (`state_sharding`) is trained by
+    all together, and process 0 logs. A state that lies on this process's own devices is its own
+    affair: it logs, saves and stops without the others, which may train something else.
+
     Seeds side by side, as `learning.over_seeds` makes them, have metrics `[seeds]`. Of each the log
     holds the mean over seeds as `name`, their standard deviation as `name_std`, and all values as
     the list `name_seeds`. A seed with a metric that is not finite is frozen: a warning names it and
@@ -108,21 +112,25 @@ def run(
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
     init = jax.jit(algorithm.init, out_shardings=state_sharding).lower(key).compile()
+    like = _with_shardings(jax.eval_shape(algorithm.init, key), init.output_shardings)
+    alone = checkpoint.is_alone(like)
+    logs = alone or jax.process_index() == 0
     loggers = list(log)
     with contextlib.ExitStack() as stack:
         manager, start, state, frozen = None, 0, None, {}
         if directory is not None:
             folder = pathlib.Path(directory)
-            manager = checkpoint.open_manager(folder / "checkpoints", max_to_keep=max_to_keep)
+            manager = checkpoint.open_manager(
+                folder / "checkpoints", max_to_keep=max_to_keep, alone=alone
+            )
             stack.callback(manager.close)  # waits for the last write
             if manager.latest_step() is not None:
-                like = _with_shardings(jax.eval_shape(algorithm.init, key), init.output_shardings)
                 restored = checkpoint.restore(manager, like)
                 _check_config(config, restored.config, folder)
                 start, state, frozen = restored.step, restored.state, restored.frozen
                 if restored.stopped or start >= num_steps:
                     return LoopResult(state, start, restored.metrics, frozen)
-            if jax.process_index() == 0:
+            if logs:
                 logging.rewind_jsonl(folder / "metrics.jsonl", start)
                 loggers.insert(0, logging.jsonl(folder / "metrics.jsonl"))
         if state is None:
@@ -155,8 +163,8 @@ def run(
             if compile_seconds:
                 metrics["perf/compile_seconds"] = compile_seconds
 
-            stopped = stop is not None and _any_process(stop(step, metrics))
-            interrupted = _any_process(bool(signals))
+            stopped = stop is not None and _any_process(stop(step, metrics), alone)
+            interrupted = _any_process(bool(signals), alone)
             ending = step >= num_steps or stopped or interrupted
             if manager is not None and (ending or num_chunks % save_every == 0):
                 checkpoint.save(
@@ -169,7 +177,7 @@ def run(
                     stopped=stopped,
                 )
                 saved = step
-            if jax.process_index() == 0:
+            if logs:
                 for logger in loggers:
                     logger(step, metrics)
             if ending:
@@ -363,8 +371,8 @@ def leave(signals: Sequence[int]) -> None:
         raise KeyboardInterrupt if signal.SIGINT in signals else SystemExit(143)
 
 
-def _any_process(flag: bool) -> bool:
-    """True if `flag` is true in any process, so that all of them stop after the same chunk."""
-    if jax.process_count() == 1:
+def _any_process(flag: bool, alone: bool) -> bool:
+    """True if `flag` is true in any process of the run, so that all stop after the same chunk."""
+    if alone or jax.process_count() == 1:
         return flag
     return bool(multihost_utils.process_allgather(np.asarray(flag)).any())
