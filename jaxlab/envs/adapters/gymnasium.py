@@ -103,12 +103,12 @@ def from_gymnasium(
 
     def step(state: State, action: jax.Array) -> State:
         check_action(action_space, (num_envs,), action)
-        action, valid = jax.vmap(lambda a: spaces.to_task(action_space, a))(action)
         time = state.time + 1
-        # An engine may take NaN for a reason to begin anew unasked; it is kept away from it.
-        if isinstance(action_space, spaces.Box):
-            valid = jnp.all(jnp.isfinite(action), axis=-1)
-            action = jnp.where(valid[:, None], action, jnp.zeros_like(action))
+        # An engine may take NaN for a reason to begin anew unasked: it gets the middle instead.
+        finite = jnp.isfinite(action)
+        action = jnp.where(finite, action, jnp.zeros_like(action))
+        action, valid = jax.vmap(lambda a: spaces.to_task(action_space, a))(action)
+        valid &= jnp.all(finite.reshape(num_envs, -1), axis=1)
         ticket, obs, reward, terminated, cut, final_obs, failed = io_callback(
             host.step,
             (
@@ -199,8 +199,9 @@ def _host(
             if anew.any():
                 if not by_row:
                     raise RuntimeError(
-                        f"{name}: an episode broke (NaN, infinity or an action out of range), and "
-                        "this vector environment cannot begin single episodes anew"
+                        f"{name}: an episode must end here, by time_limit or because it broke, and "
+                        "this vector environment cannot begin a single one anew; use its own limit, "
+                        "or autoreset_mode DISABLED"
                     )
                 first = read_all(vector.reset(options={"reset_mask": anew})[0])
                 obs = jax.tree.map(
@@ -242,6 +243,11 @@ def _vector(gymnasium: Any, make: Any, num_envs: int, time_limit: int | None) ->
             [lambda: first] + [function] * (num_envs - 1),
             autoreset_mode=gymnasium.vector.AutoresetMode.DISABLED,
         )
+        if len({id(env.unwrapped) for env in vector.envs}) < num_envs:
+            raise ValueError(
+                f"{type(first.unwrapped).__name__}: the function must make a new environment at "
+                "each call, got the same one again; write lambda: gymnasium.make(...)"
+            )
     spec = _spec(gymnasium, vector)
     name = type(first.unwrapped).__name__ if spec is None else spec.id
     if vector.num_envs != num_envs:
