@@ -199,9 +199,9 @@ def _host(
             if anew.any():
                 if not by_row:
                     raise RuntimeError(
-                        f"{name}: an episode must end here, by time_limit or because it broke, and "
-                        "this vector environment cannot begin a single one anew; use its own limit, "
-                        "or autoreset_mode DISABLED"
+                        f"{name}: an episode must end here, by time_limit or because it broke, "
+                        "and this vector environment cannot begin a single one anew; use its own "
+                        "limit, or autoreset_mode DISABLED"
                     )
                 first = read_all(vector.reset(options={"reset_mask": anew})[0])
                 obs = jax.tree.map(
