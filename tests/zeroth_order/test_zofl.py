@@ -26,22 +26,37 @@ def _steps(problem, config, key, num_steps=1):
     return np.concatenate([np.asarray(problem.x0)[None], x]), np.asarray(queries), state
 
 
+def _paths(problem, configure, values, key, num_steps=1):
+    """The iterates for each value, `[values, num_steps + 1, n]`, by one program."""
+
+    @jax.jit
+    @jax.vmap
+    def run(value):
+        algorithm = zofl.make_zofl(problem, configure(value))
+        return method.run(algorithm, key, num_steps=num_steps, observe=lambda s: s.x)[1]
+
+    x = np.asarray(run(jnp.asarray(values)))
+    start = np.broadcast_to(problem.x0, (len(values), 1, problem.n))
+    return np.concatenate([start, x], axis=1)
+
+
 def _values(problem, x):
     f, h = jax.vmap(problem.exact)(jnp.asarray(x))
     return np.asarray(f), np.asarray(h)
 
 
 @pytest.mark.parametrize("kind", ["sphere", "gaussian", "orthonormal", "block", "rademacher"])
-@pytest.mark.parametrize(("scheme", "a"), [("euler", 0.3), ("euler", 1.0), ("midpoint", 0.4)])
-def test_affine_equalities_contract_exactly_whatever_the_directions(key, x64, kind, scheme, a):
+@pytest.mark.parametrize(("scheme", "gains"), [("euler", (0.3, 1.0)), ("midpoint", (0.4,))])
+def test_affine_equalities_contract_exactly_whatever_the_directions(key, x64, kind, scheme, gains):
     """Oracles 2 and 3: subspace form, h+ = (1 - a) h, midpoint (1 - a + a^2/2) h, B = 3 < n."""
     problem = quadratic(0, n=6, m_eq=2)
-    config = ZOFLConfig(eta=0.05, gain=a, kind=kind, B=3, scheme=scheme)
-    x, _, _ = _steps(problem, config, key, 8)
-    _, h = _values(problem, x)
-    factor = 1 - a if scheme == "euler" else 1 - a + a**2 / 2
-    # The differences of affine functions have a rounding error of about eps |h| / u = 1e-12.
-    np.testing.assert_allclose(h[1:], factor * h[:-1], atol=1e-9)
+    config = ZOFLConfig(eta=0.05, kind=kind, B=3, scheme=scheme)
+    paths = _paths(problem, lambda a: config._replace(gain=a), gains, key, 8)
+    for a, x in zip(gains, paths, strict=True):
+        _, h = _values(problem, x)
+        factor = 1 - a if scheme == "euler" else 1 - a + a**2 / 2
+        # The differences of affine functions have a rounding error of about eps |h| / u = 1e-12.
+        np.testing.assert_allclose(h[1:], factor * h[:-1], atol=1e-9)
 
 
 def test_plug_in_leaks_into_the_constraints_and_the_subspace_form_does_not(key, x64):
@@ -57,20 +72,25 @@ def test_plug_in_leaks_into_the_constraints_and_the_subspace_form_does_not(key, 
     assert leak["subspace"] < 1e-9 < 1e-3 < leak["plugin"]
 
 
+@pytest.fixture(scope="module")
+def first_order_path():
+    """Three steps on HS40 from exact derivatives."""
+    with jax.enable_x64(True):
+        problem = hock_schittkowski.hs("HS40")
+        config = ZOFLConfig(eta=0.1, gain=0.5, kind="exact")
+        return _steps(problem, config, jax.random.key(0), 3)[0]
+
+
 @pytest.mark.parametrize("form", ["plugin", "subspace"])
 @pytest.mark.parametrize("kind", ["orthonormal", "coordinate", "hadamard"])
 def test_full_directions_are_the_first_order_twin_up_to_the_square_of_the_radius(
-    key, x64, form, kind
+    key, x64, form, kind, first_order_path
 ):
     """Oracle 4: slope 2 in u against jax.grad and jacfwd; four variables, so Hadamard is square."""
     problem = hock_schittkowski.hs("HS40")
-    exact, _, _ = _steps(problem, ZOFLConfig(eta=0.1, gain=0.5, kind="exact"), key, 3)
-    errors = []
-    for u in (0.1, 0.01):
-        found, _, _ = _steps(
-            problem, ZOFLConfig(eta=0.1, gain=0.5, kind=kind, B=4, u=u, form=form), key, 3
-        )
-        errors.append(np.abs(found - exact).max())
+    config = ZOFLConfig(eta=0.1, gain=0.5, kind=kind, B=4, form=form)
+    found = _paths(problem, lambda u: config._replace(u=u), (0.1, 0.01), key, 3)
+    errors = np.abs(found - first_order_path[None]).max(axis=(1, 2))
     slope = np.log10(errors[0] / errors[1])
     assert abs(slope - 2.0) < 0.05
     assert errors[1] < 1e-2
@@ -84,11 +104,10 @@ def test_order_of_the_local_violation(key, x64, scheme, order):
         jnp.array([1.0, 0.0]),
         m_eq=1,
     )
-    violations = []
-    for eta in (0.02, 0.01):
-        # At a fixed K; with K = a / eta the feedback at the half step itself is of order eta^2.
-        x, _, _ = _steps(problem, ZOFLConfig(eta=eta, K=2.0, kind="exact", scheme=scheme), key)
-        violations.append(np.abs(_values(problem, x[1:])[1]).max())
+    # At a fixed K; with K = a / eta the feedback at the half step itself is of order eta^2.
+    config = ZOFLConfig(K=2.0, kind="exact", scheme=scheme)
+    paths = _paths(problem, lambda eta: config._replace(eta=eta), (0.02, 0.01), key)
+    violations = [np.abs(_values(problem, x[1:])[1]).max() for x in paths]
     assert abs(np.log2(violations[0] / violations[1]) - order) < 0.15
 
 
@@ -98,12 +117,10 @@ def test_halving_the_step_divides_the_violation_on_a_curved_constraint(key, x64,
     problem = make_problem(
         lambda x: (x[1], jnp.stack([x @ x - 1.0])), jnp.array([0.6, 0.8]), m_eq=1
     )
-    peaks = []
-    for eta, num_steps in ((0.02, 200), (0.01, 400)):
-        x, _, _ = _steps(
-            problem, ZOFLConfig(eta=eta, K=10.0, kind="exact", scheme=scheme), key, num_steps
-        )
-        peaks.append(np.abs(_values(problem, x)[1]).max())
+    config = ZOFLConfig(K=10.0, kind="exact", scheme=scheme)
+    paths = _paths(problem, lambda eta: config._replace(eta=eta), (0.02, 0.01), key, 400)
+    # Both up to the time 4, which the larger step reaches after 200 updates.
+    peaks = [np.abs(_values(problem, x)[1]).max() for x in (paths[0, :201], paths[1])]
     assert abs(peaks[0] / peaks[1] - ratio) < 0.1 * ratio
 
 
