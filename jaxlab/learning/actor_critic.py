@@ -27,8 +27,8 @@ class Networks(NamedTuple):
         sample: `sample(key, params, obs, mask) -> (action, logp)`. An action of a box may lie
             outside: its log-probability is that of what was drawn, and it is clipped where it
             enters the environment.
-        evaluate: `evaluate(params, obs, mask, action) -> (logp, entropy)`, with agents an axis A
-            at the end.
+        evaluate: `evaluate(params, obs, mask, action) -> (logp, entropy)`; with agents `[..., A]`,
+            one for each, or `[...]` of a policy that acts for all of them at once.
         mode: `mode(params, obs, mask) -> action`, without exploration and within bounds.
         value: `value(params, obs) -> [...]`, one number for all; `[..., A]` with one for each
             agent.

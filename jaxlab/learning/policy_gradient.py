@@ -28,7 +28,7 @@ class Outputs(NamedTuple):
     """What the networks say now of samples of the rollout, with gradient.
 
     Attributes:
-        logp: log-probability of the action, `[...]`, `[..., A]` with agents.
+        logp: log-probability of the action, `[...]`, or `[..., A]` with one for each agent.
         entropy: of the policy at the observation, of the same shape.
         value: `[...]`, or `[..., A]` with a value for each agent.
     """

@@ -85,7 +85,7 @@ def make_ppo(
         num_minibatches: gradient steps of an epoch.
         minibatch_of: what an epoch shuffles. "transitions": single ones. "environments": whole
             rollouts of some environments, leaves `[num_steps, E / num_minibatches, ...]`.
-        learning_rate: of Adam; a number, or a schedule over its steps.
+        learning_rate: of Adam, with epsilon 1e-5; a number, or a schedule over its steps.
         gamma: discount of one step of the clock.
         gae_lambda: decay of the advantages' sum.
         clip_eps: how far a ratio may be driven from 1.
@@ -159,6 +159,10 @@ def make_ppo(
     }
     numbers = {k: v for k, v in numbers.items() if v is not None and not callable(v)}
     _check_numbers(numbers)
+    if taken := numbers.keys() & (loss_settings or {}).keys():
+        raise ValueError(
+            f"loss_settings must have names of their own, got {', '.join(sorted(taken))}"
+        )
     numbers |= loss_settings or {}
     _check_networks(env, nets)
 
@@ -236,6 +240,8 @@ def make_ppo(
         choice_mask = None
         if not isinstance(mask, tuple):
             choice_mask = jnp.sum(mask, axis=-1) > spaces.size(env.action_space)
+            if choice_mask.ndim > logp.ndim:  # one policy acts for all agents
+                choice_mask = jnp.any(choice_mask, axis=-1)
         return Samples(logp, value, target, _over_agents(advantage, logp.shape), choice_mask)
 
     def step(state: PpoState) -> tuple[PpoState, Metrics]:
@@ -283,12 +289,17 @@ def _check_networks(env: envs.Env, networks: Networks) -> None:
     value = jax.eval_shape(networks.value, params, start.obs)
     one = (env.num_envs,)
     each = one if env.num_agents is None else (*one, env.num_agents)
-    if logp.shape != each:
+    if logp.shape not in (one, each):
         raise ValueError(f"{env.name}: sample must give a logp of {each}, got {logp.shape}")
     if value.shape not in (one, each) or len(value.shape) < len(start.reward.shape):
         raise ValueError(
             f"{env.name}: value must be {each}, or {one} where the reward is common, got "
             f"{value.shape} for rewards {start.reward.shape}"
+        )
+    if len(logp.shape) < len(value.shape):
+        raise ValueError(
+            f"{env.name}: a policy that acts for all agents at once, with a logp of {logp.shape}, "
+            f"needs one value of them, got {value.shape}"
         )
 
 

@@ -373,6 +373,60 @@ def test_several_choices_at_once(key):
     assert returns[0].mean() < 0.6 and returns[-1].mean() - 3 * returns[-1].std() > 0.85
 
 
+def joint():
+    """A table of the four actions of two agents, as a policy that acts for both at once."""
+
+    def law(params, obs):
+        lead = obs["own"].shape[:-2]
+        return jnp.broadcast_to(jax.nn.log_softmax(params["logits"]), (*lead, 4))
+
+    def pair(choice):
+        return jnp.stack([choice // 2, choice % 2], axis=-1)
+
+    def sample(key, params, obs, mask):
+        action = pair(jax.random.categorical(key, law(params, obs)))
+        return action, evaluate(params, obs, mask, action)[0]
+
+    def evaluate(params, obs, mask, action):
+        logp, choice = law(params, obs), 2 * action[..., 0] + action[..., 1]
+        entropy = -jnp.sum(jnp.exp(logp) * logp, axis=-1)
+        return jnp.take_along_axis(logp, choice[..., None], axis=-1)[..., 0], entropy
+
+    return learning.Networks(
+        lambda key_policy, key_value: {"logits": jnp.zeros(4), "value": jnp.zeros(())},
+        sample,
+        evaluate,
+        lambda params, obs, mask: pair(jnp.argmax(law(params, obs), axis=-1)),
+        lambda params, obs: jnp.broadcast_to(params["value"], obs["own"].shape[:-2]),
+    )
+
+
+def test_a_policy_of_ones_own_for_both_agents(key):
+    """With one probability for the pair it keeps away from what only one of them would do; each
+    alone, against a partner who chooses evenly, would rather take 0 than 1."""
+    pays = jnp.asarray([[0.5, 0.3], [-3.0, 1.0]])
+
+    def look(context):
+        return {"own": jnp.ones((2, 1))}
+
+    env = one_step(
+        "pair",
+        1,
+        envs.Discrete(2),
+        lambda context, action: pays[action[0], action[1]],
+        num_agents=2,
+        look=look,
+        part="own",
+        mask=lambda context: jnp.ones((2, 2), bool),
+    )
+    state, _ = train(env, key, 30, joint(), entropy_coef=0.01, learning_rate=0.05)
+    best = jax.vmap(lambda params: joint().mode(params, look(0), ()))(state.params)
+    np.testing.assert_array_equal(best, [[1, 1]] * 4)
+    each = joint()._replace(value=lambda params, obs: jnp.zeros(obs["own"].shape[:-1]))
+    with pytest.raises(ValueError, match=r"acts for all agents at once, .* got \(32, 2\)"):
+        learning.make_ppo(env, each, num_steps=4, num_minibatches=2)
+
+
 @pytest.mark.parametrize("common", [True, False], ids=["common", "own"])
 def test_two_agents(key, common):
     """A matrix game with a common reward, one network for both and a critic of the state; then
