@@ -30,13 +30,13 @@ class Problem(NamedTuple):
         m_eq: number of equalities.  m_ineq: number of inequalities.
         lb: `[n]`, lower bounds, -inf where there is none.  ub: `[n]`, upper bounds.
         sigma: standard deviation of the noise on every value; 0 for a deterministic oracle.
-        feasibility_tol: largest violation of a point that counts as feasible, in the units of h.
-            Every method orders the points it has measured by it.
         exact: `exact(x) -> (f, h)` without noise, or None for a genuine black box. Reports and
             first-order methods use it; a zeroth-order method never does.
         f_star: optimal or best known value, or None.  x_star: `[n]` a minimizer, or None.
         unravel: takes `[n]` back to the structure that the user's function has.
         name: short name for tables.
+        feasibility_tol: largest violation of a point that counts as feasible, in the units of h.
+            Every method orders the points it has measured by it.
     """
 
     q: Oracle
@@ -46,12 +46,12 @@ class Problem(NamedTuple):
     lb: Float[Array, " n"]
     ub: Float[Array, " n"]
     sigma: float | Array = 0.0
-    feasibility_tol: float | Array = 1e-4
     exact: Callable[[Array], tuple[Array, Array]] | None = None
     f_star: float | None = None
     x_star: Float[Array, " n"] | None = None
     unravel: Callable[[Array], PyTree] = lambda x: x
     name: str = ""
+    feasibility_tol: float | Array = 1e-4
 
     @property
     def n(self) -> int:
