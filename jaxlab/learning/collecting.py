@@ -103,7 +103,8 @@ def make_collector(
 
     def init(key: jax.Array) -> Experience:
         state = env.reset(key)
-        action = spaces.sample(key, space, (E,))  # of its shape and dtype; never stored
+        dtype = jnp.result_type(float) if isinstance(space, spaces.Box) else jnp.int32
+        action = jnp.zeros((E, *spaces.shape(space)), dtype)  # an example, never stored
         first = jax.tree.map(lambda x: x[0], _transition(state, action, state))
         return Experience(
             env=state,

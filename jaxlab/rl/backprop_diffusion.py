@@ -42,7 +42,7 @@ def dacer(
     Args:
         entropy_per_dim: target of the entropy.
         num_samples, num_states: samples that a mixture is fitted to, for so many states.
-        num_components: of the mixture.
+        num_components: normal distributions in the mixture.
         alpha_every: critic updates between two moves of alpha.
 
     Raises:
@@ -135,7 +135,7 @@ def mixture_entropy(
     do not overlap; that is what DACER takes for it.
 
     Args:
-        num_steps: of expectation maximization.
+        num_steps: iterations of expectation maximization.
     """
     N, A = x.shape
     start = x[jax.random.choice(key, N, (num_components,), replace=False)]

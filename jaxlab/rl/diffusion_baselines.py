@@ -37,7 +37,8 @@ def qvpo(
         weighting: "advantage": the best value less the mean over samples, of the authors' later
             library. "value": the value itself where it exceeds 1, else nothing, as in the released
             comparison; where values are negative that learns nothing.
-        num_samples: of which the best is taken and the mean formed; 2 or more for an advantage.
+        num_samples: actions drawn in each state, of which the best is taken and the mean formed; 2
+            or more for an advantage.
         num_uniform: uniform actions a state that the loss adds, to keep the policy's entropy.
         entropy_coef, entropy_steps: factor of their weight, falling linearly over critic updates,
             of the released comparison; the later library has 0.01 throughout.
@@ -103,7 +104,8 @@ def dipo(
 
     Args:
         num_ascents: steps of Adam that raise min Q, for the actions of a batch, each time.
-        action_learning_rate: of that Adam.  max_grad_norm: of its gradients, an action each.
+        action_learning_rate: learning rate of that Adam.
+        max_grad_norm: largest norm of its gradient, for each action by itself.
         schedule: 100 steps by default, cosine.
 
     Raises:

@@ -87,7 +87,7 @@ def make_flow(
     Args:
         init_noise: 1 is what the loss assumes, and more reliable; the released code takes 0.5,
             which halves the spread of every sample.
-        trunk: see `TimedNetwork`.
+        trunk: size that features of images are brought to first, see `TimedNetwork`.
 
     Raises:
         ValueError: if a size or count is out of range.
@@ -135,8 +135,9 @@ def make_mean_flow(
     """Makes a MeanFlow, the policy of FPMD-M: one step in training too.
 
     Args:
-        equal, distribution: of the pairs of times, see `mean_flow.sample_times`.
-        adaptive_power: see `mean_flow.loss`.  trunk: see `TimedNetwork`.
+        equal, distribution: how the pairs of times are drawn, see `mean_flow.sample_times`.
+        adaptive_power: how strongly large errors are damped, see `mean_flow.loss`.
+        trunk: size that features of images are brought to first, see `TimedNetwork`.
 
     Raises:
         ValueError: if a size or count is out of range, or times cannot be drawn.
@@ -186,7 +187,7 @@ def make_diffusion(
 
     Args:
         schedule: `ddpm.linear_schedule(20, scale=0.8)` by default.
-        clip: of the predicted action at every step.
+        clip: bound of the predicted action at every step; None for none.
 
     Raises:
         ValueError: if a size or count is out of range.

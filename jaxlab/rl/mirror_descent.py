@@ -38,15 +38,18 @@ def make_mirror_descent(
     """Makes the policy record of mirror descent with a generator.
 
     Args:
-        weighting: see `weights.importance_weights`; "softmax" takes `num_samples` actions a state.
-        temperature: of "raw", "scale_std" and "softmax"; 1 by default. The clipped kinds divide by
-            the learned alpha.
-        target_kl: of "softmax": alpha divides values, and is learned so that the weights keep this
-            divergence from uniform ones, nats (2 in the authors' later library, with 64 samples);
-            exploration noise is of std `noise_scale` then, and alpha moves at every step of the
-            policy, whatever `alpha_every` is.
-        num_particles: K, of which the best by the critics is taken, in training and in acting.
-        num_samples: M, of "softmax".
+        generator: the flow or diffusion that is improved.
+        weighting: how values become weights, see `weights.importance_weights`; "softmax" takes
+            `num_samples` actions a state.
+        temperature: what divides values with "raw", "scale_std" and "softmax"; 1 by default. The
+            clipped kinds divide by the learned alpha.
+        target_kl: with "softmax" alone: alpha divides values, and is learned so that the weights
+            keep this divergence from uniform ones, nats (2 in the authors' later library, with 64
+            samples); exploration noise is of std `noise_scale` then, and alpha moves at every step
+            of the policy, whatever `alpha_every` is.
+        num_particles: K actions a state, of which the best by the critics is taken, in training and
+            in acting.
+        num_samples: M actions a state that "softmax" weighs against each other.
         noise_scale: std of the added noise over alpha; 0 switches exploration noise off.
         entropy_per_dim: target of the noise's entropy, per dimension.
         optimizer: Adam from 3e-4 to 3e-5 by default.
