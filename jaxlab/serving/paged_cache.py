@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.experimental import checkify
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from jaxlab.serving import quantization
 
@@ -171,7 +171,8 @@ def reserve(cache: PagedCache, count: Int[Array, " B"]) -> tuple[PagedCache, Boo
     def copy(pages: dict) -> dict:  # where nothing is to be copied, page 0 to itself
         def one(x: Array) -> Array:
             start = jnp.zeros((target.size, x.ndim), jnp.int32).at[:, 1].set(target)
-            return _write_blocks(x, start, jnp.moveaxis(x[:, source], 1, 0)[:, :, None])
+            pages = _bits(x)[:, source]  # not every CPU can convert eight bits, which XLA would
+            return _write_blocks(x, start, jnp.moveaxis(pages, 1, 0)[:, :, None])
 
         return jax.tree.map(one, pages)
 
@@ -341,16 +342,20 @@ def _write_slots(pages: Array, slots: tuple[Array, Array, Array], new: Array) ->
     return jax.lax.platform_dependent(pages, slots, new, cpu=in_turn, default=at_once)
 
 
-def _write_blocks(pages: Array, start: Int[Array, "n d"], blocks: Float[Array, "n ..."]) -> Array:
-    """Writes blocks one after another, narrow floats as integers of their width."""
-    bits = {1: jnp.uint8, 2: jnp.uint16}.get(pages.dtype.itemsize, pages.dtype)
+def _write_blocks(pages: Array, start: Int[Array, "n d"], blocks: Shaped[Array, "n ..."]) -> Array:
+    """Writes blocks, or their bits, one after another."""
 
     def one(pages: Array, block: tuple[Array, Array]) -> tuple[Array, None]:
-        old, new = (jax.lax.bitcast_convert_type(x, bits) for x in (pages, block[1]))
-        old = jax.lax.dynamic_update_slice(old, new, tuple(block[0]))
-        return jax.lax.bitcast_convert_type(old, pages.dtype), None
+        written = jax.lax.dynamic_update_slice(_bits(pages), block[1], tuple(block[0]))
+        return jax.lax.bitcast_convert_type(written, pages.dtype), None
 
-    return jax.lax.scan(one, pages, (start, blocks))[0]
+    return jax.lax.scan(one, pages, (start, _bits(blocks)))[0]
+
+
+def _bits(x: Array) -> Array:
+    """Returns narrow floats as integers of their width, and others as they are."""
+    bits = {1: jnp.uint8, 2: jnp.uint16}.get(x.dtype.itemsize, x.dtype)
+    return jax.lax.bitcast_convert_type(x, bits)
 
 
 def _check_index(name: str, what: str, number: int | Array, size: int) -> None:
