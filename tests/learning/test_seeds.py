@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlab import learning
+from jaxlab import envs, learning
 from jaxlab.core.types import Algorithm, Mean
 
 
@@ -120,3 +120,14 @@ def test_seeds_within_seeds(key):
 def test_bad_counts(num_seeds, settings, message):
     with pytest.raises(ValueError, match=message):
         learning.over_seeds(descent(), num_seeds, settings=settings)
+
+
+def test_ppo_s_seeds_start_as_they_do_alone(optax_promotes, key):
+    env = envs.make_env(envs.pendulum(), 2)
+    algorithm = learning.make_ppo(env, hidden=(4,), num_steps=4, num_minibatches=2)
+    seeds = learning.over_seeds(algorithm, 2)
+    state = jax.jit(seeds.init)(key)
+    alone = jax.jit(algorithm.init)(jax.random.fold_in(key, 1))
+    np.testing.assert_allclose(state.env.obs[1], alone.env.obs, rtol=1e-6)
+    _, metrics = jax.eval_shape(seeds.step, state)
+    assert all(x.shape == (2,) for x in jax.tree.leaves(metrics))
