@@ -28,7 +28,7 @@ def matmul_flops(dtype: str = "bfloat16") -> float:
 
 
 def measured() -> list[timing.Measurement]:
-    """Both, as records of their own."""
+    """Returns both ceilings as measurements, seconds per unit."""
     kinds = (("copy", copy_bandwidth, "B"), ("bf16 product", matmul_flops, "FLOP"))
     records = []
     for name, ceiling, unit in kinds:

@@ -34,7 +34,7 @@ class Entry:
     Args:
         name: Name of its record's file.
         kind: A check raises when it fails and may return a dict of details; a benchmark returns
-            a list of `bench.Measurement`.
+            a list of `timing.Measurement`.
         target: `module:function`, called without arguments in a fresh process.
         estimate_s: Seconds it takes, compile time included.
     """
@@ -78,7 +78,19 @@ SUITE = (
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """What one entry left behind on one device."""
+    """What one entry left behind on one device.
+
+    Args:
+        name: Name of the entry.
+        kind: What the entry is.
+        status: Whether it ended well, raised, or ran out of time.
+        seconds: Wall-clock time, start of the process included.
+        environment: Device, versions and commit.
+        finished: Local date and time, ISO 8601.
+        measurements: What a benchmark timed.
+        details: What a check returned.
+        error: The end of what a failed process said, without paths of the machine.
+    """
 
     name: str
     kind: Literal["check", "benchmark"]

@@ -24,7 +24,14 @@ COLUMNS = (
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """Seconds of one call: compile time, median and interquartile range of `n` later calls."""
+    """How long a call takes.
+
+    Args:
+        compile_s: Seconds of tracing, lowering and compiling.
+        median_s: Median seconds of the later calls.
+        iqr_s: Their interquartile range, in seconds.
+        n: Number of those calls.
+    """
 
     compile_s: float
     median_s: float
@@ -163,7 +170,14 @@ def as_table(measurements: Sequence[Measurement], title: str = "Timings") -> res
 
 
 def run(name: str, module: Any, out: pathlib.Path, *, command: str) -> result.Result:
-    """Runs one benchmark module, prints its table and writes `result.json` and the raw timings."""
+    """Runs one benchmark module, prints its table and writes `result.json` and the raw timings.
+
+    Args:
+        name: The benchmark, as it is listed in `experiments.BENCHES`.
+        module: Its module, with `SUMMARY` and `run(out)`, a list of `Measurement`.
+        out: Folder to write to.
+        command: What to type to run it again.
+    """
     start = time.perf_counter()
     measurements = module.run(out)
     outcome = result.Result(

@@ -92,8 +92,8 @@ def run(
         workers: Units at a time. More than one are in threads of their own: a context such as
             `jax.enable_x64` has to be entered inside `compute`, and none may save checkpoints,
             since Orbax takes one writer a process.
-        metrics: `metrics(name, result)`, numbers that are shown and written to `metrics.jsonl` when
-            a unit is done.
+        metrics: `metrics(name, result)`, numbers that are shown when a unit is done and written to
+            `metrics.jsonl`, where a step is the number of units that the folder holds.
 
     Returns:
         Results by name, in the order of `units`. Arrays are NumPy's; a result is the same whether
@@ -136,7 +136,8 @@ def run(
             found[name] = value
             shown = {} if metrics is None else dict(metrics(name, value))
             if process == 0:
-                log(len(found), {f"{name}/{metric}": number for metric, number in shown.items()})
+                kept = len(list((out / "units").glob("*.npz")))  # those of other calls included
+                log(kept, {f"{name}/{metric}": number for metric, number in shown.items()})
             numbers = [f"{metric} {number:.4g}" for metric, number in shown.items()]
             say(len(found), "  ".join([name, *numbers]))
 

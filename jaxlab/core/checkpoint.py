@@ -164,7 +164,7 @@ def restore(manager: Manager, like: PyTree, *, step: int | None = None) -> Resto
 
 
 def is_alone(state: PyTree) -> bool:
-    """Whether one process of several holds all of a state, of arrays or what `jax.eval_shape` says."""
+    """Whether one process of several holds all of a state, or of its shapes with shardings."""
     shardings = [getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(state)]
     return jax.process_count() > 1 and all(s is None or s.is_fully_addressable for s in shardings)
 

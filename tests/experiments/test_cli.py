@@ -62,6 +62,7 @@ def test_run_leaves_a_complete_folder(call, tmp_path):
     assert kept.command == "python -m experiments run toy --preset smoke"
     assert kept.environment == result.environment()
     assert kept.seconds > 0 and not kept.resumed
+    assert not jax.distributed.is_initialized()  # alone, without settings
     assert "A toy" in page.read_text() and "1.5" in page.read_text()
 
 
