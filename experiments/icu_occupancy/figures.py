@@ -1,7 +1,7 @@
 """The pictures a planner wants first, each a function from arrays to a PNG."""
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -42,10 +42,10 @@ def draw(
     decomposition(
         out / files["decomposition"],
         dates,
-        series.daily.counts[busiest],
+        np.asarray(series.daily.counts[busiest]),
         np.maximum(parts.trend[busiest], 0),
-        parts.seasonal[busiest],
-        parts.resid[busiest],
+        np.asarray(parts.seasonal[busiest]),
+        np.asarray(parts.resid[busiest]),
         title=f"{names[busiest]}: daily admissions",
     )
     observed, fitted = _survival_curves(study)
@@ -57,15 +57,18 @@ def draw(
         | ({"beds today": actual[i]} if actual else {})
         for i in range(stays.num_sites)
     ]
-    occupancy(out / files["occupancy"], dates, names, plan.rho, low, high, study.census, lines)
+    occupancy(
+        out / files["occupancy"], dates, names, np.asarray(plan.rho), low, high, study.census, lines
+    )
     curves = [_risk_curve(study, i) for i in range(stays.num_sites)]
     counts = q.stack_rules(plan.beds)
+    exceed, exceed_se = np.asarray(summary.exceed), np.asarray(summary.exceed_se)
     overflow_risk(
         out / files["risk"],
         names,
         [beds for beds, _ in curves],
         [risk for _, risk in curves],
-        [(counts[:, i], summary.exceed[i], summary.exceed_se[i]) for i in range(stays.num_sites)],
+        [(counts[:, i], exceed[i], exceed_se[i]) for i in range(stays.num_sites)],
         study.rules.alphas,
     )
     bed_counts(
@@ -124,7 +127,7 @@ def survival_fits(
     path: pathlib.Path,
     names: Sequence[str],
     observed: Sequence[np.ndarray],
-    fitted: Sequence[dict[str, np.ndarray]],
+    fitted: Sequence[Mapping[str, np.ndarray]],
     chosen: Sequence[str],
 ) -> None:
     """Draws each site's Kaplan-Meier curve with every fitted law, the chosen one heavier."""
@@ -240,26 +243,28 @@ def bed_counts(
             layout="constrained",
         )
         position = np.arange(len(rules))[::-1]
-        marks = np.broadcast_to(np.asarray(marks, float), counts.shape) if len(marks) else None
+        shown = np.broadcast_to(np.asarray(marks, float), counts.shape) if len(marks) else None
         for i, axis in enumerate(axes[0]):
             axis.hlines(position, low[:, i], high[:, i], color=BLUE, lw=5, alpha=0.3)
             axis.plot(counts[:, i], position, "o", color=BLUE, ms=5, label="our count")
-            if marks is not None:
+            if shown is not None:
                 axis.plot(
-                    marks[:, i], position, "D", color=ORANGE, ms=5, mfc="none", label=mark_label
+                    shown[:, i], position, "D", color=ORANGE, ms=5, mfc="none", label=mark_label
                 )
             axis.set_title(names[i])
             axis.set_yticks(position, rules)
             axis.set_ylim(-0.6, len(rules) - 0.4)
             axis.set_xlabel(xlabel)
-        if marks is not None:
+        if shown is not None:
             figure.legend(
                 *axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2
             )
         drawing.save(figure, path)
 
 
-def _survival_curves(study: q.Study) -> tuple[list[np.ndarray], list[dict[str, np.ndarray]]]:
+def _survival_curves(
+    study: q.Study,
+) -> tuple[Sequence[np.ndarray], Sequence[Mapping[str, np.ndarray]]]:
     """Returns Kaplan-Meier curve and fitted laws of each site, while some patients are left."""
     days = jnp.arange(study.u_max + 1, dtype=jnp.float32)
 
@@ -276,7 +281,7 @@ def _survival_curves(study: q.Study) -> tuple[list[np.ndarray], list[dict[str, n
     km, laws = jax.device_get(jax.jit(jax.vmap(site))(*given))
     last = np.maximum(2 * study.plan.laws.smax // 3, 10) + 1
     observed = [curve[:end] for curve, end in zip(km, last, strict=True)]
-    fitted = [
+    fitted: list[Mapping[str, np.ndarray]] = [
         dict(zip(q.FAMILIES_DEFAULT, curves[:, :end], strict=True))
         for curves, end in zip(laws, last, strict=True)
     ]

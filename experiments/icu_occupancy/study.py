@@ -113,13 +113,13 @@ def _write_tables(measured: hospital.Measured, out: pathlib.Path) -> None:
     day = np.tile(records.dates(stays.origin, stays.num_days), stays.num_sites)
     inputs = jax.tree.map(np.asarray, plan.inputs)
     q.write_processed(out / "inputs.csv", inputs, site_names=stays.site_names, origin=stays.origin)
-    bands = summary.quantiles.reshape(-1, summary.quantiles.shape[-1])
+    bands = np.asarray(summary.quantiles).reshape(-1, len(simulate.LEVELS))
     q.write_table(
         out / "occupancy.csv",
         {
             "site": np.asarray(stays.site_names)[index],
             "date": day,
-            "mean_occupancy": plan.rho.reshape(-1),
+            "mean_occupancy": np.asarray(plan.rho).reshape(-1),
             "observed_census": study.census.reshape(-1),
         }
         | {f"simulated_{100 * level:g}%": bands[:, k] for k, level in enumerate(simulate.LEVELS)},

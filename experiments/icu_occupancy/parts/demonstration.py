@@ -54,7 +54,7 @@ def _demo_plans(site: q.QueueInputs) -> tuple[jax.Array, jax.Array]:
     rho = []
     for law in published.DEMO5:
         family, variant = (law, "fisk_paper") if law in q.FAMILIES else ("fisk", law)
-        queue = q.QueueModel(variant=variant)
+        queue = q.QueueModel(variant=variant)  # pyright: ignore[reportArgumentType]
         rho.append(q.occupancy_mean(lam, mu, sig2, kappa, family, smax, num_lags=60, queue=queue))
     rho = jnp.stack(rho)
     beds = jax.vmap(

@@ -107,7 +107,7 @@ def _calibrate(seed: int, num_repeats: int, folder: pathlib.Path) -> q.NullCalib
                         q.plan, num_days=num_days, u_max=u_max, queue=PAPER_QUEUE
                     ),
                     num_repeats=num_repeats,
-                    room=q.patient_room(truth.lam),
+                    room=q.patient_room(np.asarray(truth.lam)),
                     u_max=u_max,
                     start_weekday=q.tasks.ORIGIN.weekday(),
                 )

@@ -137,7 +137,8 @@ def _plan(seed: int, folder: pathlib.Path) -> Draw:
         float(q.overflow_risk(jnp.asarray(rho[mask], jnp.float32), jnp.asarray([b]))[0])
         for rho, mask, b in zip(plan.rho, plan.mask, plan.beds.average, strict=True)
     ]
-    census, model = (_utilization(x, beds, plan.mask) for x in (study.census, plan.rho))
+    mask = np.asarray(plan.mask)
+    census, model = (_utilization(x, beds, mask) for x in (study.census, np.asarray(plan.rho)))
     return Draw(beds, census, model, np.array(overflow))
 
 
