@@ -88,8 +88,11 @@ def test_the_tilt_solves_the_dual(name, parameter, x64):
         best = scipy.optimize.linprog(-sign * x, bounds=bounds, **simplex).x
     elif name == "expectile":
         odds = max(parameter, 1 - parameter) / min(parameter, 1 - parameter)
-        pairs = [np.eye(6)[a] / probs[a] - odds * np.eye(6)[b] / probs[b]
-                 for a in range(6) for b in range(6)]  # fmt: skip
+        pairs = [
+            np.eye(6)[a] / probs[a] - odds * np.eye(6)[b] / probs[b]
+            for a in range(6)
+            for b in range(6)
+        ]
         program = {"A_ub": np.array(pairs), "b_ub": np.zeros(36)} | simplex
         best = scipy.optimize.linprog(-sign * x, **program).x
     else:
@@ -209,8 +212,9 @@ def test_far_from_the_mean_they_are_the_ends():
     probs = jnp.array([0.3, 0.4, 1e-6, 0.3, 0.0])
     huge = jnp.array([1e12, 1e30, 3e38, -1e12, -1e30, -3e38])
     for make in (risk.entropic, risk.chi2):
-        ends = jax.jit(jax.vmap(jax.value_and_grad(lambda x, t, m=make: m(t).value(x, probs)),
-                                (None, 0)))  # fmt: skip
+        ends = jax.jit(
+            jax.vmap(jax.value_and_grad(lambda x, t, m=make: m(t).value(x, probs)), (None, 0))
+        )
         values, tilts = ends(x, huge)
         np.testing.assert_allclose(values, [7.5] * 3 + [-1.0] * 3, rtol=1e-6)
         np.testing.assert_allclose(tilts[:3], [[0, 0, 1, 0, 0]] * 3, atol=1e-6)
@@ -293,8 +297,12 @@ def test_what_all_of_them_share(name, x64):
     """Between the ends, monotone, moved by a shift, turned around by the sign."""
     x, probs = draws(count=40, seed=6)
     value = lambda t, x: np.asarray(MAKERS[name](t).value(x, probs))  # noqa: E731
-    up, down = {"entropic": (2.0, -2.0), "chi2": (1.0, -1.0), "cvar": (0.3, -0.3),
-                "expectile": (0.8, 0.2)}[name]  # fmt: skip
+    up, down = {
+        "entropic": (2.0, -2.0),
+        "chi2": (1.0, -1.0),
+        "cvar": (0.3, -0.3),
+        "expectile": (0.8, 0.2),
+    }[name]
     mean = np.sum(probs * x, axis=1)
     assert np.all((value(up, x) > mean) & (value(up, x) <= x.max(axis=1)))
     assert np.all((value(down, x) < mean) & (value(down, x) >= x.min(axis=1)))
