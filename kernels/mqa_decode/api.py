@@ -81,7 +81,7 @@ def mqa_decode(
         k_pages, v_pages: `[N, page, C]`. Slots that hold no token may hold anything, NaN included.
         page_table: `[B, P]` int32, the pages of each request in order.
         lens: `[B]` int32, tokens of each request, the asking ones included; 0 allowed.
-        scale: of the scores; C^-1/2 by default.
+        scale: factor of the scores, C^-1/2 by default.
         k_scale, v_scale: `[N, page]` float32, one a token, of pages in float8_e4m3fn. `v_scale` is
             one number `[]` if `v_transposed`.
         v_transposed: value pages are `[N, C, page]`: on Hopper both products then run in eight

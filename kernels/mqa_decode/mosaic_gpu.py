@@ -71,7 +71,7 @@ def mqa_decode(
     """See `ref.mqa_decode`.
 
     Args:
-        plan: of `plan.decode_plan`, with a part for each processor.
+        plan: result of `plan.decode_plan`, with a part for each processor.
         v_scale: `[N, page]`; with `direct` one number for all values.
         direct: multiply in eight bits; `v_pages` is `[N, C, page]`.
         stages: pages in flight.

@@ -36,7 +36,7 @@ def mqa_decode(
         q: `[B, S_q, H, C]`.
         k_pages, v_pages: `[N, page, C]`; pages that no request names may hold anything.
         page_table: `[B, P]` int32.  lens: `[B]` int32, the S_q asking tokens included.
-        scale: of the scores.
+        scale: factor of the scores.
         k_scale, v_scale: `[N, page]` float32, of keys and values in eight bits; `v_scale` may be
             one number.
         v_transposed: value pages are `[N, C, page]`.

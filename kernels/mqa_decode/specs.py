@@ -46,7 +46,7 @@ class Workload(NamedTuple):
         tables: `[copies, B, P]`, page tables that share nothing; a timing takes them in turn.
         scales: `k_scale` and `v_scale`, or nothing.
         num_bytes: that one call must move: keys, values and scales of all tokens, q and the result.
-        num_flops: of scores and averages, 4 H C a visible token.
+        num_flops: FLOPs of scores and averages, 4 H C a visible token.
     """
 
     q: jax.Array

@@ -40,7 +40,7 @@ def mqa_prefill(
         k, v: `[B, S, C]`, keys and values at positions 0 to S - 1.
         q_start: `[B]` int32, 0 by default.
         lens: `[B]` int32, keys that exist, S by default; behind them may be anything, NaN included.
-        scale: of the scores; C^-1/2 by default.
+        scale: factor of the scores, C^-1/2 by default.
         causal: each token sees positions up to its own.
         impl: implementation; None takes the first of `IMPLS` that can run, see `choose`.
 
@@ -82,7 +82,7 @@ def mqa_prefill_paged(
         q: `[B, T, H, C]`.
         k_pages, v_pages: `[N, page, C]` in the dtype of q, or in float8_e4m3fn with scales.
         page_table: `[B, P]` int32.  lens: `[B]` int32, the T tokens of the chunk included.
-        scale: of the scores; C^-1/2 by default.
+        scale: factor of the scores, C^-1/2 by default.
         k_scale, v_scale: `[N, page]` float32, one a token.
         impl: see `mqa_prefill`.
 

@@ -32,7 +32,7 @@ def forward(
     Args:
         q: `[B, T, H, C]`.  k, v: `[B, S, C]`; what lies behind `lens` may be anything.
         q_start, lens: `[B]` int32.
-        scale: of the scores.
+        scale: factor of the scores.
         causal: see only positions up to one's own.
 
     Returns:

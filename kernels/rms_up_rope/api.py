@@ -36,8 +36,8 @@ def rms_up_rope(
         up: `[R, H, C]`; the norm's weight is multiplied into its rows beforehand.
         position: `[N]` int32.
         theta: base of the wavelengths.
-        eps: of the norm, or None for no norm.
-        scale: of the result; softmax scale and log2(e) may go here.
+        eps: constant of the norm, or None for no norm.
+        scale: factor of the result; softmax scale and log2(e) may go here.
         impl: implementation; None takes the first of `IMPLS` that can run, see `choose`.
 
     Returns:
