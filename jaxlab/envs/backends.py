@@ -27,18 +27,22 @@ def make_task(name: str, backend: Backend = "mjx", **options: Any) -> Task:
     """Makes a task.
 
     Args:
-        name: of `mujoco_tasks.TASKS` for "mjx" and "c", of `SMALL` for "jax", of brax for "brax".
-        backend: "mjx" computes on the device; "c" is the engine Gymnasium uses, on the host; "brax"
-            takes brax's own tasks, which differ in observations and rewards.
-        options: of the back-end. "mjx": `solver_iterations`, `line_search_iterations` and `impl`,
-            see `mujoco_physics.mjx_physics`, and `randomize(key, model) -> fields`, which is drawn
-            at every reset and replaces fields of the model for one episode. "c": `num_threads`, 1
-            by default. "brax": `physics`, "generalized" by default, or "spring", "positional",
-            "mjx". "jax": those of the task.
+        name: Name of the task: one of `envs.TASKS` for "mjx" and "c", one of `envs.SMALL` for
+            "jax", one of brax's own for "brax".
+        backend: "mjx" computes on the device; "c" is the engine that Gymnasium uses, on the host;
+            "brax" takes brax's own tasks, which differ in observations and rewards.
+        options: Options of the back-end. "mjx": `solver_iterations`, `line_search_iterations` and
+            `impl`, see `mujoco_physics.mjx_physics`, and `randomize(key, model) -> fields`, which
+            is drawn at every reset and replaces fields of the model for one episode. "c":
+            `num_threads`, 1 by default. "brax": `physics`, "generalized" by default, or "spring",
+            "positional", "mjx". "jax": those of the task.
 
     Raises:
-        ValueError: if there is no such back-end or task, or an option is not the back-end's.
-        ImportError: if the back-end is not installed; names the extra.
+        ValueError: If there is no such back-end or task, or an option is not the back-end's.
+        ImportError: If the back-end is not installed; names the extra.
+
+    Example:
+        >>> env = envs.make_env(envs.make_task("hopper", "c", num_threads=2), num_envs=4)
     """
     makers = {"mjx": _mjx_task, "c": _c_task, "brax": _brax_task}
     if backend != "jax" and backend not in makers:

@@ -52,8 +52,8 @@ def load_model(xml: str) -> Any:
     """Loads a model from Gymnasium's assets, or from a path.
 
     Raises:
-        ImportError: if MuJoCo or Gymnasium is not installed; names the extra.
-        FileNotFoundError: if there is no such file.
+        ImportError: If MuJoCo or Gymnasium is not installed; names the extra.
+        FileNotFoundError: If there is no such file.
     """
     gymnasium, mujoco = optional("gymnasium", "envs"), optional("mujoco", "envs")
     assets = pathlib.Path(gymnasium.__file__).parent / "envs" / "mujoco" / "assets"
@@ -76,16 +76,16 @@ def mjx_physics(
     """Makes physics on the device.
 
     Args:
-        model: `mujoco.MjModel`; it is not changed.
-        frame_skip: physics steps of a control step.
-        derived: fields of MJX's data to keep.
-        solver_iterations, line_search_iterations: limits of the contact solver. 4 and 8 are as near
+        model: A `mujoco.MjModel`; it is not changed.
+        frame_skip: Physics steps of a control step.
+        derived: Fields of MJX's data to keep.
+        solver_iterations, line_search_iterations: Limits of the contact solver. 4 and 8 are as near
             to the C engine as 100 and 50 and four times faster.
-        impl: of MJX, "jax" or "warp".
+        impl: Implementation of MJX, "jax" or "warp".
 
     Raises:
-        ValueError: if a count is below 1, or there is no such implementation.
-        ImportError: if MJX is not installed; names the extra.
+        ValueError: If a count is below 1, or there is no such implementation.
+        ImportError: If MJX is not installed; names the extra.
     """
     if min(frame_skip, solver_iterations, line_search_iterations) < 1 or impl not in IMPLS:
         raise ValueError(
@@ -142,10 +142,13 @@ def c_physics(
     back as NaN, where the engine itself would begin anew unasked.
 
     Args:
-        num_threads: of the host, that share a batch.
+        model: A `mujoco.MjModel`; it is not changed.
+        frame_skip: Physics steps of a control step.
+        derived: Fields of MuJoCo's data to keep.
+        num_threads: Threads of the host that share a batch.
 
     Raises:
-        ValueError: if `num_threads` is below 1.
+        ValueError: If `num_threads` is below 1.
     """
     mujoco = optional("mujoco", "envs")
     if num_threads < 1:

@@ -19,10 +19,10 @@ class MujocoState(NamedTuple):
     """What is carried from step to step.
 
     Attributes:
-        qpos, qvel: positions and velocities of the joints.
-        warmstart: where the contact solver begins, `qacc_warmstart`.
-        derived: by name, fields that the engine computes and the task reads.
-        model: by name, fields of the model that this episode has of its own; empty without
+        qpos, qvel: Positions and velocities of the joints.
+        warmstart: Where the contact solver begins, `qacc_warmstart`.
+        derived: Fields that the engine computes and the task reads, by name.
+        model: Fields of the model that this episode has of its own, by name; empty without
             randomization.
     """
 
@@ -34,11 +34,14 @@ class MujocoState(NamedTuple):
 
 
 class Constants(NamedTuple):
-    """Of the model.
+    """What a task reads of its model.
 
     Attributes:
-        qpos0: initial positions.  num_qvel: degrees of freedom.  dt: seconds of a control step.
-        mass: of the bodies.  body: index of a body by its name.
+        qpos0: Initial positions of the joints.
+        num_qvel: Degrees of freedom.
+        dt: Seconds of a control step.
+        mass: Masses of the bodies in kg.
+        body: Index of each body by its name.
     """
 
     qpos0: np.ndarray
@@ -52,9 +55,11 @@ class MujocoTask(NamedTuple):
     """One task.
 
     Attributes:
-        xml: file among Gymnasium's assets.  frame_skip: physics steps of a control step.
-        obs_size: O.  time_limit: steps of an episode.
-        derived: fields of MuJoCo's data that the task reads.
+        xml: The model's file among Gymnasium's assets.
+        frame_skip: Physics steps of a control step.
+        obs_size: O, numbers of an observation.
+        time_limit: Steps of an episode.
+        derived: Fields of MuJoCo's data that the task reads.
         start: `start(constants, key) -> (qpos, qvel)`.
         observe: `observe(constants, state) -> [O]`.
         outcome: `outcome(constants, before, after, ctrl) -> (reward, terminated)`.

@@ -109,10 +109,12 @@ def linear_quadratic(
     """Steers a linear system at a quadratic cost; it starts uniform in [-1, 1]^n.
 
     Args:
-        bound: of |u|, wide enough that the optimum lies within (see `riccati`).
+        system: Matrices A, B, Q and R of the system and its cost.
+        bound: Bound of |u|, wide enough that the optimum lies within (see `riccati`).
+        time_limit: Steps of an episode.
 
     Raises:
-        ValueError: if the matrices do not fit each other.
+        ValueError: If the matrices do not fit each other.
     """
     A, B, Q, R = (jnp.asarray(x, jnp.float32) for x in system)
     n, m = B.shape if B.ndim == 2 else (0, 0)
@@ -141,7 +143,7 @@ def riccati(
     """Returns the optimal gain K, u = -K x, and P of the optimal discounted return -x' P x.
 
     Raises:
-        ValueError: if gamma is not in (0, 1].
+        ValueError: If gamma is not in (0, 1].
 
     Source: the discrete algebraic Riccati equation with sqrt(gamma) A, sqrt(gamma) B.
     """

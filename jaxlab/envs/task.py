@@ -123,12 +123,9 @@ def _no_task(thing: Any) -> str:
     return f"make_env takes an envs.Task, got {came}; " + (
         f"use {advice}"
         if advice
-        else "write one (see envs.Task), or use an adapter: envs." + ", envs.".join(_adapters())
+        else "write one (see envs.Task), or use an adapter: envs.from_gymnasium, envs.from_gymnax, "
+        "envs.from_brax, envs.from_playground, envs.from_jaxmarl"
     )
-
-
-def _adapters() -> list[str]:
-    return ["from_gymnasium", "from_gymnax", "from_brax", "from_playground", "from_jaxmarl"]
 
 
 def _check_shapes(task: Task, reset: Callable) -> tuple[int, ...]:
