@@ -66,7 +66,9 @@ def carried_task(env: Any, time_limit: int, actor_part: str | None) -> Task:
     def step(state: Any, action: jax.Array) -> tuple:
         state = env.step(state, action)
         done = state.done.astype(bool)
-        truncated = jnp.asarray(state.info.get("truncation", False)).astype(bool)
+        if "truncation" not in state.info:
+            return state, read(state), state.reward, done
+        truncated = jnp.asarray(state.info["truncation"]).astype(bool)
         return state, read(state), state.reward, done & ~truncated, done & truncated
 
     unit = spaces.Box((-1.0,) * env.action_size, (1.0,) * env.action_size)
