@@ -4,7 +4,10 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --durations 20
 
-.PHONY: demo test test-all lint notebooks bench clean
+PYTHONS ?= python3.11 python3.12 python3.13
+EXTRAS := envs games plot experiments test all solvers rivals cuda13 tpu
+
+.PHONY: demo test test-all lint notebooks bench resolve clean
 
 demo: .venv/demo.installed  ## a bed planning study on real data; ends with the path of its report
 	$(BIN)/python -m experiments run icu_occupancy --preset smoke
@@ -28,6 +31,18 @@ notebooks: .venv/test.installed  ## runs every notebook in place
 
 bench: .venv/test.installed  ## every benchmark, rivals in the same run
 	$(BIN)/python -m experiments bench
+
+resolve:  ## whether every extra resolves on every supported Python; needs a package index
+	@for python in $(PYTHONS); do \
+		folder=$$(mktemp -d); $$python -m venv $$folder || exit 1; \
+		for extra in $(EXTRAS); do \
+			$$folder/bin/python -m pip install --quiet --disable-pip-version-check --dry-run --ignore-installed \
+				--constraint constraints.txt ".[$$extra]" >/dev/null \
+				|| { echo "$$python [$$extra] does not resolve"; exit 1; }; \
+			echo "$$python [$$extra] resolves"; \
+		done; \
+		rm -rf $$folder; \
+	done
 
 clean:  ## removes the virtual environment and what the tools left behind
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache
