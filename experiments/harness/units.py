@@ -1,23 +1,17 @@
 """Units: what one process computes and keeps, so that a study can stop anywhere and go on.
 
 A study lists its units, by (task, method, seed block) or however its work falls into pieces, and
-`run` computes those that its folder does not hold yet. A unit's result is any nesting of records
-(NamedTuples, dataclasses), tuples, lists, dictionaries, arrays, numbers, strings and None. It is
-kept in one file, `units/NAME.npz`, which a notebook may open with `np.load`: the arrays, and a text
-that says how they belong together. A digest in the file finds damage; nothing is ever unpickled.
+`run` computes those that its folder does not hold yet. A unit's result is kept in one file,
+`units/NAME.npz`; what it may hold, `store` says.
 """
 
 import contextlib
-import dataclasses
-import hashlib
-import io
 import json
 import os
 import pathlib
 import shutil
 import signal
 import sys
-import typing
 import urllib.parse
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
@@ -28,11 +22,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
-from experiments.harness import result
+from experiments.harness import result, store
 from jaxlab.core import logging, loop
 
-_LENGTH = (64).to_bytes(2, "little")
-"""The digest is the comment of the zip archive; this is its length, the last field before it."""
 WEEK_MS = 7 * 24 * 3600 * 1000
 """Longest that processes wait for each other, in milliseconds."""
 _MISSING = object()
@@ -57,10 +49,6 @@ class Unit(NamedTuple):
     settings: Any
     compute: Callable[[pathlib.Path], Any]
     kind: Any = object
-
-
-class Damaged(Exception):
-    """A file is not what was written."""
 
 
 def run(
@@ -100,11 +88,14 @@ def run(
         it was computed or read.
 
     Raises:
-        ValueError: if names repeat, or a stored unit has other settings or fields.
+        ValueError: if names repeat or are empty, or a stored unit has other settings or fields, or
+            was kept by jaxlab 0.4.
         Exception: what the first unit that failed raised, with a note that names all that failed.
     """
     if workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}")
+    if not all(unit.name for unit in units):
+        raise ValueError(f"units must have names, got {[unit.name for unit in units]}")
     places = [_place(out, unit) for unit in units]
     if len({place.file for place in places}) < len(units):
         raise ValueError(f"units must have different names, got {[unit.name for unit in units]}")
@@ -164,52 +155,6 @@ def run(
     return {unit.name: found[unit.name] for unit in units}
 
 
-def save(path: pathlib.Path, value: Any, kind: Any = object, settings: Any = None) -> None:
-    """Writes a result in one step: a reader finds the whole file or none.
-
-    Args:
-        path: File to write, *.npz.
-        value: The result, see the head of this module.
-        kind: Its type, which names the records in it.
-        settings: What it depends on, plain JSON data.
-
-    Raises:
-        ValueError: if something in it cannot be kept; the message says where it is.
-    """
-    arrays: dict[str, np.ndarray] = {}
-    about = {
-        "value": _encode(value, _records(kind), arrays, path.stem),
-        "settings": settings,
-        "commit": result.commit(),
-        "versions": result.versions(),
-    }
-    buffer = io.BytesIO()
-    text = np.frombuffer(json.dumps(about).encode(), np.uint8)
-    np.savez_compressed(buffer, allow_pickle=False, about=text, **arrays)
-    content = buffer.getvalue().removesuffix(b"\0\0") + _LENGTH  # a comment follows
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_bytes(content + hashlib.sha256(content).hexdigest().encode())
-    os.replace(partial, path)
-
-
-def load(path: pathlib.Path, kind: Any = object) -> tuple[Any, Any]:
-    """Reads `(result, settings)` back, the result with the types that it had, arrays as NumPy's.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        Damaged: if it is not what was written.
-        ValueError: if a record of it is not in `kind`, or has other fields there.
-    """
-    raw = path.read_bytes()
-    content, digest = raw[:-64], raw[-64:]
-    if not content.endswith(_LENGTH) or hashlib.sha256(content).hexdigest().encode() != digest:
-        raise Damaged(f"{path} is damaged")
-    with np.load(io.BytesIO(raw), allow_pickle=False) as arrays:
-        about = json.loads(arrays["about"].tobytes())
-        return _decode(about["value"], _records(kind), arrays, path), about["settings"]
-
-
 # One unit
 
 
@@ -224,6 +169,8 @@ class _Place(NamedTuple):
 
 def _place(out: pathlib.Path, unit: Unit) -> _Place:
     name = "--".join(urllib.parse.quote(part, safe=" ,()+=") for part in unit.name.split("/"))
+    if name.startswith("."):  # hidden, or the folder itself
+        name = f"%2E{name[1:]}"
     settings = json.loads(json.dumps(result.encode(unit.settings)))
     return _Place(unit, out / "units" / f"{name}.npz", out / "checkpoints" / name, settings)
 
@@ -231,12 +178,12 @@ def _place(out: pathlib.Path, unit: Unit) -> _Place:
 def _stored(place: _Place) -> Any:
     """The result that is kept, or `_MISSING`; what is begun or kept has these settings."""
     with contextlib.suppress(FileNotFoundError):
-        _check_settings(place, json.loads(_begun(place).read_text(encoding="utf-8")))
+        _check_settings(place, result.read(_begun(place), Any))
     try:
-        value, settings = load(place.file, place.unit.kind)
+        value, settings = store.load(place.file, place.unit.kind)
     except FileNotFoundError:
         return _MISSING
-    except Damaged as error:
+    except store.Damaged as error:
         print(f"{error}: its unit is computed again", file=sys.stderr, flush=True)
         return _MISSING
     _check_settings(place, settings)
@@ -246,11 +193,11 @@ def _stored(place: _Place) -> Any:
 def _compute(place: _Place) -> Any:
     """Computes and keeps a unit, and returns what a later run will read."""
     result.write(_begun(place), place.settings)
-    save(place.file, place.unit.compute(place.folder), place.unit.kind, place.settings)
+    store.save(place.file, place.unit.compute(place.folder), place.unit.kind, place.settings)
     with contextlib.suppress(FileNotFoundError):
         os.replace(place.folder / "metrics.jsonl", place.file.with_suffix(".jsonl"))
     shutil.rmtree(place.folder)
-    return load(place.file, place.unit.kind)[0]
+    return store.load(place.file, place.unit.kind)[0]
 
 
 def _begun(place: _Place) -> pathlib.Path:
@@ -328,107 +275,3 @@ def _meet(signals: list[int], errors: list[tuple[str, Exception]]) -> None:
     if failed and not errors:
         error = RuntimeError(f"units failed in process {', '.join(map(str, failed))}; see there")
         errors.append(("those of others", error))
-
-
-# What a file holds
-
-
-def _records(kind: Any) -> dict[str, type]:
-    """The record types that `kind` names, by name: its own, those of its fields and arguments."""
-    found: dict[str, type] = {}
-
-    def visit(hint: Any) -> None:
-        for arm in typing.get_args(hint):
-            visit(arm)
-        named = isinstance(hint, type) and issubclass(hint, tuple) and hasattr(hint, "_fields")
-        if not (named or (isinstance(hint, type) and dataclasses.is_dataclass(hint))):
-            return
-        if found.setdefault(hint.__qualname__, hint) is not hint:
-            raise ValueError(f"kind names two different records {hint.__qualname__}")
-        for field in typing.get_type_hints(hint).values():
-            visit(field)
-
-    visit(kind)
-    return found
-
-
-def _fields(kind: Any) -> tuple[str, ...]:
-    if dataclasses.is_dataclass(kind):
-        return tuple(field.name for field in dataclasses.fields(kind) if field.init)
-    return kind._fields
-
-
-def _encode(x: Any, records: Mapping[str, type], arrays: dict[str, np.ndarray], where: str) -> Any:
-    """Returns `x` as JSON data; its arrays go to `arrays`, by the number that stands for them."""
-
-    def all_of(items: Mapping[Any, Any]) -> dict[Any, Any]:
-        return {k: _encode(v, records, arrays, f"{where}.{k}") for k, v in items.items()}
-
-    if x is None or type(x) in (bool, int, float, str):
-        return x
-    if isinstance(x, (np.ndarray, np.generic, jax.Array)):
-        return _encode_array(x, arrays, where)
-    name = type(x).__qualname__
-    is_record = hasattr(x, "_fields") or dataclasses.is_dataclass(x)
-    if is_record and records.get(name) is type(x):
-        return {"record": name, "fields": all_of({k: getattr(x, k) for k in _fields(type(x))})}
-    if is_record:
-        raise ValueError(f"{where} is the record {name}, which the unit's kind does not name")
-    if type(x) in (tuple, list):
-        return {name: list(all_of(dict(enumerate(x))).values())}
-    if type(x) is dict:
-        keys = [_encode(key, records, arrays, f"{where} (key)") for key in x]
-        return {"dict": [keys, list(all_of(x).values())]}
-    raise ValueError(
-        f"{where} is a {name}; a unit's result holds records, tuples, lists, dictionaries, arrays, "
-        "numbers, strings and None"
-    )
-
-
-def _encode_array(x: Any, arrays: dict[str, np.ndarray], where: str) -> dict[str, Any]:
-    if isinstance(x, jax.Array) and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
-        raise ValueError(f"{where} is a PRNG key; keep jax.random.key_data of it")
-    array = np.asarray(x)
-    if array.dtype.hasobject:
-        raise ValueError(f"{where} is an array of Python objects; keep numbers")
-    number = str(len(arrays))
-    about = {"array": number, "scalar": isinstance(x, np.generic)}
-    if array.dtype.kind == "V" and array.dtype.names is None:  # bfloat16 and its like
-        about |= {"dtype": array.dtype.name, "shape": array.shape}
-        array = np.frombuffer(array.tobytes(), np.uint8)
-    arrays[number] = array
-    return about
-
-
-def _decode(
-    x: Any, records: Mapping[str, type], arrays: Mapping[str, np.ndarray], path: pathlib.Path
-) -> Any:
-    if not isinstance(x, dict):
-        return x
-
-    def all_of(items: Sequence[Any]) -> list[Any]:
-        return [_decode(item, records, arrays, path) for item in items]
-
-    match x:
-        case {"array": number, "scalar": scalar}:
-            array = arrays[number]
-            if "dtype" in x:
-                array = np.frombuffer(array.tobytes(), np.dtype(x["dtype"]))
-                array = array.reshape(x["shape"]).copy()
-            return array[()] if scalar else array
-        case {"record": name, "fields": fields}:
-            kind = records.get(name)
-            known = () if kind is None else _fields(kind)
-            if kind is None or set(known) != set(fields):
-                raise ValueError(
-                    f"{path} holds a record {name} with {', '.join(fields)}, this version has "
-                    f"{', '.join(known) or 'none'}; start a new run"
-                )
-            return kind(**dict(zip(fields, all_of(list(fields.values())), strict=True)))
-        case {"tuple": items}:
-            return tuple(all_of(items))
-        case {"list": items}:
-            return all_of(items)
-        case {"dict": (keys, values)}:
-            return dict(zip(all_of(keys), all_of(values), strict=True))
-    raise ValueError(f"{path} holds {', '.join(x)}, which this version does not read")

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.harness import units
+from experiments.harness import store, units
 from jaxlab.core import logging
 
 HERE = pathlib.Path(__file__).parent
@@ -87,8 +87,8 @@ def same(a, b):
     ids=["none", "plain", "dict", "scalars", "arrays", "record", "tuple", "nested", "dict_of"],
 )
 def test_results_survive_their_file(tmp_path, value, kind):
-    units.save(tmp_path / "x.npz", value, kind, {"seed": 1})
-    back, settings = units.load(tmp_path / "x.npz", kind)
+    store.save(tmp_path / "x.npz", value, kind, {"seed": 1})
+    back, settings = store.load(tmp_path / "x.npz", kind)
     assert same(back, value) and settings == {"seed": 1}
     with np.load(tmp_path / "x.npz") as plain:  # what a notebook opens
         assert "about" in plain.files
@@ -111,12 +111,12 @@ def test_arrays_of_jax_come_back_as_numpys(tmp_path):
 )
 def test_what_cannot_be_kept_is_named(tmp_path, value, message):
     with pytest.raises(ValueError, match=message):
-        units.save(tmp_path / "x.npz", value)
+        store.save(tmp_path / "x.npz", value)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_record_with_other_fields_is_refused(tmp_path):
-    units.save(tmp_path / "x.npz", Inner(np.zeros(1), {}), Inner)
+    store.save(tmp_path / "x.npz", Inner(np.zeros(1), {}), Inner)
 
     class Changed(NamedTuple):
         x: np.ndarray
@@ -124,26 +124,26 @@ def test_a_record_with_other_fields_is_refused(tmp_path):
 
     Changed.__qualname__ = "Inner"
     with pytest.raises(ValueError, match="x, by_steps, maybe, this version has x, share; start a"):
-        units.load(tmp_path / "x.npz", Changed)
+        store.load(tmp_path / "x.npz", Changed)
     with pytest.raises(ValueError, match="this version has none"):
-        units.load(tmp_path / "x.npz")
+        store.load(tmp_path / "x.npz")
 
 
 def test_any_damage_is_found(tmp_path):
     path = tmp_path / "x.npz"
-    units.save(path, {"x": np.arange(100.0)})
+    store.save(path, {"x": np.arange(100.0)})
     whole = path.read_bytes()
     places = np.random.default_rng(0).integers(0, len(whole), 60).tolist()
     for at in (*places, 0, len(whole) - 1, len(whole) - 65, len(whole) - 66):
         flipped = bytearray(whole)
         flipped[at] ^= 1 << at % 8
         path.write_bytes(bytes(flipped))
-        with pytest.raises(units.Damaged, match="x.npz is damaged"):
-            units.load(path)
+        with pytest.raises(store.Damaged, match="x.npz is damaged"):
+            store.load(path)
     for torn in (b"", whole[:10], whole[:-1], whole + b"0", b"\n", whole[: len(whole) // 2]):
         path.write_bytes(torn)
-        with pytest.raises(units.Damaged):
-            units.load(path)
+        with pytest.raises(store.Damaged):
+            store.load(path)
 
 
 def counted(names, fail=(), settings=None):
@@ -171,6 +171,27 @@ def test_a_damaged_unit_is_named_and_computed_again(tmp_path, capsys):
     assert units.run(todo, tmp_path) == {name: name for name in ("a", "b/c", "d")}
     assert computed == ["a", "b/c", "d", "b/c"]
     assert f"{path} is damaged: its unit is computed again" in capsys.readouterr().err
+
+
+def test_a_unit_of_another_program_is_refused_before_anything_runs(tmp_path):
+    path = tmp_path / "units" / "b.npz"
+    path.parent.mkdir()
+    np.savez_compressed(path, score=np.zeros(3))  # as jaxlab 0.4 kept those of zofl
+    before = path.read_bytes()
+    todo, computed = counted(["a", "b"])
+    with pytest.raises(
+        ValueError, match=r"b.npz was kept by jaxlab 0.4 or before; start a new run"
+    ):
+        units.run(todo, tmp_path)
+    assert computed == [] and path.read_bytes() == before
+
+
+def test_torn_settings_of_a_begun_unit_are_named(tmp_path):
+    path = tmp_path / "checkpoints" / "a" / "settings.json"
+    path.parent.mkdir(parents=True)
+    path.write_text("")
+    with pytest.raises(ValueError, match=r"a/settings.json is not readable JSON"):
+        units.run(counted(["a"])[0], tmp_path)
 
 
 def test_finished_units_are_read_and_new_ones_computed(tmp_path):
@@ -227,10 +248,15 @@ def test_names_are_unique(tmp_path, names):
 
 
 def test_names_stay_in_their_folder(tmp_path):
-    names = ["../x", "/etc", ".", "a b, c", "ü%"]
+    names = ["../x", "/etc", ".", "..", ".hidden", "%2E", "a b, c", "ü%"]
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "config.json").touch()
     units.run(counted(names)[0], tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    assert len(list((tmp_path / "out" / "units").iterdir())) == len(names)
+    assert (tmp_path / "out" / "config.json").exists()
+    assert len(list((tmp_path / "out" / "units").glob("[!.]*"))) == len(names)
+    with pytest.raises(ValueError, match=r"units must have names, got \['a', ''\]"):
+        units.run(counted(["a", ""])[0], tmp_path / "out")
 
 
 def test_a_killed_run_loses_only_what_was_at_work(tmp_path, walking):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from experiments.bench import ceilings, mqa_decode, timing
-from experiments.harness import units
+from experiments.harness import store
 from experiments.mfa_decode import Config, rows, study
 from jaxlab.kernels.mqa_decode import specs
 from jaxlab.kernels.mqa_decode.specs import Spec
@@ -93,7 +93,7 @@ def test_study_times_checks_and_resumes(tmp_path, monkeypatch):
     first = study.run(TINY, tmp_path)
     cells = sorted((tmp_path / "units").iterdir())
     assert len(cells) == len(study.grid(TINY)) == 3  # one request alone has one length
-    stored = units.load(cells[0], study.Cell)[0].items
+    stored = store.load(cells[0], study.Cell)[0].items
     assert {item.rival_name for item in stored} == {
         "jax.nn, dense cache",
         "jax.nn on gathered pages",

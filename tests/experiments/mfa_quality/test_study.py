@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.harness import units
+from experiments.harness import store
 from experiments.mfa_quality import PRESETS, Config, methods, study, tasks, training
 from jaxlab.core import loop
 
@@ -121,7 +121,7 @@ def studied(tmp_path_factory):
 
 
 def kept(out, name):
-    return units.load(out / "units" / f"recall--{name}.npz", training.Runs)[0]
+    return store.load(out / "units" / f"recall--{name}.npz", training.Runs)[0]
 
 
 def test_runs_in_one_program_are_the_runs_alone(optax_promotes, studied, tmp_path):
