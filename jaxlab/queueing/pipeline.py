@@ -153,6 +153,7 @@ class Plan(NamedTuple):
         return QueueInputs(lam, mu, sig2, self.laws.kappa, self.laws.family, self.laws.smax)
 
 
+@settings.accepts_fields(options=PAPER_SERIES)
 def estimate_series(
     patients: Patients, num_days: int, options: SeriesOptions = PAPER_SERIES
 ) -> SeriesEstimates:
@@ -171,7 +172,7 @@ def estimate_series(
 
     Source: arXiv:2510.02852, estimation of arrivals and of the moments of the stay.
     """
-    settings.check(options)
+    settings.check(options, SeriesOptions)
     num_sites = patients.los.shape[0]
     site = jnp.broadcast_to(jnp.arange(num_sites, dtype=jnp.int32)[:, None], patients.los.shape)
     day, site, los, weight = (
@@ -195,6 +196,7 @@ def estimate_series(
     return SeriesEstimates(series, arrivals, stays, lam, mu, sig2, window)
 
 
+@settings.accepts_fields(options=PAPER_LAWS)
 def estimate_laws(
     patients: Patients, options: LawOptions = PAPER_LAWS, *, u_max: int
 ) -> LawEstimates:
@@ -210,7 +212,7 @@ def estimate_laws(
 
     Source: arXiv:2510.02852, choice of the length-of-stay law.
     """
-    settings.check(options)
+    settings.check(options, LawOptions)
     fits = jax.vmap(
         lambda x, event, w: fit.fit_families(x, event, options.families, weight=w, u_max=u_max)
     )(patients.los, patients.event, patients.weight)
@@ -224,6 +226,7 @@ def estimate_laws(
     return LawEstimates(fits, choice, kappa, family, smax, mean_los)
 
 
+@settings.accepts_fields(queue=settings.PAPER_QUEUE, rules=settings.PAPER_RULES)
 def size_beds(
     series: SeriesEstimates,
     laws: LawEstimates,
@@ -260,6 +263,12 @@ def size_beds(
     return Plan(series, laws, rho, mask, Beds(average, risk.T, peak, naive_peak, rule85))
 
 
+@settings.accepts_fields(
+    queue=settings.PAPER_QUEUE,
+    rules=settings.PAPER_RULES,
+    series_options=PAPER_SERIES,
+    law_options=PAPER_LAWS,
+)
 def plan(
     patients: Patients,
     num_days: int,

@@ -80,10 +80,14 @@ def plan_study(
 
     Raises:
         ValueError: if there are no stays, their admissions span fewer than `MIN_DAYS` days, a site
-            allows no law to be fitted, or its law has no mean to follow.
+            allows no law to be fitted, its law has no mean to follow, or the warm-up "drop" leaves
+            it no day; or on a setting that is unknown or out of range.
 
     Source: arXiv:2510.02852.
     """
+    settings.check(queue, QueueModel)
+    settings.check(rules, BedRules)
+    rules = rules._replace(alphas=tuple(rules.alphas))  # a list has no hash
     if stays.num_sites == 0:
         raise ValueError("stays must hold at least one patient, got none; see the rejected rows")
     if stays.num_days < MIN_DAYS:
@@ -117,6 +121,12 @@ def plan_study(
         raise ValueError(
             f"the log-logistic law fitted at {failed} has no mean (kappa <= 1), so it cannot "
             "follow the daily mean stay; take the variant fisk_paper"
+        )
+    if failed := _sites(stays, ~plan.mask.any(axis=1)):
+        raise ValueError(
+            f"the {stays.num_days} days of admissions must outlast the stays, got stays of up to "
+            f"{plan.laws.smax.max()} days at {failed}: the warm-up 'drop' leaves no day to count "
+            "beds on; take more days, or queue=QueueModel(warmup='backfill')"
         )
     return Study(stays, plan, patients, census, u_max, queue, rules)
 

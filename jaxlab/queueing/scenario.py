@@ -162,7 +162,7 @@ def bed_counts(
     Raises:
         ValueError: on an unknown `mean_stay`, and as `occupancy.occupancy_mean`.
     """
-    settings.check(model)
+    settings.check(model, BedModel)
     rho = occupancy.occupancy_mean(*inputs, num_lags=model.num_lags, queue=model.queue)
 
     def site(rho, lam, mu, mask):
@@ -282,6 +282,7 @@ def truncated_share(inputs: QueueInputs, model: BedModel = PAPER) -> Float[Array
     Returns:
         `[I]` share; zero for a site without arrivals.
     """
+    settings.check(model, BedModel)
 
     def site(row):
         lam, mu, sig2, kappa, family, smax = row

@@ -4,8 +4,14 @@ Plain records of static values. Each is checked once, by the public function tha
 Paper: Akbari-Moghaddam et al. 2025, arXiv:2510.02852, whose choices are the defaults.
 """
 
+import functools
 import typing
-from typing import Literal, NamedTuple
+import warnings
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar
+
+Params = ParamSpec("Params")
+Result = TypeVar("Result")
 
 Variant = Literal["fisk_mean", "fisk_paper", "burr_tool"]
 """Reading of the log-logistic law "fisk": with the given mean, as published, or as in the companion
@@ -72,15 +78,25 @@ PAPER_RULES = BedRules()
 """The paper's risks."""
 
 
-def check(settings: NamedTuple) -> None:
-    """Raises where a field that takes one of several names holds something else.
+def check(settings: NamedTuple, kind: type) -> None:
+    """Raises where `settings` is no record of `kind`, or a field of it holds what it cannot.
 
     Raises:
-        ValueError: naming the field, the names it takes and what it holds.
+        ValueError: naming the field, what it takes and what it holds.
     """
-    hints = typing.get_type_hints(type(settings))
-    for field in settings._fields:
-        check_name(field, getattr(settings, field), hints[field])
+    if not isinstance(settings, kind):
+        raise ValueError(
+            f"these settings must be a {kind.__name__}, got {type(settings).__name__}; write "
+            f"{kind.__name__}(...) with the fields that differ from the defaults"
+        )
+    for field, hint in typing.get_type_hints(kind).items():
+        value = getattr(settings, field)
+        if hasattr(hint, "_fields"):
+            check(value, hint)
+        elif typing.get_origin(hint) is tuple and not isinstance(value, (tuple, list)):
+            raise ValueError(f"{field} must be a tuple, got {value!r}; write ({value!r},) for one")
+        else:
+            check_name(field, value, hint)
 
 
 def check_name(what: str, value: object, kind: object) -> None:
@@ -88,3 +104,36 @@ def check_name(what: str, value: object, kind: object) -> None:
     names = typing.get_args(kind) if typing.get_origin(kind) is Literal else ()
     if names and not (isinstance(value, str) and value in names):
         raise ValueError(f"{what} must be one of {names}, got {value!r}")
+
+
+def accepts_fields(
+    **records: NamedTuple,
+) -> Callable[[Callable[Params, Result]], Callable[Params, Result]]:
+    """Lets a function take the fields of its records as keywords of its own, as in 0.4.0.
+
+    Until 0.6.0 such a keyword warns and is put into its record.
+
+    Args:
+        records: default record of each of the function's keywords that holds one.
+    """
+
+    def decorate(function: Callable[Params, Result]) -> Callable[Params, Result]:
+        @functools.wraps(function)
+        def call(*args: Params.args, **keywords: Params.kwargs) -> Result:
+            for name, default in records.items():
+                old = {field: keywords.pop(field) for field in default._fields if field in keywords}
+                if old:
+                    fields = ", ".join(f"{field}=..." for field in old)
+                    warnings.warn(
+                        f"{function.__name__}({fields}) is deprecated and goes in 0.6.0; write "
+                        f"{name}={type(default).__name__}({fields})",
+                        DeprecationWarning,
+                        stacklevel=2,
+                    )
+                    record: Any = keywords.get(name, default)
+                    keywords[name] = record._replace(**old)
+            return function(*args, **keywords)
+
+        return call
+
+    return decorate

@@ -6,6 +6,7 @@ import pytest
 
 from experiments.rivals import pipeline
 from jaxlab import queueing as q
+from jaxlab.queueing import planning
 
 NUM_DAYS = 160
 UNITS = q.CALGARY_SITES[2:5:2]  # an exponential and a Weibull unit
@@ -90,6 +91,20 @@ def test_studies_that_cannot_be_are_named(study):
         q.plan_study(stays._replace(los=los))
 
 
+def test_a_record_that_is_all_warm_up_is_refused_and_a_list_of_risks_is_not(study, monkeypatch):
+    asked = []
+
+    def compiled(*settings):
+        asked.append(settings)
+        mask = study.plan.mask & (np.arange(2) == 0)[:, None]
+        return lambda patients: study.plan._replace(mask=mask)
+
+    monkeypatch.setattr(planning, "_compiled", compiled)
+    with pytest.raises(ValueError, match="160 days .* must outlast the stays, .* at Site 5: .*drop"):
+        q.plan_study(study.stays, rules=q.BedRules(alphas=[0.1]))
+    assert hash(asked[0]) and asked[0][-1].alphas == (0.1,)  # programs are kept by their settings
+
+
 def test_threshold_is_the_census_that_fills_a_share_of_the_beds():
     beds = np.array([[14, 39], [100, 7]])
     np.testing.assert_array_equal(q.overflow_threshold(beds, 1.0), beds)
@@ -97,3 +112,7 @@ def test_threshold_is_the_census_that_fills_a_share_of_the_beds():
     assert int(q.overflow_threshold(100, 0.29)) == 29  # 0.29 * 100 is 28.999... in floats
     with pytest.raises(ValueError, match="gamma must be a static number"):
         q.overflow_threshold(beds, float("nan"))
+    with pytest.raises(ValueError, match="beds must be integers, got float"):
+        q.overflow_threshold(10.5, 1.0)
+    with pytest.raises(ValueError, match="beds must be in"):
+        q.overflow_threshold(np.array([3, -1]), 1.0)

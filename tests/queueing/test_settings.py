@@ -3,6 +3,8 @@
 import pathlib
 import re
 
+import jax
+import numpy as np
 import pytest
 
 from jaxlab import queueing as q
@@ -29,8 +31,88 @@ ROOM = ROOT / "jaxlab" / "queueing"
 )
 def test_an_unknown_name_is_refused(record, message):
     with pytest.raises(ValueError, match=message):
-        settings.check(record)
-    settings.check(type(record)())
+        settings.check(record, type(record))
+    settings.check(type(record)(), type(record))
+
+
+INPUTS = q.QueueInputs(
+    lam=np.full((1, 6), 2.0),
+    mu=np.full((1, 6), 3.0),
+    sig2=np.full((1, 6), 9.0),
+    kappa=np.array([1.4]),
+    family=np.array([q.FAMILIES.index("fisk")]),
+    smax=np.array([4]),
+)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: q.occupancy_mean(*INPUTS, queue="fisk_mean"), "must be a QueueModel, got str; wr"),
+        (lambda: q.occupancy_mean(*INPUTS, queue=q.BedRules()), "a QueueModel, got BedRules"),
+        (
+            lambda: q.occupancy_batch(*INPUTS, size_mean=1.0, size_pairs=0.0, queue=None),
+            "must be a QueueModel, got NoneType",
+        ),
+        (
+            lambda: q.simulate_paths(jax.random.key(0), INPUTS, 8, queue=("fisk_mean",)),
+            "must be a QueueModel, got tuple",
+        ),
+        (lambda: q.bed_counts(INPUTS, q.QueueModel()), "must be a BedModel, got QueueModel"),
+        (lambda: q.bed_counts(INPUTS, q.BedModel((0.05,))), "must be a QueueModel, got tuple"),
+        (lambda: q.truncated_share(INPUTS, q.QueueModel()), "must be a BedModel"),
+        (lambda: q.bed_counts(INPUTS, q.BedModel(rules=q.BedRules(0.05))), "alphas must be a tupl"),
+        (lambda: q.estimate_series(None, 9, q.GRID[:1]), "must be a SeriesOptions, got tuple"),
+        (lambda: q.estimate_laws(None, {}, u_max=9), "must be a LawOptions, got dict"),
+    ],
+)
+def test_a_record_of_another_kind_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_keywords_of_the_last_version_warn_and_mean_the_same():
+    paper, kept = (
+        q.occupancy_mean(*INPUTS, queue=q.QueueModel(name)) for name in ("fisk_paper", "fisk_mean")
+    )
+    assert abs(paper - kept).max() > 0.1
+    advice = r"occupancy_mean\(variant=...\) is deprecated .*write queue=QueueModel\(variant=...\)"
+    with pytest.warns(DeprecationWarning, match=advice) as caught:
+        found = q.occupancy_mean(*INPUTS, variant="fisk_mean")
+    assert caught[0].filename == __file__
+    np.testing.assert_array_equal(found, kept)  # one program, run twice
+    with pytest.warns(DeprecationWarning, match="write queue"):
+        both = q.occupancy_mean(*INPUTS, queue=q.QueueModel("fisk_mean"), convention="ceil")
+    np.testing.assert_array_equal(both, kept)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'kind'"):
+        q.occupancy_mean(*INPUTS, kind="fisk_mean")
+
+
+def test_every_keyword_of_the_last_plan_finds_its_record():
+    def plan(*, queue, rules):
+        return queue, rules
+
+    accept = settings.accepts_fields(queue=q.QueueModel(), rules=q.BedRules())
+    with pytest.warns(DeprecationWarning) as caught:
+        found = accept(plan)(
+            alphas=(0.1,), warmup="drop", gamma=0.9, queue=q.QueueModel("fisk_mean")
+        )
+    assert found == (q.QueueModel("fisk_mean", warmup="drop"), q.BedRules((0.1,), gamma=0.9))
+    assert [str(warning.message).split("write ")[1] for warning in caught] == [
+        "queue=QueueModel(warmup=...)",
+        "rules=BedRules(alphas=..., gamma=...)",
+    ]
+    for call, wrong in [
+        (lambda **old: q.plan(None, 9, u_max=9, **old), {"degree2": "cubic"}),
+        (lambda **old: q.estimate_series(None, 9, **old), {"spread": "pooled"}),
+        (lambda **old: q.estimate_laws(None, u_max=9, **old), {"criterion": "best"}),
+        (lambda **old: q.simulate_free(None, INPUTS, num_replications=8, **old), {"moments": "3"}),
+    ]:
+        with (
+            pytest.warns(DeprecationWarning, match=next(iter(wrong))),
+            pytest.raises(ValueError, match=f"{next(iter(wrong))} must be one of"),
+        ):
+            call(**wrong)
 
 
 def test_the_defaults_are_those_of_the_paper():

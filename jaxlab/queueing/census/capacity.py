@@ -96,6 +96,7 @@ def beds_risk(
     Raises:
         ValueError: as `beds_alpha`.
     """
+    settings.check(rules, BedRules)
     options = {"gamma": rules.gamma, "rule": rules.rule, "bed_cap": rules.bed_cap, "mask": mask}
     counts = [beds_alpha(rho, alpha, **options) for alpha in rules.alphas]
     return jnp.stack(counts) if counts else jnp.zeros((0,), jnp.int32)
@@ -113,8 +114,14 @@ def overflow_threshold(
         gamma: share of the beds that may be filled, static, in [1e-6, 1000].
 
     Raises:
-        ValueError: if gamma is traced or out of range.
+        ValueError: if gamma is traced or out of range, or beds are no integers or out of range.
     """
+    if not jnp.issubdtype(jnp.result_type(beds), jnp.integer):
+        raise ValueError(f"beds must be integers, got {jnp.result_type(beds)}; round them up")
+    if not isinstance(beds, Tracer):
+        given = np.asarray(beds)
+        if np.any((given < 0) | (given > MAX_BEDS)):
+            raise ValueError(f"beds must be in [0, {MAX_BEDS}], got {beds}")
     if isinstance(gamma, Tracer) or not 0.0 < gamma <= 1e3 or round(gamma * 1e6) == 0:
         raise ValueError(f"gamma must be a static number in [1e-6, 1000], got {gamma}")
     beds = jnp.asarray(beds).astype(jnp.int32)
@@ -140,11 +147,10 @@ def overflow_risk(
 
     Returns:
         Shape of `beds`; NaN if no day counts.
+
+    Raises:
+        ValueError: as `overflow_threshold`, or on an unknown rule.
     """
-    if not isinstance(beds, Tracer) and np.any(
-        (np.asarray(beds) < 0) | (np.asarray(beds) > MAX_BEDS)
-    ):
-        raise ValueError(f"beds must be in [0, {MAX_BEDS}], got {beds}")
     (rho,) = conditional.as_floats(rho)
     k = overflow_threshold(beds, gamma)
     if k.ndim == 0:

@@ -46,6 +46,7 @@ class QueueInputs(NamedTuple):
     smax: Int[Array, " I"]
 
 
+@settings.accepts_fields(queue=settings.PAPER_QUEUE)
 def occupancy_mean(
     lam: Float[Array, "*I T"],
     mu: Float[Array, "*I T"],
@@ -88,6 +89,7 @@ def occupancy_mean(
     return _occupancy(lam, mu, sig2, kappa, family, smax, num_lags, queue, 1)
 
 
+@settings.accepts_fields(queue=settings.PAPER_QUEUE)
 def occupancy_batch(
     lam: Float[Array, "*I T"],
     mu: Float[Array, "*I T"],
@@ -121,6 +123,7 @@ def occupancy_batch(
 
     Source: compound Poisson thinning; Holman, Chaudhry and Kashyap 1983 (M^X/G/inf).
     """
+    settings.check(queue, QueueModel)
     if queue.convention == "bed_days":
         raise ValueError(
             "a batch variance needs a count at one instant, got the convention 'bed_days'; take "
@@ -359,7 +362,7 @@ def sinusoid_mean(
 
 def _occupancy(lam, mu, sig2, kappa, family, smax, num_lags, queue: QueueModel, power: int):
     """Computes `occupancy_mean` with S replaced by S^power."""
-    settings.check(queue)
+    settings.check(queue, QueueModel)
     shapes = [jnp.shape(x) for x in (lam, mu, sig2)]
     if len(shapes[0]) not in (1, 2) or len(set(shapes)) > 1:
         raise ValueError(f"lam, mu and sig2 must be [I, T] or [T] alike, got {shapes}")

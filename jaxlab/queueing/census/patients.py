@@ -311,7 +311,7 @@ def _add_initial(key, residual, flow):
 
 
 def _check_inputs(inputs, queue: QueueModel, lam_max, initial_ages) -> None:
-    settings.check(queue)
+    settings.check(queue, QueueModel)
     lam = inputs.lam
     if lam.ndim != 2 or not lam.shape == inputs.mu.shape == inputs.sig2.shape:
         raise ValueError(

@@ -118,6 +118,7 @@ class SimSummary(NamedTuple):
     invalid: Int[Array, ""]
 
 
+@settings.accepts_fields(queue=settings.PAPER_QUEUE)
 def make_monte_carlo(
     inputs: QueueInputs,
     *,
@@ -269,6 +270,7 @@ def quantile_bands(hist: Int[Array, "*S H"], levels: tuple[float, ...]) -> Int[A
     return jnp.stack([jnp.argmax(r, axis=-1) for r in reached], axis=-1).astype(jnp.int32)
 
 
+@settings.accepts_fields(queue=settings.PAPER_QUEUE)
 def simulate_free(
     key: Array,
     inputs: QueueInputs,
@@ -319,6 +321,7 @@ def simulate_free(
     return summarize(state)
 
 
+@settings.accepts_fields(queue=settings.PAPER_QUEUE)
 def simulate_paths(
     key: Array,
     inputs: QueueInputs,
@@ -344,7 +347,7 @@ def simulate_paths(
 
 def _make_law(inputs, num_lags, queue: QueueModel, lam_max, initial_ages):
     """Tabulates the law, and says how many of its days lie before day 0."""
-    settings.check(queue)
+    settings.check(queue, QueueModel)
     if queue.warmup == "backfill" and initial_ages is not None:
         raise ValueError(
             "initial_ages describe day 0, but the warmup 'backfill' simulates the days before it; "

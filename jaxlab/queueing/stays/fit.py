@@ -159,7 +159,12 @@ def fit_families(
 
     Returns:
         A `LOSFit` with a leading axis `[F]` in the order of `families`.
+
+    Raises:
+        ValueError: without a family, or as `fit_los`.
     """
+    if not families:
+        raise ValueError(f"families must hold at least one of {FAMILIES_DEFAULT}, got none")
     los, event, weight = check_stays(los, event, weight)
     grid = _day_grid(u_max, los.dtype)
     sample = _prepare(los, event, weight)

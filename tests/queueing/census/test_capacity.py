@@ -285,6 +285,7 @@ def test_no_retrace_and_batch_equals_loop(x64):
         (lambda r: capacity.beds_alpha(r, 0.05, bed_cap=0), "bed_cap must be"),
         (lambda r: capacity.beds_alpha(r, 0.05, mask=np.ones(3, bool)), "mask must have"),
         (lambda r: capacity.overflow_risk(r, -1), "beds must be in"),
+        (lambda r: capacity.overflow_risk(r, 10.5), "beds must be integers"),
         (lambda r: capacity.beds_rule85(r, 0.0), "target must be"),
         (lambda r: capacity.beds_stationary(r, 1.0), "level must be"),
         (lambda r: capacity.beds_erlang(3.0, 1.0), "blocking must be"),
