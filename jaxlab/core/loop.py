@@ -101,8 +101,9 @@ def run(
     Raises:
         NonFiniteError: if a metric of a chunk is not finite, of seeds side by side for all of them;
             that chunk's state is not saved.
-        ValueError: if a count is below 1, a metric is neither a scalar nor `[seeds]`, or the
-            checkpoint has another configuration or does not fit the algorithm's state.
+        ValueError: if a count is below 1, the configuration is not JSON-serialisable, a metric is
+            neither a scalar nor `[seeds]` or has the name of another one, or the checkpoint has
+            another configuration or does not fit the algorithm's state.
 
     Example:
         `loop.run(learning.over_seeds(learner, 5), jax.random.key(0), num_steps=10, chunk_size=5)`
@@ -111,6 +112,7 @@ def run(
     for name, value in counts.items():
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
+    settings = _as_stored(config)
     init = jax.jit(algorithm.init, out_shardings=state_sharding).lower(key).compile()
     like = _with_shardings(jax.eval_shape(algorithm.init, key), init.output_shardings)
     alone = checkpoint.is_alone(like)
@@ -126,7 +128,7 @@ def run(
             stack.callback(manager.close)  # waits for the last write
             if manager.latest_step() is not None:
                 restored = checkpoint.restore(manager, like)
-                _check_config(config, restored.config, folder)
+                _check_config(settings, restored.config, folder)
                 start, state, frozen = restored.step, restored.state, restored.frozen
                 if restored.stopped or start >= num_steps:
                     return LoopResult(state, start, restored.metrics, frozen)
@@ -155,7 +157,10 @@ def run(
             found, num_finite = _to_host(on_device), _fetch(num_finite)
             seconds = time.perf_counter() - began
             if evaluate is not None:
-                found |= _to_host(evaluate(state))
+                evaluated = _to_host(evaluate(state))
+                if twice := sorted(found.keys() & evaluated.keys()):
+                    raise ValueError(f"metric {twice[0]!r} is of step and of evaluate; rename one")
+                found |= evaluated
             frozen = _frozen(found, frozen, step, length, num_finite, saved if manager else 0)
             step += length
             metrics = _logged(found, frozen)
@@ -171,7 +176,7 @@ def run(
                     manager,
                     step,
                     state,
-                    config=config,
+                    config=settings,
                     metrics=metrics,
                     frozen=frozen,
                     stopped=stopped,
@@ -209,8 +214,12 @@ def _compile_chunk(step: Callable, state: PyTree, length: int) -> Callable:
 
 def _over_steps(value: jax.Array | Mean) -> jax.Array | Mean:
     if isinstance(value, Mean):
-        return Mean(*(jnp.sum(x, axis=0, dtype=jnp.float32) for x in value))
-    return jnp.mean(value, axis=0, dtype=jnp.float32)
+        return Mean(*(jnp.sum(x, axis=0, dtype=_wide(x)) for x in value))
+    return jnp.mean(value, axis=0, dtype=_wide(value))
+
+
+def _wide(x: jax.Array) -> jnp.dtype:
+    return jnp.dtype(x.dtype if x.dtype == jnp.float64 else jnp.float32)
 
 
 def _num_seeds(metrics: Mapping[str, Any]) -> int:
@@ -232,10 +241,21 @@ def _num_seeds(metrics: Mapping[str, Any]) -> int:
     return next(iter(sizes), 0)
 
 
-def _check_config(given: Mapping[str, Any] | None, stored: dict, folder: pathlib.Path) -> None:
-    now = json.loads(json.dumps(dict(given or {})))  # tuples become lists, as in the file
+def _as_stored(config: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The configuration as the file holds it: tuples become lists, keys strings."""
+    try:
+        return json.loads(json.dumps(dict(config or {})))
+    except TypeError as error:
+        raise ValueError(
+            f"config must be of numbers, strings, lists and dicts, got {config}: {error}"
+        ) from error
+
+
+def _check_config(now: dict[str, Any], stored: dict[str, Any], folder: pathlib.Path) -> None:
     for name in sorted(now.keys() | stored.keys()):
-        if now.get(name) != stored.get(name):
+        # As text, in which NaN is like NaN.
+        found = [json.dumps(side.get(name), sort_keys=True) for side in (now, stored)]
+        if found[0] != found[1]:
             raise ValueError(
                 f"{folder} holds a run with {name}={stored.get(name)!r}, now it is "
                 f"{now.get(name)!r}; resume with the same settings or use a new folder"

@@ -12,6 +12,9 @@ and the largest x that has a probability, is monotone in x, and moves along when
 The tilt is the derivative of the value by x, the weight that by the probabilities (the factor of
 the score in a policy gradient), and parameters may be differentiated and traced like everything
 else, 0 included. Values of minus infinity (masked actions) and probabilities of zero are exact.
+A NaN that has a probability, and probabilities that are none, make NaN of the whole result. What
+has no probability has a weight all the same, for a step towards it; but its weight is finite, and 0
+where its value is not, so that gradients through a softmax stay finite.
 
 Zhang et al. 2025, arXiv:2509.24047 (risk seeking as the dual of a divergence); Follmer and Schied
 2002 (convex risk measures); Rockafellar and Uryasev 2000 (CVaR); Newey and Powell 1987 (expectile).
@@ -24,7 +27,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jax.core import Tracer
+from jaxtyping import Array, Bool, Float
 
 Function = Callable[..., jax.Array]
 
@@ -84,8 +88,12 @@ def entropic(beta: float | jax.Array) -> Risk:
         beta: In units of 1 / x, of either sign: the mean at 0, the largest x at infinity and the
             least at minus infinity. With a temperature lambda it is 1 / lambda.
 
+    Raises:
+        ValueError: if beta is not a scalar.
+
     Source: Zhang et al. 2025, arXiv:2509.24047.
     """
+    _check("beta", beta)
     return _risk(_ENTROPIC, beta, lambda p, probs: _over(_kl(p, probs), beta))
 
 
@@ -117,10 +125,15 @@ def chi2(kappa: float | jax.Array) -> Risk:
     the tilt is probs (1 + kappa (x - nu)) where that is positive, with nu such that it sums to 1.
 
     Args:
-        kappa: In units of 1 / x, of either sign; the mean at 0.
+        kappa: In units of 1 / x, of either sign: the mean at 0, the ends at infinity.
+
+    Raises:
+        ValueError: if kappa is not a scalar.
 
     Source: the divergence of Pearson in the dual of Zhang et al. 2025, arXiv:2509.24047.
     """
+
+    _check("kappa", kappa)
 
     def penalty(p: jax.Array, probs: jax.Array) -> jax.Array:
         share = jnp.where(probs > 0.0, (p - probs) ** 2 / jnp.where(probs > 0.0, probs, 1.0), 0.0)
@@ -142,7 +155,7 @@ def cvar(alpha: float | jax.Array) -> Risk:
             both are the mean at 1 and -1, the largest and the least x near 0.
 
     Raises:
-        ValueError: if alpha is a number outside.
+        ValueError: if alpha is not a scalar, or is outside and not traced.
 
     Source: Rockafellar and Uryasev 2000.
     """
@@ -165,7 +178,7 @@ def expectile(tau: float | jax.Array) -> Risk:
         tau: In (0, 1): optimistic above 1 / 2, the mean there, pessimistic below.
 
     Raises:
-        ValueError: if tau is a number outside.
+        ValueError: if tau is not a scalar, or is outside and not traced.
 
     Source: Newey and Powell 1987; the set of tilts as in Bellini et al. 2014.
     """
@@ -203,37 +216,62 @@ def _risk(measure: _Measure, parameter: float | jax.Array, penalty: Function) ->
             )
         probs = jnp.broadcast_to(probs, x.shape)
         probs = probs / jnp.sum(probs, axis=-1, keepdims=True)
-        return x, probs, jnp.asarray(parameter, x.dtype)
+        return x, probs, _finite(parameter, x.dtype)
 
     def value(x: Any, probs: Any = None, *, axis: int = -1) -> jax.Array:
         return _value(measure, *prepared(x, probs, axis))
 
-    def parts(x: Any, probs: Any, axis: int) -> _Parts:
-        found = prepared(x, probs, axis)
-        return measure.parts(*found, _value(measure, *found))
-
     def tilt(x: Any, probs: Any = None, *, axis: int = -1) -> jax.Array:
-        return jnp.moveaxis(parts(x, probs, axis).tilt, -1, axis)
+        return jnp.moveaxis(_parts(measure, *prepared(x, probs, axis)).tilt, -1, axis)
 
     def weight(x: Any, probs: Any = None, *, axis: int = -1) -> jax.Array:
-        return jnp.moveaxis(parts(x, probs, axis).weight, -1, axis)
+        return jnp.moveaxis(_parts(measure, *prepared(x, probs, axis)).weight, -1, axis)
 
     return Risk(value, tilt, weight, penalty)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _value(measure: _Measure, x: jax.Array, probs: jax.Array, parameter: jax.Array) -> jax.Array:
-    return measure.value(x, probs, parameter)
+    seen = _seen(x, probs)
+    value = measure.value(seen.x, probs, parameter)
+    return jnp.where(seen.spoiled, jnp.nan, jnp.where(seen.masked, -jnp.inf, value))
 
 
 @_value.defjvp
 def _value_jvp(measure: _Measure, primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
     """By the envelope theorem: what the maximum is attained at need not be differentiated."""
-    value = _value(measure, *primals)
-    tilt, weight, slope = measure.parts(*primals, value)
+    tilt, weight, slope = _parts(measure, *primals)
     dx, dprobs, dparameter = tangents
     change = jnp.sum(tilt * dx + weight * dprobs, axis=-1) + slope * dparameter
-    return value, change
+    return _value(measure, *primals), change
+
+
+def _parts(measure: _Measure, x: jax.Array, probs: jax.Array, parameter: jax.Array) -> _Parts:
+    seen = _seen(x, probs)
+    value = _value(measure, seen.x, probs, parameter)
+    tilt, weight, slope = measure.parts(seen.x, probs, parameter, value)
+    most = float(jnp.finfo(x.dtype).max) ** 0.5
+    hidden = jnp.where(jnp.isfinite(x), jnp.clip(weight, -most, most), 0.0)
+    weight = jnp.where(probs > 0.0, weight, hidden)
+    spoiled = seen.spoiled[..., None]
+    tilt, weight = (jnp.where(spoiled, jnp.nan, part) for part in (tilt, weight))
+    return _Parts(tilt, weight, jnp.where(seen.spoiled, jnp.nan, slope))
+
+
+class _Seen(NamedTuple):
+    """Values without what nobody sees, and two cases in which there is nothing to compute."""
+
+    x: Float[Array, "... A"]
+    spoiled: Bool[Array, "..."]
+    masked: Bool[Array, "..."]
+
+
+def _seen(x: jax.Array, probs: jax.Array) -> _Seen:
+    visible = probs > 0.0
+    spoiled = jnp.any(~(probs >= 0.0) | (visible & jnp.isnan(x)), axis=-1)
+    masked = jnp.all(~visible | (x == -jnp.inf), axis=-1)
+    drop = masked[..., None] | (~visible & ~jnp.isfinite(x))
+    return _Seen(jnp.where(drop, 0.0, x), spoiled, masked)
 
 
 # The mean
@@ -254,51 +292,44 @@ _NEUTRAL = _Measure(_mean, _mean_parts)
 
 
 class _Exponents(NamedTuple):
-    """beta (x - shift) <= 0, and the logarithm of the mean of its exponential."""
+    """beta (x - shift), at most 0 where x has a probability, and the logarithm of its mean exp."""
 
     shift: Float[Array, "... 1"]
-    below: Float[Array, "... A"]
     exponent: Float[Array, "... A"]
     log_mean: Float[Array, "... 1"]
 
 
 def _exponents(x: jax.Array, probs: jax.Array, beta: jax.Array) -> _Exponents:
-    finite = (probs > 0.0) & jnp.isfinite(x)
-    end = jnp.where(beta >= 0.0, -jnp.inf, jnp.inf).astype(x.dtype)
-    ends = jnp.where(finite, x, end)
-    shift = jnp.where(
-        beta >= 0.0, jnp.max(ends, axis=-1, keepdims=True), jnp.min(ends, axis=-1, keepdims=True)
-    )
-    shift = jax.lax.stop_gradient(jnp.where(jnp.isfinite(shift), shift, 0.0))
-    below = jnp.where(finite, x - shift, 0.0)
-    # An infinite beta times zero is zero; minus infinity counts for nothing.
-    exponent = jnp.where(jnp.isinf(beta) & (below == 0.0), 0.0, beta * below)
-    exponent = jnp.where(finite, exponent, -jnp.inf)
-    mean = jnp.sum(probs * jnp.exp(exponent), axis=-1, keepdims=True)
-    less = jnp.sum(probs * jnp.expm1(exponent), axis=-1, keepdims=True)
+    visible, sign = probs > 0.0, _sign(beta)
+    finite = jnp.isfinite(x)
+    top = jnp.max(jnp.where(visible & finite, sign * x, -jnp.inf), axis=-1, keepdims=True)
+    shift = jax.lax.stop_gradient(sign * jnp.where(jnp.isfinite(top), top, 0.0))
+    exponent = beta * jnp.where(finite, x - shift, 0.0)
+    most = math.log(float(jnp.finfo(x.dtype).max))  # reached where there is no probability alone
+    exponent = jnp.where(finite, jnp.minimum(exponent, most), -jnp.inf)
+    inside = jnp.where(visible, exponent, -jnp.inf)
+    mean = jnp.sum(probs * jnp.exp(inside), axis=-1, keepdims=True)
+    less = jnp.sum(probs * jnp.expm1(inside), axis=-1, keepdims=True)
     # Near 1 the logarithm would cancel what a small beta makes of it.
     far = mean < 0.5
     log_mean = jnp.where(
         far, jnp.log(jnp.where(far, mean, 1.0)), jnp.log1p(jnp.where(far, 0.0, less))
     )
-    return _Exponents(shift, below, exponent, log_mean)
+    return _Exponents(shift, exponent, log_mean)
 
 
 def _entropic(x: jax.Array, probs: jax.Array, beta: jax.Array) -> jax.Array:
-    shift, _, _, log_mean = _exponents(x, probs, beta)
+    shift, _, log_mean = _exponents(x, probs, beta)
     soft = (shift + log_mean / jnp.where(beta == 0.0, 1.0, beta))[..., 0]
-    sunk = jnp.any((probs > 0.0) & (x == -jnp.inf), axis=-1) & (beta < 0.0)
-    return jnp.where(beta == 0.0, _mean(x, probs), jnp.where(sunk, -jnp.inf, soft))
+    return _with_ends(soft, x, probs, beta)
 
 
 def _entropic_parts(x: jax.Array, probs: jax.Array, beta: jax.Array, value: jax.Array) -> _Parts:
-    _, _, exponent, log_mean = _exponents(x, probs, beta)
+    _, exponent, log_mean = _exponents(x, probs, beta)
     log_ratio = exponent - log_mean
-    tilt = probs * jnp.exp(log_ratio)
-    sunk = (probs > 0.0) & (x == -jnp.inf)  # who gets all where the value is minus infinity
-    least = jnp.where(sunk, probs, 0.0)
-    least = least / jnp.maximum(jnp.sum(least, axis=-1, keepdims=True), jnp.finfo(x.dtype).tiny)
-    tilt = jnp.where((value == -jnp.inf)[..., None], least, tilt)
+    visible = probs > 0.0
+    tilt = jnp.where(visible, probs * jnp.exp(jnp.where(visible, log_ratio, 0.0)), 0.0)
+    tilt = _tilt_with_ends(tilt, x, probs, beta)
 
     safe = jnp.where(beta == 0.0, 1.0, beta)
     near = jnp.abs(log_ratio) < 1.0
@@ -312,7 +343,7 @@ def _entropic_parts(x: jax.Array, probs: jax.Array, beta: jax.Array, value: jax.
     )
     far = jnp.where(tilt > 0.0, tilt * (jnp.where(tilt > 0.0, log_ratio, 0.0) - 1.0), 0.0) + probs
     terms = jnp.where(near, probs * advantage**2 * series, far / safe / safe)
-    return _Parts(tilt, weight, jnp.sum(terms, axis=-1))
+    return _Parts(tilt, weight, jnp.sum(jnp.where(visible, terms, 0.0), axis=-1))
 
 
 _ENTROPIC = _Measure(_entropic, _entropic_parts)
@@ -336,12 +367,14 @@ def _water(x: jax.Array, probs: jax.Array, kappa: jax.Array) -> _Water:
     wet = jnp.where(kappa * above < 1.0, ordered, jnp.inf)
     on = finite & (x >= jnp.min(wet, axis=-1, keepdims=True))
     top = jax.lax.stop_gradient(ordered[..., :1])
-    below = jnp.where(on, x - top, 0.0)
+    below = jnp.where(jnp.isfinite(x), x - top, 0.0)
     mass = jnp.sum(jnp.where(on, probs, 0.0), axis=-1, keepdims=True)
     lost = jnp.sum(jnp.where(on, 0.0, probs), axis=-1, keepdims=True) / mass
     mean = jnp.sum(jnp.where(on, probs * below, 0.0), axis=-1, keepdims=True) / mass
     safe = jnp.where(kappa == 0.0, 1.0, kappa)
-    ratio = jnp.where(on, 1.0 + lost + kappa * (below - mean), 0.0)
+    ratio = 1.0 + lost + kappa * (below - mean)
+    on = on | ((probs <= 0.0) & (ratio > 0.0))  # would be wet if it had a probability
+    ratio = jnp.where(on, ratio, 0.0)
     excess = jnp.where(on, below - mean + lost / safe, -1.0 / safe)
     return _Water(ratio, excess, top + mean)
 
@@ -349,10 +382,10 @@ def _water(x: jax.Array, probs: jax.Array, kappa: jax.Array) -> _Water:
 def _chi2(x: jax.Array, probs: jax.Array, kappa: jax.Array) -> jax.Array:
     sign = _sign(kappa)
     ratio, excess, level = _water(sign * x, probs, jnp.abs(kappa))
+    ratio, excess = (jnp.where(probs > 0.0, part, 0.0) for part in (ratio, excess))
     above = jnp.where(ratio > 0.0, sign * x - level, 0.0)
     gain = jnp.sum(probs * (ratio * above - 0.5 * (ratio - 1.0) * excess), axis=-1)
-    low = jnp.any((probs > 0.0) & (x == -jnp.inf), axis=-1) & (kappa <= 0.0)
-    return jnp.where(low, -jnp.inf, sign * (level[..., 0] + gain))
+    return _with_ends(sign * (level[..., 0] + gain), x, probs, kappa)
 
 
 def _chi2_parts(x: jax.Array, probs: jax.Array, kappa: jax.Array, value: jax.Array) -> _Parts:
@@ -360,7 +393,8 @@ def _chi2_parts(x: jax.Array, probs: jax.Array, kappa: jax.Array, value: jax.Arr
     ratio, excess, _ = _water(sign * x, probs, jnp.abs(kappa))
     weight = sign * excess * (1.0 + 0.5 * (ratio - 1.0))
     weight = weight - _mean(weight, probs)[..., None]
-    return _Parts(probs * ratio, weight, 0.5 * _mean(excess**2, probs))
+    tilt = _tilt_with_ends(jnp.where(probs > 0.0, probs * ratio, 0.0), x, probs, kappa)
+    return _Parts(tilt, weight, 0.5 * _mean(excess**2, probs))
 
 
 _CHI2 = _Measure(_chi2, _chi2_parts)
@@ -391,7 +425,8 @@ def _cvar(x: jax.Array, probs: jax.Array, alpha: jax.Array) -> jax.Array:
 def _cvar_parts(x: jax.Array, probs: jax.Array, alpha: jax.Array, value: jax.Array) -> _Parts:
     sign, size = _sign(alpha), jnp.abs(alpha)
     tilt, nu = _tail(sign * x, probs, size)
-    above = jnp.where(sign * x > nu, sign * x - nu, 0.0)
+    # The mean has all values above its quantile, those below what has a probability included.
+    above = jnp.where((sign * x > nu) | (size >= 1.0), sign * x - nu, 0.0)
     mean = _mean(above, probs)
     weight = sign * (above - mean[..., None]) / size
     return _Parts(tilt, weight, -mean / size / size)
@@ -421,9 +456,10 @@ def _expectile(x: jax.Array, probs: jax.Array, tau: jax.Array) -> jax.Array:
 
 
 def _expectile_parts(x: jax.Array, probs: jax.Array, tau: jax.Array, value: jax.Array) -> _Parts:
+    away = x - value[..., None]
     factor = _asymmetry(x, probs, tau)
     total = jnp.sum(probs * factor, axis=-1, keepdims=True)
-    away = x - value[..., None]
+    factor = jnp.where((probs <= 0.0) & (away > 0.0), tau, factor)
     slope = _mean(jnp.abs(away), probs) / total[..., 0]
     return _Parts(probs * factor / total, factor * away / total, slope)
 
@@ -432,6 +468,30 @@ _EXPECTILE = _Measure(_expectile, _expectile_parts)
 
 
 # What they share
+
+
+def _ends(x: jax.Array, probs: jax.Array, parameter: jax.Array) -> jax.Array:
+    """Which values are infinite on the side that the measure seeks, `[..., A]`."""
+    return (probs > 0.0) & (_sign(parameter) * x == jnp.inf)
+
+
+def _with_ends(value: jax.Array, x: jax.Array, probs: jax.Array, parameter: jax.Array) -> jax.Array:
+    """Replaces a value by the mean at 0, and where what the measure seeks is infinite."""
+    found = jnp.any(_ends(x, probs, parameter), axis=-1)
+    value = jnp.where(found, _sign(parameter) * jnp.inf, value)
+    return jnp.where(parameter == 0.0, _mean(x, probs), value)
+
+
+def _tilt_with_ends(
+    tilt: jax.Array, x: jax.Array, probs: jax.Array, parameter: jax.Array
+) -> jax.Array:
+    """Replaces a tilt likewise, where a value is infinite."""
+    share = jnp.where(_ends(x, probs, parameter), probs, 0.0)
+    total = jnp.sum(share, axis=-1, keepdims=True)
+    found = total > 0.0
+    tilt = jnp.where(found, share / jnp.where(found, total, 1.0), tilt)
+    infinite = jnp.any((probs > 0.0) & jnp.isinf(x), axis=-1, keepdims=True)
+    return jnp.where(infinite & (parameter == 0.0), probs, tilt)
 
 
 def _gaps(
@@ -469,7 +529,7 @@ def _only_itself(p: jax.Array, probs: jax.Array) -> jax.Array:
 
 def _over(divergence: jax.Array, parameter: float | jax.Array) -> jax.Array:
     """A divergence over a parameter of which 0 forbids every p but probs."""
-    parameter = jnp.asarray(parameter, divergence.dtype)
+    parameter = _finite(parameter, divergence.dtype)
     safe = jnp.where(parameter == 0.0, 1.0, parameter)
     itself = divergence <= _slack(divergence)
     return jnp.where(parameter == 0.0, jnp.where(itself, 0.0, jnp.inf), divergence / safe)
@@ -496,6 +556,18 @@ def _floats(x: Any) -> jax.Array:
     return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
 
 
-def _check(name: str, parameter: Any, fits: Callable[[float], bool], where: str) -> None:
-    if isinstance(parameter, (int, float)) and not fits(parameter):
+def _finite(parameter: float | jax.Array, dtype: Any) -> jax.Array:
+    """The parameter, infinite ones as the largest there is: a product with 0 is then 0."""
+    most = float(jnp.finfo(dtype).max)
+    return jnp.clip(jnp.asarray(parameter, dtype), -most, most)
+
+
+def _check(
+    name: str, parameter: Any, fits: Callable[[float], bool] = lambda _: True, where: str = ""
+) -> None:
+    if jnp.ndim(parameter):
+        raise ValueError(
+            f"{name} must be a scalar, got shape {jnp.shape(parameter)}; map over it by jax.vmap"
+        )
+    if not isinstance(parameter, Tracer) and not fits(float(parameter)):
         raise ValueError(f"{name} must {where}, got {parameter}")

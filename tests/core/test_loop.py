@@ -176,6 +176,37 @@ def test_resume_with_other_settings_names_the_field(tmp_path, key):
         run(15, rate=0.2, size=(4, 2))
 
 
+def test_settings_that_cannot_be_kept_are_refused_before_the_first_step(tmp_path, key):
+    """And NaN, which is not equal to itself, is the same setting when it comes again."""
+
+    def run(num_steps, **config):
+        return loop.run(
+            walk(), key, num_steps=num_steps, chunk_size=5, directory=tmp_path / "a", config=config
+        )
+
+    for wrong in ({1, 2}, np.float32(1.0), jnp.ones(2)):
+        with pytest.raises(ValueError, match="config must be of numbers, strings, lists and dicts"):
+            run(5, rate=wrong)
+    assert not (tmp_path / "a").exists()
+    run(5, rate=float("nan"), sizes=(1, 2))
+    assert run(10, rate=float("nan"), sizes=(1, 2)).step == 10
+
+
+def test_metrics_keep_double_precision(x64):
+    def step(n):
+        value = 1e9 + 1.0 + n
+        return n + 1.0, {"a/value": value, "a/ratio": types.Mean(value, jnp.int64(1))}
+
+    algorithm = types.Algorithm(lambda key: jnp.zeros((), jnp.float64), step)
+    metrics = loop.run(algorithm, jax.random.key(0), num_steps=3, chunk_size=3).metrics
+    assert metrics["a/value"] == metrics["a/ratio"] == 1e9 + 2.0
+
+
+def test_an_evaluation_does_not_replace_a_metric(key):
+    with pytest.raises(ValueError, match="'walk/first' is of step and of evaluate; rename one"):
+        loop.run(walk(), key, num_steps=5, chunk_size=5, evaluate=lambda state: {"walk/first": 1.0})
+
+
 def test_signal_during_the_last_log_is_not_swallowed(tmp_path, key):
     def strike(step, metrics):
         if step == 10:

@@ -264,6 +264,92 @@ def test_masked_actions_are_exact():
 
 
 @pytest.mark.parametrize("name", MAKERS)
+def test_what_has_no_probability_has_a_weight_for_a_step_towards_it(name, x64):
+    """As projected gradients need it, which could never leave a face of the simplex otherwise."""
+    x = jnp.array([1.0, 2.5, 3.0, -2.0, 0.5])
+    probs = np.array([0.5, 0.0, 0.3, 0.0, 0.2])
+    both = jax.jit(
+        lambda t, p: (MAKERS[name](t).weight(x, p), jax.grad(MAKERS[name](t).value, 1)(x, p))
+    )
+
+    def slope(t, e, h):  # towards e, where nothing lies behind
+        here, ahead = (
+            reference(name, t, np.asarray(x)[p > 0.0], p[p > 0.0])
+            for p in (probs, (probs + h * e) / (1.0 + h))
+        )
+        return (ahead - here) / h
+
+    for t in PARAMETERS[name]:
+        found = [2.0 * slope(t, e, 1e-7) - slope(t, e, 2e-7) for e in np.eye(5)]
+        for weight in both(t, jnp.asarray(probs)):
+            np.testing.assert_allclose(weight, found, rtol=2e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_gradients_through_a_masked_softmax_are_finite(name):
+    """Masked actions at minus infinity without a probability, and a state that is masked whole."""
+    logits = jnp.array([[0.3, -jnp.inf, 1.0, -200.0], [-jnp.inf, 0.0, -jnp.inf, 0.2]])
+    x = jnp.array([[2.0, -jnp.inf, 1.0, 3e4], [-jnp.inf] * 4])
+
+    @jax.jit
+    @jax.vmap
+    def both(t):
+        def value(logits, x):
+            found = MAKERS[name](t).value(x, jax.nn.softmax(logits))
+            return jnp.sum(jnp.where(found == -jnp.inf, 0.0, found))
+
+        return jax.grad(value, argnums=(0, 1))(logits, x), MAKERS[name](t).value(x)
+
+    grads, _ = both(
+        jnp.array((*PARAMETERS[name], 0.5, -3e38 if name in ("entropic", "chi2") else 0.9))
+    )
+    for part in grads:
+        assert np.all(np.isfinite(part))
+    np.testing.assert_array_equal(grads[0][:, :, 1], 0.0)
+    assert np.all(np.abs(np.sum(grads[1][:, 0], axis=-1) - 1.0) < 1e-5)
+
+
+@pytest.mark.parametrize("name", ["neutral", *MAKERS])
+def test_nan_is_never_hidden(name):
+    """Of a value that has a probability, of a probability, and of one below zero."""
+    make = MAKERS.get(name, lambda _: risk.neutral())
+    x, probs = jnp.array([1.0, 2.0, 3.0]), jnp.array([0.2, 0.3, 0.5])
+    cases = [
+        (x.at[1].set(jnp.nan), probs),
+        (x, probs.at[1].set(jnp.nan)),
+        (x, probs.at[1].set(-0.1)),
+        (x, jnp.zeros(3)),
+    ]
+    xs, weights = (jnp.stack(part) for part in zip(*cases, strict=True))
+    for t in PARAMETERS.get(name, (0.0,)):
+        measure = make(t)
+        for part in (measure.value, measure.tilt, measure.weight):
+            assert np.all(np.isnan(part(xs, weights)))
+        assert np.isfinite(measure.value(x.at[1].set(jnp.nan), probs.at[1].set(0.0)))
+
+
+def test_infinities_are_ends_of_values_and_of_parameters():
+    x, probs = jnp.array([1.0, jnp.inf, 3.0]), jnp.array([0.2, 0.3, 0.5])
+    ends = jnp.array([1.0, -4.0, 3.0])
+    for make in (risk.entropic, risk.chi2):
+        assert float(make(0.7).value(x, probs)) == np.inf
+        np.testing.assert_array_equal(make(0.7).tilt(x, probs), [0.0, 1.0, 0.0])
+        np.testing.assert_allclose(
+            make(-0.7).value(x, probs), -make(0.7).value(-x, probs), rtol=1e-6
+        )
+        assert np.isfinite(make(-0.7).value(x, probs))
+        np.testing.assert_array_equal(make(0.0).tilt(-x, probs), probs)
+        for parameter, end, best in ((jnp.inf, 3.0, 2), (-jnp.inf, -4.0, 1)):
+            np.testing.assert_allclose(make(parameter).value(ends, probs), end)
+            tilt = make(parameter).tilt(ends, probs)
+            np.testing.assert_allclose(tilt, np.eye(3)[best], atol=1e-6)
+            assert float(make(parameter).value(jnp.full(3, -jnp.inf))) == -np.inf
+        p = jnp.array([1.0, 0.0, 0.0])
+        assert float(make(jnp.inf).penalty(p, probs)) < 1e-30
+        assert float(make(jnp.inf).penalty(p, jnp.array([0.0, 0.5, 0.5]))) == np.inf
+
+
+@pytest.mark.parametrize("name", MAKERS)
 def test_a_weight_of_zero_hides_what_it_belongs_to(name):
     some, bare = jnp.array([0.2, 5.0, 9.0, 3.0]), jnp.array([0.2, 9.0, 3.0])
     weights = jnp.array([0.5, 0.0, 0.25, 0.25])
@@ -356,6 +442,13 @@ def test_bad_input_is_named():
     x = jnp.ones((2, 3))
     with pytest.raises(ValueError, match=r"alpha must lie in \[-1, 1\] and not be 0, got 0.0"):
         risk.cvar(0.0)
+    with pytest.raises(ValueError, match=r"alpha must lie .* got 2.0"):
+        risk.cvar(jnp.float32(2.0))
+    for name, make in zip(("beta", "kappa", "alpha", "tau"), MAKERS.values(), strict=True):
+        with pytest.raises(
+            ValueError, match=rf"{name} must be a scalar, got shape \(2,\); map over"
+        ):
+            make(jnp.array([0.1, 0.2]))
     with pytest.raises(ValueError, match=r"tau must lie in \(0, 1\), got 1"):
         risk.expectile(1)
     with pytest.raises(ValueError, match=r"one probability for each of its 3 values.*\(2,\)"):
