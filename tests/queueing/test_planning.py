@@ -100,7 +100,9 @@ def test_a_record_that_is_all_warm_up_is_refused_and_a_list_of_risks_is_not(stud
         return lambda patients: study.plan._replace(mask=mask)
 
     monkeypatch.setattr(planning, "_compiled", compiled)
-    with pytest.raises(ValueError, match="160 days .* must outlast the stays, .* at Site 5: .*drop"):
+    with pytest.raises(
+        ValueError, match="160 days .* must outlast the stays, .* at Site 5: .*drop"
+    ):
         q.plan_study(study.stays, rules=q.BedRules(alphas=[0.1]))
     assert hash(asked[0]) and asked[0][-1].alphas == (0.1,)  # programs are kept by their settings
 

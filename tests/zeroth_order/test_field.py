@@ -92,6 +92,15 @@ def test_the_closed_form_of_the_multiplier(x64):
     expected = -np.linalg.solve(J @ T @ J.T, J @ T @ grad - K * h)
     np.testing.assert_allclose(lam, expected, rtol=1e-9)
     np.testing.assert_allclose(F, -T @ (grad + J.T @ expected), rtol=1e-9)
+    # The same along directions: their derivatives and a metric on them.
+    S = rng.normal(size=(6, 4))
+    D_f, D_h, metric = jnp.asarray(S.T @ grad), jnp.asarray(J @ S), field.scalar_metric(0.3)
+    v, lam, residual = field.feedback(D_f, D_h, jnp.asarray(h), jnp.asarray(K), 3, metric=metric)
+    expected = -np.linalg.solve(0.3 * J @ S @ S.T @ J.T, 0.3 * J @ S @ S.T @ grad - K * h)
+    np.testing.assert_allclose(lam, expected, rtol=1e-9)
+    np.testing.assert_allclose(J @ S @ v, -K * h, rtol=1e-9)
+    np.testing.assert_allclose(v, -0.3 * S.T @ (grad + J.T @ expected), rtol=1e-9)
+    assert residual < 1e-9
 
 
 def test_newton_metric_is_the_inverse_hessian_and_fills_what_is_not_positive(x64):

@@ -124,6 +124,13 @@ def test_inconsistent_constraints_hit_the_cap_and_show_in_the_residual(x64):
     assert bool(jnp.isfinite(lam).all())
 
 
+def test_diagonal_multiplier_by_hand():
+    A = jnp.asarray([[4.0, 9.0, 9.0, 9.0], [9.0, 2.0, 9.0, 9.0], [9.0] * 2 + [5.0, 9.0], [0.0] * 4])
+    b = jnp.asarray([8.0, -6.0, 5.0, -3.0])
+    lam = multiplier.diagonal_multiplier(A, b, 1)  # an equality is free, a row of zeros harmless
+    np.testing.assert_allclose(lam, [-2.0, 3.0, 0.0, 3.0], rtol=1e-6)
+
+
 def test_slack_system_is_the_closed_form(x64):
     rng = np.random.default_rng(10)
     J, grad, h = rng.normal(size=(3, 5)), rng.normal(size=5), rng.normal(size=3)

@@ -70,3 +70,30 @@ def test_default_step_without_curvature(key, x64, fun, m_eq):
     state, _ = jax.jit(lambda k: zo.run(zo.make_zofl(p), k, num_steps=60))(key)
     want = [0.0, 1.0] if m_eq else [3.0, 4.0]  # the nearest feasible point
     np.testing.assert_allclose(state.x, want, atol=1e-9)
+
+
+@pytest.mark.parametrize("m", [2, 5])  # derivatives by rows, or by columns
+def test_exact_probe_and_first_step_of_a_curved_quadratic(key, x64, m):
+    data = zo.CurvedQuadratic(*(field[0] for field in zo.draw_curved_quadratics(1, n=5, m=m)))
+    Q, c, r, A, b, x = data
+    p = zo.curved_quadratic(data)
+    found = zo.exact_probe(p.exact, p.x0)
+    grad, J = Q @ x + c, r[:, None] * x + A
+    np.testing.assert_allclose(found.q0[0], x @ Q @ x / 2 + c @ x, rtol=1e-12)
+    np.testing.assert_allclose(found.q0[1:], r * (x @ x) / 2 + A @ x + b, atol=1e-12)
+    np.testing.assert_allclose(found.D, np.vstack([grad, J]), rtol=1e-12)
+    np.testing.assert_array_equal(found.lift(found.D[0]), found.D[0])
+
+    measured = zo.probe(key, p.q, p.x0, zo.Stencil(5, 1e-2), kind="coordinate")
+    lam = -np.linalg.solve(J @ J.T, J @ grad)
+    curvature = np.abs(np.diag(Q) + lam @ r).max()
+    speed = np.linalg.norm(grad + lam @ J)
+    reach = max(1.0, np.linalg.norm(x)) / max(speed, 1e-3 * max(1.0, np.linalg.norm(grad)))
+    step = min(0.25 / max(curvature, 0.25 / reach), reach)
+    assert m == 5 or 0.25 / curvature < reach  # the curvature decides, unless nothing is free
+    for config, share in [
+        (zo.ZOFLConfig(), 1.0),
+        (zo.ZOFLConfig(scheme="momentum", beta=0.75), 0.25),
+    ]:
+        found_step = zo.initial_step(measured, p.x0, m, config)
+        np.testing.assert_allclose(found_step, share * step, rtol=1e-6)

@@ -1,6 +1,8 @@
 """ZOFL against its oracles: decay of linear constraints, exact twin, order of the schemes."""
 
+import inspect
 import pathlib
+import re
 
 import chex
 import jax
@@ -489,6 +491,24 @@ def test_settings_of_the_readme_fit_a_problem():
     assert len(lines) > 8
     for line in lines:
         settings.resolve(quadratic(0, m_ineq=1), eval(line, {"zo": zo}))
+
+
+def test_tables_of_the_readme_are_true():
+    """Every function is named with a test file that exists, and every file of the room is named."""
+    readme = pathlib.Path(zo.__file__).with_name("README.md").read_text(encoding="utf-8")
+    tests = pathlib.Path(__file__).parent
+    overview = readme.split("## What there is")[1].split("A problem says")[0]
+    table = readme.split("## Equation, function, test")[1].split("## Defaults")[0]
+    rows = re.findall(r"^\| .+ \| (.+) \| .+ \| (.*test_.*) \|$", table, re.MULTILINE)
+    functions = {name for name in zo.__all__ if inspect.isfunction(getattr(zo, name))}
+    assert functions <= set(re.findall(r"`(\w+)`", overview))
+    named = {name for cell, _ in rows for name in re.findall(r"`(\w+)`", cell)}
+    assert named <= set(zo.__all__) and {name for name in functions if "make_" in name} <= named
+    files = {path for _, cell in rows for path in re.findall(r"`([\w/]+\.py)`", cell)}
+    assert files == {str(path.relative_to(tests)) for path in tests.rglob("test_*.py")}
+    for cell, paths in rows:  # a function's name stands in a test that its row names
+        text = "".join((tests / path).read_text() for path in re.findall(r"`([\w/]+\.py)`", paths))
+        assert all(name in text for name in re.findall(r"`(\w+)`", cell)), cell
 
 
 def test_schedules():
