@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from experiments.bench import ceilings, timing
-from jaxlab.kernels.mqa_decode import api, ref, specs
-from jaxlab.kernels.mqa_decode.specs import Spec, Workload
+from jaxlab.kernels.mqa_decode import api, ref, specs  # pyright: ignore[reportMissingImports]
+from jaxlab.kernels.mqa_decode.specs import Spec, Workload  # pyright: ignore[reportMissingImports]
 
 SUMMARY = "Paged decode attention: share of the copy bandwidth, against cuDNN and JAX's kernels"
 

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from experiments.bench import ceilings, timing
-from jaxlab.kernels.mqa_prefill import api, ref, specs
-from jaxlab.kernels.mqa_prefill.specs import Spec
+from jaxlab.kernels.mqa_prefill import api, ref, specs  # pyright: ignore[reportMissingImports]
+from jaxlab.kernels.mqa_prefill.specs import Spec  # pyright: ignore[reportMissingImports]
 
 SUMMARY = "Prefill attention with one key head: share of the product's FLOPs, against cuDNN"
 

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 
 from experiments.bench import ceilings, timing
-from jaxlab.kernels.moe import api as moe
-from jaxlab.kernels.moe import ref as moe_ref
-from jaxlab.kernels.moe import specs as moe_specs
-from jaxlab.kernels.rms_up_rope import api as rms_up_rope
-from jaxlab.kernels.rms_up_rope import specs as rms_specs
+from jaxlab.kernels.moe import api as moe  # pyright: ignore[reportMissingImports]
+from jaxlab.kernels.moe import ref as moe_ref  # pyright: ignore[reportMissingImports]
+from jaxlab.kernels.moe import specs as moe_specs  # pyright: ignore[reportMissingImports]
+from jaxlab.kernels.rms_up_rope import api as rms_up_rope  # pyright: ignore[reportMissingImports]
+from jaxlab.kernels.rms_up_rope import specs as rms_specs  # pyright: ignore[reportMissingImports]
 
 SUMMARY = "Query up-projection and experts: fused against unfused, grouped against ragged_dot"
 

@@ -55,12 +55,13 @@ def monte_carlo() -> list[timing.Measurement]:
     """Patients a second against vectorized numpy on the same core; simpy and ciw for scale."""
     from experiments.rivals import queueing as rivals
 
-    (ours,) = monte_carlo_gpu(replications=1024)
+    replications = 1024
+    (ours,) = monte_carlo_gpu(replications)
     inputs = jax.tree.map(np.asarray, _units())
     families = [q.FAMILIES[code] for code in inputs.family]
     site = 2  # exponential stays; the event simulators take one site
     one = (float(inputs.lam[site, 0]), float(inputs.mu[site, 0]), int(inputs.smax[site]))
-    num_days = inputs.lam.shape[1]
+    num_days, expected = inputs.lam.shape[1], float(inputs.lam.sum())
     runs = {
         "numpy, one core": lambda: rivals.numpy_free_model(
             0,
@@ -79,7 +80,7 @@ def monte_carlo() -> list[timing.Measurement]:
     for name, rival in runs.items():
         patients = rival().num_patients  # a first call, which also warms up
         timed = _timed(rival, repeats=3)
-        scale = ours.work / patients
+        scale = replications * expected / patients
         scaled = timing.Timing(0.0, timed.median_s * scale, timed.iqr_s * scale, timed.n)
         found.append(
             dataclasses.replace(

@@ -1,5 +1,6 @@
 """Timings of reinforcement learning: whole loops, their parts, and one step against twenty."""
 
+import dataclasses
 import functools
 import pathlib
 import time
@@ -163,7 +164,17 @@ def _brax_pendulum() -> Any:
     task = envs.pendulum()
 
     class Pendulum(Env):
-        observation_size, action_size, backend = task.obs_size, task.action_size, "jax"
+        @property
+        def observation_size(self) -> int:
+            return task.obs_size
+
+        @property
+        def action_size(self) -> int:
+            return task.action_size
+
+        @property
+        def backend(self) -> str:
+            return "jax"
 
         def reset(self, rng: jax.Array) -> State:
             physics, obs = task.reset(rng)
@@ -171,8 +182,9 @@ def _brax_pendulum() -> Any:
 
         def step(self, state: State, action: jax.Array) -> State:
             physics, obs, reward, ended = task.step(state.pipeline_state, 2.0 * action)
-            return state.replace(
-                pipeline_state=physics, obs=obs, reward=reward, done=ended.astype(jnp.float32)
+            done = ended.astype(jnp.float32)
+            return dataclasses.replace(
+                state, pipeline_state=physics, obs=obs, reward=reward, done=done
             )
 
     return Pendulum()

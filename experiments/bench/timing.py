@@ -78,6 +78,21 @@ class Measurement:
         return None if self.work is None else self.work / self.ours.median_s
 
 
+def temporary_megabytes(compiled: Any) -> float:
+    """Returns the temporary memory that the compiler plans for a program, in 1e6 bytes.
+
+    Args:
+        compiled: What `jax.jit(fn).lower(...).compile()` returns.
+
+    Raises:
+        RuntimeError: if the compiler of this device does not tell.
+    """
+    memory = compiled.memory_analysis()
+    if memory is None:
+        raise RuntimeError("the compiler of this device does not tell how much memory it plans")
+    return memory.temp_size_in_bytes / 1e6
+
+
 def measure(fn: Callable[..., Any], *args: Any, repeats: int = 10) -> Timing:
     """Times `fn(*args)`, waiting for its result.
 

@@ -5,6 +5,7 @@ import functools
 import pathlib
 import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ import scipy.optimize
 from experiments.bench import timing
 from jaxlab import zeroth_order as zo
 from jaxlab.zeroth_order import CurvedQuadratic
+from jaxlab.zeroth_order.problem import exact_of
 from jaxlab.zeroth_order.problems import policy_search
 
 SUMMARY = "Constrained zeroth-order optimization: instances a second against numpy, scipy, optax"
@@ -38,7 +40,14 @@ def batches(num_instances: int = 1000, num_steps: int = 200) -> list[timing.Meas
     q = functools.partial(_evaluate, data)
     rival = _timed(
         lambda: zofl.numpy_zofl(
-            q, data.x0, m_eq=M_EQ, eta=ETA, a=GAIN, u=RADIUS, num_directions=N, num_steps=num_steps
+            q,
+            np.asarray(data.x0),
+            m_eq=M_EQ,
+            eta=ETA,
+            a=GAIN,
+            u=RADIUS,
+            num_directions=N,
+            num_steps=num_steps,
         ),
         repeats=3,
     )
@@ -128,11 +137,11 @@ def streamed_gpu(n: int = 1_000_000, num_directions: int = 256) -> list[timing.M
     algorithm = zo.make_zofl(problem, config)
     state = jax.jit(algorithm.init)(jax.random.key(1))
     step = jax.jit(algorithm.step)
-    memory = step.lower(state).compile().memory_analysis()
+    megabytes = timing.temporary_megabytes(step.lower(state).compile())
     timed = timing.measure(step, state, repeats=3)
     dense = 4 * n * num_directions
     note = (
-        f"Directions are drawn again from their key: {memory.temp_size_in_bytes / 1e6:.0f} MB of "
+        f"Directions are drawn again from their key: {megabytes:.0f} MB of "
         f"temporary memory, where the directions alone would take {dense / 1e6:.0f} MB and the "
         "points to evaluate twice that."
     )
@@ -218,9 +227,9 @@ def _scipy(one: CurvedQuadratic, method: str, tolerance: float) -> np.ndarray:
     ).x
 
 
-def solver(num_steps: int, **options) -> Callable:
+def solver(num_steps: int, **options: Any) -> Callable:
     """Returns `solve(key, one) -> x` of ZOFL; options as in `ZOFLConfig`."""
-    config = zo.ZOFLConfig(**{"eta": ETA, "gain": GAIN, "u": RADIUS} | options)
+    config = zo.ZOFLConfig(eta=ETA, gain=GAIN, u=RADIUS)._replace(**options)
 
     def solve(key: jax.Array, one: CurvedQuadratic) -> jax.Array:
         algorithm = zo.make_zofl(zo.curved_quadratic(one), config)
@@ -239,12 +248,15 @@ def optimum(one: CurvedQuadratic) -> jax.Array:
     problem = zo.curved_quadratic(one)
     algorithm = zo.make_zofl(problem, zo.ZOFLConfig(eta=ETA, gain=GAIN, kind="exact"))
     state, _ = zo.run(algorithm, jax.random.key(0), num_steps=5000, log_every=5000)
-    return problem.exact(state.x)[0]
+    return exact_of(problem)(state.x)[0]
 
 
 def is_solved(data: CurvedQuadratic, x: jax.Array, f_star: np.ndarray) -> np.ndarray:
-    f, h = (np.asarray(v) for v in jax.vmap(lambda d, x: zo.curved_quadratic(d).exact(x))(data, x))
-    f0 = np.asarray(jax.vmap(lambda d: zo.curved_quadratic(d).exact(d.x0)[0])(data))
+    def exact(one: CurvedQuadratic, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return exact_of(zo.curved_quadratic(one))(x)
+
+    f, h = map(np.asarray, jax.vmap(exact)(data, x))
+    f0 = np.asarray(jax.vmap(lambda one: exact(one, one.x0)[0])(data))
     gap = np.maximum(f - f_star, 0.0) / np.maximum(1.0, np.abs(f0 - f_star))
     return (gap <= TOLERANCE) & (np.abs(h).max(-1) <= 1e-4)
 

@@ -3,6 +3,7 @@
 A seed that blew up has NaN for its figures; means leave it out, and verdicts count it.
 """
 
+import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -73,7 +74,8 @@ def _returns(found: Found) -> list[Row]:
             left = one.final[np.isfinite(one.final)]
             note = f"Mean of {left.size} seeds"
             if left.size:
-                note += f", IQM {float(stats.iqm(left)):.4g}; best so far {average(one.best):.4g}"
+                iqm = float(stats.iqm(jnp.asarray(left)))
+                note += f", IQM {iqm:.4g}; best so far {average(one.best):.4g}"
             if not rivals:
                 rows.append(measured(claim, metric, one.final, note=f"{note}."))
                 continue

@@ -51,7 +51,7 @@ class Outcome(NamedTuple):
     final: np.ndarray
     best: np.ndarray
     curve: tuple[np.ndarray, np.ndarray]
-    modes: dict[str, np.ndarray]
+    modes: dict[rl.Mode, np.ndarray]
     by_steps: dict[int, np.ndarray]
     course: dict[str, np.ndarray]
     weights: np.ndarray
@@ -112,7 +112,7 @@ def train(task: envs.Task, name: str, config: Config, folder: pathlib.Path) -> O
         by_steps=by_steps,
         course=_course(records),
         weights=_weights(name, method, measured),
-        goals=measured(_goals(method)) if task.name == "multi_goal" else (np.zeros(0),) * 2,
+        goals=measured(_goals(method)) if task.name == "multi_goal" else (np.zeros(0), np.zeros(0)),
         seconds_per_step=1.0 / (float(np.median(speeds)) * method.steps),
     )
 
@@ -145,7 +145,11 @@ def _over_seeds(method: Method, of_one: Callable[[Any], Any]) -> Callable[[Any],
 
 
 def _mean_return(
-    task: envs.Task, method: Method, config: Config, mode: str = "bon", num_steps: int | None = None
+    task: envs.Task,
+    method: Method,
+    config: Config,
+    mode: rl.Mode = "bon",
+    num_steps: int | None = None,
 ) -> Callable[[Any], jax.Array]:
     """Mean return of whole episodes, from the same starts for every method and seed."""
     env = envs.make_env(task, config.eval_episodes)
@@ -198,20 +202,25 @@ def _looks(
 
 def _acting(
     task: envs.Task, method: Method, config: Config, measured: Measured, whole: np.ndarray
-) -> tuple[dict[str, np.ndarray], dict[int, np.ndarray]]:
+) -> tuple[dict[rl.Mode, np.ndarray], dict[int, np.ndarray]]:
     """Returns by way of acting, of which `whole` is known, and by steps of one sample."""
     if method.actor is None or method.actor.generator is None:
         return {}, {}
 
-    def returns(mode: str, num_steps: int | None = None) -> np.ndarray:
+    def returns(mode: rl.Mode, num_steps: int | None = None) -> np.ndarray:
         return measured(_mean_return(task, method, config, mode, num_steps))
 
     if not _is_flow(method):
         return {"bon": whole, "vanilla": returns("vanilla")}, {}
     usual = _generator(method).num_steps
     by_steps = {n: returns("vanilla", n) for n in sorted({*NFES, usual})}
-    modes = {"bon": whole, "vanilla": by_steps[usual], "one_step": by_steps[1]}
-    return modes | {"zero_noise": returns("zero_noise")}, by_steps
+    modes: dict[rl.Mode, np.ndarray] = {
+        "bon": whole,
+        "vanilla": by_steps[usual],
+        "one_step": by_steps[1],
+        "zero_noise": returns("zero_noise"),
+    }
+    return modes, by_steps
 
 
 def _weights(name: str, method: Method, measured: Measured) -> np.ndarray:

@@ -5,6 +5,7 @@ is opened.
 """
 
 import pathlib
+from typing import Any
 
 import matplotlib
 
@@ -12,12 +13,13 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt  # noqa: E402
 import PIL.Image  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
 
 INK, MUTED, GRID = "#1f2933", "#6b7785", "#e4e7eb"
 BLUE, RED, GREEN, VIOLET = "#0072b2", "#d55e00", "#009e73", "#cc79a7"
 ORANGE, SKY, GRAY = "#e69f00", "#56b4e9", "#4d4d4d"
 COLORS = (BLUE, RED, GREEN, VIOLET, ORANGE, SKY, GRAY)
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 9.5,
     "axes.edgecolor": MUTED,
     "axes.labelcolor": INK,
@@ -39,7 +41,7 @@ STYLE = {
 }
 
 
-def save(figure: plt.Figure, path: pathlib.Path) -> None:
+def save(figure: Figure, path: pathlib.Path) -> None:
     """Writes a PNG, the same bytes for the same picture, and forgets the figure.
 
     A palette of 256 colors takes a third of the bytes of true color.

@@ -41,7 +41,8 @@ class Row:
         metric: What the figure is, e.g. "Beds for 5 % overflow risk, site 1".
         value: The figure; `None` when it was not measured.
         interval: Lower and upper end of its uncertainty interval (`Result.interval_label`).
-        baseline: Name and figure of the best rival under the same conditions.
+        baseline: Name and figure of the best rival under the same conditions; the figure is `None`
+            when it has none, for it lost all its seeds.
         paper: The paper's own figure, or its range as text.
         verdict: A key of `VERDICTS`.
         unit: Unit of `value`, `interval`, `baseline` and a numeric `paper`.
@@ -55,7 +56,7 @@ class Row:
     metric: str
     value: float | None
     interval: tuple[float, float] | None = None
-    baseline: tuple[str, float] | None = None
+    baseline: tuple[str, float | None] | None = None
     paper: float | str | None = None
     verdict: str = "measured"
     unit: str = ""
@@ -321,12 +322,12 @@ def write_text(path: pathlib.Path, text: str) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def read(path: pathlib.Path, kind: type) -> Any:
-    """Reads a record of the dataclass `kind` back.
+def read(path: pathlib.Path, kind: Any) -> Any:
+    """Reads back what `write` wrote, as the annotated type `kind`, see `decode`.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is not JSON or not such a record; the message names file and field.
+        ValueError: if it is not JSON or does not fit `kind`; the message names file and field.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path.parent} has no {path.name}")

@@ -93,9 +93,9 @@ def compare(
     both = np.isfinite(a) & np.isfinite(b) if paired else None
     a, b = alone if both is None else (a[both], b[both])
     if min(a.size, b.size) < 2:  # nothing to compare: what there is of each
-        ours, theirs = map(_mean, alone)
-        verdict = "not measured" if ours is None else "too few seeds"
-        return Verdict(ours, None, theirs, verdict, None, note)
+        value, baseline = map(_mean, alone)
+        verdict = "not measured" if value is None else "too few seeds"
+        return Verdict(value, None, baseline, verdict, None, note)
     difference = _interval(_paired if paired else _unpaired, a, b)
     baseline = float(b.mean())
     interval = baseline + difference[1], baseline + difference[2]

@@ -8,7 +8,7 @@ import numpy as np
 from experiments.bench.timing import Measurement
 from experiments.harness.result import Row
 from experiments.mfa_decode import Config, published
-from jaxlab.kernels.mqa_decode.specs import Spec
+from jaxlab.kernels.mqa_decode.specs import Spec  # pyright: ignore[reportMissingImports]
 
 MANY = 524_288
 """Tokens from which launch and schedule should not matter any more."""
@@ -75,7 +75,9 @@ def rivals(cells: Sequence[Measurement]) -> list[Row]:
 
 
 def _error(cells: Sequence[Measurement]) -> Row:
-    worst = max((item for item in cells if item.error is not None), key=lambda item: item.error)
+    worst = max(
+        (item for item in cells if item.error is not None), key=lambda item: item.error or 0.0
+    )
     return Row(
         "Every cell is checked",
         "Largest deviation from the reference, over the largest value",

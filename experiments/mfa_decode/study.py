@@ -12,7 +12,7 @@ from experiments.harness import result, units, words
 from experiments.harness.result import Part, Result
 from experiments.harness.units import Unit
 from experiments.mfa_decode import Config, figures, rows
-from jaxlab.kernels.mqa_decode.specs import Spec
+from jaxlab.kernels.mqa_decode.specs import Spec  # pyright: ignore[reportMissingImports]
 
 PAPER = "StepFun: Step-3 is Large yet Affordable, arXiv:2507.19427"
 LIMITS = (

@@ -131,9 +131,9 @@ def standard_library() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         if size > MOST_BYTES:
             break
         parts[max(index % HELD_OUT - HELD_OUT + 3, 0)].append(source)
-    texts = tuple(np.frombuffer(b"".join(part), np.uint8) for part in parts)
-    if min(text.size for text in texts) < 10_000:
+    train, tune, test = (np.frombuffer(b"".join(part), np.uint8) for part in parts)
+    if min(train.size, tune.size, test.size) < 10_000:
         raise FileNotFoundError(
             f"the bytes task reads the sources of Python's standard library; {root} has none"
         )
-    return texts
+    return train, tune, test

@@ -72,10 +72,8 @@ class BlackBox:
         self.x0, self.lb, self.ub = (
             np.asarray(value, float) for value in (problem.x0, problem.lb, problem.ub)
         )
-        if difference_step is None:
-            unit = float(np.finfo(self.dtype).eps)
-            difference_step = max(unit, float(problem.sigma)) ** 0.5
-        self.step = difference_step
+        usual = max(float(np.finfo(self.dtype).eps), float(problem.sigma)) ** 0.5
+        self.step: float = usual if difference_step is None else difference_step
         self.cache: dict[bytes, np.ndarray] = {}
         self.points: list[np.ndarray] = []
         self.values: list[np.ndarray] = []

@@ -78,16 +78,15 @@ def _variance(resid):
 
 def _best_law(los):
     sample = np.sort(los)
-    best = None
+    fits = []
     for name, law in LAWS.items():
         params = law.fit(los, floc=0)
         smax = max(1, int(min(los.max(), law.ppf(0.99, *params))))
         grid = np.arange(smax + 1)
         km = 1 - np.searchsorted(sample, grid, side="right") / sample.size
         rmse = np.sqrt(np.mean((law.sf(grid, *params) - km) ** 2))
-        if best is None or rmse < best[0]:
-            best = (rmse, name, params[0] if len(params) == 3 else 1.0, smax)
-    return best[1:]
+        fits.append((rmse, name, params[0] if len(params) == 3 else 1.0, smax))
+    return min(fits, key=lambda fit: fit[0])[1:]
 
 
 def _occupancy(lam, mu, sig2, law, kappa, smax):

@@ -7,7 +7,7 @@ census of every day, its mean, variance and histogram over replications.
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -121,13 +121,14 @@ def ciw_free_model(
 ) -> RivalResult:
     """Simulates one site with constant rate and exponential stays as a ciw network."""
     import ciw
+    from ciw import dists
 
-    class WholeDays(ciw.dists.Distribution):
+    class WholeDays(dists.Distribution):
         def sample(self, t=None, ind=None):
             return min(math.ceil(ciw.random.expovariate(1.0 / mu)), smax + 1)
 
     network = ciw.create_network(
-        arrival_distributions=[ciw.dists.Exponential(rate=lam)],
+        arrival_distributions=[dists.Exponential(rate=lam)],
         service_distributions=[WholeDays()],
         number_of_servers=[float("inf")],
     )
@@ -141,7 +142,8 @@ def ciw_free_model(
         done = [record for record in simulation.get_all_records(only=["service"])]
         arrived = [record.arrival_date for record in done]
         leave = [math.floor(record.arrival_date) + record.service_time for record in done]
-        for individual in simulation.nodes[1].all_individuals:  # still in bed at the end
+        ward: Any = simulation.nodes[1]
+        for individual in ward.all_individuals:  # still in bed at the end
             arrived.append(individual.arrival_date)
             leave.append(num_days)
         np.add.at(change, np.minimum(np.floor(arrived).astype(int), num_days), 1)

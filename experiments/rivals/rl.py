@@ -230,7 +230,7 @@ def brax_sac(
             max_replay_size=100_000,
             grad_updates_per_step=grad_updates,
             network_factory=_factory(networks, hidden),
-            progress_fn=lambda _, metrics: times.append(metrics.get("training/sps", 0.0)),
+            progress_fn=lambda _, metrics: times.append(float(metrics.get("training/sps", 0.0))),
         )
     finally:
         if not had:

@@ -112,13 +112,11 @@ def _trust_constr(box: BlackBox, method: str, package: None, tol: float, seed: i
     options = {"gtol": 1e-16, "xtol": tol, "maxiter": box.budget}
     constraints = []
     if box.problem.m:
-        constraints = scipy.optimize.NonlinearConstraint(
-            box.h,
-            _lower_limits(box),
-            0.0,
-            jac=lambda x: box.jacobian(x)[1:],
-            hess=scipy.optimize.BFGS(),
-        )
+        slopes: dict[str, Any] = {
+            "jac": lambda x: box.jacobian(x)[1:],
+            "hess": scipy.optimize.BFGS(),
+        }
+        constraints = scipy.optimize.NonlinearConstraint(box.h, _lower_limits(box), 0.0, **slopes)
     return _minimize(
         box, method, constraints, jac=True, options=options, hess=scipy.optimize.BFGS()
     )

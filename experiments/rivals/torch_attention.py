@@ -32,11 +32,11 @@ HEADS, HEAD_DIM = 64, 256
 
 def main() -> None:
     """Times every shape that runs and writes what was measured."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=pathlib.Path, required=True, help="JSON to write")
     out = parser.parse_args().out
     try:
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise SystemExit("this script needs PyTorch: pip install torch") from None
     if not torch.cuda.is_available():
@@ -60,7 +60,7 @@ def time_decode(torch: Any, B: int, S: int) -> list[dict]:
     sdpa = torch.nn.functional.scaled_dot_product_attention
     rows = [row(torch, "SDPA", f"decode, B = {B}, S = {S}", lambda: sdpa(q, k, v, enable_gqa=True))]
     try:
-        from torch.nn.attention.flex_attention import flex_attention
+        from torch.nn.attention.flex_attention import flex_attention  # pyright: ignore
 
         flex = torch.compile(flex_attention)
         call = lambda: flex(q, k, v, enable_gqa=True)  # noqa: E731

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from jaxlab.zeroth_order import direction_sets, estimators, kkt
-from jaxlab.zeroth_order.problem import Problem
+from jaxlab.zeroth_order.problem import Problem, exact_of
 
 
 class NumpyRun(NamedTuple):
@@ -155,8 +155,7 @@ def optax_penalty(
         ValueError: if `exact_gradients` is asked of a problem without `exact`.
     """
     n, B = problem.n, problem.n if num_directions is None else num_directions
-    exact = problem.exact
-    if exact_gradients and exact is None:
+    if exact_gradients and problem.exact is None:
         raise ValueError("exact_gradients needs a problem whose `exact` is known, it is None")
     dtype = problem.x0.dtype
     first_rate, start_weight, factor, cap = (
@@ -171,7 +170,7 @@ def optax_penalty(
 
     def exact_slope(x: jax.Array, rho: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         def penalized(x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-            f, h = exact(x)
+            f, h = exact_of(problem)(x)
             return f + 0.5 * rho * jnp.sum(signed_violation(h) ** 2), (f, h)
 
         (_, (f, h)), grad = jax.value_and_grad(penalized, has_aux=True)(x)
@@ -196,7 +195,7 @@ def optax_penalty(
             f, h, grad = estimated_slope(jax.random.fold_in(key, t), x, rho)
         with jax.numpy_dtype_promotion("standard"):  # optax mixes integers and floats
             updates, state = adam.update(grad, state)
-        x = jnp.clip(x - first_rate * schedule(time) * updates, problem.lb, problem.ub)
+        x = jnp.clip(x - first_rate * schedule(time) * jnp.asarray(updates), problem.lb, problem.ub)
         return (x, state), (f, kkt.max_violation(h, problem.m_eq))
 
     x0 = jnp.asarray(problem.x0)

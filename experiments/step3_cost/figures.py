@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import matplotlib.pyplot as plt
 import matplotlib.ticker
 import numpy as np
+from matplotlib.axes import Axes
 
 from experiments.harness import drawing
 from experiments.harness.result import Figure
@@ -33,7 +34,7 @@ def draw(
     )
 
 
-def _logarithmic(axis: plt.Axes, contexts: Sequence[int]) -> None:
+def _logarithmic(axis: Axes, contexts: Sequence[int]) -> None:
     """Contexts in K along x, dollars at 1, 2, 5 and their multiples along y."""
     axis.set_xscale("log", base=2)
     axis.set_yscale("log")
@@ -46,7 +47,7 @@ def _logarithmic(axis: plt.Axes, contexts: Sequence[int]) -> None:
     axis.set_ylabel("USD per million tokens")
 
 
-def _label(axis: plt.Axes, points: list[tuple[float, float, str]]) -> None:
+def _label(axis: Axes, points: list[tuple[float, float, str]]) -> None:
     """Names beside points, above and below in turn from left to right."""
     for index, (x, y, name) in enumerate(sorted(points)):
         axis.annotate(

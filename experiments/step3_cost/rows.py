@@ -35,7 +35,9 @@ def tables() -> tuple[Row, ...]:
     for name, printed in published.PER_TOKEN.items():
         found = cost.token_cost(catalog.MODELS[name], contexts)
         fixed = [float(f"{x:.3g}") for x in (found.linear_flops, found.ffn_flops)]
-        growing = [float(f"{x:.3g}") for x in (*found.kv_bytes, *found.attention_flops)]
+        growing = [
+            float(f"{x:.3g}") for x in (*np.ravel(found.kv_bytes), *np.ravel(found.attention_flops))
+        ]
         # Linear and FFN FLOPs are printed once for each of the two contexts.
         mine, theirs = [*growing, *fixed, *fixed], [*printed, *printed[4:]]
         agree += sum(a == b for a, b in zip(mine, theirs, strict=True))

@@ -103,7 +103,7 @@ def final(
     if record is None or (record.queries[level] < 0).all():
         return None
     ends = record.best_gap[level, column, :, -1], record.best_violation[level, column, :, -1]
-    return ends[0].astype(float), ends[1].astype(float)
+    return np.asarray(ends[0], float), np.asarray(ends[1], float)
 
 
 def accuracies(sigma: float) -> tuple[float, ...]:

@@ -2,6 +2,7 @@
 
 import functools
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from experiments.zofl import runs, tasks
 from experiments.zofl.runs import Outcome, Record
 from experiments.zofl.tasks import Task
 from jaxlab.zeroth_order import kkt, noise
+from jaxlab.zeroth_order.problem import exact_of
 
 QUERIES = 1000
 """Most queries of a run."""
@@ -63,7 +65,8 @@ def _trace(task: Task, solver: str, noisy, sigma: float, seed: int) -> Record:
     values = [np.asarray(v, np.float32) for x in (here, best_x) for v in _exact(task)(x)]
     nothing = np.full(at.size, np.nan, np.float32)
     status = np.zeros(at.size, np.int32)
-    return Record((at + 1).astype(np.int32), at.astype(np.int32), *values, nothing, nothing, status)
+    leaves: list[Any] = [(at + 1).astype(np.int32), at.astype(np.int32), *values]
+    return Record(*[*leaves, nothing, nothing, status])
 
 
 @functools.cache
@@ -76,5 +79,5 @@ def _compiled(exact, f_ref: float, gap_scale: float, m_eq: int):
 
 
 def _exact(task: Task):
-    compiled = _compiled(task.problem.exact, task.f_ref, task.gap_scale, task.problem.m_eq)
+    compiled = _compiled(exact_of(task.problem), task.f_ref, task.gap_scale, task.problem.m_eq)
     return lambda x: compiled(jnp.asarray(x))

@@ -4,7 +4,8 @@ Every picture is small enough to be read on a phone.
 """
 
 import pathlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
@@ -151,7 +152,9 @@ def two_profiles(
         drawing.save(figure, path)
 
 
-def _styled(curves: Mapping[str, object], ours: Sequence[str]):
+def _styled(
+    curves: Mapping[str, Any], ours: Sequence[str]
+) -> Iterator[tuple[str, Any, dict[str, Any]]]:
     """Curves with their styles: ours solid, rivals dashed, from one palette."""
     rivals = [name for name in curves if name not in ours]
     for name, curve in curves.items():

@@ -28,7 +28,7 @@ from jaxlab.zeroth_order.baselines import (
     safe_qcqp,
     safeopt,
 )
-from jaxlab.zeroth_order.problem import Problem
+from jaxlab.zeroth_order.problem import Problem, exact_of
 
 STEPS = (0.01, 0.1, 0.3, 1.0, 4.0)
 """Of ZOFL: multipliers of the measured step."""
@@ -174,7 +174,7 @@ def _lb_sgd(task: Task, problem: Problem, candidate: Candidate, num_steps: int) 
     return barrier.make_lb_sgd(
         problem,
         M0=M0 / candidate[0],
-        M=M / candidate[0],
+        M=jnp.asarray(M) / candidate[0],
         eta=candidate[1],
         T_in=max(3, num_steps // LB_SGD_CUTS),
         # A start closer to a constraint than the radius would never be left.
@@ -184,10 +184,14 @@ def _lb_sgd(task: Task, problem: Problem, candidate: Candidate, num_steps: int) 
 
 def _szo_qq(task: Task, problem: Problem, candidate: Candidate, num_steps: int) -> Algorithm:
     M0, M = smoothness(task)
-    return safe_qcqp.make_szo_qq(problem, M=M / candidate[0], mu=0.5 * M0 * candidate[1])
+    return safe_qcqp.make_szo_qq(
+        problem, M=jnp.asarray(M) / candidate[0], mu=0.5 * M0 * candidate[1]
+    )
 
 
 def _safeopt(task: Task, problem: Problem, candidate: Candidate, num_steps: int) -> Algorithm:
+    if task.box is None:
+        raise ValueError(f"SafeOpt searches a box, {task.name} has none; leave it out")
     return safeopt.make_safeopt(
         problem._replace(lb=problem.x0 - task.box, ub=problem.x0 + task.box),
         lengthscale=candidate[0],
@@ -203,7 +207,7 @@ def smoothness(task: Task) -> tuple[float, np.ndarray]:
     The safe methods must be told; they get it for nothing, and from the optimum too.
     """
     problem = task.problem
-    assert problem.exact is not None and problem.x_star is not None
+    assert problem.x_star is not None
     hessian = jax.jit(jax.jacfwd(jax.jacfwd(lambda x: jnp.concatenate(_stacked(problem, x)))))
     with jax.ensure_compile_time_eval():  # it is asked for while a run is being traced
         hessians = [np.asarray(hessian(x)) for x in (problem.x0, problem.x_star)]
@@ -213,8 +217,7 @@ def smoothness(task: Task) -> tuple[float, np.ndarray]:
 
 
 def _stacked(problem: Problem, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    assert problem.exact is not None
-    f, h = problem.exact(x)
+    f, h = exact_of(problem)(x)
     return f[None], h
 
 

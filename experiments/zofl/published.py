@@ -4,6 +4,8 @@ FL is first-order feedback linearization (arXiv:2503.12665), ZOFL its form from 
 (arXiv:2509.24056). The constants and figures of the ZOFL paper's own experiments are not known.
 """
 
+from jaxlab.zeroth_order.settings import Scheme
+
 FAIR_LOGISTIC_ITERATE = 300
 """Iterate of the client-fair logistic regression whose KKT gap is published, from 1 on."""
 FAIR_LOGISTIC_GAP = {"FL-proximal": 7.4e-8, "PDGD": 1e-6, "ALM": 2.8e-7}
@@ -21,7 +23,7 @@ QCQP_ITERATIONS = {0.0: 4000.0, 0.8: 700.0}
 QCQP_GAINS = (1.0, 100.0, 1000.0, 2000.0)
 """Decay rates K of the gain study."""
 
-SCHEMES = {"euler": (2.0, 2.0), "midpoint": (4.0, 3.0)}
+SCHEMES: dict[Scheme, tuple[float, float]] = {"euler": (2.0, 2.0), "midpoint": (4.0, 3.0)}
 """Ratio of peak violations when the step is halved, and order of the violation of one step."""
 FLOOR_RATIO = 2.5
 """Noise floor of a constraint at a = 0.5 over that at a = 0.1."""

@@ -1,11 +1,13 @@
 """The rows of the comparison: the figures that the paper makes claims about, and their verdicts."""
 
 import collections
+from collections.abc import Callable
 
 import numpy as np
 
 from experiments.harness import verdicts
 from experiments.harness.result import Row
+from experiments.harness.verdicts import Verdict
 from experiments.rivals import solvers
 from experiments.zofl import analysis, external, methods, runs, tasks
 from experiments.zofl.analysis import BETTER, NEITHER, TIE, WORSE, Comparison
@@ -118,12 +120,11 @@ def _of_problems(
     name, theirs = rival
     found = verdicts.compare(ours, theirs, larger_is_better=True)
     count = len(comparison.tasks)
-    interval = found.interval and tuple(ours.size * end for end in found.interval)
     return Row(
         claim,
         metric,
         float(ours.sum()),
-        interval=interval,
+        interval=_each_end(found, lambda end: ours.size * end),
         baseline=(name, float(theirs.sum())),
         verdict=found.verdict,
         unit=f"of {count}",
@@ -250,7 +251,7 @@ def _midpoint(comparison: Comparison, level: int) -> list[Row]:
         np.array([of(task, "zofl-midpoint") - of(task, HEADLINE) for task in problems])
         for of in (
             lambda task, name: np.log10(analysis.peak_violation(comparison, task, name, level)),
-            lambda task, name: runs.median(analysis.losses(comparison, task, name, level)),
+            lambda task, name: _median_loss(comparison, task, name, level),
         )
     )
     return [
@@ -272,21 +273,34 @@ def _midpoint(comparison: Comparison, level: int) -> list[Row]:
     ]
 
 
+def _median_loss(comparison: Comparison, task: str, name: str, level: int) -> float:
+    """Median over seeds of the logarithm of the final gap; NaN where it was not run."""
+    loss = analysis.losses(comparison, task, name, level)
+    return np.nan if loss is None else runs.median(loss)
+
+
 def _over_euler(metric: str, log_ratio: np.ndarray, paper: str, note: str) -> Row:
     """Returns the row of a geometric mean over problems: reproduced if clearly below 1."""
     found = verdicts.compare(log_ratio, np.zeros_like(log_ratio), larger_is_better=False)
     word = {"better": "reproduced", "worse": "not reproduced"}.get(found.verdict, found.verdict)
-    low_high = found.interval and tuple(10.0**end for end in found.interval)
     return Row(
         MIDPOINT,
         metric,
-        10.0 ** float(log_ratio.mean()),
-        interval=low_high,
+        None if found.value is None else 10.0**found.value,
+        interval=_each_end(found, lambda end: 10.0**end),
         baseline=("Euler", 1.0),
         paper=paper,
         verdict=word,
-        note=f"{note} The interval is over problems.",
+        note=" ".join(filter(None, (note, "The interval is over problems.", found.note))),
     )
+
+
+def _each_end(found: Verdict, scale: Callable[[float], float]) -> tuple[float, float] | None:
+    """The interval that decides, in the units that are shown."""
+    if found.interval is None:
+        return None
+    low, high = found.interval
+    return scale(low), scale(high)
 
 
 def _sigma(comparison: Comparison, level: int) -> str:

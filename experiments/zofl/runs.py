@@ -7,16 +7,18 @@ at the published candidate. The history of a run is taken inside its scan.
 
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
+from numpy.typing import ArrayLike
 
 from experiments.zofl.methods import Method
 from experiments.zofl.tasks import Task, allowance, tolerance
 from jaxlab.zeroth_order import kkt, method, noise
+from jaxlab.zeroth_order.problem import exact_of
 
 NUM_POINTS = 60
 """Entries of a history, half of them evenly spaced, half of them more and more apart."""
@@ -70,18 +72,18 @@ def select(score: np.ndarray, published: int) -> int:
     return published if score[published] <= score.min() else int(score.argmin())
 
 
-def tuning_score(gap: np.ndarray, violation: np.ndarray, tol: np.ndarray | float) -> np.ndarray:
+def tuning_score(gap: ArrayLike, violation: ArrayLike, tol: ArrayLike) -> np.ndarray:
     """Returns the median over seeds (last axis) of |gap| and the weighted excess of violation.
 
     A value below the optimum is bought with violation, however tolerable: it counts by its size.
     """
-    excess = np.maximum(violation - tol, 0.0)
+    excess = np.maximum(np.asarray(violation) - tol, 0.0)
     return np.median(np.abs(gap) + VIOLATION_WEIGHT * excess, axis=-1)
 
 
-def median(values: np.ndarray) -> float:
+def median(values: ArrayLike) -> float:
     """Returns the median; NaN where nothing was run."""
-    return float(np.median(values))
+    return float(np.median(np.asarray(values)))
 
 
 def log_steps(num_steps: int) -> np.ndarray:
@@ -156,7 +158,8 @@ def _measure(
     record = call(pair, np.arange(num_seeds))
     _check_queries(record, task, chosen_method)
     seconds = np.array([compiled - clock, time.perf_counter() - compiled])
-    return Outcome(*_spread((record, score, chosen), levels, used), seconds)
+    record, score, chosen = _spread((record, score, chosen), levels, used)
+    return Outcome(record, score, chosen, seconds)
 
 
 def answer(record: Record, chosen_method: Method, sigmas: Sequence[float] | np.ndarray) -> Record:
@@ -170,7 +173,9 @@ def answer(record: Record, chosen_method: Method, sigmas: Sequence[float] | np.n
     average = (record.average_gap, record.average_violation)
     tol = tolerance(np.asarray(sigmas)).reshape(-1, *(1,) * (record.best_gap.ndim - 1))
     (gap, violation), (gap_average, violation_average) = best, average
-    take = np.asarray(kkt.better((abs(gap_average), violation_average), (abs(gap), violation), tol))
+    take = np.asarray(
+        kkt.better((abs(gap_average), violation_average), (abs(gap), violation), jnp.asarray(tol))
+    )
     return record._replace(
         best_gap=np.where(take, average[0], best[0]),
         best_violation=np.where(take, average[1], best[1]),
@@ -204,18 +209,18 @@ def _compile(
         jax.ShapeDtypeStruct((lanes, width), dtype),
     )
     hasty = quick and jax.default_backend() == "cpu"
-    options = {"xla_backend_optimization_level": 0} if hasty else None
+    options: dict[str, Any] | None = {"xla_backend_optimization_level": 0} if hasty else None
     return jax.jit(jax.vmap(lane)).lower(*shapes).compile(compiler_options=options)
 
 
 def _observe(task: Task, state: method.State) -> Record:
     values = []
     for x in (state.x, state.best_x, state.average):
-        f, h = task.problem.exact(x)
+        f, h = exact_of(task.problem)(x)
         gap = (f - task.f_ref) / task.gap_scale
         values += [gap, kkt.max_violation(h, task.problem.m_eq)]
     short = [value.astype(jnp.float32) for value in values]
-    return Record(state.queries, state.t, *short, state.status)
+    return Record(*[state.queries, state.t, *short, state.status])
 
 
 def _check_queries(record: Record, task: Task, chosen_method: Method) -> None:
@@ -231,7 +236,7 @@ def _check_queries(record: Record, task: Task, chosen_method: Method) -> None:
         raise RuntimeError(f"{chosen_method.label} made {made} queries on {task.name}, not {most}")
 
 
-def _spread(tree, levels: np.ndarray, used: np.ndarray):
+def _spread(tree: Any, levels: np.ndarray, used: np.ndarray) -> Any:
     """Fills in the noise levels that a method is not made for: NaN, or -1 for integers."""
     rows = np.searchsorted(levels, used) if used.size < levels.size else np.arange(levels.size)
 

@@ -10,7 +10,7 @@ import numpy as np
 import scipy.optimize
 
 from jaxlab.zeroth_order import kkt, problem
-from jaxlab.zeroth_order.problem import Problem
+from jaxlab.zeroth_order.problem import Problem, exact_of
 from jaxlab.zeroth_order.problems import (
     case9,
     client_fairness,
@@ -125,13 +125,11 @@ def make_task(name: str, max_queries: int) -> Task:
     entry = TABLE[name]
     with jax.enable_x64(True):
         raw = entry.build()
-        assert raw.exact is not None
         lb, ub = jnp.asarray(raw.lb), jnp.asarray(raw.ub)
-        raw = raw._replace(exact=jax.jit(raw.exact), lb=lb, ub=ub)
+        raw = raw._replace(exact=jax.jit(exact_of(raw)), lb=lb, ub=ub)
         scaled = problem.scaled(raw)
-        assert raw.exact is not None and scaled.exact is not None
-        f_raw = float(raw.exact(raw.x0)[0])
-        f_start, h_start = jax.device_get(scaled.exact(scaled.x0))
+        f_raw = float(exact_of(raw)(raw.x0)[0])
+        f_start, h_start = jax.device_get(exact_of(scaled)(scaled.x0))
         f_ref, x_ref = scaled.f_star, scaled.x_star
         if f_ref is None or x_ref is None:
             f_found, x_ref = reference(scaled)
@@ -171,8 +169,7 @@ def multipliers_at(scaled: Problem, x: np.ndarray) -> np.ndarray:
     Those of inequalities that are not active are zero, those of active bounds are left out of the
     result. Slopes are central differences of the exact values.
     """
-    exact, step = scaled.exact, 1e-6
-    assert exact is not None
+    exact, step = exact_of(scaled), 1e-6
 
     def stacked(x: np.ndarray) -> np.ndarray:
         f, h = exact(jnp.asarray(x))
@@ -197,7 +194,7 @@ def multipliers_at(scaled: Problem, x: np.ndarray) -> np.ndarray:
 
 def reference(scaled: Problem) -> tuple[float, np.ndarray]:
     """Returns value and place of the local minimum that SLSQP with exact derivatives finds."""
-    value, m_eq = scaled.exact, scaled.m_eq
+    value, m_eq = exact_of(scaled), scaled.m_eq
     assert value is not None
 
     def stacked(x: jax.Array) -> jax.Array:

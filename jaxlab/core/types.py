@@ -48,7 +48,7 @@ class Algorithm(NamedTuple):
             axis for every leaf, unless all seeds share some leaf (None there).
     """
 
-    init: Callable[[jax.Array], PyTree]
+    init: Callable[..., PyTree]
     step: Callable[[PyTree], tuple[PyTree, Metrics]]
     axes: Any = None
     seed_axes: Any = 0

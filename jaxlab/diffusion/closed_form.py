@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 
@@ -20,9 +21,9 @@ class Gaussian(NamedTuple):
 class Mixture(NamedTuple):
     """A mixture of normal distributions in one dimension; fields are `[K]`, weights sum to 1."""
 
-    weight: Array
-    mean: Array
-    std: Array
+    weight: Array | np.ndarray
+    mean: Array | np.ndarray
+    std: Array | np.ndarray
 
 
 def gaussian_tilt(
@@ -43,9 +44,8 @@ def gaussian_tilt(
 
 def tilt(mixture: Mixture, *, curvature: float, peak: float, temperature: float) -> Mixture:
     """Returns the mixture proportional to p(a) exp(-curvature (a - peak)^2 / (2 temperature))."""
-    tilted = gaussian_tilt(
-        Gaussian(mixture.mean, mixture.std), curvature=curvature, peak=peak, temperature=temperature
-    )
+    parts = Gaussian(jnp.asarray(mixture.mean), jnp.asarray(mixture.std))
+    tilted = gaussian_tilt(parts, curvature=curvature, peak=peak, temperature=temperature)
     # The mass of each part is N(mean; peak, std^2 + temperature / curvature), up to a constant.
     variance = mixture.std**2 + temperature / curvature
     log_mass = -0.5 * (mixture.mean - peak) ** 2 / variance - 0.5 * jnp.log(variance)

@@ -202,6 +202,28 @@ def count_constraints(q: Oracle, x0: Array) -> int:
     return h.shape[0]
 
 
+def exact_of(problem: Problem) -> Callable[[Array], tuple[Array, Array]]:
+    """Returns `exact` of a problem whose values without noise are known.
+
+    Raises:
+        ValueError: if it is a black box.
+    """
+    if problem.exact is None:
+        raise ValueError(f"problem {problem.name!r} is a black box, its `exact` is None")
+    return problem.exact
+
+
+def f_star_of(problem: Problem) -> float:
+    """Returns the optimal value of a problem where it is known.
+
+    Raises:
+        ValueError: if it is not.
+    """
+    if problem.f_star is None:
+        raise ValueError(f"problem {problem.name!r} has no known optimum, its `f_star` is None")
+    return problem.f_star
+
+
 def as_inequalities(problem: Problem) -> Problem:
     """Returns the problem with each equality h = 0 as the pair h <= 0, -h <= 0."""
 

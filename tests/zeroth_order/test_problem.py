@@ -129,3 +129,13 @@ def test_bad_problems_are_refused(x0, settings, message):
 def test_oracles_of_another_shape_are_refused():
     with pytest.raises(ValueError, match="f a scalar and h a vector"):
         problem.make_problem(lambda x: (x, x), jnp.ones(3))
+
+
+def test_what_is_not_known_of_a_problem_is_asked_for_by_name():
+    known = problem.make_problem(lambda x: jnp.sum(x**2), jnp.ones(2), f_star=0.0, name="bowl")
+    assert float(problem.exact_of(known)(jnp.full(2, 3.0))[0]) == 18.0
+    assert problem.f_star_of(known) == 0.0
+    with pytest.raises(ValueError, match="'bowl' is a black box, its `exact` is None"):
+        problem.exact_of(known._replace(exact=None))
+    with pytest.raises(ValueError, match="'bowl' has no known optimum, its `f_star` is None"):
+        problem.f_star_of(known._replace(f_star=None))

@@ -17,7 +17,7 @@ from experiments.zofl import Config, figures, published
 from jaxlab.core.types import Algorithm
 from jaxlab.zeroth_order import kkt, method, multiplier, zofl
 from jaxlab.zeroth_order.baselines import first_order
-from jaxlab.zeroth_order.problem import Problem
+from jaxlab.zeroth_order.problem import Problem, exact_of
 from jaxlab.zeroth_order.problems import client_fairness
 from jaxlab.zeroth_order.settings import ZOFLConfig
 
@@ -29,8 +29,7 @@ NTH = published.FAIR_LOGISTIC_ITERATE
 
 def exact_gap(problem: Problem, x: jax.Array, K: float) -> jax.Array:
     """Returns the KKT gap at x, from exact derivatives and the multiplier of FL with gain K."""
-    assert problem.exact is not None
-    _, h, grad, J = first_order.linearize(problem.exact, x)
+    _, h, grad, J = first_order.linearize(exact_of(problem), x)
     lam, _ = multiplier.fl_multiplier(J @ J.T, J @ grad - K * h, problem.m_eq)
     return kkt.kkt_gap(grad, J, h, lam, problem.m_eq)
 
@@ -52,7 +51,7 @@ def follow_all(*, twins: bool) -> tuple[dict[str, np.ndarray], float]:
     steps, betas = jnp.asarray([0.25, 0.1]), jnp.asarray([0.0, 0.7])
 
     def observe(state: method.State) -> tuple[jax.Array, jax.Array]:
-        return exact_gap(problem, state.x, K), problem.exact(state.x)[0]
+        return exact_gap(problem, state.x, K), exact_of(problem)(state.x)[0]
 
     def follow(algorithm: Algorithm) -> Any:
         return method.run(algorithm, jax.random.key(0), num_steps=NTH - 1, observe=observe)[1]

@@ -10,7 +10,7 @@ import numpy as np
 from experiments.harness.result import Part, Row, Table
 from experiments.zofl import Config, published
 from jaxlab.zeroth_order import direction_sets, kkt, method, zofl
-from jaxlab.zeroth_order.problem import Problem
+from jaxlab.zeroth_order.problem import Problem, exact_of
 from jaxlab.zeroth_order.problems import hock_schittkowski
 from jaxlab.zeroth_order.settings import ZOFLConfig
 
@@ -113,10 +113,10 @@ def leakage_part(config: Config, *, num_steps: int = 100) -> Part:
         (ours, ours_lost), (theirs, theirs_lost) = values["subspace"], values["plugin"]
         lost = ours_lost | theirs_lost
         kept = ~lost
-        medians = (
-            [float(np.median(v[kept])) for v in (ours, theirs)] if kept.any() else [None, None]
-        )
-        ratio = medians[1] / medians[0] if kept.any() else None
+        medians, ratio = (None, None), None
+        if kept.any():
+            small, large = (float(np.median(v[kept])) for v in (ours, theirs))
+            medians, ratio = (small, large), large / small
         cells.append(
             (
                 name,
@@ -178,7 +178,7 @@ def _usual_violation(
             zofl.make_zofl(test, options),
             key,
             num_steps=num_steps,
-            observe=lambda state: kkt.max_violation(test.exact(state.x)[1], test.m_eq),
+            observe=lambda state: kkt.max_violation(exact_of(test)(state.x)[1], test.m_eq),
         )
         kept = violations[num_steps // 5 :]
         lost = (state.status != method.RUNNING) | ~(jnp.max(kept) < 1e3)

@@ -15,7 +15,7 @@ from experiments.zofl import Config
 from jaxlab.core.types import Algorithm
 from jaxlab.zeroth_order import field, method, zofl
 from jaxlab.zeroth_order.baselines import first_order, primal_dual
-from jaxlab.zeroth_order.problem import Problem, make_problem
+from jaxlab.zeroth_order.problem import Problem, exact_of, make_problem
 from jaxlab.zeroth_order.settings import ZOFLConfig
 
 STARTS = ((-0.9, -1.1), (-1.3, 0.6), (0.1, -0.5), (1.4, -0.6), (-0.2, 0.3))
@@ -80,7 +80,7 @@ def draw_portrait(
     """
     x1, x2 = grid
     with plt.rc_context(
-        drawing.STYLE | {"axes.grid": False, "xtick.labelsize": 8, "ytick.labelsize": 8}
+        {**drawing.STYLE, "axes.grid": False, "xtick.labelsize": 8, "ytick.labelsize": 8}
     ):
         columns = 2
         rows = -(-len(panels) // columns)
@@ -145,8 +145,7 @@ def _methods() -> dict[str, tuple[Callable[[Problem], Algorithm], int]]:
 
 def _at(problem: Problem, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns f, h and the velocity of FL at x."""
-    assert problem.exact is not None
-    f, h, grad, J = first_order.linearize(problem.exact, x)
+    f, h, grad, J = first_order.linearize(exact_of(problem), x)
     F, _ = field.fl_field(grad, J, h, GAIN / ETA, problem.m_eq)
     return f, h, F
 

@@ -9,7 +9,7 @@ import numpy as np
 from experiments.harness.result import Part, Row, Table
 from experiments.zofl import Config, published
 from jaxlab.zeroth_order import method, zofl
-from jaxlab.zeroth_order.problem import Problem
+from jaxlab.zeroth_order.problem import Problem, exact_of, f_star_of
 from jaxlab.zeroth_order.problems import power_flow
 from jaxlab.zeroth_order.settings import ZOFLConfig
 
@@ -82,8 +82,8 @@ def _follow_power_flow(
     """Returns f - f* and the largest constraint value of every iterate, `[seeds, updates]`."""
 
     def observe(state: method.State) -> tuple[jax.Array, jax.Array]:
-        f, h = problem.exact(state.x)
-        return f - problem.f_star, jnp.max(h)
+        f, h = exact_of(problem)(state.x)
+        return f - f_star_of(problem), jnp.max(h)
 
     def follow(key: jax.Array) -> tuple[jax.Array, jax.Array]:
         algorithm = zofl.make_zofl(problem, options)

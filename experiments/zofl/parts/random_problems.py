@@ -14,7 +14,7 @@ import numpy as np
 from experiments.harness.result import Figure, Part, Row, Table
 from experiments.zofl import Config, figures, published
 from jaxlab.zeroth_order import kkt, method, zofl
-from jaxlab.zeroth_order.problem import Problem
+from jaxlab.zeroth_order.problem import Problem, exact_of
 from jaxlab.zeroth_order.problems import qcqp
 from jaxlab.zeroth_order.settings import ZOFLConfig
 
@@ -70,8 +70,7 @@ def as_scripted(problem: Problem) -> Problem:
     The script takes the scalar x'x for the gradient of sum_j x_j^3 / 3, which is x_j^2; no function
     has that field as its gradient.
     """
-    assert problem.exact is not None
-    true = problem.exact
+    true = exact_of(problem)
 
     def exact(x: jax.Array) -> tuple[jax.Array, jax.Array]:
         f, h = true(x)
@@ -184,7 +183,7 @@ def gain_part(config: Config, out: pathlib.Path, *, updates: int = 10_000) -> Pa
             problem = without_bounds(qcqp.random_qcqp(key, inequality=kind == "inequalities"))
 
             def observe(state: method.State) -> tuple[jax.Array, jax.Array]:
-                f, h = problem.exact(state.x)
+                f, h = exact_of(problem)(state.x)
                 return kkt.max_violation(h, problem.m_eq), f
 
             options = ZOFLConfig(kind="exact", eta=ETA, K=K)
@@ -207,7 +206,7 @@ def gain_part(config: Config, out: pathlib.Path, *, updates: int = 10_000) -> Pa
                 curves[f"K = {gain:,.0f}, a = {ETA * gain:g}"] = (count, np.maximum(v, 1e-16))
         below = [i for i, gain in enumerate(published.QCQP_GAINS) if ETA * gain < 2.0]
         spread = float(np.ptp(f[below, -1]) / abs(f[1, -1]))
-        times = [math.inf if reached[i] is None else reached[i] for i in below]
+        times = [math.inf if (first := reached[i]) is None else first for i in below]
         faster = all(a >= b for a, b in zip(times, times[1:], strict=False))
         rows.append(
             Row(

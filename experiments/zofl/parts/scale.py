@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.bench import timing
 from experiments.bench import zeroth_order as family
 from experiments.harness import units
 from experiments.harness.result import Figure, Part, Row, Table
@@ -14,6 +15,8 @@ from experiments.harness.units import Unit
 from experiments.zofl import Config, figures
 from jaxlab import zeroth_order as zo
 from jaxlab.core import loop
+from jaxlab.zeroth_order import CurvedQuadratic
+from jaxlab.zeroth_order.problem import exact_of, f_star_of
 
 GAP = 1e-3
 """Relative gap that the study of dimension runs to, at a violation of at most 1e-3."""
@@ -36,7 +39,13 @@ def run(config: Config, out: pathlib.Path) -> Part:
 def instances_part(num_instances: int) -> Part:
     """Solves a batch of random instances, and then another batch with the same program."""
     with jax.enable_x64(True):
-        solve = jax.jit(jax.vmap(family.tuned_solver()))
+        solver, traces = family.tuned_solver(), []
+
+        def traced(key: jax.Array, one: CurvedQuadratic) -> jax.Array:
+            traces.append(one)
+            return solver(key, one)
+
+        solve = jax.jit(jax.vmap(traced))
         optimum = jax.jit(jax.vmap(family.optimum))
         shares, seconds = [], []
         for seed in range(3):
@@ -47,7 +56,6 @@ def instances_part(num_instances: int) -> Part:
             x = jax.block_until_ready(solve(keys, data))
             seconds.append(time.perf_counter() - start)
             shares.append(family.is_solved(data, x, f_star).mean())
-        compilations = solve._cache_size()
     claim = "Many instances are solved by one compiled program"
     size = f"n = {family.N}, {family.M_EQ} curved equalities, float64"
     rate = num_instances * np.mean(shares[1:]) / np.mean(seconds[1:])
@@ -60,7 +68,7 @@ def instances_part(num_instances: int) -> Part:
             note=f"{size}; {family.TUNED_STEPS} steps",
         ),
         Row(claim, "Share of the instances solved", 100.0 * float(np.mean(shares)), unit="%"),
-        Row(claim, "Compilations for three draws of the instances", float(compilations)),
+        Row(claim, "Compilations for three draws of the instances", float(len(traces))),
     )
     return Part(rows)
 
@@ -128,8 +136,8 @@ def memory_part() -> Part:
         config = zo.ZOFLConfig(eta=1e-4, u=1.0, B=MANY, kind="hadamard", chunk=chunk)
         algorithm = zo.make_zofl(problem, config)
         state = jax.eval_shape(algorithm.init, jax.random.key(0))
-        memory = jax.jit(algorithm.step).lower(state).compile().memory_analysis()
-        megabytes[name] = memory.temp_size_in_bytes / 1e6
+        compiled = jax.jit(algorithm.step).lower(state).compile()
+        megabytes[name] = timing.temporary_megabytes(compiled)
     row = Row(
         "A million variables fit: directions are drawn again, not stored",
         f"Temporary memory of a step, n = {MILLION:,}, B = {MANY}",
@@ -160,7 +168,8 @@ def _queries_to_gap(n: int, B: int, seed: int, folder: pathlib.Path) -> float | 
         problem,
         zo.ZOFLConfig(eta=0.5 * B / n, gain=0.1, u=1.0, B=B, kind="hadamard", chunk=min(B, 8)),
     )
-    exact, f_star, f0 = problem.exact, problem.f_star, problem.exact(problem.x0)[0]
+    exact, f_star = exact_of(problem), f_star_of(problem)
+    f0 = exact(problem.x0)[0]
 
     @jax.jit
     def evaluate(state: zo.State) -> dict[str, jax.Array]:

@@ -8,15 +8,16 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
+from numpy.typing import ArrayLike
 
 from experiments.harness import drawing
 from experiments.harness.drawing import MUTED
 from experiments.harness.result import Figure, Part, Table
 from experiments.zofl import Config
 from jaxlab.zeroth_order import kkt, method, noise, zofl
-from jaxlab.zeroth_order.problem import Problem
+from jaxlab.zeroth_order.problem import Problem, exact_of, f_star_of
 from jaxlab.zeroth_order.problems import hock_schittkowski
-from jaxlab.zeroth_order.settings import ZOFLConfig
+from jaxlab.zeroth_order.settings import Scheme, ZOFLConfig
 
 PROBLEM = "HS78"
 ETAS = tuple(np.geomspace(1e-3, 1.0, 13))
@@ -61,8 +62,8 @@ def last_part(
     noisy = noise.with_noise(test, sigma)
 
     def observe(state: method.State) -> Final:
-        f, h = test.exact(state.x)
-        return Final(jnp.abs(f - test.f_star), kkt.max_violation(h, test.m_eq))
+        f, h = exact_of(test)(state.x)
+        return Final(jnp.abs(f - f_star_of(test)), kkt.max_violation(h, test.m_eq))
 
     state, history = method.run(
         zofl.make_zofl(noisy, options), key, num_steps=updates, observe=observe
@@ -76,10 +77,11 @@ def step_and_gain(config: Config, out: pathlib.Path) -> Part:
     """Maps of the final error over step and gain, Euler and midpoint."""
     test, keys = hock_schittkowski.hs(PROBLEM), _keys(config)
     panels = {}
-    for scheme in ("euler", "midpoint"):
+    schemes: tuple[Scheme, ...] = ("euler", "midpoint")
+    for scheme in schemes:
 
-        def cell(key: jax.Array, a: jax.Array, eta: jax.Array, scheme: str = scheme) -> Final:
-            options = ZOFLConfig(eta=eta, gain=a, scheme=scheme)  # pyright: ignore
+        def cell(key: jax.Array, a: jax.Array, eta: jax.Array, scheme: Scheme = scheme) -> Final:
+            options = ZOFLConfig(eta=eta, gain=a, scheme=scheme)
             return last_part(key, test, 0.0, options, updates=NUM_STEPS)
 
         found = _over_grid(cell, keys, GAINS, ETAS)
@@ -167,7 +169,7 @@ def draw_maps(
     label: str,
 ) -> None:
     """Draws maps of log10 values `[len(y), len(x)]` side by side; NaN is hatched ("diverged")."""
-    with plt.rc_context(drawing.STYLE | {"axes.grid": False}):
+    with plt.rc_context({**drawing.STYLE, "axes.grid": False}):
         figure, axes = plt.subplots(
             1,
             len(panels),
@@ -205,7 +207,7 @@ def _over_grid(cell: Any, keys: jax.Array, y: Any, x: Any) -> Final:
 
 
 def _map(
-    path: pathlib.Path, panels: dict[str, np.ndarray], *, what: str, caption: str, **options: Any
+    path: pathlib.Path, panels: Mapping[str, ArrayLike], *, what: str, caption: str, **options: Any
 ) -> Part:
     logs = {
         name: np.log10(np.maximum(values, 1e-16)) for name, values in panels.items()

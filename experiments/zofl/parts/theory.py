@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import numpy as np
 from experiments.harness.result import Figure, Part, Row, Table
 from experiments.zofl import Config, figures, published
 from jaxlab.zeroth_order import kkt, method, zofl
-from jaxlab.zeroth_order.problem import Problem
+from jaxlab.zeroth_order.problem import Problem, exact_of
 from jaxlab.zeroth_order.problems import client_fairness, high_dimensional, hock_schittkowski
 from jaxlab.zeroth_order.settings import ZOFLConfig
 
@@ -48,7 +49,7 @@ def violations_by_step(
             algorithm,
             key,
             num_steps=num_steps,
-            observe=lambda state: kkt.max_violation(problem.exact(state.x)[1], problem.m_eq),
+            observe=lambda state: kkt.max_violation(exact_of(problem)(state.x)[1], problem.m_eq),
         )[1]
         time = eta * (1.0 + jnp.arange(num_steps, dtype=eta.dtype))
         within = time <= HORIZON * (1.0 + 1e-9)
@@ -199,7 +200,7 @@ def _flow(
     """Returns h, f, the largest multiplier and the time at every iterate, start included."""
     algorithm = zofl.make_zofl(problem, ZOFLConfig(kind="exact", scheme="midpoint", eta=eta, K=K))
 
-    def observe(state: method.State) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def observe(state: method.State) -> tuple[jax.Array, jax.Array, Any]:
         return state.h, state.f, state.extras["zo/multiplier_max"]  # of the step's beginning
 
     key = jax.random.key(0)

@@ -20,7 +20,7 @@ from experiments.harness.drawing import COLORS, INK
 from experiments.harness.result import Figure, Part, Row, Table
 from experiments.zofl import Config, published
 from jaxlab.zeroth_order import kkt, method, noise, problem, profiles, zofl
-from jaxlab.zeroth_order.problem import Problem
+from jaxlab.zeroth_order.problem import Problem, exact_of
 from jaxlab.zeroth_order.problems import high_dimensional
 from jaxlab.zeroth_order.settings import ZOFLConfig
 
@@ -84,7 +84,7 @@ def noise_floor(
             algorithm,
             key,
             num_steps=num_steps,
-            observe=lambda state: (plain.exact(state.x)[1], state.extras["zo/velocity"]),
+            observe=lambda state: (exact_of(plain)(state.x)[1], state.extras["zo/velocity"]),
         )[1]
         late = num_steps // 4
         return jnp.mean(h[late:] ** 2), jnp.mean(speed[late:] ** 2)
@@ -181,7 +181,7 @@ def envelope_part(config: Config, out: pathlib.Path) -> Part:
             key,
             num_steps=num_steps,
             observe=lambda state: (
-                kkt.max_violation(away.exact(state.x)[1], 1),
+                kkt.max_violation(exact_of(away)(state.x)[1], 1),
                 state.extras["zo/velocity"],
             ),
         )[1]
@@ -193,7 +193,7 @@ def envelope_part(config: Config, out: pathlib.Path) -> Part:
             jax.random.split(key, num_seeds), jnp.asarray(sigmas)
         )
     )  # [sigma, seed, T]
-    start = float(kkt.max_violation(away.exact(away.x0)[1], 1))
+    start = float(kkt.max_violation(exact_of(away)(away.x0)[1], 1))
     found = np.concatenate([np.full((*found.shape[:2], 1), start), found], axis=2)
     transient = np.asarray(profiles.violation_envelope(jnp.asarray([start]), a, num_steps))[:, 0]
     panels, held, tight = {}, [], []

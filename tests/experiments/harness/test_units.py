@@ -179,9 +179,7 @@ def test_a_unit_of_another_program_is_refused_before_anything_runs(tmp_path):
     np.savez_compressed(path, score=np.zeros(3))  # as jaxlab 0.4 kept those of zofl
     before = path.read_bytes()
     todo, computed = counted(["a", "b"])
-    with pytest.raises(
-        ValueError, match=r"b.npz was kept by jaxlab 0.4 or before; start a new run"
-    ):
+    with pytest.raises(ValueError, match="b.npz was kept by jaxlab 0.4 or before; start a new"):
         units.run(todo, tmp_path)
     assert computed == [] and path.read_bytes() == before
 

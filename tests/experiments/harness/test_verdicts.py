@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from experiments.harness import result, verdicts, words
+from experiments.harness import report, result, verdicts, words
 
 PAIRS = np.array([0.05, 0.1, 0.9, 0.5, 1.6])
 """Five paired differences, all above zero, that three studies used to judge in two ways."""
@@ -127,3 +127,14 @@ def test_every_verdict_has_a_shape_and_a_color():
     assert set(words.SHAPES) == set(result.VERDICTS)
     assert len(set(words.SHAPES.values())) == len(words.SHAPES)
     assert all(f".v-{name.replace(' ', '-')}" in text for name in result.VERDICTS)
+
+
+def test_a_row_beside_a_rival_that_lost_every_seed_is_kept_and_read(tmp_path):
+    row = verdicts.row(
+        "claim", "metric", [1.0, 2.0, 3.0], ("rival", [np.nan] * 3), larger_is_better=True
+    )
+    assert row.baseline == ("rival", None) and row.verdict == "too few seeds"
+    outcome = result.Result("toy", rows=(row,))
+    result.write(tmp_path / "result.json", outcome)
+    assert result.read(tmp_path / "result.json", result.Result) == outcome
+    assert "not measured (rival)" in report.markdown(report.load([tmp_path / "result.json"])[0])
