@@ -26,7 +26,7 @@ VERDICTS = {
     "no clear difference": "the interval does not separate us from the baseline",
     "too few seeds": "fewer than five seeds: an interval at most, no verdict",
     "measured": "a figure without a verdict",
-    "not measured": "no run has produced this figure yet",
+    "not measured": "no run has produced this figure, or none that is finite",
 }
 COMPARED = ("better", "worse", "no clear difference", "too few seeds")
 """Verdicts on a baseline."""

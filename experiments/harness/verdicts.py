@@ -8,7 +8,8 @@ seeds have an interval but no verdict.
 
 A seed whose figure is not finite is lost. Figures are of the seeds that are left, in pairs of those
 that both have, and the note counts the lost ones. Who has lost more seeds than the other is not
-called the better one, for the seeds that are left are a choice of the good ones.
+called the better one, for the seeds that are left are a choice of the good ones; then no interval
+is shown either, since it decides nothing.
 """
 
 from collections.abc import Callable
@@ -32,7 +33,8 @@ class Verdict(NamedTuple):
 
     Attributes:
         value: Our mean over the seeds that count; None if none does.
-        interval: Ends of the interval that decides, around `value`; None below two seeds.
+        interval: Ends of the interval that decides, around `value`; None below two seeds, and where
+            lost seeds keep it from deciding.
         baseline: The rival's mean over the seeds that count; None if none does, or without rival.
         verdict: A key of `VERDICTS`.
         difference: `value - baseline` with its interval `(estimate, low, high)`; None without.
@@ -103,7 +105,7 @@ def compare(
     if min(a.size, b.size) >= FEWEST:
         verdict = _word(interval, baseline, larger_is_better)
     if (verdict == "better" and lost[0] > lost[1]) or (verdict == "worse" and lost[0] < lost[1]):
-        verdict = "no clear difference"
+        verdict, interval = "no clear difference", None
         note += " The seeds that are left are a choice of the good ones and decide nothing."
     return Verdict(float(a.mean()), interval, baseline, verdict, difference, note)
 

@@ -6,7 +6,8 @@ that record with the state the program expects, and names the first leaf that di
 
 In a run of several processes a state that is spread over them is saved by all together. A state
 that one process holds alone, because it computes something else than the others, is saved by that
-process alone: Orbax's own handlers of arrays cannot, so its arrays are one file of raw bytes.
+process alone: Orbax's own handlers of arrays cannot, so its arrays are one file of raw bytes. Both
+forms are read by runs of one process and of several.
 """
 
 import dataclasses
@@ -107,10 +108,12 @@ def save(
         "versions": versions(),
         "leaves": {name: _signature(leaf) for name, leaf in leaves.items()},
     }
-    # Copies, because the loop donates its state to the next chunk while Orbax is still writing;
-    # and arrays without elements hold nothing to store.
-    arrays = {name: jnp.copy(_raw(leaf)) for name, leaf in leaves.items() if leaf.size}
-    saved = _FileSave(arrays) if is_alone(state) else ocp.args.StandardSave(arrays)
+    # Arrays without elements hold nothing to store.
+    arrays = {name: _raw(leaf) for name, leaf in leaves.items() if leaf.size}
+    if is_alone(state):
+        saved = _FileSave(arrays)  # written before `manager.save` returns
+    else:  # copies, because the loop donates its state while Orbax is still writing
+        saved = ocp.args.StandardSave(jax.tree.map(jnp.copy, arrays))
     manager.save(step, args=ocp.args.Composite(state=saved, meta=ocp.args.JsonSave(meta)))
 
 
@@ -241,20 +244,17 @@ _FILE = "arrays.npz"
 
 
 class _FileHandler(ocp.CheckpointHandler):
-    """Keeps arrays as raw bytes, so that types that NumPy does not know survive."""
+    """Keeps arrays as raw bytes, so that types that NumPy does not know survive, ordered by name."""
 
     def save(self, directory: Any, args: "_FileSave") -> None:
-        raw = {name: np.asarray(array).tobytes() for name, array in args.arrays.items()}
-        np.savez(
-            pathlib.Path(directory) / _FILE,
-            **{name: np.frombuffer(data, np.uint8) for name, data in raw.items()},
-        )
+        raw = [np.ravel(args.arrays[name]).view(np.uint8) for name in sorted(args.arrays)]
+        np.savez(pathlib.Path(directory) / _FILE, *raw)
 
     def restore(self, directory: Any, args: "_FileRestore") -> dict[str, jax.Array]:
         found = {}
         with np.load(pathlib.Path(directory) / _FILE) as raw:
-            for name, leaf in args.like.items():
-                array = np.frombuffer(raw[name].tobytes(), leaf.dtype).reshape(leaf.shape)
+            for number, (name, leaf) in enumerate(sorted(args.like.items())):
+                array = raw[f"arr_{number}"].view(leaf.dtype).reshape(leaf.shape)
                 found[name] = jax.device_put(array, leaf.sharding)
         return found
 

@@ -47,7 +47,14 @@ class Comparison(NamedTuple):
 
 
 def iqm(x: Float[Array, " N"]) -> Float[Array, ""]:
-    """Computes the interquartile mean: the mean without the lowest and highest `floor(N / 4)`."""
+    """Computes the interquartile mean: the mean without the lowest and highest `floor(N / 4)`.
+
+    Raises:
+        ValueError: if x is not one value per seed.
+    """
+    x = _floats(x)
+    if x.ndim != 1 or not x.size:
+        raise ValueError(f"x must be [N] with a value or more, got {x.shape}; flatten it first")
     cut = x.shape[0] // 4
     return jnp.mean(jnp.sort(x)[cut : x.shape[0] - cut])
 
@@ -132,8 +139,10 @@ def compare_paired(
             `num_resamples` is out of range.
     """
     a, b = _floats(a), _floats(b)
-    if a.shape != b.shape or a.ndim != 1:
-        raise ValueError(f"a and b must be one value per seed, got {a.shape} and {b.shape}")
+    if a.shape != b.shape or a.ndim != 1 or a.size < 2:
+        raise ValueError(
+            f"a and b must be one value per seed, of 2 seeds or more, got {a.shape} and {b.shape}"
+        )
     difference = a - b
     key_interval, key_flip = jax.random.split(key)
     interval = mean_interval(key_interval, difference, level=level, num_resamples=num_resamples)

@@ -51,6 +51,33 @@ def test_round_trip_is_exact_for_keys_half_precision_and_empty_arrays(tmp_path):
     np.testing.assert_array_equal(draw(state), draw(restored.state))
 
 
+def test_a_state_of_one_process_of_several_is_a_file_that_every_run_reads(tmp_path, monkeypatch):
+    """And a run of several processes reads what one process wrote."""
+    state = awkward_state() | {"file": jnp.arange(3.0), "allow_pickle": jnp.ones(2)}
+    like = jax.eval_shape(
+        lambda: awkward_state() | {"file": jnp.zeros(3), "allow_pickle": jnp.ones(2)}
+    )
+    for alone in (True, False):
+        folder = tmp_path / str(alone)
+        monkeypatch.setattr(checkpoint, "is_alone", lambda state, alone=alone: alone)
+        with checkpoint.open_manager(folder, alone=alone) as manager:
+            for step in (4, 7):
+                checkpoint.save(manager, step, state, config={"seed": 3})
+            manager.wait_until_finished()
+        assert (folder / "7" / "state" / "arrays.npz").exists() == alone
+        monkeypatch.setattr(checkpoint, "is_alone", lambda state, alone=alone: not alone)
+        with checkpoint.open_manager(folder, alone=not alone) as manager:
+            restored = checkpoint.restore(manager, like)
+        assert (restored.step, restored.config) == (7, {"seed": 3})
+        for expected, found in zip(
+            jax.tree.leaves(state), jax.tree.leaves(restored.state), strict=True
+        ):
+            assert expected.dtype == found.dtype and expected.shape == found.shape
+            if jnp.issubdtype(expected.dtype, jax.dtypes.prng_key):
+                expected, found = jax.random.key_data(expected), jax.random.key_data(found)
+            np.testing.assert_array_equal(expected, found)
+
+
 def test_saved_arrays_survive_donation(tmp_path):
     grow = jax.jit(lambda x: x + 1.0, donate_argnums=0)
     x = jnp.zeros(200_000)

@@ -172,5 +172,10 @@ def test_bad_input_is_named(key):
         stats.bootstrap_interval(key, jnp.ones(1))
     with pytest.raises(ValueError, match="level must lie in"):
         stats.bootstrap_interval(key, jnp.ones(4), level=95.0)
+    for wrong in (jnp.ones((8, 2)), jnp.ones(0)):
+        with pytest.raises(ValueError, match=r"x must be \[N\] with a value or more, got"):
+            stats.iqm(wrong)
+    with pytest.raises(ValueError, match="one value per seed, of 2 seeds or more"):
+        stats.compare_paired(key, jnp.ones(1), jnp.ones(1))
     with pytest.raises(ValueError, match="one value per seed"):
         stats.compare_paired(key, jnp.ones(4), jnp.ones(5))

@@ -74,6 +74,7 @@ def test_lost_seeds_are_counted_and_never_win():
     lost = np.where(np.arange(8) == 3, np.nan, ours)
     found = verdicts.compare(lost, theirs, larger_is_better=True)
     assert found.verdict == "no clear difference"
+    assert found.interval is None  # theirs would lie outside of it
     assert found.note.startswith("Lost, for not finite: 1 of 8 seeds. The seeds that are left")
     others = np.arange(8) != 3
     np.testing.assert_allclose(found.value, ours[others].mean())
