@@ -46,12 +46,15 @@ class Algorithm(NamedTuple):
             them; None for one run.
         seed_axes: where `learning.over_seeds` shall lay the seeds of this algorithm: 0, a leading
             axis for every leaf, unless all seeds share some leaf (None there).
+        check: `check(settings)`, raises a ValueError if these settings of one run, or arrays of
+            those of several, are not what `init(key, settings)` takes; None if nothing is checked.
     """
 
     init: Callable[..., PyTree]
     step: Callable[[PyTree], tuple[PyTree, Metrics]]
     axes: Any = None
     seed_axes: Any = 0
+    check: Callable[[PyTree], None] | None = None
 
 
 class Transition(NamedTuple):

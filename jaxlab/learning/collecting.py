@@ -46,7 +46,8 @@ class Collector(NamedTuple):
     Attributes:
         init: `init(key) -> Experience`, environments at their start and an empty replay.
         collect: `collect(experience, action) -> (experience, ended)`: steps all environments once,
-            stores what happened, and returns the `Mean` return of the episodes that ended.
+            stores what happened, and returns the `Mean` return of the episodes that ended, without
+            those that a failed step cut off.
         warm_up: `warm_up(key, experience, num_transitions) -> Experience`, by uniform actions; the
             number is rounded up to whole steps of all environments.
     """
@@ -92,7 +93,7 @@ def make_collector(
             f"{env.name} has {env.num_agents} agents; a learner of one actor takes environments "
             "without an agent axis"
         )
-    if capacity < 1 or capacity % env.num_envs:
+    if not spaces.is_count(capacity) or capacity % env.num_envs:
         raise ValueError(
             f"capacity must be a multiple of the {env.num_envs} environments, which are stored "
             f"together, got {capacity}"
@@ -137,7 +138,8 @@ def make_collector(
             stats = normalization.update_obs_stats(stats, before.obs, ~after.failed)
         returns = experience.returns + after.reward
         done = after.terminated | after.truncated
-        ended = Mean(jnp.sum(jnp.where(done, returns, 0.0)), jnp.sum(done, dtype=returns.dtype))
+        whole = done & ~after.failed
+        ended = Mean(jnp.sum(jnp.where(whole, returns, 0.0)), jnp.sum(whole, dtype=returns.dtype))
         experience = Experience(
             env=after,
             replay=replay_lib.add(experience.replay, _without_failed(transition, after.failed)),

@@ -13,9 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-Settings = Mapping[str, Float[Array, ""]]
-"""Numbers of a run by the names of `make_ppo`'s arguments; part of its state, so that runs side by
-side may have their own."""
+from jaxlab.learning.settings import Settings
+
 Scalars = Mapping[str, Float[Array, ""]]
 """Metrics of a loss by name."""
 Scalar = float | Float[Array, ""]

@@ -5,7 +5,6 @@ agents it is IPPO (de Witt et al. 2020, arXiv:2011.09533), and MAPPO (Yu et al. 
 arXiv:2103.01955) where the critic sees a state that the actors do not.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -18,10 +17,24 @@ from jaxlab import envs
 from jaxlab.core.types import Algorithm, Mean, Metrics, PyTree, Transition
 from jaxlab.envs import spaces
 from jaxlab.learning import actor_critic, policy_gradient, returns
+from jaxlab.learning import settings as settings_lib
 from jaxlab.learning.actor_critic import Networks
-from jaxlab.learning.policy_gradient import Loss, Outputs, Samples, Scalars, Settings
+from jaxlab.learning.policy_gradient import Loss, Outputs, Samples, Scalars
+from jaxlab.learning.settings import Settings
 
 MinibatchOf = Literal["transitions", "environments"]
+RULES = {
+    "learning_rate": settings_lib.POSITIVE,
+    "gamma": settings_lib.SHARE,
+    "gae_lambda": settings_lib.SHARE,
+    "clip_eps": settings_lib.LIMIT,
+    "value_clip_eps": settings_lib.LIMIT,
+    "value_coef": settings_lib.NOT_NEGATIVE,
+    "entropy_coef": settings_lib.NOT_NEGATIVE,
+    "max_grad_norm": settings_lib.LIMIT,
+    "reward_scale": settings_lib.POSITIVE,
+}
+"""What the numbers must be that may be swept."""
 
 
 class PpoState(NamedTuple):
@@ -74,7 +87,8 @@ def make_ppo(
 
     With agents all learn from all: their axis follows that of the environments everywhere, a common
     reward is every agent's, and a minibatch holds all agents of its transitions. The metric
-    `env/return` is the mean over agents of the return of episodes that ended in the step.
+    `env/return` is the mean over agents of the return of episodes that ended in the step, without
+    those that a failed step cut off; such a step counts as one that led nowhere and took no time.
 
     Args:
         env: the environments, of any space.
@@ -85,7 +99,8 @@ def make_ppo(
         num_minibatches: gradient steps of an epoch.
         minibatch_of: what an epoch shuffles. "transitions": single ones. "environments": whole
             rollouts of some environments, leaves `[num_steps, E / num_minibatches, ...]`.
-        learning_rate: of Adam, with epsilon 1e-5; a number, or a schedule over its steps.
+        learning_rate: of Adam, with epsilon 1e-5; a number, or a schedule over its steps, which
+            cannot be swept.
         gamma: discount of one step of the clock.
         gae_lambda: decay of the advantages' sum.
         clip_eps: how far a ratio may be driven from 1.
@@ -114,14 +129,14 @@ def make_ppo(
         >>> state, metrics = jax.jit(algorithm.step)(algorithm.init(jax.random.key(0)))
     """
     E = env.num_envs
+    if not all(map(spaces.is_count, (num_steps, num_epochs, num_minibatches))):
+        raise ValueError(
+            "num_steps, num_epochs and num_minibatches must be at least 1, got "
+            f"{num_steps}, {num_epochs} and {num_minibatches}; give integers"
+        )
     shuffled = {"transitions": num_steps * E, "environments": E}
     if minibatch_of not in shuffled:
         raise ValueError(f"minibatch_of must be one of {', '.join(shuffled)}, got {minibatch_of!r}")
-    if min(num_steps, num_epochs, num_minibatches) < 1:
-        raise ValueError(
-            "num_steps, num_epochs and num_minibatches must be at least 1, got "
-            f"{num_steps}, {num_epochs} and {num_minibatches}"
-        )
     if shuffled[minibatch_of] % num_minibatches:
         raise ValueError(
             f"{shuffled[minibatch_of]} {minibatch_of} of a rollout ({num_steps} x {E}) must divide "
@@ -157,13 +172,16 @@ def make_ppo(
         "max_grad_norm": max_grad_norm,
         "reward_scale": reward_scale,
     }
-    numbers = {k: v for k, v in numbers.items() if v is not None and not callable(v)}
-    _check_numbers(numbers)
-    if taken := numbers.keys() & (loss_settings or {}).keys():
+    if callable(learning_rate):
+        del numbers["learning_rate"]
+    if value_clip_eps is None:
+        del numbers["value_clip_eps"]
+    if taken := RULES.keys() & (loss_settings or {}).keys():
         raise ValueError(
             f"loss_settings must have names of their own, got {', '.join(sorted(taken))}"
         )
     numbers |= loss_settings or {}
+    settings_lib.fill(None, numbers, RULES)
     _check_networks(env, nets)
 
     def optimizer(settings: Settings) -> optax.GradientTransformation:
@@ -173,18 +191,7 @@ def make_ppo(
         )
 
     def init(key: jax.Array, settings: Mapping[str, Any] | None = None) -> PpoState:
-        given = settings or {}
-        if unknown := given.keys() - numbers.keys():
-            raise ValueError(
-                f"settings must be among {', '.join(numbers)}, got {', '.join(sorted(unknown))}"
-            )
-        values = {k: jnp.asarray(v, jnp.float32) for k, v in (numbers | dict(given)).items()}
-        for name, x in values.items():
-            if x.shape:
-                raise ValueError(
-                    f"setting {name} must be one number, got shape {x.shape}; "
-                    "learning.over_seeds gives each run its own"
-                )
+        values = settings_lib.fill(settings, numbers, RULES)
         key, key_policy, key_value, key_env = jax.random.split(key, 4)
         params = nets.init(key_policy, key_value)
         return PpoState(
@@ -205,6 +212,7 @@ def make_ppo(
         if duration is not None:
             gamma = gamma ** duration(after).astype(jnp.float32)
         reward = after.reward.astype(jnp.float32)
+        discount = jnp.where(after.terminated, 0.0, gamma)
         transition = Transition(
             obs,
             action,
@@ -212,11 +220,13 @@ def make_ppo(
             after.terminated,
             after.truncated,
             after.final_obs,
-            extras=(mask, logp, jnp.where(after.terminated, 0.0, gamma)),
+            # A step that failed led nowhere and took no time: V - V, neither good nor bad.
+            extras=(mask, logp, jnp.where(after.failed, 1.0, discount)),
         )
         done = after.terminated | after.truncated
         total = state.returns + jnp.mean(reward.reshape(E, -1), axis=1)
-        ended = Mean(jnp.sum(jnp.where(done, total, 0.0)), jnp.sum(done, dtype=jnp.int32))
+        whole = done & ~after.failed
+        ended = Mean(jnp.sum(jnp.where(whole, total, 0.0)), jnp.sum(whole, dtype=jnp.int32))
         state = state._replace(
             env=after,
             failures=state.failures + jnp.sum(after.failed, dtype=jnp.int32),
@@ -277,7 +287,10 @@ def make_ppo(
         metrics["env/return"] = jax.tree.map(jnp.sum, ended)
         return state._replace(params=params, opt_state=opt_state), metrics
 
-    return Algorithm(init, step)
+    def check(settings: Any) -> None:
+        settings_lib.check_given(settings, numbers, RULES)
+
+    return Algorithm(init, step, check=check)
 
 
 def _check_networks(env: envs.Env, networks: Networks) -> None:
@@ -301,18 +314,6 @@ def _check_networks(env: envs.Env, networks: Networks) -> None:
             f"{env.name}: a policy that acts for all agents at once, with a logp of {logp.shape}, "
             f"needs one value of them, got {value.shape}"
         )
-
-
-def _check_numbers(numbers: Mapping[str, float]) -> None:
-    for name, x in numbers.items():
-        if name in ("gamma", "gae_lambda"):
-            if not 0.0 <= x <= 1.0:
-                raise ValueError(f"{name} must lie in [0, 1], got {x}")
-        elif name in ("value_coef", "entropy_coef"):
-            if not 0.0 <= x < math.inf:
-                raise ValueError(f"{name} must not be negative, got {x}")
-        elif not x > 0.0:
-            raise ValueError(f"{name} must be positive, got {x}")
 
 
 def _over_agents(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:

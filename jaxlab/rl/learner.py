@@ -7,7 +7,7 @@ steps is one program on the device.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -17,11 +17,24 @@ import optax
 from jaxlab.core.types import Algorithm, Mean, Metrics, PyTree
 from jaxlab.envs import Env, spaces
 from jaxlab.learning import collecting, normalization
+from jaxlab.learning import settings as settings_lib
 from jaxlab.rl import critics as critics_lib
 from jaxlab.rl import updating, weights
 from jaxlab.rl.critics import Critics
 from jaxlab.rl.policy import Policy
 from jaxlab.rl.train_state import SEED_AXES, TrainState
+
+RULES = {
+    "gamma": settings_lib.SHARE,
+    "tau": settings_lib.POSITIVE_SHARE,
+    "reward_scale": settings_lib.POSITIVE,
+    "critic_learning_rate": settings_lib.POSITIVE,
+    "policy_rate_factor": settings_lib.NOT_NEGATIVE,
+    "alpha_init": settings_lib.POSITIVE,
+    "alpha_learning_rate": settings_lib.NOT_NEGATIVE,
+    "temperature": settings_lib.POSITIVE,
+}
+"""What the numbers must be that may be swept."""
 
 
 def make_learner(
@@ -48,7 +61,8 @@ def make_learner(
     A step of the algorithm holds one update of the policy and of the targets, or several: it acts
     `policy.policy_every / num_updates` times where that is more than once, see
     `env_steps_per_step`. Metrics: `env/return` is the mean return of the episodes that ended in the
-    step, `env/failed` counts steps of environments that were not finite, since the start.
+    step, without those that a failed step cut off; `env/failed` counts steps of environments that
+    were not finite, since the start.
 
     Args:
         env: a batch of environments without an agent axis. Where its observation is a dict, critics
@@ -76,6 +90,13 @@ def make_learner(
         obs_dtype: that the replay holds observations in, such as uint8 for images of whole numbers;
             theirs by default. See `collecting.make_collector`.
 
+    Returns:
+        The algorithm; its `init(key, settings)` takes other numbers by name: `gamma`, `tau`,
+        `reward_scale` and `critic_learning_rate`; the policy's `alpha_init`, `alpha_learning_rate`
+        and what it has in `loss_settings`, such as a `temperature`; and `policy_rate_factor`, which
+        multiplies the learning rate of the policy's optimizer, 1 by default. A sweep is
+        `learning.over_seeds(learner, 2, settings={"gamma": jnp.array([0.9, 0.99])})`.
+
     Raises:
         ValueError: if a number is out of range, the warm-up holds less than a batch or more than
             the replay, the replay does not divide into the environments' steps, updates and
@@ -84,11 +105,22 @@ def make_learner(
             observations do not fit into `obs_dtype`.
     """
     _check(env, policy, gamma, tau, batch_size, capacity, warmup, num_updates)
-    if critic_learning_rate <= 0.0 or not 0.0 < reward_scale < math.inf:
+    numbers = {
+        "gamma": gamma,
+        "tau": tau,
+        "reward_scale": reward_scale,
+        "critic_learning_rate": critic_learning_rate,
+        "policy_rate_factor": 1.0,
+        "alpha_init": policy.alpha_init,
+        "alpha_learning_rate": policy.alpha_learning_rate,
+    }
+    if taken := numbers.keys() & policy.loss_settings.keys():
         raise ValueError(
-            "critic_learning_rate and reward_scale must be positive, got "
-            f"{critic_learning_rate}, {reward_scale}"
+            "loss_settings of the policy must have names of their own, got "
+            f"{', '.join(sorted(taken))}"
         )
+    numbers |= policy.loss_settings
+    settings_lib.fill(None, numbers, RULES)
     if critics is None:
         if not isinstance(env.action_space, spaces.Box):
             raise ValueError(f"give critics for the choices of {env.name}, {env.action_space}")
@@ -102,27 +134,21 @@ def make_learner(
         obs_dtype=obs_dtype,
         store_clipped=store_clipped,
     )
-    critic_optimizer = optax.adam(critic_learning_rate)
-    alpha_optimizer = optax.adam(policy.alpha_learning_rate)
     updates = updating.make_updates(
         policy,
         critics,
-        critic_optimizer,
-        alpha_optimizer,
         see=lambda obs: join_obs(env, obs),
-        gamma=gamma,
-        tau=tau,
         batch_size=batch_size,
-        reward_scale=reward_scale,
         augment=augment,
         double_critic_step=double_critic_step,
     )
     acts, blocks, each = _division(policy.policy_every, num_updates)
 
-    def init(key: jax.Array) -> TrainState:
+    def init(key: jax.Array, settings: Mapping[str, Any] | None = None) -> TrainState:
+        values = settings_lib.fill(settings, numbers, RULES)
         key, key_policy, key_critics, key_env, key_warmup = jax.random.split(key, 5)
         params, critic_params = policy.init(key_policy), critics.init(key_critics)
-        log_alpha = jnp.log(jnp.asarray(policy.alpha_init, jnp.float32))
+        log_alpha = jnp.log(values["alpha_init"])
         experience = collector.warm_up(key_warmup, collector.init(key_env), warmup)
         return TrainState(
             policy_params=params,
@@ -130,12 +156,13 @@ def make_learner(
             policy_opt_state=policy.optimizer.init(params),
             critic_params=critic_params,
             target_critic_params=jax.tree.map(jnp.copy, critic_params),
-            critic_opt_state=critic_optimizer.init(critic_params),
+            critic_opt_state=optax.adam(values["critic_learning_rate"]).init(critic_params),
             log_alpha=log_alpha,
-            alpha_opt_state=alpha_optimizer.init(log_alpha),
+            alpha_opt_state=optax.adam(values["alpha_learning_rate"]).init(log_alpha),
             stats=weights.init_stats(),
             updates=jnp.zeros((), jnp.int32),
             **experience._asdict(),
+            settings=values,
             key=key,
         )
 
@@ -187,7 +214,10 @@ def make_learner(
             "env/return": jax.tree.map(jnp.add, ended, _sum(more)),
         }
 
-    return Algorithm(init, step, seed_axes=SEED_AXES)
+    def check(settings: Any) -> None:
+        settings_lib.check_given(settings, numbers, RULES)
+
+    return Algorithm(init, step, seed_axes=SEED_AXES, check=check)
 
 
 def join_obs(env: Env, obs: PyTree) -> jax.Array:
@@ -270,10 +300,10 @@ def _check(
         )
     if not (0.0 <= gamma <= 1.0 and 0.0 < tau <= 1.0):
         raise ValueError(f"gamma must lie in [0, 1] and tau in (0, 1], got {gamma} and {tau}")
-    if min(batch_size, num_updates) < 1:
-        raise ValueError(
-            f"batch_size and num_updates must be at least 1, got {batch_size}, {num_updates}"
-        )
+    counts = {"batch_size": batch_size, "num_updates": num_updates, "warmup": warmup}
+    for name, count in counts.items():
+        if not spaces.is_count(count):
+            raise ValueError(f"{name} must be at least 1, got {count}; give an integer")
     if not batch_size <= warmup <= capacity:
         raise ValueError(
             "the warm-up must fill a batch and fit into the replay: batch_size <= warmup <= "

@@ -41,8 +41,8 @@ def make_mirror_descent(
         generator: the flow or diffusion that is improved.
         weighting: how values become weights, see `weights.importance_weights`; "softmax" takes
             `num_samples` actions a state.
-        temperature: what divides values with "raw", "scale_std" and "softmax"; 1 by default. The
-            clipped kinds divide by the learned alpha.
+        temperature: what divides values with "raw", "scale_std" and "softmax"; 1 by default, and
+            a setting that may be swept. The clipped kinds divide by the learned alpha.
         target_kl: with "softmax" alone: alpha divides values, and is learned so that the weights
             keep this divergence from uniform ones, nats (2 in the authors' later library, with 64
             samples); exploration noise is of std `noise_scale` then, and alpha moves at every step
@@ -85,10 +85,14 @@ def make_mirror_descent(
             "target_kl goes with the weighting softmax, and must lie between 0 and the logarithm "
             f"of num_samples, {math.log(num_samples):.3g}; got {target_kl} with {weighting}"
         )
+    divides = weighting in ("raw", "scale_std", "softmax") and not dual
     A = generator.action_size
 
     def noise(key: jax.Array, alpha: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         return noise_scale * (1.0 if dual else alpha) * jax.random.normal(key, shape)
+
+    def fixed(context: Context) -> jax.Array | float:
+        return context.settings.get("temperature", temperature)
 
     def best(
         key: jax.Array,
@@ -151,7 +155,7 @@ def make_mirror_descent(
         else:
             action = jax.lax.stop_gradient(context.next_action)
             values = context.q(context.next_obs, action)
-            scale = context.alpha if clipped else temperature
+            scale = context.alpha if clipped else fixed(context)
             weight, metrics = weights.importance_weights(values, context.stats, scale, weighting)
             value = generator.loss(key, params, context.next_obs, action, weight)
             metrics = {**metrics, "weight_max": jnp.max(weight)}
@@ -172,7 +176,7 @@ def make_mirror_descent(
         actions = jnp.clip(actions + noise(key_noise, context.alpha, actions.shape), -1.0, 1.0)
         repeated = jnp.broadcast_to(obs, (num_samples, *obs.shape))
         values = context.q(obs[None], actions)
-        weight = weights.softmax_weights(values, context.alpha if dual else temperature)
+        weight = weights.softmax_weights(values, context.alpha if dual else fixed(context))
         flat = [x.reshape(-1, *x.shape[2:]) for x in (repeated, actions, weight)]
         share = jnp.mean(jax.vmap(weights.effective_share, 1)(jnp.log(weight + 1e-30)))
         return generator.loss(key_loss, params, *flat), values, {"ess": share}
@@ -188,6 +192,7 @@ def make_mirror_descent(
         alpha_init=1.0 if dual else 5.0,
         alpha_every=2 if dual else alpha_every,
         alpha_learning_rate=3e-4 if dual else 7e-3,
+        loss_settings={"temperature": temperature} if divides else {},
     )
 
 

@@ -4,15 +4,19 @@
 this record. All functions are pure; `q` is always the smaller of two critics.
 """
 
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxlab.learning.settings import Settings
 from jaxlab.rl import critics
 from jaxlab.rl.weights import Stats
+
+NOTHING: Mapping[str, Any] = types.MappingProxyType({})
 
 
 class Context(NamedTuple):
@@ -33,6 +37,7 @@ class Context(NamedTuple):
         updates: int32, gradient steps of the critics so far.
         action_mask, next_action_mask: `[B, num_logits]` bool, choices that were allowed at `obs`
             and are at `next_obs`; `()` without masks.
+        settings: Numbers of the run, those of `Policy.loss_settings` among them.
     """
 
     obs: Float[Array, "B O"]
@@ -49,6 +54,7 @@ class Context(NamedTuple):
     updates: Int[Array, ""]
     action_mask: Any = ()
     next_action_mask: Any = ()
+    settings: Settings = NOTHING
 
 
 class Improvement(NamedTuple):
@@ -89,6 +95,8 @@ class Policy(NamedTuple):
         refine: `refine(key, params, context) -> extras`, written back to the replay, or None.
         obs_size: O, numbers that its networks look at; None if it does not matter. They are the
             first of an observation: what follows is for critics alone.
+        loss_settings: Numbers by name that the loss finds in `Context.settings`, so that they may
+            be swept.
     """
 
     action_size: int
@@ -105,6 +113,7 @@ class Policy(NamedTuple):
     extras: Callable[[jax.Array], Any] | None = None
     refine: Callable[[jax.Array, Any, Context], Any] | None = None
     obs_size: int | None = None
+    loss_settings: Mapping[str, float] = NOTHING
 
 
 def decaying_adam(

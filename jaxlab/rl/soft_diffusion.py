@@ -40,7 +40,7 @@ def sdac(
         num_samples: noises drawn in reverse for each state.
         value_scale: factor of values over alpha in the weights; 5 undoes rewards scaled by 0.2.
         temperature: constant that divides values, in place of alpha / value_scale; the authors'
-            later library takes 0.05.
+            later library takes 0.05. It may be swept.
         from_replay: noise the actions of the replay, as that library does, instead of the policy's
             own best.
         truncated: draw the noises within the bounds that keep candidates in [-1, 1], as that
@@ -86,7 +86,9 @@ def sdac(
             noise = reverse_sampling.draw_noise(key_reverse, num_samples, x)
         tried = reverse_sampling.candidates(schedule, x, noise, t)
         values = context.q(obs[None], tried)
-        scale = context.alpha / value_scale if temperature is None else temperature
+        scale = context.settings.get("temperature", temperature)
+        if scale is None:
+            scale = context.alpha / value_scale
         log_weight = jax.lax.stop_gradient(values / scale)
         value = reverse_sampling.loss(predict(params, see(obs, obs_size)), x, t, log_weight, noise)
         weight = jax.nn.softmax(log_weight, axis=0)
@@ -99,7 +101,8 @@ def sdac(
         )
         return value, Improvement(values, gap, {"policy/ess": share})
 
-    return base._replace(loss=loss)
+    fixed = {} if temperature is None else {"temperature": temperature}
+    return base._replace(loss=loss, loss_settings=fixed)
 
 
 def _within(

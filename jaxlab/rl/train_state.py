@@ -9,6 +9,7 @@ from jaxlab.core.types import PyTree
 from jaxlab.envs import State
 from jaxlab.learning import replay as replay_lib
 from jaxlab.learning.collecting import Experience
+from jaxlab.learning.settings import Settings
 from jaxlab.rl import weights
 
 
@@ -28,6 +29,7 @@ class TrainState(NamedTuple):
         updates: int32, gradient steps of the critics so far.
         env, replay, obs_stats, returns, failures: What acting left behind, see
             `learning.collecting.Experience`.
+        settings: Numbers of the run that may be swept, see `learner.make_learner`.
         key: PRNG key for all random draws of the run.
     """
 
@@ -46,6 +48,7 @@ class TrainState(NamedTuple):
     obs_stats: PyTree
     returns: Float[Array, " E"]
     failures: Int[Array, ""]
+    settings: Settings
     key: Array
 
     @property

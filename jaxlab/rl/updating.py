@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
 
-from jaxlab.core.types import Metrics, Transition
+from jaxlab.core.types import Metrics, PyTree, Transition
 from jaxlab.learning import collecting, normalization
 from jaxlab.learning import replay as replay_lib
 from jaxlab.rl import critics as critics_lib
@@ -48,18 +48,13 @@ class Updates(NamedTuple):
 def make_updates(
     policy: Policy,
     critics: Critics,
-    critic_optimizer: optax.GradientTransformation,
-    alpha_optimizer: optax.GradientTransformation,
     *,
     see: Callable[[Any], jax.Array],
-    gamma: float,
-    tau: float,
     batch_size: int,
-    reward_scale: float,
     augment: Callable[[jax.Array, jax.Array], jax.Array] | None,
     double_critic_step: bool,
 ) -> Updates:
-    """Makes the gradient steps; numbers and `augment` as `learner.make_learner` takes them.
+    """Makes the gradient steps; arguments are as `learner.make_learner` takes them, or its state.
 
     Args:
         see: `see(obs) -> [B, F]`, an observation as one array.
@@ -89,6 +84,9 @@ def make_updates(
             **masked(batch.next_action_mask),
         )
         next_action = jax.lax.stop_gradient(next_action)
+        gamma, reward_scale = (
+            state.settings[name].astype(batch.reward.dtype) for name in ("gamma", "reward_scale")
+        )
         data = critics_lib.Transitions(
             obs,
             batch.action,
@@ -102,8 +100,9 @@ def make_updates(
             key_target, state.critic_params, state.target_critic_params, data, gamma
         )
         params, opt_state = state.critic_params, state.critic_opt_state
+        optimizer = optax.adam(state.settings["critic_learning_rate"])
         for _ in range(2 if double_critic_step else 1):
-            steps, opt_state = critic_optimizer.update(grads, opt_state, params)
+            steps, opt_state = optimizer.update(grads, opt_state, params)
             params = optax.apply_updates(params, steps)
         state = state._replace(
             critic_params=params, critic_opt_state=opt_state, updates=state.updates + 1
@@ -126,14 +125,16 @@ def make_updates(
         steps, policy_opt_state = policy.optimizer.update(
             grads, state.policy_opt_state, state.policy_params
         )
+        faster = state.settings["policy_rate_factor"]
+        steps = jax.tree.map(lambda x: x * faster.astype(x.dtype), steps)
         params = optax.apply_updates(state.policy_params, steps)
         log_alpha, alpha_opt_state = _cool(state, found.entropy_gap)
-        follow = optax.incremental_update
+        tau = state.settings["tau"]
         state = state._replace(
             policy_params=params,
-            policy_average_params=follow(params, state.policy_average_params, tau),
+            policy_average_params=_follow(params, state.policy_average_params, tau),
             policy_opt_state=policy_opt_state,
-            target_critic_params=follow(state.critic_params, state.target_critic_params, tau),
+            target_critic_params=_follow(state.critic_params, state.target_critic_params, tau),
             log_alpha=log_alpha,
             alpha_opt_state=alpha_opt_state,
             stats=weights.update_stats(state.stats, found.values, count=policy.policy_every),
@@ -167,6 +168,7 @@ def make_updates(
             updates=state.updates,
             action_mask=data.action_mask,
             next_action_mask=data.next_action_mask,
+            settings=state.settings,
         )
 
     def _cool(state: TrainState, gap: jax.Array) -> tuple[jax.Array, Any]:
@@ -177,7 +179,8 @@ def make_updates(
         due = state.updates // policy.alpha_every > before // policy.alpha_every
         gap = gap.astype(state.log_alpha.dtype)
         still = (state.log_alpha, state.alpha_opt_state)
-        step, opt_state = alpha_optimizer.update(gap, state.alpha_opt_state, state.log_alpha)
+        optimizer = optax.adam(state.settings["alpha_learning_rate"])
+        step, opt_state = optimizer.update(gap, state.alpha_opt_state, state.log_alpha)
         moved = (optax.apply_updates(state.log_alpha, step), opt_state)
         return jax.tree.map(lambda new, old: jnp.where(due, new, old), moved, still)
 
@@ -187,6 +190,16 @@ def make_updates(
 def masked(mask: Any) -> dict[str, jax.Array]:
     """Returns the keyword `mask` of a policy where there are masks, and nothing elsewhere."""
     return {} if isinstance(mask, tuple) else {"mask": mask}
+
+
+def _follow(online: PyTree, target: PyTree, tau: jax.Array) -> PyTree:
+    """Moves parameters by a share tau towards others, in their own precision."""
+
+    def move(new: jax.Array, old: jax.Array) -> jax.Array:
+        share = tau.astype(old.dtype)
+        return share * new + (1.0 - share) * old
+
+    return jax.tree.map(move, online, target)
 
 
 def _write_extras(state: TrainState, index: jax.Array, extras: Any) -> TrainState:

@@ -123,6 +123,24 @@ def test_failed_steps_are_counted_but_neither_stored_nor_normalized_by(key):
     assert experience.obs_stats.mean != 1.0 and np.all(np.isfinite(data.obs))
 
 
+def test_an_episode_that_breaks_has_no_return(key):
+    """Every step pays one, for three steps; a part of the episodes breaks before they end."""
+
+    def reset(key):
+        start = jnp.stack([jax.random.uniform(key), 0.0])
+        return start, start
+
+    def step(x, action):
+        x = x + jnp.asarray([0.0, 1.0])
+        reward = jnp.where((x[0] < 0.5) & (x[1] == 2.0), jnp.nan, 1.0)
+        return x, x, reward, x[1] == 3.0
+
+    env = envs.make_env(envs.Task("breaks", 2, envs.Discrete(2), 9, reset, step), 4)
+    experience, _, ended = collected(env, key, 160)
+    assert experience.failures > 10 and ended.count.sum() > 10
+    np.testing.assert_array_equal(ended.total, 3.0 * ended.count)
+
+
 def image(top):
     def reset(key):
         x = jnp.full((4,), top)

@@ -463,6 +463,14 @@ def test_bad_arguments_are_refused(key):
         ({"gamma": 1.1}, r"gamma must lie in \[0, 1\], got 1.1"),
         ({"clip_eps": 0.0}, "clip_eps must be positive, got 0.0"),
         ({"entropy_coef": -0.1}, "entropy_coef must not be negative, got -0.1"),
+        ({"gamma": float("nan")}, r"gamma must lie in \[0, 1\], got nan"),
+        ({"clip_eps": None}, "clip_eps must be a number, got None"),
+        ({"learning_rate": "1e-3"}, "learning_rate must be a number, got '1e-3'"),
+        ({"reward_scale": float("inf")}, "reward_scale must be finite, got inf"),
+        ({"num_minibatches": 4.0}, "must be at least 1, got 6, 10 and 4.0; give integers"),
+        ({"loss_settings": {"leak": float("nan")}}, "leak must be a number, got nan"),
+        ({"loss_settings": {"leak": jnp.ones(2)}}, "setting leak must be one number"),
+        ({"loss_settings": {"value_clip_eps": 0.1}}, "must have names of their own, got value_c"),
         ({"networks": tables(), "hidden": (8,)}, "networks are given; give hidden to"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -477,6 +485,15 @@ def test_bad_arguments_are_refused(key):
         algorithm.init(key, {"clip_eps": jnp.ones(2)})
     with pytest.raises(ValueError, match="settings must be among learning_rate, .*, got clip$"):
         algorithm.init(key, {"clip": 0.1})
+    with pytest.raises(ValueError, match="learning_rate must be positive, got -0.1"):
+        algorithm.init(key, {"learning_rate": -0.1})
+    for settings, message in (
+        ({"gamma": jnp.asarray([0.9, 1.5])}, r"gamma must lie in \[0, 1\], got \[0.9 1.5\]"),
+        ({"beta": jnp.ones(2)}, "settings must be among learning_rate, .*, got beta$"),
+        (jnp.ones(2), "settings must be a dict of numbers by name, got ArrayImpl"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            learning.over_seeds(algorithm, 2, settings=settings)
 
 
 @pytest.mark.parametrize("wide", [False, True], ids=["float32", "x64"])
@@ -534,3 +551,38 @@ def test_ppo_counts_failures(key):
     algorithm = rl.make_ppo(env, hidden=HIDDEN, num_steps=8, num_epochs=1, num_minibatches=2)
     state, metrics = jax.jit(algorithm.step)(algorithm.init(key))
     assert metrics["env/failed"] == state.failures == 24
+
+
+def test_a_step_that_failed_is_neither_good_nor_bad_and_ends_no_return(key):
+    """Of two steps the first pays one and the second always breaks; a state is worth -50."""
+
+    def reset(key):
+        return jnp.zeros(()), jnp.zeros(1)
+
+    def step(n, action):
+        n = n + 1.0
+        return n, n[None], jnp.where(n == 2.0, jnp.nan, 1.0), jnp.zeros((), bool)
+
+    def loss(outputs, samples, settings):
+        found = {"advantage": samples.advantage, "surprise": samples.target - samples.value_old}
+        ends = {f"{k}/{f.__name__}": f(x) for k, x in found.items() for f in (jnp.min, jnp.max)}
+        return 0.0 * jnp.sum(outputs.logp), ends
+
+    env = envs.make_env(envs.Task("breaks", 1, envs.Discrete(2), 9, reset, step), 2)
+    networks = learning.make_networks(env, hidden=(4,))
+    networks = networks._replace(value=lambda params, obs: jnp.full(obs.shape[:-1], -50.0))
+    algorithm = learning.make_ppo(
+        env,
+        networks,
+        num_steps=4,
+        num_epochs=1,
+        num_minibatches=1,
+        gamma=0.9,
+        reward_scale=1.0,
+        loss=loss,
+    )
+    state, found = jax.jit(algorithm.step)(algorithm.init(key))
+    assert state.failures == 4 and found["env/return"].count == 0
+    for name in ("advantage", "surprise"):
+        np.testing.assert_allclose(found[f"{name}/min"], 0.0, atol=1e-5)  # V - V of what failed
+        np.testing.assert_allclose(found[f"{name}/max"], 1.0 - 0.9 * 50.0 + 50.0, rtol=1e-5)

@@ -115,11 +115,32 @@ def test_seeds_within_seeds(key):
         (0, None, "num_seeds must be at least 1, got 0"),
         (3, jnp.zeros(2), "leading axis of 3"),
         (3, {"rate": 0.1}, r"settings\['rate'\] must have a leading axis"),
+        (2, {"rate": [0.1, 0.2]}, "give an array, no list"),
+        (2.0, None, "num_seeds must be at least 1, got 2.0; give an integer"),
+        (True, None, "num_seeds must be at least 1, got True"),
     ],
 )
 def test_bad_counts(num_seeds, settings, message):
     with pytest.raises(ValueError, match=message):
         learning.over_seeds(descent(), num_seeds, settings=settings)
+
+
+def test_settings_are_refused_where_there_are_none():
+    plain = Algorithm(lambda key: key, lambda key: (key, {}))
+    with pytest.raises(ValueError, match=r"its init must take \(key, settings\)"):
+        learning.over_seeds(plain, 2, settings={"rate": jnp.ones(2)})
+    learning.over_seeds(plain, 2)
+
+
+def test_an_algorithm_looks_at_all_settings_before_anything_is_traced():
+    def check(settings):
+        if np.any(settings.rate > 1.0):
+            raise ValueError(f"rate must be at most 1, got {settings.rate}")
+
+    checked = descent()._replace(check=check)
+    learning.over_seeds(checked, 2, settings=Settings(jnp.asarray([0.1, 1.0]), jnp.zeros(2)))
+    with pytest.raises(ValueError, match="rate must be at most 1"):
+        learning.over_seeds(checked, 2, settings=Settings(jnp.asarray([0.1, 2.0]), jnp.zeros(2)))
 
 
 def test_ppo_s_seeds_start_as_they_do_alone(optax_promotes, key):

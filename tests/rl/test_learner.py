@@ -164,6 +164,42 @@ def test_temperature_waits_for_its_turn(usual, key):
     np.testing.assert_allclose(alphas[2], 5.0 * np.exp(-7e-3), rtol=1e-5)  # Adam's first step
 
 
+def test_one_step_serves_all_settings(usual, key):
+    """Rates, averages and the temperature's own rate: by hand, from one compiled step."""
+    state = usual.init(key)
+
+    def after(state, **changes):
+        changes = {name: jnp.asarray(x, jnp.float32) for name, x in changes.items()}
+        return usual.step(state._replace(settings=state.settings | changes))[0]
+
+    def moved(state, after, field):
+        a, b = (jax.tree.leaves(getattr(x, field)) for x in (state, after))
+        return np.concatenate([np.ravel(y - x) for x, y in zip(a, b, strict=True)])
+
+    as_it_is = moved(state, after(state), "policy_params")
+    thrice = after(state, policy_rate_factor=3.0)
+    np.testing.assert_allclose(moved(state, thrice, "policy_params"), 3.0 * as_it_is, atol=1e-6)
+    still = after(state, policy_rate_factor=0.0, critic_learning_rate=1e-2, tau=1.0)
+    assert not moved(state, still, "policy_params").any() and np.abs(as_it_is).max() > 5e-4
+    # Two steps of Adam, which starts with steps of its rate.
+    np.testing.assert_allclose(np.abs(moved(state, still, "critic_params")).max(), 2e-2, rtol=0.05)
+    jax.tree.map(np.testing.assert_array_equal, still.target_critic_params, still.critic_params)
+    for _ in range(3):
+        state = after(state, alpha_learning_rate=0.5)
+    np.testing.assert_allclose(jnp.exp(state.log_alpha), 5.0 * np.exp(-0.5), rtol=1e-4)
+
+
+def test_bad_sweeps(usual):
+    for settings, message in (
+        ({"gamma": jnp.asarray([0.9, 1.5])}, r"gamma must lie in \[0, 1\], got"),
+        ({"tau": np.array([0.0, 0.1])}, r"tau must lie in \(0, 1\], got"),
+        ({"alpha_init": jnp.zeros(2)}, "alpha_init must be positive, got"),
+        ({"temperature": jnp.ones(2)}, "settings must be among gamma, .*, got temperature"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            rl.over_seeds(usual.learner, 2, settings=settings)
+
+
 def test_one_trace_and_seeds_in_one_program(usual, key):
     """Their states are donated; each seed is what it is alone, but for rounding."""
     learner = usual.learner
@@ -173,9 +209,12 @@ def test_one_trace_and_seeds_in_one_program(usual, key):
         traces.append(1)
         return learner.step(state)
 
-    seeds = rl.over_seeds(learner._replace(step=step), 2)
+    alpha = {"alpha_init": jnp.asarray([2.0, 5.0])}  # the second as it is by default
+    seeds = rl.over_seeds(learner._replace(step=step), 2, settings=alpha)
     assert seeds.axes == rl.SEED_AXES
     out = jax.jit(seeds.init)(key)
+    np.testing.assert_allclose(jnp.exp(out.log_alpha), [2.0, 5.0], rtol=1e-6)
+    np.testing.assert_allclose(out.settings["tau"], [TAU, TAU], rtol=1e-6)
     many = jax.jit(seeds.step, donate_argnums=0)
     for _ in range(3):
         out, metrics = many(out)
@@ -325,6 +364,9 @@ def test_what_is_stored_of_an_action_beyond_the_bounds(usual, odd, key, clipped)
         ({"warmup": 60}, "must fill a batch"),
         ({"capacity": 41}, "capacity must be a multiple of the 2 environments"),
         ({"critic_learning_rate": 0.0}, "critic_learning_rate"),
+        ({"critic_learning_rate": float("nan")}, "critic_learning_rate must be positive, got nan"),
+        ({"batch_size": 8.0}, "batch_size must be at least 1, got 8.0; give an integer"),
+        ({"capacity": 40.0}, "capacity must be a multiple"),
         ({"reward_scale": float("nan")}, "reward_scale"),
         ({"gamma": 1.5}, "gamma must lie"),
         ({"tau": 0.0}, "gamma must lie"),

@@ -396,6 +396,33 @@ def test_entropy_of_sac_with_many_samples_is_its_policy_s(key):
     np.testing.assert_allclose(bonus_best.mean(), bonus.mean(), atol=4 * bonus.std() / 141)
 
 
+@pytest.mark.parametrize("name", ["raw", "softmax", "sdac"])
+def test_a_temperature_is_a_setting(key, name):
+    """What the state says goes before what the policy was made with, and divides alike."""
+    flow = rl.make_flow(2, 1, num_steps=2, hidden=(4,))
+
+    def make(temperature):
+        if name == "sdac":
+            return rl.sdac(2, 1, hidden=(4,), num_samples=4, temperature=temperature)
+        return rl.make_mirror_descent(
+            flow, weighting=name, temperature=temperature, num_samples=4, num_particles=1
+        )
+
+    def q(obs, action):
+        return jnp.sin(3.0 * action[..., 0]) + obs[..., 0]
+
+    cold, warm = make(0.3), make(2.0)
+    assert cold.loss_settings == {"temperature": 0.3}
+    params = cold.init(key)
+    swept = {"temperature": jnp.asarray(0.3)}
+    want, own, got = (
+        policy.loss(key, params, context(q, batch=8, **settings))[0]
+        for policy, settings in ((cold, {}), (warm, {}), (warm, {"settings": swept}))
+    )
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+    assert abs(own - want) > 1e-3 * abs(want)
+
+
 def test_numbers_out_of_range():
     flow = rl.make_flow(2, 1, hidden=(8,))
     for make, message in (

@@ -169,21 +169,26 @@ def test_loss_of_the_critics_by_hand(key):
     )
     state = jax.jit(algorithm.init)(key)
     state = state._replace(target_critic_params=critics.init(jax.random.fold_in(key, 1)))
-    _, found = jax.jit(algorithm.step)(state)
-    obs, action, next_obs, next_action, ended = (
-        np.asarray(found[k]) for k in ("obs", "action", "next_obs", "next_action", "terminated")
-    )
-    np.testing.assert_allclose(next_obs, 0.5 * obs + 0.25 * action, atol=1e-6)
-    np.testing.assert_array_equal(ended, next_obs[:, 1] > 0.3)
-    assert 0.1 < ended.mean() < 0.9
-    np.testing.assert_allclose(next_action, np.tanh(next_obs[:, :1]), rtol=1e-5)
-    q = np.asarray(critics.apply(state.critic_params, obs, action))
-    after = np.asarray(critics.apply(state.target_critic_params, next_obs, next_action)).min(axis=0)
-    after = (1.0 - ended) * (after + next_obs[:, 0] - next_obs[:, 1])
-    target = 0.5 * (obs[:, 0] + 2.0 * action[:, 0]) + 0.8 * after
-    want = np.mean((q - target) ** 2, axis=1).sum()
-    np.testing.assert_allclose(found["critic/loss"], want, rtol=1e-4)
-    np.testing.assert_allclose(found["critic/q"], q.mean(), rtol=1e-4, atol=1e-6)
+    step = jax.jit(algorithm.step)
+    swept = {"gamma": jnp.asarray(0.3), "reward_scale": jnp.asarray(2.0)}
+    for gamma, scale, changes in ((0.8, 0.5, {}), (0.3, 2.0, swept)):
+        _, found = step(state._replace(settings=state.settings | changes))
+        obs, action, next_obs, next_action, ended = (
+            np.asarray(found[k]) for k in ("obs", "action", "next_obs", "next_action", "terminated")
+        )
+        np.testing.assert_allclose(next_obs, 0.5 * obs + 0.25 * action, atol=1e-6)
+        np.testing.assert_array_equal(ended, next_obs[:, 1] > 0.3)
+        assert 0.1 < ended.mean() < 0.9
+        np.testing.assert_allclose(next_action, np.tanh(next_obs[:, :1]), rtol=1e-5)
+        q = np.asarray(critics.apply(state.critic_params, obs, action))
+        after = np.asarray(critics.apply(state.target_critic_params, next_obs, next_action)).min(
+            axis=0
+        )
+        after = (1.0 - ended) * (after + next_obs[:, 0] - next_obs[:, 1])
+        target = scale * (obs[:, 0] + 2.0 * action[:, 0]) + gamma * after
+        want = np.mean((q - target) ** 2, axis=1).sum()
+        np.testing.assert_allclose(found["critic/loss"], want, rtol=1e-4)
+        np.testing.assert_allclose(found["critic/q"], q.mean(), rtol=1e-4, atol=1e-6)
 
 
 def test_bootstrap_is_the_smaller_target_critic_at_the_next_state(key):
