@@ -3,6 +3,10 @@
 import functools
 import os
 import pathlib
+import types
+from typing import NamedTuple
+
+import numpy as np
 
 from experiments.harness import units, verdicts
 from experiments.harness.result import Part, Result
@@ -51,6 +55,8 @@ LIMITS = (
 PARTS = (fair_logistic, theory, scale, portraits)
 """Studies beside the comparison; what a thorough run measures besides is in `THOROUGH`."""
 THOROUGH = (random_problems, power_flow, violation, leakage, sensitivity)
+SETTINGS = ("seed", "num_seeds", "thorough")
+"""What they depend on, but for `scale`."""
 WORKERS = 2
 """Units at a time: one compiles on a core while another runs."""
 QUICK = 5000
@@ -72,7 +78,7 @@ def run(config: Config, out: pathlib.Path) -> Result:
     comparison = compare(config, made, compared, out)
     parts = [
         Part(rows.rows(comparison), figures.draw(comparison, out), tables.draw_up(comparison)),
-        *(part.run(config, out) for part in PARTS + (THOROUGH if config.thorough else ())),
+        *_beside(config, out),
     ]
     return Result(
         experiment="zofl",
@@ -85,6 +91,45 @@ def run(config: Config, out: pathlib.Path) -> Result:
         tables=sum((part.tables for part in parts), ()),
         limits=LIMITS,
     )
+
+
+class Told(NamedTuple):
+    """What a study beside the comparison says, and the bytes of its pictures, uint8, by file."""
+
+    part: Part
+    pictures: dict[str, np.ndarray]
+
+
+def _beside(config: Config, out: pathlib.Path) -> list[Part]:
+    """Runs the studies beside the comparison, a unit each; `scale` has units of its own."""
+    chosen = PARTS + (THOROUGH if config.thorough else ())
+    settings = {name: getattr(config, name) for name in SETTINGS}
+
+    def name(part: types.ModuleType) -> str:
+        return f"beside/{part.__name__.rpartition('.')[2]}"
+
+    todo = [
+        Unit(name(part), settings, functools.partial(_told, part, config), Told)
+        for part in chosen
+        if part is not scale
+    ]
+    found = units.run(todo, out, title="zofl, beside")
+    parts = []
+    for part in chosen:
+        if part is scale:
+            parts.append(scale.run(config, out))
+            continue
+        told = found[name(part)]
+        for path, content in told.pictures.items():
+            (out / path).write_bytes(content.tobytes())
+        parts.append(told.part)
+    return parts
+
+
+def _told(part: types.ModuleType, config: Config, folder: pathlib.Path) -> Told:
+    said = part.run(config, folder)
+    contents = {figure.path: (folder / figure.path).read_bytes() for figure in said.figures}
+    return Told(said, {path: np.frombuffer(raw, np.uint8) for path, raw in contents.items()})
 
 
 def compare(

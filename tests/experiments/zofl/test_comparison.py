@@ -1,6 +1,7 @@
 """The ZOFL comparison: selection, units against plain runs, resuming, and what it refuses."""
 
 import dataclasses
+import types
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from experiments import zofl as experiment
-from experiments.harness.result import VERDICTS
+from experiments.harness.result import VERDICTS, Figure, Part, Row
 from experiments.zofl import analysis, external, methods, rows, runs, study, tasks
 from experiments.zofl.analysis import Comparison
 from experiments.zofl.runs import PUBLISHED, TUNED, Outcome, Record
@@ -194,6 +195,32 @@ def test_comparison_runs_and_a_resumed_one_gives_the_same(tmp_path, monkeypatch,
         [one for one in said if "qp-2/zob-gda/perf/run_seconds" in one] for said in (again, lines)
     )
     assert len(again) == 1 and line.keys() == before.keys()
+
+
+def test_a_study_beside_the_comparison_is_kept_with_its_pictures(tmp_path, monkeypatch):
+    ran, stop = [], [True]
+
+    def part(name):
+        def run(config, folder):
+            ran.append(name)
+            if name == "second" and stop:
+                raise KeyboardInterrupt
+            (folder / f"{name}.png").write_bytes(name.encode())
+            row = Row("claim", name, float(config.seed))
+            return Part((row,), (Figure(f"{name}.png", name),))
+
+        return types.SimpleNamespace(__name__=f"parts.{name}", run=run)
+
+    monkeypatch.setattr(study, "PARTS", (part("first"), part("second")))
+    with pytest.raises(KeyboardInterrupt):
+        study._beside(TINY, tmp_path)
+    stop.clear()
+    parts = study._beside(TINY, tmp_path)
+    assert ran == ["first", "second", "second"]
+    assert [one.rows[0].metric for one in parts] == ["first", "second"]
+    (tmp_path / "first.png").unlink()
+    assert study._beside(TINY, tmp_path) == parts and len(ran) == 3
+    assert (tmp_path / "first.png").read_bytes() == b"first"
 
 
 @pytest.mark.parametrize(
