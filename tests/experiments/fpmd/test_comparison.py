@@ -147,6 +147,23 @@ def test_seeds_that_blew_up_are_told(tmp_path):
     assert [cells[1] for cells in returns.rows] == [4.5, None, pytest.approx(1.06), None]
 
 
+@pytest.mark.parametrize(
+    ("ours", "theirs", "verdict"),
+    [
+        ((2.0, 2.9), (3.0, 3.1), "better"),
+        ((2.0, 3.1), (3.0, 3.1), "no clear difference"),
+        ((3.0, 3.1), (2.0, 3.1), "no clear difference"),
+        ((3.0, 3.1), (2.0, 2.9), "worse"),
+    ],
+)
+def test_latency_says_which_is_slower_too(monkeypatch, ours, theirs, verdict):
+    monkeypatch.setattr(latency, "BATCHES", (1,))
+    times = [latency.Latency(name, "one_step", 1, 0, 1, *ours) for name in ("FPMD-R", "FPMD-M")]
+    told = latency.rows((*times, latency.Latency("DPMD", "bon", 640, 32, 1, *theirs)))
+    assert [row.verdict for row in told] == [verdict] * 2
+    assert all(f"percentiles {ours[1]:.3g} and {theirs[1]:.3g} ms" in row.note for row in told)
+
+
 def test_latency_times_every_way_once(tmp_path, monkeypatch):
     monkeypatch.setattr(latency, "BATCHES", (1,))
     monkeypatch.setattr(
