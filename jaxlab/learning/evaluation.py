@@ -20,7 +20,8 @@ def evaluate(key: jax.Array, act: Callable[..., jax.Array], env: Env) -> Float[A
 
     Returns:
         `[N]`, the undiscounted return of the first episode of each environment; `[N, A]` where
-        agents have rewards of their own.
+        agents have rewards of their own. An episode that a failed step cut off counts with what it
+        had by then.
 
     Example:
         >>> env = envs.make_env(envs.pendulum(), 4)

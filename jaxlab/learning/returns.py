@@ -45,7 +45,7 @@ def gae(
         >>> gae(one, 0.0 * one, 0.0 * one, 0.5 * one, done, gae_lambda=1.0)[0]
         Array([1.75, 1.5 , 1.  ], dtype=float32)
     """
-    shapes = [x.shape for x in (reward, value, next_value, discount, done)]
+    shapes = [jnp.shape(x) for x in (reward, value, next_value, discount, done)]
     if len(set(shapes)) > 1 or not shapes[0]:
         raise ValueError(
             "reward, value, next_value, discount and done must be [T, ...] of one shape, got "
@@ -80,9 +80,9 @@ def td_target(
     Raises:
         ValueError: if shapes differ.
     """
-    if not next_q.shape == reward.shape == discount.shape:
+    shapes = [jnp.shape(x) for x in (next_q, reward, discount)]
+    if len(set(shapes)) > 1:
         raise ValueError(
-            "next_q, reward and discount must have one shape, got "
-            f"{next_q.shape}, {reward.shape} and {discount.shape}"
+            "next_q, reward and discount must have one shape, got " + ", ".join(map(str, shapes))
         )
     return jax.lax.stop_gradient(reward + discount * next_q)

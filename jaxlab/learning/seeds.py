@@ -25,7 +25,8 @@ def over_seeds(
             a leading axis for every leaf unless the algorithm says otherwise.
         settings: arrays with a leading axis `[num_seeds]`, one value a seed: a sweep of learning
             rates or temperatures. `step` sees them in the state alone, so that one compiled step
-            serves all values.
+            serves all values. A checkpoint holds those that it was made with: name them in the
+            `config` of `loop.run`, which then refuses to go on with others.
 
     Returns:
         The algorithm of all seeds; its `axes` say where they lie.

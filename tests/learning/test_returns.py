@@ -124,3 +124,7 @@ def test_bad_arrays_are_refused():
         returns.gae(one, one, one, one, done, gae_lambda=1.1)
     with pytest.raises(ValueError, match="one shape"):
         returns.td_target(one, one[0], one)
+    with pytest.raises(ValueError, match=r"one shape, got .*, \(\), "):
+        returns.gae(one, one, one, 0.9, done, gae_lambda=0.9)
+    with pytest.raises(ValueError, match=r"one shape, got \(3, 2\), \(3, 2\), \(\)"):
+        returns.td_target(one, one, 0.9)
