@@ -148,7 +148,7 @@ def restore(manager: Manager, like: PyTree, *, step: int | None = None) -> Resto
     if (folder / _FILE).exists():
         arrays = _FileHandler().restore(folder, _FileRestore(abstract))
     elif is_alone(like):
-        handler = ocp.StandardCheckpointHandler(multiprocessing_options=_this_process())
+        handler: Any = ocp.StandardCheckpointHandler(multiprocessing_options=_this_process())
         whole = {name: np.zeros(leaf.shape, leaf.dtype) for name, leaf in abstract.items()}
         found = handler.restore(folder, args=ocp.args.StandardRestore(whole))
         arrays = jax.device_put(found, {name: leaf.sharding for name, leaf in abstract.items()})
@@ -244,7 +244,7 @@ _FILE = "arrays.npz"
 
 
 class _FileHandler(ocp.CheckpointHandler):
-    """Keeps arrays as raw bytes, so that types that NumPy does not know survive, ordered by name."""
+    """Keeps arrays as raw bytes, ordered by name: types that NumPy does not know survive."""
 
     def save(self, directory: Any, args: "_FileSave") -> None:
         raw = [np.ravel(args.arrays[name]).view(np.uint8) for name in sorted(args.arrays)]
