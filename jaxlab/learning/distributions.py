@@ -273,5 +273,6 @@ def _check_action(action: jax.Array, shape: tuple[int, ...], kind: type) -> None
 
 
 def _at_least_one(name: str, *numbers: int) -> None:
-    if not numbers or min(numbers) < 1:
-        raise ValueError(f"{name} must be at least 1, got {', '.join(map(str, numbers)) or 'none'}")
+    if not numbers or not all(map(spaces.is_count, numbers)):
+        came = ", ".join(map(str, numbers)) or "none"
+        raise ValueError(f"{name} must be at least 1, got {came}; give integers")

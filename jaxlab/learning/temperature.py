@@ -52,12 +52,17 @@ def kl_dual_loss(
         target_kl: radius in nats, between 0 and log M.
 
     Raises:
-        ValueError: if the radius is not positive.
+        ValueError: if the radius is not between 0 and log M, which no weights of M samples pass.
 
     Source: Peters et al. 2010 (REPS), Abdolmaleki et al. 2018, arXiv:1806.06920, eq. 9.
     """
     if not target_kl > 0.0:
         raise ValueError(f"target_kl must be positive, got {target_kl}")
+    if not target_kl < math.log(q.shape[0]):
+        raise ValueError(
+            f"target_kl must be below log M, {math.log(q.shape[0]):.3g} of {q.shape[0]} samples, "
+            f"got {target_kl}"
+        )
     q = jax.lax.stop_gradient(q)
     largest = jnp.max(q, axis=0)
     temperature = jnp.exp(log_temperature).astype(q.dtype)

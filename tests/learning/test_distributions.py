@@ -246,6 +246,8 @@ def test_small_floats_are_computed_in_single_precision():
 def test_bad_shapes_are_refused():
     with pytest.raises(ValueError, match="size must be at least 1, got 0"):
         distributions.gaussian(0)
+    with pytest.raises(ValueError, match="num must be at least 1, got 2.5; give integers"):
+        distributions.categorical(2.5)
     with pytest.raises(ValueError, match="nums must be at least 1, got none"):
         distributions.multi_categorical(())
     with pytest.raises(ValueError, match="nums must be at least 1, got 3, 0"):

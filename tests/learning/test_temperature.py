@@ -94,3 +94,5 @@ def test_large_offsets_and_cold_temperatures_cost_no_digits(key):
     assert not np.any(through)
     with pytest.raises(ValueError, match="target_kl must be positive"):
         temperature.kl_dual_loss(at, q, target_kl=0.0)
+    with pytest.raises(ValueError, match="target_kl must be below log M, 0.693 of 2 samples"):
+        temperature.kl_dual_loss(at, jnp.zeros((2, 3)), target_kl=0.7)
