@@ -84,8 +84,8 @@ def two_point(
     Raises:
         ValueError: if u or `center_repeats` is not positive, or shapes do not match.
     """
-    check_radius(u)
     stencil = Stencil(S.shape[-1], u, central, center_repeats, common_noise)
+    check_stencil(stencil)
     points = probe_points(x, S, stencil, S_minus=S_minus)
     q0, D, _ = read_probe(evaluate(q, points, probe_keys(key, stencil)), stencil)
     return q0, D, stencil.num_queries
@@ -183,8 +183,6 @@ def probe_points(
     if S.ndim != 2 or x.shape != S.shape[:1] or (S_minus is not None and S_minus.shape != S.shape):
         other = "" if S_minus is None else f" and S_minus {S_minus.shape}"
         raise ValueError(f"x [n] and S [n, B] must agree, got {x.shape} and {S.shape}{other}")
-    if stencil.center_repeats < 1:
-        raise ValueError(f"center_repeats must be at least 1, got {stencil.center_repeats}")
     centers = jnp.broadcast_to(x, (stencil.center_repeats, x.size))
     parts = [centers, x[None] + stencil.u * S.T]
     if stencil.central:
@@ -218,6 +216,23 @@ def read_probe(
         return q0, (values[-B:] - q0[None]).T / u, None
     plus, minus = values[-2 * B : -B], values[-B:]
     return q0, (plus - minus).T / (2.0 * u), (plus - 2.0 * q0[None] + minus).T / u**2
+
+
+def check_stencil(stencil: Stencil) -> None:
+    """Checks what is concrete of a stencil.
+
+    Raises:
+        ValueError: if it is no `Stencil`, its radius is not positive and finite, or it repeats the
+            query of the centre less than once.
+    """
+    if not isinstance(stencil, Stencil):
+        raise ValueError(
+            f"stencil must be a Stencil, got {type(stencil).__name__}; write Stencil(B, u) with "
+            "the number of directions and the radius"
+        )
+    check_radius(stencil.u)
+    if stencil.center_repeats < 1:
+        raise ValueError(f"center_repeats must be at least 1, got {stencil.center_repeats}")
 
 
 def check_radius(u: float | Array) -> None:

@@ -212,7 +212,19 @@ def probe(
         pairs: measure the Hessian of f along the directions too, error O(u^2), with central
             differences, no box and B (B - 1) more queries.
         evaluate: evaluates `(q, points, keys)` in one batch.
+
+    Raises:
+        ValueError: if the stencil is out of range, one of `lb` and `ub` is missing, or `pairs` goes
+            with a box or forward differences.
     """
+    estimators.check_stencil(stencil)
+    if (lb is None) != (ub is None):
+        raise ValueError("lb and ub must be given together, got one; fill the other with infinity")
+    if pairs and (lb is not None or not stencil.central):
+        raise ValueError(
+            "pairs of directions need central differences and no box; leave out lb and ub, and "
+            "take Stencil(..., central=True)"
+        )
     key_directions, key_noise, key_pairs = jax.random.split(key, 3)
     B, u, central = stencil.B, stencil.u, stencil.central
     S, c = direction_sets.directions(key_directions, x.shape[0], B, kind, x.dtype)
@@ -255,8 +267,10 @@ def streamed_probe(
         chunk: directions at a time, a divisor of B.
 
     Raises:
-        ValueError: if the kind cannot be drawn in parts or `chunk` does not divide B.
+        ValueError: if the stencil is out of range, the kind cannot be drawn in parts, or `chunk`
+            does not divide B.
     """
+    estimators.check_stencil(stencil)
     B, center_repeats = stencil.B, stencil.center_repeats
     if chunk < 1 or B % chunk:
         raise ValueError(f"chunk must divide the number of directions B = {B}, got {chunk}")

@@ -110,6 +110,7 @@ def make_algorithm(
     """
     check_tolerance(problem.feasibility_tol)
     dtype = problem.x0.dtype
+    feasibility_tol = jnp.asarray(problem.feasibility_tol, dtype)
 
     def init(key: Array) -> State:
         key, key_inner = jax.random.split(key)
@@ -155,7 +156,7 @@ def make_algorithm(
         violation = kkt.max_violation(proposal.h, problem.m_eq)
         measured = (proposal.at, proposal.f, violation)
         best = (state.best_x, state.best_f, state.best_violation)
-        take = accepted & kkt.better(measured[1:], best[1:], problem.feasibility_tol)
+        take = accepted & kkt.better(measured[1:], best[1:], feasibility_tol)
         best_x, best_f, best_violation = _select(take, measured, best)
 
         num_accepted = (state.t - state.rejected + 1).astype(dtype)

@@ -116,8 +116,10 @@ def make_problem(
         return jnp.asarray(f, start.dtype), jnp.asarray(h, start.dtype)
 
     m = count_constraints(q, start)
-    if not 0 <= m_eq <= m:
-        raise ValueError(f"m_eq must be between 0 and the {m} constraints returned, got {m_eq}")
+    if not hasattr(m_eq, "__index__") or not 0 <= m_eq <= m:
+        raise ValueError(
+            f"m_eq must be an integer between 0 and the {m} constraints returned, got {m_eq}"
+        )
     exact = None if takes_key else lambda x: q(x, jax.random.key(0))
     if x_star is not None:
         x_star = ravel_pytree(x_star)[0].astype(start.dtype)

@@ -100,6 +100,11 @@ def resolve(problem: Problem, config: ZOFLConfig) -> ZOFLConfig:
     Raises:
         ValueError: if a setting is out of range, or settings contradict each other or the problem.
     """
+    if not isinstance(config, ZOFLConfig):
+        raise ValueError(
+            f"config must be a ZOFLConfig, got {type(config).__name__}; write ZOFLConfig(...) with "
+            "the settings that differ from the defaults"
+        )
     n, m, m_eq, dtype = problem.n, problem.m, problem.m_eq, problem.x0.dtype
     check_start(problem.x0, problem.lb, problem.ub)
     for name, choices in _CHOICES.items():

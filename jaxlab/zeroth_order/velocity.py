@@ -162,8 +162,12 @@ def initial_step(
     Args:
         found: a probe at x with curvatures.  x: `[n]`.  m_eq: number of equalities.
         config: momentum adds up 1 / (1 - beta) steps, and takes that share of one.
+
+    Raises:
+        ValueError: if the probe has no curvatures, as those of forward differences and exact ones.
     """
-    assert found.curvature is not None
+    if found.curvature is None:
+        raise ValueError("a first step needs curvatures; take a probe by central differences")
     m = found.q0.shape[0] - 1
     still = jnp.zeros((m,), x.dtype)
     v, lam, _ = field.feedback(

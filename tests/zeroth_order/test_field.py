@@ -152,6 +152,37 @@ def test_pairs_of_directions_give_the_hessian(key, x64):
     np.testing.assert_allclose(found.hessian, H, atol=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("stencil", "message"),
+    [
+        (Stencil(2, -0.1), "radius u must be positive"),
+        (Stencil(2, 0.0), "radius u must be positive"),
+        (Stencil(2, 0.1, center_repeats=0), "center_repeats must be at least 1"),
+        (2, "stencil must be a Stencil, got int"),
+    ],
+)
+def test_stencils_out_of_range_are_refused(key, stencil, message):
+    q, x = (lambda x, k: (x[0], x)), jnp.ones(3)
+    with pytest.raises(ValueError, match=message):
+        field.probe(key, q, x, stencil, kind="sphere")
+    with pytest.raises(ValueError, match=message):
+        field.streamed_probe(key, q, x, stencil, kind="sphere", chunk=1)
+
+
+@pytest.mark.parametrize(
+    ("central", "options", "message"),
+    [
+        (True, {"lb": jnp.zeros(3)}, "lb and ub must be given together"),
+        (True, {"lb": jnp.zeros(3), "ub": jnp.ones(3), "pairs": True}, "no box"),
+        (False, {"pairs": True}, "central differences"),
+    ],
+)
+def test_probes_of_half_a_box_and_unfit_pairs_are_refused(key, central, options, message):
+    stencil = Stencil(2, 0.1, central=central)
+    with pytest.raises(ValueError, match=message):
+        field.probe(key, lambda x, k: (x[0], x), jnp.ones(3), stencil, kind="sphere", **options)
+
+
 def test_chunks_must_divide_the_directions(key):
     with pytest.raises(ValueError, match="chunk must divide"):
         field.streamed_probe(

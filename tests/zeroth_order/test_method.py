@@ -47,6 +47,12 @@ def test_the_tolerance_of_a_problem_decides_which_point_is_best(key):
     np.testing.assert_allclose(solve(0.25), PATH[2], rtol=1e-6)
 
 
+def test_a_tolerance_of_another_precision_orders_the_same(key, x64):
+    """The problem is float32 here, the traced tolerance float64."""
+    solve = jax.jit(lambda tol: method.run(_replay(PATH, tol)[1], key, num_steps=6)[0].best_x)
+    np.testing.assert_allclose(solve(jnp.asarray(0.25)), PATH[2], rtol=1e-6)
+
+
 def test_without_a_feasible_point_the_least_violation_is_best(key):
     _, algorithm = _replay(np.array([[1.0, 0.5], [2.0, 0.1], [0.0, 0.4]]))
     state, _ = jax.jit(lambda k: method.run(algorithm, k, num_steps=3))(key)

@@ -115,6 +115,7 @@ def _fun(x):
         (jnp.array([1.0, jnp.nan, 0.0]), {}, r"must be finite, got \[nan\] at \[1\]"),
         (jnp.arange(3), {}, "floating"),
         (jnp.ones(3), {"m_eq": 3}, "between 0 and the 2"),
+        (jnp.ones(3), {"m_eq": 1.0}, "an integer between 0 and the 2"),
         (jnp.ones(3), {"lower": 2.0}, "within its bounds"),
         (jnp.ones(3), {"lower": 2.0, "upper": 0.0}, "must not exceed"),
         (jnp.ones(3), {"sigma": -1.0}, "sigma must be at least 0"),

@@ -97,3 +97,5 @@ def test_exact_probe_and_first_step_of_a_curved_quadratic(key, x64, m):
     ]:
         found_step = zo.initial_step(measured, p.x0, m, config)
         np.testing.assert_allclose(found_step, share * step, rtol=1e-6)
+    with pytest.raises(ValueError, match="needs curvatures"):
+        zo.initial_step(found, p.x0, m, zo.ZOFLConfig())

@@ -483,6 +483,11 @@ def test_settings_that_contradict_are_refused(key, changes, message):
         jax.eval_shape(algorithm.init, key)
 
 
+def test_settings_of_another_kind_are_refused():
+    with pytest.raises(ValueError, match="config must be a ZOFLConfig, got dict; write"):
+        zofl.make_zofl(quadratic(0), {"eta": 0.1})
+
+
 def test_settings_of_the_readme_fit_a_problem():
     """Every line of its list of settings is accepted; what they do is tested elsewhere."""
     readme = pathlib.Path(zo.__file__).with_name("README.md").read_text(encoding="utf-8")
