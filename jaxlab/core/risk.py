@@ -155,11 +155,13 @@ def cvar(alpha: float | jax.Array) -> Risk:
             both are the mean at 1 and -1, the largest and the least x near 0.
 
     Raises:
-        ValueError: if alpha is not a scalar, or is outside and not traced.
+        ValueError: if alpha is not a scalar, or is outside; a traced one makes NaN instead.
 
     Source: Rockafellar and Uryasev 2000.
     """
-    _check("alpha", alpha, lambda a: 0.0 < abs(a) <= 1.0, "lie in [-1, 1] and not be 0")
+    alpha = _check(
+        "alpha", alpha, lambda a: (abs(a) > 0.0) & (abs(a) <= 1.0), "lie in [-1, 1] and not be 0"
+    )
 
     def penalty(p: jax.Array, probs: jax.Array) -> jax.Array:
         cap = probs / jnp.abs(jnp.asarray(alpha, p.dtype))
@@ -178,11 +180,11 @@ def expectile(tau: float | jax.Array) -> Risk:
         tau: In (0, 1): optimistic above 1 / 2, the mean there, pessimistic below.
 
     Raises:
-        ValueError: if tau is not a scalar, or is outside and not traced.
+        ValueError: if tau is not a scalar, or is outside; a traced one makes NaN instead.
 
     Source: Newey and Powell 1987; the set of tilts as in Bellini et al. 2014.
     """
-    _check("tau", tau, lambda t: 0.0 < t < 1.0, "lie in (0, 1)")
+    tau = _check("tau", tau, lambda t: (t > 0.0) & (t < 1.0), "lie in (0, 1)")
 
     def penalty(p: jax.Array, probs: jax.Array) -> jax.Array:
         on = probs > 0.0
@@ -278,7 +280,7 @@ def _seen(x: jax.Array, probs: jax.Array) -> _Seen:
 
 
 def _mean(x: jax.Array, probs: jax.Array, _: Any = None) -> jax.Array:
-    return jnp.sum(jnp.where(probs > 0.0, probs * x, 0.0), axis=-1)
+    return jnp.sum(jnp.where(probs == 0.0, 0.0, probs * x), axis=-1)
 
 
 def _mean_parts(x: jax.Array, probs: jax.Array, _: jax.Array, value: jax.Array) -> _Parts:
@@ -563,11 +565,18 @@ def _finite(parameter: float | jax.Array, dtype: Any) -> jax.Array:
 
 
 def _check(
-    name: str, parameter: Any, fits: Callable[[float], bool] = lambda _: True, where: str = ""
-) -> None:
+    name: str, parameter: Any, fits: Callable[[Any], Any] | None = None, where: str = ""
+) -> Any:
+    """Returns a parameter, NaN in place of a traced one that does not fit."""
     if jnp.ndim(parameter):
         raise ValueError(
             f"{name} must be a scalar, got shape {jnp.shape(parameter)}; map over it by jax.vmap"
         )
-    if not isinstance(parameter, Tracer) and not fits(float(parameter)):
+    if fits is None:
+        return parameter
+    if isinstance(parameter, Tracer):
+        parameter = _floats(parameter)
+        return jnp.where(fits(parameter), parameter, jnp.nan)
+    if not fits(float(parameter)):
         raise ValueError(f"{name} must {where}, got {parameter}")
+    return parameter

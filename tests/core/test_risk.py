@@ -328,6 +328,18 @@ def test_nan_is_never_hidden(name):
         assert np.isfinite(measure.value(x.at[1].set(jnp.nan), probs.at[1].set(0.0)))
 
 
+def test_a_traced_parameter_outside_makes_nan():
+    x = jnp.array([1.0, 2.0, 5.0])
+    for make, parameters in (
+        (risk.cvar, [0.0, 1.5, -1.1, np.nan, 0.4, -0.4]),
+        (risk.expectile, [0.0, 1.0, -0.3, np.nan, 0.4, 0.6]),
+    ):
+        both = jax.jit(jax.vmap(lambda t, make=make: (make(t).value(x), make(t).tilt(x))))
+        value, tilt = both(jnp.array(parameters))
+        assert np.isnan(value[:4]).all() and np.isnan(tilt[:4]).all()
+        assert np.isfinite(value[4:]).all() and np.isfinite(tilt[4:]).all()
+
+
 def test_infinities_are_ends_of_values_and_of_parameters():
     x, probs = jnp.array([1.0, jnp.inf, 3.0]), jnp.array([0.2, 0.3, 0.5])
     ends = jnp.array([1.0, -4.0, 3.0])

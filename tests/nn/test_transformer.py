@@ -218,6 +218,8 @@ def test_a_cache_keeps_what_lies_in_it(key):
 def test_wrong_operands_are_refused(key):
     q, k, v, mask = draw(key)
     for operands, message in (
+        ((q[:, :0], k, v, mask[:, :0]), "a query and a key at least, got 0 and 6"),
+        ((q, k[..., :0, :], v[..., :0, :], mask), "groups must divide the heads, got 0 and 4"),
         ((q[..., :3, :], k, v, mask), "groups must divide the heads, got 2 and 3"),
         ((q, k[..., :3], v, mask), r"k must be \[..., S, G, 5\]"),
         ((q, k, v[:, :3], mask), r"v \[..., S, G, E\]"),

@@ -208,6 +208,20 @@ def test_rows_of_a_batch_have_lengths_of_their_own(model, decode):
     np.testing.assert_allclose(logits, want[:, :2], atol=2e-6)
 
 
+@pytest.mark.parametrize("dtype", [jnp.int8, jnp.uint8])
+def test_positions_in_eight_bits_reach_all_of_a_cache(dtype, model, decode):
+    """Padding and prompt: nothing is written to slots that wrap around."""
+    params, tokens, want = model
+    pos = jnp.broadcast_to(jnp.arange(9, dtype=jnp.int32), (3, 9))
+    if dtype == jnp.int8:
+        pos = pos.at[2].set(-1)
+    cache = transformer.init_cache(CONFIG, 3, 300)
+    logits, cache = decode(params, cache, tokens, pos.astype(dtype), CONFIG)
+    np.testing.assert_allclose(logits[:2], want[:2], atol=2e-6)
+    assert all(np.all(x[:, :, 9:] == 0.0) for x in cache)
+    assert all(np.all((x[:, 2] == 0.0) == (dtype == jnp.int8)) for x in (cache[0][:, :, :9],))
+
+
 def test_padding_has_no_gradient(key):
     """The loss of rows with padding is that of the rows without, and so is its gradient."""
     config = CONFIGS["untied"]

@@ -117,14 +117,16 @@ def attend(
         not finite makes NaN of the queries that see it, and of no other.
 
     Raises:
-        ValueError: if the groups do not divide the heads, shapes do not fit each other, or the mask
-            is not bool.
+        ValueError: if there is nothing to attend, the groups do not divide the heads, shapes do not
+            fit each other, or the mask is not bool.
 
     Source: Vaswani et al. 2017, eq. 1.
     """
     *lead, T, H, C = q.shape
     S, G = k.shape[-3:-1]
-    if H % G:
+    if not T or not S:
+        raise ValueError(f"there must be a query and a key at least, got {T} and {S}")
+    if not G or H % G:
         raise ValueError(f"the number of groups must divide the heads, got {G} and {H}")
     if k.shape != (*lead, S, G, C) or v.shape[:-1] != (*lead, S, G):
         raise ValueError(
@@ -223,7 +225,7 @@ def write_cache(
             f"the cache must hold {want} for these tokens, got {[x.shape[lead:] for x in cache]}: "
             "make it with this layer's init_cache, for this batch"
         )
-    slot = jnp.where(pos < 0, length, pos)  # not from the end
+    slot = jnp.where(pos < 0, length, pos.astype(jnp.int32))  # not from the end
     at = (jnp.arange(pos.shape[0])[:, None], slot)
     if layer is not None:
         at = (layer, *at)

@@ -184,7 +184,8 @@ def hidden(
     check_vocabulary(tokens, config.vocab)
     if pos.shape != tokens.shape or not jnp.issubdtype(pos.dtype, jnp.integer):
         raise ValueError(f"pos must be integers {tokens.shape}, got {pos.dtype} {pos.shape}")
-    k_pos = pos if cache is None else jnp.arange(cache[0].shape[2], dtype=pos.dtype)
+    pos = pos.astype(jnp.int32)  # eight bits would not reach the end of a cache
+    k_pos = pos if cache is None else jnp.arange(cache[0].shape[2], dtype=jnp.int32)
     k_pos = jnp.broadcast_to(k_pos, (*pos.shape[:-1], k_pos.shape[-1]))
     mask = attention.causal_mask(pos, k_pos)
     x = params.embedding[tokens]
