@@ -321,11 +321,17 @@ def test_nan_is_never_hidden(name):
         (x, jnp.zeros(3)),
     ]
     xs, weights = (jnp.stack(part) for part in zip(*cases, strict=True))
-    for t in PARAMETERS.get(name, (0.0,)):
-        measure = make(t)
-        for part in (measure.value, measure.tilt, measure.weight):
-            assert np.all(np.isnan(part(xs, weights)))
-        assert np.isfinite(measure.value(x.at[1].set(jnp.nan), probs.at[1].set(0.0)))
+
+    @jax.jit
+    @jax.vmap
+    def parts(t):
+        m = make(t)
+        hidden = m.value(x.at[1].set(jnp.nan), probs.at[1].set(0.0))
+        return (m.value(xs, weights), m.tilt(xs, weights), m.weight(xs, weights)), hidden
+
+    found, hidden = parts(jnp.array(PARAMETERS.get(name, (0.0,))))
+    assert all(np.all(np.isnan(part)) for part in found)
+    assert np.all(np.isfinite(hidden))
 
 
 def test_a_traced_parameter_outside_makes_nan():
