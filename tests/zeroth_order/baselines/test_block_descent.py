@@ -112,7 +112,7 @@ def test_default_blocks(key, n, gda, sgda):
     """ceil(sqrt n) and ceil(0.75 sqrt n), seen in the query counts."""
     prob = problem.make_problem(lambda x: jnp.sum(x**2), jnp.ones(n))
     both = block_descent.make_zob_gda(prob), block_descent.make_zob_sgda(prob, num_steps=10)
-    states = jax.jit(lambda key: [step(init(key))[0] for init, step in both])(key)
+    states = jax.jit(lambda key: [a.step(a.init(key))[0] for a in both])(key)
     for state, block in zip(states, (gda, sgda), strict=True):
         assert int(state.queries) == block + 1
         assert int(np.sum(np.asarray(state.x) != 1.0)) == block
