@@ -101,4 +101,4 @@ def _write(path: str | os.PathLike, settings: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f"{path.name}.{os.getpid()}")
     beside.write_text(json.dumps(settings, indent=1, sort_keys=True) + "\n")
-    os.replace(beside, path)
+    beside.replace(path)

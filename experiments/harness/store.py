@@ -10,7 +10,6 @@ import dataclasses
 import hashlib
 import io
 import json
-import os
 import pathlib
 import typing
 from collections.abc import Mapping, Sequence
@@ -56,7 +55,7 @@ def save(path: pathlib.Path, value: Any, kind: Any = object, settings: Any = Non
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     partial.write_bytes(content + hashlib.sha256(content).hexdigest().encode())
-    os.replace(partial, path)
+    partial.replace(path)
 
 
 def load(path: pathlib.Path, kind: Any = object) -> tuple[Any, Any]:

@@ -7,7 +7,6 @@ A study lists its units, by (task, method, seed block) or however its work falls
 
 import contextlib
 import json
-import os
 import pathlib
 import shutil
 import signal
@@ -195,7 +194,7 @@ def _compute(place: _Place) -> Any:
     result.write(_begun(place), place.settings)
     store.save(place.file, place.unit.compute(place.folder), place.unit.kind, place.settings)
     with contextlib.suppress(FileNotFoundError):
-        os.replace(place.folder / "metrics.jsonl", place.file.with_suffix(".jsonl"))
+        (place.folder / "metrics.jsonl").replace(place.file.with_suffix(".jsonl"))
     shutil.rmtree(place.folder)
     return store.load(place.file, place.unit.kind)[0]
 

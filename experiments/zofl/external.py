@@ -1,6 +1,7 @@
 """What a unit of an external solver computes: host loops on small budgets, untuned."""
 
 import functools
+import itertools
 import time
 from typing import Any
 
@@ -49,7 +50,8 @@ def measure(
             ]
             rows.append([runs[index % len(runs)] for index in range(num_seeds)])
     stacked = jax.tree.map(
-        lambda *leaves: np.stack(leaves).reshape(len(sigmas), 1, num_seeds, -1), *sum(rows, [])
+        lambda *leaves: np.stack(leaves).reshape(len(sigmas), 1, num_seeds, -1),
+        *itertools.chain(*rows),
     )
     record = jax.tree.map(lambda leaf: np.repeat(leaf, 2, axis=1), stacked)
     seconds = np.array([0.0, time.perf_counter() - clock])

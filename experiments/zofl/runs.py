@@ -228,10 +228,9 @@ def _check_queries(record: Record, task: Task, chosen_method: Method) -> None:
     start, per_step = chosen_method.queries(task.problem)
     made = record.queries[..., -1].max()
     most = start + per_step * chosen_method.num_steps(task)
-    if (
-        made > task.budget
-        or (record.status == method.RUNNING).all()
-        and not (made == most or chosen_method.most_steps and made <= most)
+    if made > task.budget or (
+        (record.status == method.RUNNING).all()
+        and not (made == most or (chosen_method.most_steps and made <= most))
     ):
         raise RuntimeError(f"{chosen_method.label} made {made} queries on {task.name}, not {most}")
 

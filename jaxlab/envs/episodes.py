@@ -43,7 +43,7 @@ class State(NamedTuple):
 
     physics: PyTree
     obs: PyTree
-    reward: Float[Array, "N *A"]
+    reward: Float[Array, "N ..."]
     terminated: Bool[Array, " N"]
     truncated: Bool[Array, " N"]
     final_obs: PyTree

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 from jaxlab.envs import Env, spaces
 
 
-def evaluate(key: jax.Array, act: Callable[..., jax.Array], env: Env) -> Float[Array, "N *A"]:
+def evaluate(key: jax.Array, act: Callable[..., jax.Array], env: Env) -> Float[Array, "N ..."]:
     """Plays one episode in each environment of a batch.
 
     Args:

@@ -56,7 +56,7 @@ def update_obs_stats(stats: PyTree, obs: PyTree, keep: Bool[Array, " B"] | None 
     return jax.tree.map(lambda s, x: _update(s, x, keep), stats, obs, is_leaf=_is_stats)
 
 
-def _update(stats: ObsStats, obs: Float[Array, "B *O"], keep: Any) -> ObsStats:
+def _update(stats: ObsStats, obs: Float[Array, "B ..."], keep: Any) -> ObsStats:
     obs = obs.astype(stats.mean.dtype)
     features = tuple(range(1, obs.ndim))
     sound = jnp.all(jnp.isfinite(obs * obs), axis=features)

@@ -58,7 +58,8 @@ def rms_up_rope(
     if low.dtype not in FLOATS:
         names = ", ".join(jnp.dtype(d).name for d in FLOATS)
         raise ValueError(f"low and up must be in {names}, got {low.dtype}")
-    if isinstance(theta, (int, float)) and not theta > 0.0 or eps is not None and not eps >= 0.0:
+    known = isinstance(theta, (int, float))
+    if (known and not theta > 0.0) or (eps is not None and not eps >= 0.0):
         raise ValueError(f"theta must be positive and eps not negative, got {theta} and {eps}")
     if low.dtype != up.dtype:
         raise ValueError(f"low and up must share a dtype, got {low.dtype} and {up.dtype}")

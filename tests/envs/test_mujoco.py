@@ -170,7 +170,7 @@ def test_starts_are_gymnasium_s(name):
         assert np.all(np.abs(mine.mean(axis=0) - other.mean(axis=0)) <= error + 1e-6)
         np.testing.assert_allclose(mine.std(axis=0), other.std(axis=0), rtol=0.2, atol=1e-6)
         assert mine.max() <= other.max() + 0.2 and mine.min() >= other.min() - 0.2
-    state, obs = task.reset(jax.random.key(5))
+    _state, obs = task.reset(jax.random.key(5))
     assert np.all(np.isfinite(obs))
 
 
@@ -194,7 +194,7 @@ def test_batches_are_their_members(backend):
     @jax.jit
     def run(keys, action):
         state, _ = jax.vmap(task.reset)(keys)
-        state, obs, reward, end = jax.vmap(task.step)(state, action)
+        state, obs, _reward, _end = jax.vmap(task.step)(state, action)
         twice = jax.vmap(jax.vmap(task.step))(
             *jax.tree.map(lambda x: jnp.stack([x, x]), (state, action))
         )

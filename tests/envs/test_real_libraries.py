@@ -113,7 +113,7 @@ def test_jaxmarl(name, pad, key, library_promotes):
 
     def again(state, key, action):
         actions = {agent: action[i] for i, agent in enumerate(theirs.agents)}
-        obs, after, reward, done, _ = theirs.step_env(jax.random.split(key)[1], state, actions)
+        obs, _after, reward, done, _ = theirs.step_env(jax.random.split(key)[1], state, actions)
         return obs, jnp.stack([reward[a] for a in theirs.agents]), done["__all__"]
 
     obs, reward, done = jax.jit(jax.vmap(jax.vmap(again)))(state, keys, actions)

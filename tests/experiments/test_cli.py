@@ -67,7 +67,7 @@ def test_run_leaves_a_complete_folder(call, tmp_path):
 
 
 def test_flags_override_the_preset(call, tmp_path):
-    status, out, _ = call(
+    status, _out, _ = call(
         "run",
         "toy",
         "--preset=cpu",
@@ -205,7 +205,7 @@ def test_mistakes_are_one_line_and_leave_nothing(call, tmp_path, args, expected)
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "config.json").write_text("{")
     before = sorted(path for path in tmp_path.rglob("*") if path.name != "runs")
-    status, out, err = call(*args)
+    status, _out, err = call(*args)
     assert status == 2
     assert len(err.splitlines()) == 1 and err.startswith("error: ")
     for words in expected:

@@ -48,7 +48,7 @@ def oracle(operands, scales, scale):
             k = k * np.asarray(x)[..., None]
         else:
             v = v * np.asarray(x)[..., None]
-    B, S_q, H, C = q.shape
+    B, S_q, _H, C = q.shape
     out, lse2 = np.zeros(q.shape), np.full(q.shape[:3], -np.inf)
     for b, t in itertools.product(range(B), range(S_q)):
         seen = lens[b] - S_q + 1 + t

@@ -82,7 +82,7 @@ def test_contexts_are_normalized_by_their_own_moments(key):
 @pytest.mark.parametrize("space", [envs.Discrete(3), envs.MultiDiscrete((3, 2))])
 def test_choices_are_legal_uniform_and_integers(key, space):
     env = envs.make_env(choices(space), 20)
-    experience, data, _ = collected(env, key, 800)
+    _experience, data, _ = collected(env, key, 800)
     action = data.action.reshape(800, -1)
     assert data.action.dtype == np.int32
     assert data.action.shape == ((800,) if isinstance(space, envs.Discrete) else (800, 2))

@@ -107,8 +107,7 @@ def test_modes_that_one_step_averages(optax_promotes, key):
         drawn = generators.draw(
             key, generator, params, jnp.zeros((1, 1)), num_particles=4000, num_steps=num_steps
         )[:, 0, 0]
-        near = [np.mean(np.abs(np.asarray(drawn) - m) < 0.3) for m in (-0.7, 0.0, 0.7)]
-        return near
+        return [np.mean(np.abs(np.asarray(drawn) - m) < 0.3) for m in (-0.7, 0.0, 0.7)]
 
     flow = generators.make_flow(1, 1, **FAST)
     params = fit(flow, two, jnp.ones_like, steps=3000)

@@ -106,7 +106,7 @@ def test_common_noise_cancels_and_fresh_noise_does_not(key):
             0.5,
             key,
             central=central,  # noqa: B023
-            common_noise=common,  # noqa: B023
+            common_noise=common,
         )[1][0]
         np.testing.assert_allclose(run(True), [1.0, 0.0], atol=1e-5)
         assert np.abs(run(False) - np.array([1.0, 0.0])).min() > 1e-2

@@ -38,7 +38,7 @@ def test_equalities_as_pairs_of_inequalities(x64):
 
 def test_scaling_divides_by_the_values_at_the_start(x64):
     p = hock_schittkowski.hs("HS71")
-    f0, h0 = p.exact(p.x0)
+    _f0, h0 = p.exact(p.x0)
     s = problem.scaled(p)
     x = p.x0 + 0.3
     f, h = p.exact(x)

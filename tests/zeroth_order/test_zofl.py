@@ -246,7 +246,7 @@ def test_slack_form_reaches_the_optimum_and_clip_does_not(key, x64, name):
         algorithm = zofl.make_zofl(problem, ZOFLConfig(ineq=ineq, kind="exact"))
         state, _ = jax.jit(
             lambda k, a=algorithm: method.run(a, k, num_steps=num_steps, log_every=num_steps)
-        )(key)  # noqa: E501
+        )(key)
         gaps[ineq] = abs(float(problem.exact(state.x)[0]) - problem.f_star)
     assert gaps["slack"] < 1e-5 * abs(problem.f_star)
     if name == "HS43":
@@ -287,7 +287,7 @@ def test_clipped_bounds_stop_short_of_the_optimum(key, x64):
         algorithm = zofl.make_zofl(problem, ZOFLConfig(bounds=bounds, kind="exact", eta=0.1))
         state, _ = jax.jit(lambda k, a=algorithm: method.run(a, k, num_steps=3000, log_every=3000))(
             key
-        )  # noqa: E501
+        )
         f, h = problem.exact(state.x)
         ends[bounds] = max(abs(float(f) - problem.f_star), float(jnp.abs(h[0])), float(h[1]))
     assert ends["constraints"] < 1e-6

@@ -3,6 +3,7 @@
 Everything here has exact derivatives; source of the problems and settings: arXiv:2503.12665.
 """
 
+import itertools
 import math
 import pathlib
 from typing import NamedTuple
@@ -207,7 +208,7 @@ def gain_part(config: Config, out: pathlib.Path, *, updates: int = 10_000) -> Pa
         below = [i for i, gain in enumerate(published.QCQP_GAINS) if ETA * gain < 2.0]
         spread = float(np.ptp(f[below, -1]) / abs(f[1, -1]))
         times = [math.inf if (first := reached[i]) is None else first for i in below]
-        faster = all(a >= b for a, b in zip(times, times[1:], strict=False))
+        faster = all(a >= b for a, b in itertools.pairwise(times))
         rows.append(
             Row(
                 "T1: a larger gain K makes the violation decay faster and leads to the same "

@@ -89,7 +89,7 @@ def poisson_glm(
         raise ValueError(
             f"design must be [T, P] and counts [T], got {design.shape} and {counts.shape}"
         )
-    num_days, num_params = design.shape
+    num_params = design.shape[1]
     if iterations < 1:
         raise ValueError(f"iterations must be at least 1, got {iterations}")
     counts, weight, offset = prepare_counts(counts, weight, offset, exposure)

@@ -259,7 +259,7 @@ def warm_mask(
     settings.check_name("warmup", warmup, settings.Warmup)
     smax = jnp.asarray(smax)
     first = smax if warmup == "drop" else jnp.zeros_like(smax)
-    shape = smax.shape + (num_days,)
+    shape = (*smax.shape, num_days)
     day = jnp.broadcast_to(jnp.arange(num_days, dtype=smax.dtype), shape)
     return day >= jnp.broadcast_to(first[..., None], shape)
 

@@ -6,6 +6,7 @@ One row per stay (site, admission date, length of stay), as in arXiv:2510.02852.
 import csv
 import datetime
 import os
+import pathlib
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -133,7 +134,7 @@ def write_rejects(path: str | os.PathLike, rejects: Rejects) -> None:
     Corrected in place, the file can be given to `read_stays` again: the two leading columns are
     ignored there.
     """
-    with open(path, "w", newline="", encoding="utf-8") as file:
+    with pathlib.Path(path).open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(("row", "reason", *rejects.header))
         for row, reason, cells in zip(rejects.rows, rejects.reasons, rejects.lines, strict=True):

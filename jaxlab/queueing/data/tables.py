@@ -6,6 +6,7 @@ Format: RFC 4180 (comma-separated, double quotes), one header line, ISO 8601 dat
 import csv
 import datetime
 import os
+import pathlib
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -38,7 +39,7 @@ def rows(path: str | os.PathLike, encoding: str) -> Iterator[tuple[int, list[str
         ValueError: if the file cannot be decoded or is not CSV.
     """
     try:
-        with open(path, newline="", encoding=encoding) as file:
+        with pathlib.Path(path).open(newline="", encoding=encoding) as file:
             reader = csv.reader(file)
             for row in reader:
                 if row:
@@ -105,7 +106,7 @@ def write_table(path: str | os.PathLike, columns: Mapping[str, Sequence | np.nda
     sizes = {name: len(text) for name, text in cells.items()}
     if len(set(sizes.values())) > 1:
         raise ValueError(f"the columns differ in length: {sizes}")
-    with open(path, "w", newline="", encoding="utf-8") as file:
+    with pathlib.Path(path).open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(cells)
         writer.writerows(zip(*cells.values(), strict=True))

@@ -197,7 +197,7 @@ def has_mean(
     (kappa,) = as_floats(kappa)
     if isinstance(family, str):
         law = law_name(family)
-        return (kappa > 1.0) | (law not in VARIANTS + ("burr",))
+        return (kappa > 1.0) | (law not in (*VARIANTS, "burr"))
     return (kappa > 1.0) | (jnp.asarray(family) < FAMILIES.index("fisk"))
 
 

@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 import html.parser
+import itertools
 import re
 
 import pytest
@@ -92,7 +93,7 @@ def test_page_is_sound_and_self_contained(run, missing):
     # Headings go down one level at a time.
     levels = [int(tag[1]) for tag, _, _ in page.elements if re.fullmatch(r"h[1-6]", tag)]
     assert levels[0] == 1
-    assert all(after - before <= 1 for before, after in zip(levels, levels[1:], strict=False))
+    assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
     assert "url(" not in report.page([run]) and "@import" not in report.page([run])
 
 

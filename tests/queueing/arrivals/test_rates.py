@@ -17,7 +17,7 @@ from jaxlab.queueing.arrivals import decomposition, glm, rates
 def _seasonal_counts(seed, num_days, level=2.65, amplitude=0.3, shape=()):
     day = np.arange(num_days)
     rate = level * np.exp(amplitude * np.sin(2 * np.pi * day / 365.25) + 0.1 * (day % 7 < 5))
-    return np.random.default_rng(seed).poisson(rate, shape + (num_days,)).astype(float), rate
+    return np.random.default_rng(seed).poisson(rate, (*shape, num_days)).astype(float), rate
 
 
 def _check_derivatives(function, args, tol):

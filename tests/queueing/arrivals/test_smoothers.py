@@ -12,7 +12,7 @@ from jaxlab.queueing.arrivals import decomposition, glm, rates, smoothers
 def _seasonal_counts(seed, num_days, level=2.65, amplitude=0.3, shape=()):
     day = np.arange(num_days)
     rate = level * np.exp(amplitude * np.sin(2 * np.pi * day / 365.25) + 0.1 * (day % 7 < 5))
-    return np.random.default_rng(seed).poisson(rate, shape + (num_days,)).astype(float), rate
+    return np.random.default_rng(seed).poisson(rate, (*shape, num_days)).astype(float), rate
 
 
 def _check_derivatives(function, args, tol):
@@ -190,7 +190,7 @@ def test_blocked_folds_partition_the_days():
 def test_both_criteria_are_nearly_the_best_of_the_grid():
     counts, truth = _seasonal_counts(24, 1461, level=4.0)
     weekday = 0.1 * (np.arange(1461) % 7 < 5)
-    grid = tuple(10.0**k for k in range(0, 11))
+    grid = tuple(10.0**k for k in range(11))
     n, offset = jnp.asarray(counts, jnp.float32), jnp.asarray(weekday, jnp.float32)
 
     @jax.jit

@@ -143,7 +143,7 @@ def test_switching_stays_within_its_tolerance(key, equality):
     p = projection(jnp.float32, equality=equality)
     alpha, tau = 0.01, 1e-3
     algorithm = penalty.make_switching(p._replace(x0=jnp.asarray(Z, jnp.float32)), alpha=alpha)
-    state, path = jax.jit(
+    _state, path = jax.jit(
         lambda key: method.run(algorithm, key, num_steps=800, observe=lambda s: s.x)
     )(key)
     tail = np.asarray(path, np.float64)[300:]

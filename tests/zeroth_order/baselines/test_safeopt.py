@@ -104,7 +104,7 @@ def test_decisions_equal_a_brute_force_search(x64, key):
         )
 
     lengthscale = np.array([0.35, 0.5])
-    state, (path, share) = jax.jit(run)(key, lengthscale, amplitude, jnp.asarray(beta))
+    _state, (path, share) = jax.jit(run)(key, lengthscale, amplitude, jnp.asarray(beta))
 
     axes = np.linspace(0.0, 2.0, 9), np.linspace(-1.0, 1.0, 9)
     grid = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 2)
