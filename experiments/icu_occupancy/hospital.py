@@ -82,8 +82,9 @@ def measure(
 def about_study(study: q.Study) -> dict[str, Any]:
     """Returns all that the plan of a study depends on, the patients as a digest."""
     stays = study.stays
-    columns = b"".join(np.ascontiguousarray(column).tobytes() for column in stays[:5])
-    labels = repr((stays.num_days, stays.site_names, stays.origin)).encode()
+    columns = b"".join(np.ascontiguousarray(column).tobytes() for column in stays[:7])
+    labels = (stays.num_days, stays.site_names, stays.origin, stays.windows.tolist())
+    labels = repr(labels).encode()
     digest = hashlib.sha256(columns + labels).hexdigest()
     return result.encode(
         {"stays": digest, "queue": study.queue._asdict(), "rules": study.rules._asdict()}

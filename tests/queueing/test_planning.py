@@ -75,7 +75,9 @@ def test_interval_leaves_out_draws_without_a_law():
 def test_studies_that_cannot_be_are_named(study):
     stays = study.stays
     empty = stays._replace(
-        **{name: getattr(stays, name)[:0] for name in stays._fields[:5]}, num_sites=0, site_names=()
+        **{name: getattr(stays, name)[:0] for name in (*stays._fields[:7], "windows")},
+        num_sites=0,
+        site_names=(),
     )
     with pytest.raises(ValueError, match="at least one patient, got none"):
         q.plan_study(empty)

@@ -19,14 +19,24 @@ class Stays(NamedTuple):
 
     Attributes:
         site: `[N]` int32, index into `site_names`.
-        day: `[N]` int32, admission day, days since `origin`.
-        los: `[N]` float64, length of stay in days, > 0 (time to the end of the data if censored).
-        event: `[N]` bool, True if discharged or died, False if censored (still in bed).
+        day: `[N]` int32, admission day, days since `origin`. A patient admitted before the window
+            of the site, on a negative day perhaps, was in bed when it opened: counted in the census
+            and not among the admissions.
+        los: `[N]` float64, length of stay in days (time to the end of the data if censored); > 0,
+            or 0 for a same-day stay `by_date`.
+        event: `[N]` bool, True if discharged or died, False if censored (still in bed at the end of
+            the data).
         discharge_day: `[N]` int32, days since `origin`; -1 where no discharge date is given.
+        offset: `[N]` float64, time of admission within its day as a share in [0, 1), NaN where only
+            the date is known.
+        by_date: `[N]` bool, True where `los` is a whole number of days that came from dates or an
+            integer column: the true stay is known only to lie in an interval.
         num_sites: number of sites.
-        num_days: days from `origin` to the last admission, both included.
+        num_days: days from `origin` to the end of the data, both included.
         site_names: name of each site.
         origin: calendar date of day 0, the first admission unless a window was asked for.
+        windows: `[I, 2]` int32, first and last day (both included) of each site's own window, days
+            since `origin`.
     """
 
     site: np.ndarray
@@ -34,10 +44,13 @@ class Stays(NamedTuple):
     los: np.ndarray
     event: np.ndarray
     discharge_day: np.ndarray
+    offset: np.ndarray
+    by_date: np.ndarray
     num_sites: int
     num_days: int
     site_names: tuple[str, ...]
     origin: datetime.date
+    windows: np.ndarray
 
 
 class Rejects(NamedTuple):
@@ -91,26 +104,44 @@ class Processed(NamedTuple):
 
 
 def take_site(stays: Stays, site: int) -> Stays:
-    """Returns one site's stays over its own contiguous range, first to last admission.
-
-    Source: arXiv:2510.02852, each unit is analyzed from its first to its last admission date.
-    """
+    """Returns one site's stays over its own window, whose first day becomes day 0."""
     mask = stays.site == site
     if not mask.any():
         raise ValueError(f"no stays at site {site}; the stays have {stays.num_sites} sites")
     day, discharge = stays.day[mask], stays.discharge_day[mask]
-    first = day.min()
+    first, last = stays.windows[site]
     return Stays(
         site=np.zeros(day.size, np.int32),
         day=day - first,
         los=stays.los[mask],
         event=stays.event[mask],
-        discharge_day=np.where(discharge >= 0, discharge - first, np.int32(-1)),
+        discharge_day=np.where(discharge >= first, discharge - first, np.int32(-1)),
+        offset=stays.offset[mask],
+        by_date=stays.by_date[mask],
         num_sites=1,
-        num_days=int(day.max() - first) + 1,
+        num_days=int(last - first) + 1,
         site_names=(stays.site_names[site],),
         origin=stays.origin + datetime.timedelta(days=int(first)),
+        windows=np.array([[0, last - first]], np.int32),
     )
+
+
+def own_windows(day: np.ndarray, site: np.ndarray, num_sites: int) -> np.ndarray:
+    """Returns `[I, 2]` int32 windows from each site's first to its last admission, both included.
+
+    A site without a patient gets an empty window, `(0, -1)`.
+
+    Source: arXiv:2510.02852, each unit is analyzed from its first to its last admission date.
+    """
+    first, last = np.full(num_sites, np.iinfo(np.int32).max), np.full(num_sites, -1)
+    np.minimum.at(first, site, day)
+    np.maximum.at(last, site, day)
+    return np.stack([np.where(last < first, 0, first), last], axis=1).astype(np.int32)
+
+
+def one_window(num_sites: int, num_days: int) -> np.ndarray:
+    """Returns `[I, 2]` int32 windows that all span days 0..num_days-1."""
+    return np.tile(np.array([0, num_days - 1], np.int32), (num_sites, 1))
 
 
 def pooled_by_site(stays: Stays, *, multiple: int = 1024) -> Patients:

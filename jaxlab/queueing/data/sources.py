@@ -312,17 +312,20 @@ def load_sir3(
 
 
 def _stays(site, day, los, event, names, num_days, origin):
-    """Stays without discharge dates."""
+    """Stays without discharge dates; whole ones are days that were counted."""
     return records.Stays(
         site=site.astype(np.int32),
         day=day.astype(np.int32),
         los=los,
         event=event,
         discharge_day=np.full(los.size, -1, np.int32),
+        offset=np.full(los.size, np.nan),
+        by_date=np.full(los.size, bool(np.all(los == np.floor(los)))),
         num_sites=len(names),
         num_days=num_days,
         site_names=names,
         origin=origin,
+        windows=records.one_window(len(names), num_days),
     )
 
 

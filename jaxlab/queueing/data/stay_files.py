@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from jaxlab.queueing.data import tables
+from jaxlab.queueing.data import records, tables
 from jaxlab.queueing.data.records import Rejects, Stays
 
 REASONS = {
@@ -210,16 +210,26 @@ def _stays(accepted, start, end):
     last = int(day.max(initial=first - 1)) if end is None else (end - tables.DAY_0).days
     if not accepted:
         first, last = 0, -1
+    index = np.fromiter((code[name] for name in site), np.int32, len(site))
+    day, los = (day - first).astype(np.int32), np.array(los, np.float64)
+    windows = records.own_windows(day, index, len(names))
+    if start is not None:
+        windows[:, 0] = 0
+    if end is not None:
+        windows[:, 1] = last - first
     return Stays(
-        site=np.fromiter((code[name] for name in site), np.int32, len(site)),
-        day=(day - first).astype(np.int32),
-        los=np.array(los, np.float64),
+        site=index,
+        day=day,
+        los=los,
         event=np.array(event, bool),
         discharge_day=np.fromiter(
             (-1 if d is None else d - first for d in discharge), np.int32, len(discharge)
         ),
+        offset=np.full(len(site), np.nan),
+        by_date=np.full(los.size, bool(np.all(los == np.floor(los)))),
         num_sites=len(names),
         num_days=last - first + 1,
         site_names=names,
         origin=tables.DAY_0 + datetime.timedelta(days=first),
+        windows=windows,
     )

@@ -246,10 +246,13 @@ def calgary_like(
         los=np.maximum(los, 1e-9),
         event=np.ones(day.size, bool),
         discharge_day=np.full(day.size, -1, np.int32),
+        offset=np.full(day.size, np.nan),
+        by_date=np.zeros(day.size, bool),
         num_sites=len(sites),
         num_days=num_days,
         site_names=tuple(unit.name for unit in sites),
         origin=origin,
+        windows=records.one_window(len(sites), num_days),
     )
 
 
