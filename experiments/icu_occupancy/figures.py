@@ -34,7 +34,7 @@ def draw(
     dates = records.dates(stays.origin, stays.num_days)
     busiest = int(np.argmax(series.rate))
     parts = series.arrivals.result
-    names = stays.site_names
+    names = [_literal(name) for name in stays.site_names]
     files = {
         key: f"{prefix}{key}.png"
         for key in ("decomposition", "survival", "occupancy", "risk", "beds")
@@ -260,6 +260,11 @@ def bed_counts(
                 *axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2
             )
         drawing.save(figure, path)
+
+
+def _literal(name: str) -> str:
+    """Returns the name of a site as a picture shows it: no mathematics, and not too long."""
+    return (name if len(name) <= 40 else f"{name[:38]}…").replace("$", r"\$")
 
 
 def _survival_curves(

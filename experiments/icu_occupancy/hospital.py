@@ -1,16 +1,18 @@
 """What is computed for one hospital beyond its plan: intervals and a simulation, unit by unit."""
 
+import datetime
 import functools
 import hashlib
 import math
 import pathlib
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.harness import result, units
+from experiments.harness import flags, result, units
+from experiments.harness.result import Part, Table
 from experiments.harness.units import Unit
 from experiments.icu_occupancy import Config
 from jaxlab import queueing as q
@@ -43,6 +45,119 @@ def settings_of(config: Config) -> tuple[q.QueueModel, q.BedRules]:
     """Returns how the configuration reads the data and counts beds."""
     queue = q.QueueModel(variant=config.variant, convention=config.convention, warmup=config.warmup)
     return queue, q.BedRules(gamma=config.gamma)
+
+
+def read(config: Config) -> tuple[q.Stays, q.Rejects]:
+    """Reads the CSV as the flags say.
+
+    Raises:
+        ValueError: if it cannot be read so, or hours are asked for and it has dates alone.
+    """
+    start, end = (
+        None if day is None else datetime.date.fromisoformat(day)
+        for day in (config.start, config.end)
+    )
+    stays, rejects = q.read_stays(
+        str(config.data),
+        strict=config.strict,
+        start=start,
+        end=end,
+        duplicates=config.duplicates,
+        id_column=config.id_column,
+        date_format=config.date_format,
+        separator=config.separator,
+        encoding=config.encoding,
+        max_stay=config.max_stay,
+        max_gap=config.max_gap,
+    )
+    unknown = int(np.isnan(stays.offset).sum())
+    if config.bin == "1h" and unknown:
+        raise ValueError(
+            f"bin 1h needs times of admission, such as 2023-05-31 08:00; {unknown} of "
+            f"{stays.offset.size} stays have a date alone"
+        )
+    return stays, rejects
+
+
+def refuse(rejects: q.Rejects, config: Config, out: pathlib.Path) -> NoReturn:
+    """Ends a run on a file of which no row can be used: its rejects are kept, and counted."""
+    q.write_rejects(out / "rejects.csv", rejects)
+    counts = "; ".join(
+        f"{count} {reason} ({q.REASONS[reason]})" for reason, count in rejects.counts().items()
+    )
+    raise flags.Mistake(
+        f"no row of {config.data} can be used: {counts}. {out / 'rejects.csv'} holds them"
+    )
+
+
+def about_file(rejects: q.Rejects, out: pathlib.Path) -> Part:
+    """Says how a file was read and which of its rows were not used."""
+
+    def lines(reason: str) -> str:
+        pairs = zip(rejects.rows, rejects.reasons, strict=True)
+        return ", ".join(str(row) for row, why in pairs if why == reason)[:60]
+
+    shown = []
+    if rejects.notices:
+        notices = tuple((notice,) for notice in rejects.notices)
+        shown.append(Table("How the file was read", ("Notice",), notices))
+    if rejects.rows.size:
+        q.write_rejects(out / "rejects.csv", rejects)
+        found = tuple((why, count, lines(why)) for why, count in rejects.counts().items())
+        shown.append(
+            Table(
+                "Rows set aside",
+                ("Reason", "Rows", "First rows"),
+                found,
+                "These rows were not used; rejects.csv in the run folder holds them with their "
+                "reasons.",
+            )
+        )
+    return Part(tables=tuple(shown))
+
+
+def in_short(rejects: q.Rejects | None) -> str:
+    """Says beside the bed number what of the file bears on it."""
+    said = ""
+    if rejects is not None and rejects.rows.size:
+        said += f" {rejects.rows.size:,} rows of the file were set aside."
+    if rejects is not None and rejects.num_alike:
+        said += f" {rejects.num_alike:,} rows equal an earlier one and count as other patients."
+    return said
+
+
+def by_the_hour(stays: q.Stays, config: Config, out: pathlib.Path) -> Part:
+    """Shows how full each site was by the hour of the day, and keeps the series."""
+    with jax.enable_x64(True):
+        census = q.observed_census(
+            stays.day,
+            stays.site,
+            stays.los,
+            stays.num_sites,
+            stays.num_days,
+            offset=stays.offset,
+            convention=config.convention,
+            bin="1h",
+        )
+    census, names = np.asarray(census), np.asarray(stays.site_names)
+    days = np.arange(stays.num_days)
+    inside = (days >= stays.windows[:, :1]) & (days <= stays.windows[:, 1:])
+    site, hour = np.nonzero(np.repeat(inside, 24, axis=1))
+    columns = {
+        "site": names[site],
+        "hour": (np.datetime64(stays.origin, "h") + hour).astype(str),
+        "observed_census": census[site, hour],
+    }
+    q.write_table(out / "occupancy_by_hour.csv", columns)
+    rows = []
+    for i in np.flatnonzero(inside.any(axis=1)):
+        mean = census[i].reshape(-1, 24)[inside[i]].mean(axis=0)
+        rows.append((str(names[i]), *(round(float(x), 1) for x in (*mean[::3], mean.max()))))
+    header = ("Site", *(f"{h:02}:00" for h in range(0, 24, 3)), "Fullest hour")
+    note = (
+        "Means over the site's own window; occupancy_by_hour.csv in the run folder has every hour."
+    )
+    return Part(tables=(Table("Patients in bed by the hour, observed", header, tuple(rows), note),))
 
 
 def measure(

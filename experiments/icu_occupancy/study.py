@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from experiments.harness import result
-from experiments.harness.result import Part, Result, Table
+from experiments.harness.result import Part, Result
 from experiments.icu_occupancy import Config, figures, hospital, published, rows
 from experiments.icu_occupancy.parts import demonstration, null, projection, published_tables, sir3
 from jaxlab import queueing as q
@@ -31,6 +31,8 @@ LIMITS = (
 def run(config: Config, out: pathlib.Path) -> Result:
     """Runs the planning study, then whatever of the reproduction the configuration asks for."""
     stays, rejects, where, source = _stays(config)
+    if rejects is not None and not stays.num_sites:
+        hospital.refuse(rejects, config, out)
     if config.beds and len(config.beds) != stays.num_sites:
         raise ValueError(
             f"--beds names {len(config.beds)} sites, the data have {stays.num_sites}: "
@@ -39,9 +41,10 @@ def run(config: Config, out: pathlib.Path) -> Result:
     queue, rules = hospital.settings_of(config)
     study = q.plan_study(stays, queue=queue, rules=rules)
     parts = [_plan(study, config, out, where)]
-    if rejects is not None and rejects.rows.size:
-        q.write_rejects(out / "rejects.csv", rejects)
-        parts.append(_rejected(rejects))
+    if config.bin == "1h":
+        parts.append(hospital.by_the_hour(stays, config, out))
+    if rejects is not None:
+        parts.append(hospital.about_file(rejects, out))
     if config.data is None:
         parts.append(demonstration.run(config, out))
         if config.num_seeds:
@@ -58,7 +61,7 @@ def run(config: Config, out: pathlib.Path) -> Result:
         title="ICU bed planning",
         summary=f"{len(stays.day):,} stays at {stays.num_sites} sites over {stays.num_days} days, "
         f"from {source}: the rule for a 5 % overflow risk asks for {beds.risk[0].sum()} beds, "
-        f"the usual 85 % rule for {beds.rule85.sum()}.",
+        f"the usual 85 % rule for {beds.rule85.sum()}.{hospital.in_short(rejects)}",
         paper=published.PAPER,
         interval_label="interval; the note says of what",
     )
@@ -67,7 +70,7 @@ def run(config: Config, out: pathlib.Path) -> Result:
 def _stays(config: Config) -> tuple[q.Stays, q.Rejects | None, str, str]:
     """Reads or draws the patients; says where they are from, in a word and in a sentence."""
     if config.data is not None:
-        stays, rejects = q.read_stays(config.data, strict=config.strict)
+        stays, rejects = hospital.read(config)
         return stays, rejects, pathlib.Path(config.data).name, f"the stays in {config.data}"
     stays = q.births_with_los(
         config.seed, start=datetime.date(1980, 1, 1), num_days=config.num_days, jitter=True
@@ -91,18 +94,6 @@ def _plan(study: q.Study, config: Config, out: pathlib.Path, where: str) -> Part
     )
     stated = rows.headline_rows(measured, where, compare=config.data is None)
     return Part(stated, figures.draw(measured, out, actual=config.beds), shown)
-
-
-def _rejected(rejects: q.Rejects) -> Part:
-    """Lists the rows of the file that were not used."""
-
-    def lines(reason: str) -> str:
-        pairs = zip(rejects.rows, rejects.reasons, strict=True)
-        return ", ".join(str(row) for row, why in pairs if why == reason)[:60]
-
-    found = tuple((reason, count, lines(reason)) for reason, count in rejects.counts().items())
-    note = "These rows were not used; rejects.csv in the run folder holds them with their reasons."
-    return Part(tables=(Table("Rows set aside", ("Reason", "Rows", "First rows"), found, note),))
 
 
 def _write_tables(measured: hospital.Measured, out: pathlib.Path) -> None:

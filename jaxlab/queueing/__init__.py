@@ -115,7 +115,7 @@ from jaxlab.queueing.data.sources import (
     read_sir3,
     real_los,
 )
-from jaxlab.queueing.data.stay_files import read_stays, write_rejects, write_stays
+from jaxlab.queueing.data.stay_files import REASONS, read_stays, write_rejects, write_stays
 from jaxlab.queueing.data.tables import write_table
 from jaxlab.queueing.data.tasks import CALGARY_SITES, SCENARIOS, calgary_like, calgary_rates, demo5
 from jaxlab.queueing.forecast import (
@@ -220,6 +220,7 @@ __all__ = [
     "read_stays",
     "write_stays",
     "write_rejects",
+    "REASONS",
     "read_processed",
     "write_processed",
     "write_table",

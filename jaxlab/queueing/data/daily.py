@@ -4,7 +4,7 @@ The daily series of arXiv:2510.02852: admissions n[t], mean length of stay m[t] 
 admitted on day t, and the number of patients in bed on each calendar day.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,8 +18,14 @@ ROUNDING_DAYS = 1e-6
 """A stay longer than a whole number of days by less than this (0.09 s) counts as whole."""
 
 
+Bin = Literal["1d", "1h"]
+"""Length of the steps of a series: a day or an hour."""
+BINS = {"1d": 1, "1h": 24}
+"""Steps of a day."""
+
+
 class DailySeries(NamedTuple):
-    """Daily series of `I` sites over `T` days.
+    """Daily series of `I` sites over `T` days; hourly ones have 24 times as many steps.
 
     Attributes:
         counts: `[I, T]` admissions per day n[t] (sum of weights).
@@ -40,9 +46,11 @@ def stays_to_daily(
     num_sites: int,
     num_days: int,
     *,
+    offset: Float[ArrayLike, " N"] | None = None,
     weight: Float[ArrayLike, " N"] | None = None,
+    bin: Bin = "1d",
 ) -> DailySeries:
-    """Counts admissions and averages their lengths of stay, per site and day.
+    """Counts admissions and averages their lengths of stay, per site and day (or hour).
 
     Days without admission take the mean length of stay by linear interpolation between the days
     that have one, constant before the first and after the last.
@@ -54,18 +62,22 @@ def stays_to_daily(
         los: `[N]` length of stay, days; sets the dtype of the result.
         num_sites: I.
         num_days: T.
+        offset: `[N]` time of admission within its day, in [0, 1); needed by the hour.
         weight: `[N]` patient weights, 0 for padding; default 1. Padding needs a finite `los`.
+        bin: "1d", or "1h" for a series by the hour; a NaN in `offset` then makes its site NaN.
 
     Returns:
-        The daily series.
+        The series; lengths of stay are days in any case.
 
     Raises:
-        ValueError: if shapes or dtypes do not fit (at trace time).
+        ValueError: if shapes or dtypes do not fit, or `offset` is missing (at trace time).
 
     Source: arXiv:2510.02852, data preparation.
     """
     day, site, los, weight = _patients(day, site, los, weight)
-    shape = _shape(num_sites, num_days)
+    shape = _shape(num_sites, num_days, bin)
+    if BINS[bin] > 1:
+        day, _, weight = _by_hour(day, offset, weight, BINS[bin])
     counts = _sum_by_day(day, site, weight, shape)
     total = _sum_by_day(day, site, weight * los, shape)
     has = counts > 0
@@ -115,8 +127,9 @@ def observed_census(
     convention: settings.Convention = "ceil",
     offset: Float[ArrayLike, " N"] | None = None,
     weight: Float[ArrayLike, " N"] | None = None,
+    bin: Bin = "1d",
 ) -> Float[Array, "I T"]:
-    """Counts the patients in bed on each calendar day.
+    """Counts the patients in bed on each calendar day, or in each hour.
 
     A patient admitted at `a = day + offset` leaves at `a + los`. The conventions:
 
@@ -125,11 +138,14 @@ def observed_census(
     * "touch": in bed at any time of the day.
     * "bed_days": share of the day spent in bed.
 
-    If the time of admission is unknown (`offset=None`) the last three give the expected census for
-    an admission uniform in the day, fractions included, which is what the model's kernels of the
-    same names assume. Discharge dates, where given, replace the length of stay: "ceil" and
-    "midnight" count the days up to, not including, that date and "touch" includes it; "bed_days"
-    always uses `los`.
+    If the time of admission is unknown (`offset=None`, or NaN for a patient) the last three give
+    the expected census for an admission uniform in the day, fractions included, which is what the
+    model's kernels of the same names assume. Discharge dates, where given, replace the length of
+    stay: "ceil" and "midnight" count the days up to, not including, that date and "touch" includes
+    it; "bed_days" always uses `los`.
+
+    By the hour the conventions are read with "hour" for "day", times must be known (a NaN in
+    `offset` makes its site NaN) and discharge dates are not looked at.
 
     Args:
         day: `[N]` admission day; before day 0 is allowed (already in bed when the window opens).
@@ -141,33 +157,39 @@ def observed_census(
         convention: one of `settings.Convention`.
         offset: `[N]` time of admission within the day, in [0, 1).
         weight: `[N]` patient weights, 0 for padding; default 1.
+        bin: "1d", or "1h" for a census by the hour.
 
     Returns:
-        `[I, T]` beds occupied. In a long window each patient adds up to `ceil(los)`, `los`,
-        `los + 1` and `los` bed-days under the four conventions (unknown offset, no discharge date).
+        `[I, T]` beds occupied, `[I, 24 T]` by the hour. In a long window each patient adds up to
+        `ceil(los)`, `los`, `los + 1` and `los` bed-days under the four conventions (unknown offset,
+        no discharge date).
 
     Raises:
         ValueError: if the convention is unknown or shapes or dtypes do not fit (at trace time).
     """
     settings.check_name("convention", convention, settings.Convention)
     day, site, los, weight = _patients(day, site, los, weight)
-    shape = _shape(num_sites, num_days)
+    shape = _shape(num_sites, num_days, bin)
+    if BINS[bin] > 1:
+        day, offset, weight = _by_hour(day, offset, weight, BINS[bin])
+        los, discharge_day = los * BINS[bin], None
+    offset = jnp.full_like(los, jnp.nan) if offset is None else jnp.asarray(offset)
+    offset = _like("offset", offset, day).astype(los.dtype)
+    timed = ~jnp.isnan(offset)
+    offset = jnp.where(timed, offset, 0.0)
     one = jnp.ones_like(los)
-    if offset is not None:
-        offset = _like("offset", jnp.asarray(offset), day).astype(los.dtype)
     # Each patient is a sum of steps (lag in days after admission, mass): up on entry, down on exit.
     up, last = [(0 * day, one)], 0
     if convention == "ceil":
         down = [(_lag(whole_days(los)), one)]
     elif convention == "bed_days":
-        up, down = _bed_day_steps(day, los, offset)
+        up, down = _bed_day_steps(day, los, offset, timed)
     else:
         last = 1 if convention == "touch" else 0
-        if offset is None:
-            lag, rest = _split(los)
-            down = [(lag + last, 1 - rest), (lag + last + 1, rest)]
-        else:
-            down = [(_lag(whole_days(offset + los)) + (last - 1), one)]
+        lag, rest = _split(los)  # a uniform time of admission: the exit falls on two days
+        rest = jnp.where(timed, 0.0, rest)
+        lag = jnp.where(timed, _lag(whole_days(offset + los)) - 1, lag)
+        down = [(lag + last, 1 - rest), (lag + last + 1, rest)]
     if discharge_day is not None and convention != "bed_days":
         discharge = _like("discharge_day", jnp.asarray(discharge_day), day).astype(jnp.int32)
         known = discharge >= 0
@@ -230,17 +252,30 @@ def individual_variance(
     return jnp.maximum(fill_days(variance, known), floor)
 
 
-def _bed_day_steps(day, los, offset):
+def _bed_day_steps(day, los, offset, timed):
     """Returns the steps of the share of each day spent in bed."""
-    if offset is not None:
-        lag, rest = _split(offset + los)
-        up = [(0 * day, 1 - offset), (0 * day + 1, offset)]
-        return up, [(lag, 1 - rest), (lag + 1, rest)]
-    # Uniform entry: half of day 0 on average. The exit k + f + U spreads over three days.
-    half = 0.5 * jnp.ones_like(los)
-    lag, f = _split(los)
-    up = [(0 * day, half), (0 * day + 1, half)]
-    return up, [(lag, (1 - f) ** 2 / 2), (lag + 1, 0.5 + f - f**2), (lag + 2, f**2 / 2)]
+    begin = jnp.where(timed, offset, 0.5)  # uniform entry: half of day 0 on average
+    up = [(0 * day, 1 - begin), (0 * day + 1, begin)]
+    lag, f = _split(jnp.where(timed, offset + los, los))
+    # The exit of a uniform entry, k + f + U, spreads over three days.
+    first = jnp.where(timed, 1 - f, (1 - f) ** 2 / 2)
+    third = jnp.where(timed, 0.0, f**2 / 2)
+    return up, [(lag, first), (lag + 1, 1 - first - third), (lag + 2, third)]
+
+
+def _by_hour(day, offset, weight, steps):
+    """Returns the step of each admission, its time within the step, and weights.
+
+    A patient without a time weighs NaN: better no series than one that is made up.
+    """
+    if offset is None:
+        raise ValueError("bin='1h' needs offset=, the time of each admission within its day")
+    offset = _like("offset", jnp.asarray(offset), day).astype(weight.dtype)
+    timed = ~jnp.isnan(offset)
+    time = steps * jnp.where(timed, offset, 0.0)
+    step = jnp.floor(time + steps * ROUNDING_DAYS)
+    weight = jnp.where(timed | (weight == 0), weight, jnp.nan)
+    return steps * day + step.astype(jnp.int32), jnp.maximum(time - step, 0.0), weight
 
 
 def _split(los):
@@ -265,10 +300,11 @@ def _sum_by_day(day, site, value, shape):
     return jnp.zeros(shape, value.dtype).at[site, column].add(value, mode="drop")
 
 
-def _shape(num_sites, num_days):
+def _shape(num_sites, num_days, bin="1d"):
+    settings.check_name("bin", bin, Bin)
     if num_sites < 1 or num_days < 1:
         raise ValueError(f"need num_sites and num_days of at least 1, got {num_sites}, {num_days}")
-    return num_sites, num_days
+    return num_sites, BINS[bin] * num_days
 
 
 def _patients(day, site, los, weight):

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlab.queueing.census import occupancy
-from jaxlab.queueing.data import records, tables
+from jaxlab.queueing.data import records, tables, times
 from jaxlab.queueing.data.records import Processed
 from jaxlab.queueing.stays import conditional
 
@@ -43,23 +43,23 @@ def read_processed(
         ValueError: naming the line and the rule: missing columns, cells that are no finite numbers,
             lam < 0, mu <= 0, sig2 < 0, gaps or repeated days, laws that change within a site.
     """
-    lines = tables.rows(path, "utf-8-sig")
-    header, columns = tables.header(lines, path, ("site", "day", "lam", "mu", "sig2"))
+    table = tables.read_table(path, ("site", "day", "lam", "mu", "sig2"))
+    columns, width = table.columns, len(table.header)
     law_names = [name for name in ("family", "kappa", "smax") if name in columns]
-    days = tables.DayCache()
     cells: dict[str, dict[int, list[float]]] = {}
     laws: dict[str, list[str]] = {}
     dated = None
-    for number, row in lines:
+    for number, row in zip(table.numbers, table.rows, strict=True):
         where = f"{path}, line {number}"
-        if len(row) != len(header):
-            raise ValueError(f"{where}: {len(row)} cells, the header has {len(header)}")
-        site, text = row[columns["site"]].strip(), row[columns["day"]].strip()
-        counted = re.fullmatch(r"[+-]?\d{1,7}", text) is not None
-        day = int(text) if counted else days[text]
+        if len(row) != width:
+            raise ValueError(f"{where}: {len(row)} cells, the header has {width}")
+        site, text = tables.clean_name(row[columns["site"]]), row[columns["day"]].strip()
+        counted = re.fullmatch(r"[+-]?[0-9]{1,7}", text) is not None
+        day = int(text) if counted else times.iso_day(text)
         if not site or day is None or dated is counted:
             raise ValueError(
-                f"{where}: site {site!r}, day {text!r}: need a name and a day number"
+                f"{where}: site {tables.brief(site)}, day {tables.brief(text)}: need a name and a "
+                "day number"
                 " or an ISO date, the same kind on every row"
             )
         dated = not counted
@@ -67,21 +67,21 @@ def read_processed(
         if values[0] < 0 or values[1] <= 0 or values[2] < 0:
             raise ValueError(f"{where}: need lam >= 0, mu > 0, sig2 >= 0, got {values}")
         if day in cells.setdefault(site, {}):
-            raise ValueError(f"{where}: day {text} of site {site!r} is given twice")
+            raise ValueError(f"{where}: day {text} of site {tables.brief(site)} is given twice")
         cells[site][day] = values
         law = [row[columns[name]].strip() for name in law_names]
         if law != laws.setdefault(site, law):
-            raise ValueError(f"{where}: {law_names} of site {site!r} change, got {law}")
-    if not cells:
-        raise ValueError(f"{path}: the file has a header but no rows")
+            raise ValueError(
+                f"{where}: {law_names} of site {tables.brief(site)} change, got {tables.brief(law)}"
+            )
     names = tuple(sorted(cells, key=tables.natural))
     first = min(cells[names[0]])
     expected = range(first, first + len(cells[names[0]]))
     for name in names:
         if sorted(cells[name]) != list(expected):
             raise ValueError(
-                f"{path}: site {name!r} must have the {len(expected)} contiguous days"
-                f" of site {names[0]!r}; it has {len(cells[name])}"
+                f"{path}: site {tables.brief(name)} must have the {len(expected)} contiguous days"
+                f" of site {tables.brief(names[0])}; it has {len(cells[name])}"
             )
     series = np.array([[cells[name][day] for day in expected] for name in names])
     given = {"family": family, "kappa": kappa, "smax": smax}
@@ -91,11 +91,11 @@ def read_processed(
     family_, kappa_, smax_ = (_per_site(given[k], k, len(names), path) for k in given)
     inputs = occupancy.QueueInputs(
         *(jnp.asarray(series[:, :, i]) for i in range(3)),
-        kappa=jnp.asarray([tables.number(k, "kappa", file) for k in kappa_]),
+        kappa=jnp.asarray([_shape(k, file) for k in kappa_]),
         family=jnp.asarray([_family_code(f, path) for f in family_], jnp.int32),
-        smax=jnp.asarray([int(tables.number(u, "smax", file)) for u in smax_], jnp.int32),
+        smax=jnp.asarray([_lag(u, file) for u in smax_], jnp.int32),
     )
-    origin = tables.DAY_0 + datetime.timedelta(days=first) if dated else None
+    origin = times.DAY_0 + datetime.timedelta(days=first) if dated else None
     return Processed(inputs, names, origin)
 
 
@@ -129,8 +129,24 @@ def write_processed(
 
 def _family_code(name, path):
     if name not in conditional.FAMILIES:
-        raise ValueError(f"{path}: family {name!r} is not one of {conditional.FAMILIES}")
+        raise ValueError(
+            f"{path}: family {tables.brief(name)} is not one of {conditional.FAMILIES}"
+        )
     return conditional.FAMILIES.index(name)
+
+
+def _shape(value, path):
+    kappa = tables.number(value, "kappa", path)
+    if kappa <= 0:
+        raise ValueError(f"{path}: kappa must be positive, got {kappa:g}")
+    return kappa
+
+
+def _lag(value, path):
+    smax = tables.number(value, "smax", path)
+    if smax != int(smax) or not 0 <= smax < 2**20:
+        raise ValueError(f"{path}: smax must be a whole number of days below 2^20, got {smax:g}")
+    return int(smax)
 
 
 def _per_site(value, name, num_sites, path):

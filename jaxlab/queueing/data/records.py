@@ -61,12 +61,18 @@ class Rejects(NamedTuple):
         reasons: one key of `REASONS` per row.
         lines: the original cells of each row.
         header: the original header.
+        notices: what was decided in reading the file, a line each.
+        num_alike: accepted rows that equal an earlier one in every cell.
+        separator: character between the cells of the file.
     """
 
     rows: np.ndarray
     reasons: tuple[str, ...]
     lines: tuple[tuple[str, ...], ...]
     header: tuple[str, ...]
+    notices: tuple[str, ...] = ()
+    num_alike: int = 0
+    separator: str = ","
 
     def counts(self) -> dict[str, int]:
         """Returns reason -> number of rows, most frequent first."""

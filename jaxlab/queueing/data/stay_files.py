@@ -1,40 +1,48 @@
 """Files of stays: CSV in and out, with every unusable row accounted for.
 
-One row per stay (site, admission date, length of stay), as in arXiv:2510.02852.
+One row per stay (site, admission date, length of stay or discharge date), as in arXiv:2510.02852.
 """
 
-import csv
 import datetime
 import os
-import pathlib
-from typing import Literal, NamedTuple
+from typing import Literal, get_args
 
 import numpy as np
 
-from jaxlab.queueing.data import records, tables
+from jaxlab.queueing.data import records, stay_columns, tables, text_files, times
 from jaxlab.queueing.data.records import Rejects, Stays
+from jaxlab.queueing.data.times import DAY, DAY_0
 
+Duplicates = Literal["by_id", "keep", "reject"]
+"""What becomes of rows that are equal in every cell, see `read_stays`."""
 REASONS = {
     "wrong_columns": "the row has more or fewer cells than the header",
+    "bad_character": "a cell holds a NUL character",
     "missing_site": "the site is empty",
+    "long_site": "the name of the site has more than 200 characters",
     "missing_date": "the admission date is empty",
-    "bad_date": "the admission date is not an ISO date such as 2023-05-31",
-    "outside_window": "the admission date lies outside the requested window",
-    "bad_discharge_date": "the discharge date is not an ISO date",
-    "discharge_before_admission": "the discharge date lies before the admission date",
-    "missing_los": "neither a length of stay nor a discharge date is given",
-    "bad_los": "the length of stay is not a finite number",
+    "bad_date": "the admission is no date such as 2023-05-31 or 2023-05-31 08:00; another format "
+    "needs date_format (--date-format)",
+    "bad_discharge_date": "the discharge is no date of the same kind",
+    "discharge_before_admission": "the discharge lies before the admission",
+    "missing_los": "neither a length of stay nor a discharge date is given; of a patient still in "
+    "bed the event is 0 or empty",
+    "bad_los": "the length of stay is no plain finite number of days",
     "negative_los": "the length of stay is negative",
+    "zero_los": "the stay has no length, though others at the site are known to parts of a day",
     "los_against_dates": "the length of stay and the dates differ by more than a day",
-    "zero_los": "the length of stay is zero (same-day stay)",
-    "unknown_event": "the event is neither a known code for discharged/died nor for censored",
+    "unknown_event": "the event is neither a known code for discharged/died nor for still in bed",
+    "far_date": "more than max_gap days (--max-gap, 5 years) without an admission lie between this "
+    "row and most others",
+    "long_stay": "the stay is longer than max_stay days (--max-stay, 5 years)",
+    "outside_window": "the patient was not in bed within the requested window",
     "duplicate": "every cell equals an earlier accepted row",
 }
 """Why `read_stays` sets a row aside: code -> meaning."""
-ENDED = frozenset("1 1.0 true t yes y discharged discharge died dead death alive".split())
-"""Event codes (case-insensitive) of a stay whose end was observed."""
-CENSORED = frozenset("0 0.0 false f no n censored ongoing in_bed".split())
-"""Event codes (case-insensitive) of a patient who was still in bed when the data ended."""
+ID_COLUMNS = ("patient_id", "patient")
+"""Columns that say by default which rows are one stay."""
+MAX_DAYS = 1826.0
+"""Five years: no stay is believed to be longer, no gap between admissions either."""
 
 
 def read_stays(
@@ -44,86 +52,139 @@ def read_stays(
     start: datetime.date | None = None,
     end: datetime.date | None = None,
     zero_stay: float | None = None,
-    duplicates: Literal["reject", "keep"] = "reject",
-    encoding: str = "utf-8-sig",
+    duplicates: Duplicates = "by_id",
+    id_column: str | None = None,
+    date_format: str | None = None,
+    separator: str | None = None,
+    encoding: str | None = None,
+    max_stay: float = MAX_DAYS,
+    max_gap: float = MAX_DAYS,
 ) -> tuple[Stays, Rejects]:
     """Reads stays from CSV: `site, admission_date, los_days[, event, discharge_date]`.
 
     Header names are matched without regard to case, spaces or hyphens; other columns are allowed.
-    Dates are ISO dates or datetimes (only the date is used). A row without `los_days` takes the
-    difference of its two dates in days. Without an `event` column every stay counts as ended.
     Blank lines are not rows; every other row is either accepted or listed in `Rejects`. If all rows
-    are rejected the stays are empty (`num_sites == 0`).
+    are rejected the stays are empty (`num_sites == 0`). What was decided on the way is said in
+    `rejects.notices`.
 
-    Two patients can agree in every cell when a file has no patient identifier and whole-day stays:
-    add such a column, or pass `duplicates="keep"`.
+    Length: two times of day give it to the second; otherwise it is `los_days` or, where that is
+    empty, the difference of the dates. Differences of dates, and `los_days` that are whole for all
+    of a site, are marked `by_date`. Times that are 0:00 for all of a site are no times.
+
+    End: a stay without `event` has ended if a discharge date or else `los_days` is given. A
+    patient without either (or with a date such as 9999-12-31) is still in bed at the end of the
+    data if there is a column `discharge_date` or `event` to say so; so is one whose `los_days`
+    reach that day and whose discharge date alone is empty. The end of the data is `end`, or else
+    the last admission or discharge in the file.
+
+    Window: days are counted from the first admission or `start`, to the last one or `end`; each
+    site's own window runs from its first to its last admission, the stays of the last patients
+    having run out without new ones afterwards. With `start`, patients who were in bed on that day
+    are kept, on negative days.
 
     Args:
         path: the CSV file.
         strict: raise instead of setting rows aside.
-        start: first admission date to accept, and then day 0; default the first one in the file.
-        end: last admission date to accept, and then the last day; default the last in the file.
-        zero_stay: length in days (> 0) given to stays of zero days, which are rejected otherwise.
-        duplicates: "reject" sets aside rows that repeat an earlier one in every cell.
-        encoding: text encoding of the file.
+        start: first day of all sites' windows, and then day 0.
+        end: last day of all sites' windows, which is then the end of the data.
+        zero_stay: length in days (> 0) given to stays of no length. Otherwise those that are known
+            in whole days are kept as same-day stays and the others are rejected.
+        duplicates: of rows that are equal in every cell, "by_id" sets the later ones aside if an id
+            is among the cells, since two patients may well agree in everything else; "keep" keeps
+            them all, "reject" needs no id.
+        id_column: column of that id; default one of `ID_COLUMNS`.
+        date_format: such as `%d/%m/%Y` or `DD/MM/YYYY`; by default what has one reading is read.
+        separator: character between cells; default found out.
+        encoding: text encoding of the file; default found out.
+        max_stay: longest stay that is believed, days.
+        max_gap: longest time without admissions, of all sites or of one, that is believed, days;
+            rows beyond one, seen from where most rows are, are set aside.
 
     Returns:
-        `(stays, rejects)`; sites are numbered in natural order of their names (2 before 10).
+        `(stays, rejects)`; sites are numbered in natural order of their names (2 before 10). Names
+        that differ only in case or spaces are one site.
 
     Raises:
-        ValueError: if a column is missing or doubled, the file has no rows or cannot be decoded, an
-            option is out of range, or (with `strict`) any row is unusable.
+        ValueError: if a column is missing or doubled, the file has no rows, is no text or has dates
+            of two readings, an option is out of range, or (with `strict`) any row is unusable.
     """
-    if zero_stay is not None and not 0 < zero_stay < np.inf:
-        raise ValueError(f"zero_stay must be a positive number of days, got {zero_stay}")
-    if duplicates not in ("reject", "keep"):
-        raise ValueError(f"duplicates must be 'reject' or 'keep', got {duplicates!r}")
-    if start is not None and end is not None and end < start:
-        raise ValueError(f"the window ends on {end}, before it starts on {start}")
-    lines = tables.rows(path, encoding)
-    header, columns = tables.header(lines, path, ("site", "admission_date"))
-    if not {"los_days", "discharge_date"} & columns.keys():
-        raise ValueError(f"{path}: missing column 'los_days'; it has {list(header)}")
-    optional = (columns.get(name) for name in ("los_days", "event", "discharge_date"))
-    at = _Columns(len(header), columns["site"], columns["admission_date"], *optional)
-    low = -np.inf if start is None else (start - tables.DAY_0).days
-    high = np.inf if end is None else (end - tables.DAY_0).days
-    days = tables.DayCache()
-    seen: set[tuple[str, ...]] = set()
-    accepted, rejected = [], []
-    for number, row in lines:
-        result = _parse(row, at, days, low, high, zero_stay)
-        if duplicates == "reject" and not isinstance(result, str):
-            cells = tuple(row)
-            if cells in seen:
-                result = "duplicate"
-            seen.add(cells)
-        if isinstance(result, str):
-            rejected.append((number, result, tuple(row)))
-        else:
-            accepted.append(result)
-    if not accepted and not rejected:
-        raise ValueError(f"{path}: the file has a header but no rows")
-    rows, reasons, cells = zip(*rejected, strict=True) if rejected else ((), (), ())
-    rejects = Rejects(np.array(rows, np.int64), reasons, cells, header)
-    if strict and rejected:
+    limits = {"max_stay": max_stay, "max_gap": max_gap}
+    _check_options(start, end, zero_stay, duplicates, limits)
+    needed = ("site", "admission_date")
+    table = tables.read_table(path, needed, encoding=encoding, separator=separator)
+    if not {"los_days", "discharge_date"} & table.columns.keys():
+        raise ValueError(f"{path}: missing column 'los_days'; it has {tables.brief(table.header)}")
+    named = None if id_column is None else text_files.column_name(id_column)
+    if named is not None and named not in table.columns:
+        raise ValueError(
+            f"{path}: there is no id column {tables.brief(id_column)}; it has "
+            f"{tables.brief(table.header)}"
+        )
+    try:
+        columns, reason, notices = stay_columns.read_columns(table, date_format)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    lengths, reason, more = stay_columns.measure(columns, reason, zero_stay)
+    notices = [*table.notices, *notices, *more]
+    day, low, high = columns.admission.day, _number(start, -np.inf), _number(end, np.inf)
+    early, late = day < low, day > high
+    far = stay_columns.far_from_most(columns, (reason == "") & ~early & ~late, max_gap)
+    reason = stay_columns.add_reason(reason, far_date=far, long_stay=lengths.los > max_stay)
+    last = _end_of_data(columns, reason, high)
+    lengths = stay_columns.close(columns, lengths, last)
+    leaves = day + np.nan_to_num(columns.admission.time) / DAY + lengths.los
+    reason = stay_columns.add_reason(
+        reason, outside_window=late | (early & (leaves <= low)), long_stay=lengths.los > max_stay
+    )
+    ids = next((name for name in (named, *ID_COLUMNS) if name in table.columns), None)
+    position = None if ids is None else table.columns[ids]
+    duplicate, num_alike = _equal_rows(table.rows, reason == "", position, duplicates)
+    reason = stay_columns.add_reason(reason, duplicate=duplicate)
+    good = reason == ""
+    notices += _about_open(columns, lengths, good, last)
+    notices += stay_columns.quiet_times(columns, good & ~early)
+    if num_alike:
+        notices.append(
+            f"{num_alike} rows equal an earlier one in every cell and are kept, as two patients "
+            "may; an id column (--id-column) tells them apart, --duplicates reject leaves them out"
+        )
+    if early[good].any():
+        notices.append(f"{early[good].sum()} patients were in bed when the window opened")
+    bad = np.flatnonzero(~good)
+    rejects = Rejects(
+        rows=table.numbers[bad],
+        reasons=tuple(reason[bad]),
+        lines=tuple(tuple(table.rows[k]) for k in bad),
+        header=table.header,
+        notices=tuple(notices),
+        num_alike=num_alike,
+        separator=table.separator,
+    )
+    if strict and bad.size:
         raise ValueError(f"{path}: {_summary(rejects)}; fix them or read with strict=False")
-    return _stays(accepted, start, end), rejects
+    return _stays(columns, lengths, np.flatnonzero(good), start, end), rejects
 
 
 def write_stays(path: str | os.PathLike, stays: Stays) -> None:
-    """Writes stays as a CSV that `read_stays` reads back, with a running `patient` column."""
+    """Writes stays as a CSV that `read_stays` reads back, with a running `patient` column.
+
+    Times are written to the microsecond. `los_days` is left empty where the two dates, or the two
+    times, say the same.
+    """
+    first, micro = np.datetime64(stays.origin, "D"), np.rint(stays.offset * DAY)
     dated = stays.discharge_day >= 0
-    calendar = np.datetime64(stays.origin, "D")
+    leaves = np.rint((stays.offset + stays.los) * DAY)
+    timed = dated & ~stays.by_date & (leaves // DAY == stays.discharge_day - stays.day)
+    said = timed | (dated & stays.by_date & (stays.los == stays.discharge_day - stays.day))
     columns = {
         "patient": np.arange(1, stays.site.size + 1),
         "site": [stays.site_names[i] for i in stays.site],
-        "admission_date": calendar + stays.day,
-        "los_days": stays.los,
+        "admission_date": times.iso_text(first + stays.day, micro),
+        "los_days": np.where(said, np.nan, stays.los),
         "event": stays.event.astype(int),
     }
     if dated.any():
-        text = (calendar + stays.discharge_day).astype(str)
+        text = times.iso_text(first + stays.discharge_day, np.where(timed, leaves % DAY, np.nan))
         columns["discharge_date"] = np.where(dated, text, "")
     tables.write_table(path, columns)
 
@@ -132,64 +193,66 @@ def write_rejects(path: str | os.PathLike, rejects: Rejects) -> None:
     """Writes the rejects file: line number, reason, then the original cells.
 
     Corrected in place, the file can be given to `read_stays` again: the two leading columns are
-    ignored there.
+    ignored there. Cells are separated as in the file they are from.
     """
-    with pathlib.Path(path).open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(("row", "reason", *rejects.header))
-        for row, reason, cells in zip(rejects.rows, rejects.reasons, rejects.lines, strict=True):
-            writer.writerow((row, reason, *cells))
+    cells = zip(rejects.rows.tolist(), rejects.reasons, rejects.lines, strict=True)
+    rows = [("row", "reason", *rejects.header), *((row, why, *line) for row, why, line in cells)]
+    tables.write_rows(path, rows, separator=rejects.separator)
 
 
-class _Columns(NamedTuple):
-    """Positions of the columns in a row of `width` cells."""
+def _check_options(start, end, zero_stay, duplicates, limits):
+    if zero_stay is not None and not 0 < zero_stay < np.inf:
+        raise ValueError(f"zero_stay must be a positive number of days, got {zero_stay}")
+    if duplicates not in get_args(Duplicates):
+        raise ValueError(f"duplicates must be one of {get_args(Duplicates)}, got {duplicates!r}")
+    for name, limit in limits.items():
+        if not limit > 0:
+            raise ValueError(f"{name} must be a positive number of days, got {limit}")
+    if start is not None and end is not None and end < start:
+        raise ValueError(f"the window ends on {end}, before it starts on {start}")
 
-    width: int
-    site: int
-    admission_date: int
-    los_days: int | None
-    event: int | None
-    discharge_date: int | None
+
+def _number(date, default):
+    return default if date is None else (date - DAY_0).days
 
 
-def _parse(row, at, days, low, high, zero_stay):
-    """Returns (site, day, los, event, discharge day or None), or the reason why it cannot."""
-    if len(row) != at.width:
-        return "wrong_columns"
-    site = row[at.site].strip()
-    if not site:
-        return "missing_site"
-    day = days[row[at.admission_date]]
-    if day is None:
-        return "bad_date" if row[at.admission_date].strip() else "missing_date"
-    if not low <= day <= high:
-        return "outside_window"
-    discharge = None
-    if at.discharge_date is not None and row[at.discharge_date].strip():
-        discharge = days[row[at.discharge_date]]
-        if discharge is None:
-            return "bad_discharge_date"
-        if discharge < day:
-            return "discharge_before_admission"
-    text = "" if at.los_days is None else row[at.los_days].strip()
-    if not text and discharge is None:
-        return "missing_los"
-    try:
-        los = float(text) if text else float(discharge - day)
-    except ValueError:
-        return "bad_los"
-    if not -np.inf < los < np.inf:
-        return "bad_los"
-    if los < 0:
-        return "negative_los"
-    if los == 0 and zero_stay is None:
-        return "zero_los"
-    if discharge is not None and abs(los - (discharge - day)) > 1:
-        return "los_against_dates"
-    event = "1" if at.event is None else row[at.event].strip().lower()
-    if event not in ENDED and event not in CENSORED:
-        return "unknown_event"
-    return site, day, los or zero_stay, event in ENDED, discharge
+def _end_of_data(columns, reason, end):
+    """Returns the last day of the data: `end`, or the last admission or discharge in the file."""
+    good = reason == ""
+    if end < np.inf or not good.any():  # of no rows any day will do
+        return end
+    return int(np.nanmax([columns.admission.day[good], columns.discharge.day[good]]))
+
+
+def _equal_rows(rows, good, position, duplicates):
+    """Returns which rows are set aside as equal to an earlier one, and how many such are kept."""
+    seen: set[tuple[str, ...]] = set()
+    duplicate, num_alike = np.zeros(len(rows), bool), 0
+    for k in np.flatnonzero(good):
+        cells = tuple(rows[k])
+        if cells not in seen:
+            seen.add(cells)
+            continue
+        known = position is not None and bool(cells[position].strip())
+        duplicate[k] = duplicates == "reject" or (duplicates == "by_id" and known)
+        num_alike += not duplicate[k]
+    return duplicate, num_alike
+
+
+def _about_open(columns, lengths, good, last):
+    """Returns notices of patients who are still in bed at the end of the data."""
+    still = good & lengths.is_open
+    if not still.any():
+        return []
+    admitted = columns.admission.day
+    first, latest = admitted[still].min(), admitted[good].max()
+    notice = (
+        f"{still.sum()} patients without a discharge are still in bed at the end of the data, "
+        f"{times.date_of(last)}, the first of them since {times.date_of(first)}"
+    )
+    if last - latest > 31:
+        notice += f"; the last admission is of {times.date_of(latest)}, --end sets another end"
+    return [notice]
 
 
 def _summary(rejects):
@@ -201,35 +264,32 @@ def _summary(rejects):
     return f"{rejects.rows.size} unusable rows: " + "; ".join(parts)
 
 
-def _stays(accepted, start, end):
-    site, day, los, event, discharge = zip(*accepted, strict=True) if accepted else ((),) * 5
-    names = tuple(sorted(set(site), key=tables.natural))
-    code = {name: i for i, name in enumerate(names)}
-    day = np.array(day, np.int64)
-    first = int(day.min(initial=10**9)) if start is None else (start - tables.DAY_0).days
-    last = int(day.max(initial=first - 1)) if end is None else (end - tables.DAY_0).days
-    if not accepted:
+def _stays(columns, lengths, kept, start, end):
+    """Returns the record of the rows that are kept."""
+    day = columns.admission.day[kept].astype(np.int64)
+    first = _number(start, day.min(initial=10**9))
+    last = _number(end, day.max(initial=first))
+    if not day.size:
         first, last = 0, -1
-    index = np.fromiter((code[name] for name in site), np.int32, len(site))
-    day, los = (day - first).astype(np.int32), np.array(los, np.float64)
-    windows = records.own_windows(day, index, len(names))
+    used, site = np.unique(columns.site[kept], return_inverse=True)
+    day = (day - first).astype(np.int32)
+    event, leaves = lengths.event[kept], columns.discharge.day[kept] - first
+    windows = records.own_windows(day, site, used.size)
     if start is not None:
         windows[:, 0] = 0
     if end is not None:
         windows[:, 1] = last - first
     return Stays(
-        site=index,
+        site=site.astype(np.int32),
         day=day,
-        los=los,
-        event=np.array(event, bool),
-        discharge_day=np.fromiter(
-            (-1 if d is None else d - first for d in discharge), np.int32, len(discharge)
-        ),
-        offset=np.full(len(site), np.nan),
-        by_date=np.full(los.size, bool(np.all(los == np.floor(los)))),
-        num_sites=len(names),
-        num_days=last - first + 1,
-        site_names=names,
-        origin=tables.DAY_0 + datetime.timedelta(days=first),
+        los=lengths.los[kept],
+        event=event,
+        discharge_day=np.where(event & ~np.isnan(leaves), leaves, -1).astype(np.int32),
+        offset=columns.admission.time[kept] / DAY,
+        by_date=lengths.by_date[kept],
+        num_sites=used.size,
+        num_days=int(last - first) + 1,
+        site_names=tuple(columns.names[i] for i in used),
+        origin=DAY_0 + datetime.timedelta(days=int(first)),
         windows=windows,
     )
