@@ -328,14 +328,16 @@ def _any_at_site(site, mask):
 
 def _beyond_gap(day, site, max_gap):
     """Returns whether each row lies outside of its site's largest block without a long gap."""
+    if not day.size:
+        return np.zeros(0, bool)
     order = np.lexsort((day, site))
     breaks = (np.diff(site[order]) != 0) | (np.diff(day[order]) > max_gap)
-    block = np.concatenate([[0], np.cumsum(breaks)])[: order.size]
+    block = np.concatenate([[0], np.cumsum(breaks)])
     size = np.bincount(block)
     owner = np.zeros(size.size, np.int64)
     owner[block] = site[order]
     best = np.lexsort((-size, owner))  # by site, its largest block first, then the earliest
-    first = np.concatenate([[True], np.diff(owner[best]) != 0])[: best.size]
+    first = np.concatenate([[True], np.diff(owner[best]) != 0])
     far = np.ones(day.size, bool)
     far[order] = ~np.isin(block, best[first])
     return far

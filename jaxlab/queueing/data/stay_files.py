@@ -110,10 +110,13 @@ def read_stays(
     """
     limits = {"max_stay": max_stay, "max_gap": max_gap}
     _check_options(start, end, zero_stay, duplicates, limits)
-    needed = ("site", "admission_date")
-    table = tables.read_table(path, needed, encoding=encoding, separator=separator)
-    if not {"los_days", "discharge_date"} & table.columns.keys():
-        raise ValueError(f"{path}: missing column 'los_days'; it has {tables.brief(table.header)}")
+    table = tables.read_table(
+        path,
+        ("site", "admission_date"),
+        one_of=("los_days", "discharge_date"),
+        encoding=encoding,
+        separator=separator,
+    )
     named = None if id_column is None else text_files.column_name(id_column)
     if named is not None and named not in table.columns:
         raise ValueError(

@@ -46,6 +46,7 @@ def read_table(
     path: str | os.PathLike,
     required: Sequence[str],
     *,
+    one_of: Sequence[str] = (),
     encoding: str | None = None,
     separator: str | None = None,
 ) -> Table:
@@ -54,6 +55,7 @@ def read_table(
     Args:
         path: the file.
         required: names of columns that there must be.
+        one_of: names of columns of which there must be one.
         encoding: of the text; found out if it is None.
         separator: character between the cells; found out if it is None. "tab" is one too.
 
@@ -80,6 +82,8 @@ def read_table(
     if doubled:
         raise ValueError(f"{path}: columns {brief(doubled)} appear twice in the header")
     missing = [name for name in required if name not in names]
+    if one_of and not set(one_of) & set(names):
+        missing.append(" or ".join(one_of))
     if missing:
         hint = "" if len(cells) > 1 else "; is the separator another? (--separator)"
         raise ValueError(f"{path}: missing columns {missing}; it has {brief(cells)}{hint}")

@@ -99,9 +99,9 @@ def iso_text(days: np.ndarray, time: np.ndarray) -> list[str]:
     """
     dated = np.isnan(time)
     stamps = days.astype("datetime64[us]") + np.where(dated, 0, time).astype(np.int64)
-    text = stamps.astype(str)
-    short = np.char.replace(text, ".000000", "")
-    return np.where(dated, days.astype("datetime64[D]").astype(str), short).tolist()
+    short = days.astype("datetime64[D]").astype(str)
+    long = [text.removesuffix(".000000") for text in stamps.astype(str).tolist()]
+    return np.where(dated, short, long).tolist()
 
 
 def _ordered(texts: Iterable[str]) -> tuple[Callable[[str], _Moment | None], tuple[str, ...]]:
@@ -177,7 +177,7 @@ def _formatted(date_format: str) -> Callable[[str], _Moment | None]:
     if "%" not in form:
         for word, directive in _WORDS.items():
             form = re.sub(word, directive, form, flags=re.IGNORECASE)
-    sample = datetime.datetime(2023, 5, 31)
+    sample = datetime.datetime(2023, 5, 31, tzinfo=datetime.UTC)
     try:
         readable = datetime.datetime.strptime(sample.strftime(form), form).date() == sample.date()
     except ValueError:

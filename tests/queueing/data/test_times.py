@@ -78,7 +78,7 @@ def test_the_file_decides_between_day_and_month():
 
 
 def test_two_readings_are_refused_with_the_flag():
-    with pytest.raises(ValueError, match="'03/04/2023' may have .* --date-format %d/%m/%Y"):
+    with pytest.raises(ValueError, match="'03/04/2023' may have .*--date-format %d/%m/%Y"):
         times.read_moments([["2023-01-31", "03/04/2023"]], None)
     with pytest.raises(ValueError, match="'31/05/2023' and '05/31/2023' .* different orders"):
         times.read_moments([["31/05/2023", "05/31/2023"]], None)
