@@ -32,7 +32,8 @@ class Stays(NamedTuple):
         by_date: `[N]` bool, True where `los` is a whole number of days that came from dates or an
             integer column: the true stay is known only to lie in an interval.
         num_sites: number of sites.
-        num_days: days from `origin` to the end of the data, both included.
+        num_days: days from `origin` to the last day of the sites' windows, both included; stays may
+            end later.
         site_names: name of each site.
         origin: calendar date of day 0, the first admission unless a window was asked for.
         windows: `[I, 2]` int32, first and last day (both included) of each site's own window, days

@@ -204,7 +204,7 @@ def far_from_most(columns: Columns, good: np.ndarray, max_gap: float) -> np.ndar
     return far
 
 
-def close(columns: Columns, lengths: Lengths, last: int) -> Lengths:
+def close(columns: Columns, lengths: Lengths, last: float) -> Lengths:
     """Ends the open stays with the data, at the end of day `last` (days since `times.DAY_0`).
 
     A stay whose `los_days` reach that day counts as open too if it lacks a discharge date that
@@ -240,8 +240,8 @@ def quiet_times(columns: Columns, good: np.ndarray) -> list[str]:
     long = np.flatnonzero((gap >= 14) & (num * gap > 30 * rest))
     long = long[np.argsort(-gap[long], kind="stable")]
     return [
-        f"no admission at {columns.names[site[k]]} from {times.date_of(day[k] + 1)} to "
-        f"{times.date_of(day[k + 1] - 1)}: if it was closed, leave that out with start= or end="
+        f"no admission at {columns.names[site[k]]} from {times.date_of(float(day[k] + 1))} to "
+        f"{times.date_of(float(day[k + 1] - 1))}: if it was closed, --start or --end leave that out"
         for k in long[:3]
     ]
 
@@ -291,16 +291,14 @@ def _about_sites(texts):
 def _without_stand_ins(admission, discharge):
     """Blanks discharge dates that mean "not yet"."""
     day = discharge.day
-    far, early, late = (
-        [times.iso_day(text) for text in texts] for texts in (NOT_YET, NEVER, ("2900-01-01",))
-    )
-    stand_in = np.isin(day, far) | (day >= late[0])
-    stand_in |= np.isin(day, early) & (day < admission.day)
+    stand_in = np.isin(day, _days(*NOT_YET)) | (day >= _days("2900-01-01"))
+    stand_in |= np.isin(day, _days(*NEVER)) & (day < admission.day)
     if not stand_in.any():
         return discharge, []
     first = times.date_of(day[stand_in][0])
     notice = f"{stand_in.sum()} discharge dates such as {first} stand for none: read as empty"
-    return _blanked(discharge, stand_in)._replace(blank=discharge.blank | stand_in), [notice]
+    day, time, zone = (np.where(stand_in, np.nan, column) for column in discharge[:3])
+    return Moments(day, time, zone, discharge.blank | stand_in), [notice]
 
 
 def _without_idle_times(admission, discharge, site):
@@ -317,8 +315,8 @@ def _without_idle_times(admission, discharge, site):
     return *found, notices
 
 
-def _blanked(moments, mask):
-    return Moments(*(np.where(mask, np.nan, x) for x in moments[:3]), moments.blank)
+def _days(*dates):
+    return np.array(dates, "datetime64[D]").astype(np.int64)
 
 
 def _any_at_site(site, mask):

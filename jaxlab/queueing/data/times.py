@@ -1,8 +1,8 @@
 """Dates and times as hospitals write them, read without guessing.
 
 Year first (ISO 8601, `2023-05-31`, `2023-5-31 8:00`, `20230531T080000Z`) has one reading. Year last
-(`31/05/2023 08:00`) has one if some date of the file cannot be read the other way round; if none
-decides, the file is refused until a format is given.
+(`31/05/2023 08:00`) is read where most dates of a file are such, and if some of them cannot be read
+the other way round; if none decides, the file is refused until a format is given.
 """
 
 import datetime
@@ -70,12 +70,12 @@ def read_moments(
     else:
         parse, notices = _ordered(stripped.values())
     missing = (np.nan, np.nan, np.nan)
-    known = {text: (parse(short) if short else None) or missing for text, short in stripped.items()}
+    known = {text: parse(short) or missing for text, short in stripped.items()}
     found = []
     for column in columns:
-        values = np.array([known[text] for text in column], np.float64).reshape(-1, 3)
+        day, time, zone = np.array([known[text] for text in column], np.float64).reshape(-1, 3).T
         blank = np.array([not stripped[text] for text in column], bool)
-        found.append(Moments(*values.T, blank))
+        found.append(Moments(day, time, zone, blank))
     return found, notices
 
 
@@ -106,10 +106,14 @@ def iso_text(days: np.ndarray, time: np.ndarray) -> list[str]:
 
 def _ordered(texts: Iterable[str]) -> tuple[Callable[[str], _Moment | None], tuple[str, ...]]:
     """Returns how to read dates whose order the file itself decides."""
-    pairs = {}
+    pairs, num_first, num_last = {}, 0, 0
     for text in texts:
+        num_first += _YEAR_FIRST.fullmatch(text) is not None
         if (found := _YEAR_LAST.fullmatch(text)) is not None:
+            num_last += 1
             pairs.setdefault((int(found[1]), int(found[3])), text)
+    if num_first >= num_last:  # a few dates of another kind are slips
+        return (lambda text: _parse(text, None)), ()
     day_first = [text for (a, b), text in pairs.items() if a > 12 >= b]
     month_first = [text for (a, b), text in pairs.items() if a <= 12 < b]
     choose = "give the format: date_format= (--date-format %d/%m/%Y or %m/%d/%Y)"

@@ -79,7 +79,7 @@ def test_the_file_decides_between_day_and_month():
 
 def test_two_readings_are_refused_with_the_flag():
     with pytest.raises(ValueError, match="'03/04/2023' may have .*--date-format %d/%m/%Y"):
-        times.read_moments([["2023-01-31", "03/04/2023"]], None)
+        times.read_moments([["2023-01-31", "03/04/2023", "04/04/2023"]], None)
     with pytest.raises(ValueError, match="'31/05/2023' and '05/31/2023' .* different orders"):
         times.read_moments([["31/05/2023", "05/31/2023"]], None)
 
@@ -118,3 +118,11 @@ def test_written_times_read_back():
     (back,), _ = times.read_moments([times.iso_text(days, time)], None)
     np.testing.assert_array_equal(back.day, days.astype("datetime64[D]").astype(int))
     np.testing.assert_array_equal(back.time, time)
+
+
+def test_a_date_of_another_kind_is_a_slip():
+    (moments,), notices = times.read_moments([["2023-05-31", "03/04/2023", "2023-6-1"]], None)
+    np.testing.assert_array_equal(moments.day, [MAY_31, NAN, MAY_31 + 1])
+    assert notices == ()
+    (moments,), _ = times.read_moments([["31/05/2023", "01/06/2023", "2023-06-02"]], None)
+    np.testing.assert_array_equal(moments.day, [MAY_31, MAY_31 + 1, MAY_31 + 2])
