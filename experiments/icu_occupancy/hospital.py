@@ -120,9 +120,11 @@ def in_short(rejects: q.Rejects | None) -> str:
     """Says beside the bed number what of the file bears on it."""
     said = ""
     if rejects is not None and rejects.rows.size:
-        said += f" {rejects.rows.size:,} rows of the file were set aside."
+        rows = "1 row" if rejects.rows.size == 1 else f"{rejects.rows.size:,} rows"
+        said += f" Set aside: {rows} of the file."
     if rejects is not None and rejects.num_alike:
-        said += f" {rejects.num_alike:,} rows equal an earlier one and count as other patients."
+        rows = "1 row" if rejects.num_alike == 1 else f"{rejects.num_alike:,} rows"
+        said += f" Equal to an earlier one, and counted as other patients: {rows}."
     return said
 
 

@@ -171,11 +171,14 @@ def measure(
     los = np.where(timed, exact, np.where(columns.has_los & ~(by_date & has_end), cell, span))
     notices = []
     if differ := int(np.sum(good & by_date & has_end & (cell != span) & columns.has_los)):
-        notices.append(f"{differ} whole-day los_days differ from the dates, which are taken")
+        rows = tables.count(differ, "row")
+        notices.append(
+            f"{rows} whose whole-day los_days differ from the dates: the dates are taken"
+        )
     if marked := int(np.sum(good & has_end & (event == 0))):
         notices.append(
-            f"{marked} stays have a discharge date and an event for still in bed: their end counts "
-            "as not seen; if 0 means discharged alive, leave the column out"
+            f"{tables.count(marked, 'row')} with a discharge date and an event for still in bed: "
+            "the end counts as not seen; if 0 means discharged alive, leave the column out"
         )
     none = los == 0
     if zero_stay is not None:
@@ -183,7 +186,7 @@ def measure(
     else:
         reason = add_reason(reason, zero_los=none & ~by_date)
         if same := int(np.sum((reason == "") & none)):
-            notices.append(f"{same} same-day stays are known by their dates only and are kept")
+            notices.append(f"{tables.count(same, 'same-day stay')} known by dates only: kept")
     return Lengths(los, by_date, event != 0, is_open), reason, notices
 
 
@@ -296,7 +299,8 @@ def _without_stand_ins(admission, discharge):
     if not stand_in.any():
         return discharge, []
     first = times.date_of(day[stand_in][0])
-    notice = f"{stand_in.sum()} discharge dates such as {first} stand for none: read as empty"
+    dates = tables.count(int(stand_in.sum()), "discharge date")
+    notice = f"{dates} such as {first} that stand for none: read as empty"
     day, time, zone = (np.where(stand_in, np.nan, column) for column in discharge[:3])
     return Moments(day, time, zone, discharge.blank | stand_in), [notice]
 
@@ -308,7 +312,8 @@ def _without_idle_times(admission, discharge, site):
         timed = ~np.isnan(moments.time)
         idle = timed & ~_any_at_site(site, timed & (moments.time != 0))
         if idle.any():
-            notices.append(f"the {name} times of {idle.sum()} rows are all 0:00: read as dates")
+            rows = tables.count(int(idle.sum()), "row")
+            notices.append(f"{rows} at sites whose {name} times are all 0:00: read as dates")
         found.append(moments._replace(time=np.where(idle, np.nan, moments.time)))
     if (admission.zone == 0).any():
         notices.append("times are in UTC: days begin at 0:00 UTC, not at local midnight")

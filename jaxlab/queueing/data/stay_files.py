@@ -148,11 +148,12 @@ def read_stays(
     notices += stay_columns.quiet_times(columns, good & ~early)
     if num_alike:
         notices.append(
-            f"{num_alike} rows equal an earlier one in every cell and are kept, as two patients "
-            "may; an id column (--id-column) tells them apart, --duplicates reject leaves them out"
+            f"{tables.count(num_alike, 'row')} equal to an earlier one in every cell: kept as "
+            "other patients; an id column tells (--id-column), --duplicates reject leaves them out"
         )
     if early[good].any():
-        notices.append(f"{early[good].sum()} patients were in bed when the window opened")
+        patients = tables.count(int(early[good].sum()), "patient")
+        notices.append(f"{patients} in bed when the window opened")
     bad = np.flatnonzero(~good)
     rejects = Rejects(
         rows=table.numbers[bad],
@@ -216,7 +217,7 @@ def _check_options(start, end, zero_stay, duplicates, limits):
 
 
 def _number(date, default):
-    return default if date is None else (date - DAY_0).days
+    return default if date is None else date.toordinal() - DAY_0.toordinal()
 
 
 def _end_of_data(columns, reason, end):
@@ -250,8 +251,8 @@ def _about_open(columns, lengths, good, last):
     admitted = columns.admission.day
     first, latest = admitted[still].min(), admitted[good].max()
     notice = (
-        f"{still.sum()} patients without a discharge are still in bed at the end of the data, "
-        f"{times.date_of(last)}, the first of them since {times.date_of(first)}"
+        f"{tables.count(int(still.sum()), 'patient')} without a discharge: still in bed at the end "
+        f"of the data, {times.date_of(last)}, the longest since {times.date_of(first)}"
     )
     if last - latest > 31:
         notice += f"; the last admission is of {times.date_of(latest)}, --end sets another end"

@@ -78,7 +78,7 @@ def read_table(
     found = text_files.records(lines, separator)
     cells = next(cells for _, cells, _ in found if any(map(str.strip, cells)))
     names = [text_files.column_name(cell) for cell in cells]
-    doubled = [name for name, count in Counter(names).items() if count > 1 and name]
+    doubled = [name for name, times in Counter(names).items() if times > 1 and name]
     if doubled:
         raise ValueError(f"{path}: columns {brief(doubled)} appear twice in the header")
     missing = [name for name in required if name not in names]
@@ -148,6 +148,11 @@ def brief(value: object) -> str:
     return f"[{shown}]" if len(value) <= 8 else f"[{shown}, ...] ({len(value):,} in all)"
 
 
+def count(number: int, what: str) -> str:
+    """Returns "1 row", or "12,345 rows"."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 def write_table(path: str | os.PathLike, columns: Mapping[str, Sequence | np.ndarray]) -> None:
     """Writes named columns of equal length as CSV.
 
@@ -200,13 +205,13 @@ def _about_quotes(numbers: Sequence[int], spans: Sequence[int]) -> tuple[str, ..
     notices = ()
     if stray:
         notices += (
-            f"{len(stray)} lines have a quote without its fellow, the first of them line "
-            f"{stray[0]}: each was read alone and without quotes",
+            f"{count(len(stray), 'line')} with a quote without its fellow, from line {stray[0]} on:"
+            " read one by one and without quotes",
         )
     if long:
         total = sum(span for _, span in long)
         notices += (
-            f"{len(long)} rows run over {total} lines, the first from line {long[0][0]}: if a "
-            "quoted cell is not meant to hold a line break, quotes have swallowed rows",
+            f"{count(len(long), 'row')} over {total:,} lines, from line {long[0][0]} on: unless "
+            "quoted cells are meant to hold line breaks, quotes have swallowed rows",
         )
     return notices

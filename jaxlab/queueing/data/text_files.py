@@ -45,27 +45,25 @@ def read_text(path: str | os.PathLike, encoding: str | None) -> tuple[str, tuple
     if re.match(rb"(\xef\xbb\xbf)?\s*<(!doctype|html|table|\?xml)", data[:100], re.IGNORECASE):
         raise ValueError(f"{path} is no CSV but HTML or XML: open it in Excel and save it as CSV")
     marked = next((name for mark, name in _MARKED.items() if data.startswith(mark)), None)
-    notices = ()
-    try:
-        if encoding is not None:
-            return data.decode(encoding), ()
+    name, notices = encoding or marked, ()
+    if name is None:
+        name = "utf-8"
         try:
-            text = data.decode(marked or "utf-8")
+            data.decode(name)
         except UnicodeDecodeError:
-            if marked:
-                raise
-            text = data.decode("cp1252")
+            name = "cp1252"
             notices = (
-                "the file is not UTF-8: read as cp1252 (Windows); encoding= chooses another",
+                "the file is not UTF-8: read as cp1252 (Windows), unless encoding= says else",
             )
+    try:
+        return data.decode(name), notices
     except UnicodeDecodeError as error:
         reason = f"{error.reason} at byte {error.start}"
         raise ValueError(
-            f"{path} is not {error.encoding} text ({reason}): pass encoding= (--encoding)"
+            f"{path} is not {name} text ({reason}): pass encoding= (--encoding)"
         ) from error
     except LookupError:
         raise ValueError(f"encoding must be one that Python knows, got {encoding!r}") from None
-    return text, notices
 
 
 def split_lines(text: str) -> list[str]:
@@ -104,7 +102,8 @@ def records(lines: Sequence[str], separator: str) -> Iterator[tuple[int, list[st
     """
     start = 0
     while start < len(lines):
-        reader = csv.reader(lines[start:], delimiter=separator, strict=True)
+        rest = map(lines.__getitem__, range(start, len(lines)))  # a slice would copy each time
+        reader = csv.reader(rest, delimiter=separator, strict=True)
         done = 0
         try:
             for cells in reader:

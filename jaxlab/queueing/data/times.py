@@ -16,6 +16,7 @@ DAY_0 = datetime.date(1970, 1, 1)
 """The date that days are counted from."""
 DAY = 86_400_000_000
 """Microseconds of a day, the unit of times."""
+_ORDINAL_0 = DAY_0.toordinal()
 _MINUTE, _SECOND = 60_000_000, 1_000_000
 _CLOCK = r"(?:(?:[Tt]|,?\s+)(\S.*))?"
 _YEAR_FIRST = re.compile(r"(\d{4})([-/.])(\d{1,2})\2(\d{1,2})" + _CLOCK, re.ASCII)
@@ -134,6 +135,13 @@ def _ordered(texts: Iterable[str]) -> tuple[Callable[[str], _Moment | None], tup
 
 def _parse(text: str, day_first: bool | None) -> _Moment | None:
     """Reads one stripped text; year last only if the order is known."""
+    if text[4:5] == "-":
+        try:  # most files are ISO, and large ones have as many texts as times
+            moment = datetime.datetime.fromisoformat(text)
+        except ValueError:
+            pass
+        else:
+            return _moment(moment, timed=len(text) > 10)
     if (found := _YEAR_FIRST.fullmatch(text)) is not None:
         year, _, month, day, clock = found.groups()
     elif (found := _DIGITS.fullmatch(text)) is not None:
@@ -200,12 +208,17 @@ def _formatted(date_format: str) -> Callable[[str], _Moment | None]:
             moment = datetime.datetime.strptime(date, form)
         except ValueError:
             return None
-        day = (moment.date() - DAY_0).days
-        if not timed:
-            return _with_clock(day, clock)
-        since = moment.replace(tzinfo=None) - datetime.datetime.combine(moment, datetime.time())
-        ahead = moment.utcoffset()
-        zone = np.nan if ahead is None else ahead / datetime.timedelta(microseconds=1)
-        return day, float(since / datetime.timedelta(microseconds=1)), zone
+        return _moment(moment, timed=True) if timed else _with_clock(_moment(moment)[0], clock)
 
     return parse
+
+
+def _moment(moment: datetime.datetime, *, timed: bool = False) -> _Moment:
+    """Returns what a `datetime` says; its time only if it was given."""
+    day = moment.toordinal() - _ORDINAL_0
+    if not timed:
+        return day, np.nan, np.nan
+    minute = 60 * moment.hour + moment.minute
+    time = float(minute * _MINUTE + moment.second * _SECOND + moment.microsecond)
+    ahead = moment.utcoffset()
+    return day, time, np.nan if ahead is None else ahead / datetime.timedelta(microseconds=1)

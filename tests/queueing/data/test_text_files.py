@@ -95,7 +95,7 @@ def test_a_stray_quote_swallows_no_line(tmp_path):
     assert len(table.rows) == 199 and {len(row) for row in table.rows} == {3}
     assert table.rows[9] == ["S10", "2020-01-01", "10"] and table.rows[29][2] == "30"
     assert table.rows[39][0] == 'S40 5" bay' and table.numbers.tolist() == list(range(2, 201))
-    assert any("3 lines have a quote" in n and "line 11" in n for n in table.notices)
+    assert any("3 lines with a quote" in n and "line 11" in n for n in table.notices)
 
 
 def test_cells_over_several_lines_are_noticed(tmp_path):
@@ -103,7 +103,7 @@ def test_cells_over_several_lines_are_noticed(tmp_path):
     table = _read(tmp_path / "stays.csv", text)
     assert table.rows == [["a", "2020-01-01", "one\ntwo"], ["b", "2020-01-02", "x"]]
     assert table.numbers.tolist() == [2, 4]
-    assert any("1 rows run over 2 lines, the first from line 2" in n for n in table.notices)
+    assert any("1 row over 2 lines, from line 2 on" in n for n in table.notices)
 
 
 def test_a_quote_may_not_swallow_more_than_a_cell_can_hold(tmp_path):
