@@ -64,7 +64,7 @@ def stays_to_daily(
         num_days: T.
         offset: `[N]` time of admission within its day, in [0, 1); needed by the hour.
         weight: `[N]` patient weights, 0 for padding; default 1. Padding needs a finite `los`.
-        bin: "1d", or "1h" for a series by the hour; a NaN in `offset` then makes its site NaN.
+        bin: "1d", or "1h" for a series by the hour, NaN where a patient without a time may be.
 
     Returns:
         The series; lengths of stay are days in any case.
@@ -144,8 +144,8 @@ def observed_census(
     stay: "ceil" and "midnight" count the days up to, not including, that date and "touch" includes
     it; "bed_days" always uses `los`.
 
-    By the hour the conventions are read with "hour" for "day", times must be known (a NaN in
-    `offset` makes its site NaN) and discharge dates are not looked at.
+    By the hour the conventions are read with "hour" for "day", discharge dates are not looked at,
+    and the census is NaN from the day on which a patient without a time is admitted.
 
     Args:
         day: `[N]` admission day; before day 0 is allowed (already in bed when the window opens).

@@ -163,6 +163,79 @@ def test_census_with_unknown_times_is_the_mean_over_uniform_times(x64, conventio
     np.testing.assert_allclose(got, mean, atol=5e-3)
 
 
+@pytest.mark.parametrize("convention", CONVENTIONS)
+def test_census_of_patients_with_and_without_times_adds_up(x64, convention):
+    day, site, los = _patients(11)
+    rng = np.random.default_rng(11)
+    offset, timed = rng.random(N), rng.random(N) < 0.5
+
+    def census(offset, weight):
+        return daily.observed_census(
+            day, site, los, I, T, convention=convention, offset=offset, weight=weight
+        )
+
+    got = census(np.where(timed, offset, np.nan), None)
+    want = census(offset, timed.astype(float)) + census(None, 1.0 - timed)
+    np.testing.assert_allclose(got, want, atol=1e-12)
+
+
+@pytest.mark.parametrize("convention", CONVENTIONS)
+def test_hourly_series_match_counting(x64, convention):
+    rng = np.random.default_rng(12)
+    num, days = 60, 4
+    minute = rng.integers(-1440, days * 1440, num)  # whole minutes, exact in the reference
+    minute[:8] = 60 * np.arange(8)  # on the hour
+    length = rng.integers(1, 3000, num)
+    length[:8] = 60
+    site = rng.integers(0, 2, num)
+    got = daily.observed_census(
+        minute // 1440,
+        site,
+        length / 1440,
+        2,
+        days,
+        offset=minute % 1440 / 1440,
+        convention=convention,
+        bin="1h",
+    )
+    want = np.zeros((2, 24 * days))
+    for m, n, i in zip(minute, length, site, strict=True):
+        for h in range(24 * days):
+            if convention == "ceil":
+                inside = m // 60 <= h < m // 60 - (-n // 60)
+            elif convention == "midnight":
+                inside = m < 60 * (h + 1) < m + n
+            elif convention == "touch":
+                inside = m < 60 * (h + 1) and m + n > 60 * h
+            else:
+                inside = max(0, min(m + n, 60 * (h + 1)) - max(m, 60 * h)) / 60
+            want[i, h] += inside
+    np.testing.assert_allclose(got, want, atol=1e-9)
+    series = daily.stays_to_daily(
+        minute // 1440, site, length / 1440, 2, days, offset=minute % 1440 / 1440, bin="1h"
+    )
+    inside = minute >= 0
+    counts = np.zeros((2, 24 * days))
+    np.add.at(counts, (site[inside], minute[inside] // 60), 1)
+    np.testing.assert_array_equal(series.counts, counts)
+    total = np.zeros_like(counts)
+    np.add.at(total, (site[inside], minute[inside] // 60), length[inside] / 1440)
+    np.testing.assert_allclose(
+        series.mean_los[counts > 0], (total / np.maximum(counts, 1))[counts > 0]
+    )
+
+
+def test_hours_are_not_made_up():
+    day, site, los = _patients(13)
+    offset = np.where(site == 1, np.nan, 0.5)
+    got = daily.observed_census(day, site, los, I, T, offset=offset, bin="1h")
+    assert np.isnan(got[1]).all() and np.isfinite(got[0]).all() and got.shape == (I, 24 * T)
+    with pytest.raises(ValueError, match="bin='1h' needs offset="):
+        daily.observed_census(day, site, los, I, T, bin="1h")
+    with pytest.raises(ValueError, match="bin must be one of"):
+        daily.observed_census(day, site, los, I, T, bin="2h")  # pyright: ignore
+
+
 def test_bed_days_of_each_convention(x64):
     """A patient adds ceil(x), x, x + 1 and x bed-days: the models' stationary sums."""
     los = np.random.default_rng(5).gamma(0.8, 6.0, 200) + 0.01

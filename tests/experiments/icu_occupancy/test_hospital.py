@@ -1,0 +1,115 @@
+"""A hospital's own file from the command line: what is refused, in one line, and what is said."""
+
+import csv
+
+import numpy as np
+import pytest
+
+from experiments import __main__ as command_line
+from experiments.icu_occupancy import Config, hospital
+
+
+@pytest.fixture
+def stays(tmp_path):
+    """Writes a file of stays."""
+
+    def write(*rows, header="site,admission_date,discharge_date"):
+        path = tmp_path / "stays.csv"
+        path.write_text("\n".join([header, *rows]) + "\n")
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (("--data", "/nope.csv"), "there is no file /nope.csv"),
+        (("--data", "/"), "there is a folder /"),
+        (("--gamma", "2"), "gamma must lie in (0, 1], got 2.0"),
+        (("--gamma", "nan"), "gamma must lie in (0, 1], got nan"),
+        (("--gamma", "0"), "gamma must lie in (0, 1], got 0.0"),
+        (("--max-stay", "nan"), "max_stay must be positive, got nan"),
+        (("--beds", "14", "-3"), "beds must be at least 1"),
+        (("--seed", "-1"), "seed must be at least 0"),
+        (("--start", "31/01/2023"), "start must be a date such as 2023-01-31, got '31/01/2023'"),
+        (("--start", "2023-02-01", "--end", "2023-01-01"), "start 2023-02-01 lies after end"),
+        (("--separator", ";", "--bin", "1h"), "separator, bin say how to read a CSV: name it"),
+    ],
+)
+def test_wrong_flags_are_one_line_and_leave_no_folder(
+    arguments, said, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    assert command_line.main(["run", "icu_occupancy", *arguments]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and said in printed.err and len(printed.err.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_of_which_nothing_can_be_used_is_counted_and_kept(stays, tmp_path, capsys):
+    path = stays(*["A,soon,2023-01-02"] * 3, "A,2023-01-05,2023-01-01")
+    out = tmp_path / "run"
+    arguments = ["run", "icu_occupancy", "--data", str(path), "--out", str(out)]
+    assert command_line.main(arguments) == 2
+    said = capsys.readouterr().err
+    assert len(said.splitlines()) == 1 and "--date-format" in said
+    assert "3 bad_date (" in said and "1 discharge_before_admission (" in said
+    with (out / "rejects.csv").open() as file:
+        assert [row["reason"] for row in csv.DictReader(file)] == ["bad_date"] * 3 + [
+            "discharge_before_admission"
+        ]
+
+
+def test_flags_reach_the_reader(stays):
+    path = stays(
+        "A;3.2.2023;;7",
+        "A;4.2.2023;2,5;7",
+        "A;4.2.2023;2,5;7",
+        "A;1.3.2023;2,5;8",
+        header="site;admission_date;los_days;mrn",
+    )
+    config = Config(
+        data=str(path),
+        id_column="mrn",
+        date_format="DD.MM.YYYY",
+        separator=";",
+        encoding="utf-8",
+        start="2023-02-04",
+        end="2023-02-28",
+    )
+    found, rejects = hospital.read(config)
+    assert found.los.tolist() == [2.5] and found.num_days == 25
+    assert rejects.counts() == {"missing_los": 1, "duplicate": 1, "outside_window": 1}
+    assert hospital.in_short(rejects) == " Set aside: 3 rows of the file."
+    keep = hospital.read(Config(data=str(path), date_format="DD.MM.YYYY", duplicates="keep"))[1]
+    assert hospital.in_short(keep).endswith("counted as other patients: 1 row.")
+    assert hospital.in_short(None) == ""
+
+
+def test_the_report_says_how_a_file_was_read(stays, tmp_path):
+    path = stays("A,2023-01-01,2023-01-03", "a,2023-01-01,2023-01-03", "A,2023-01-02,2022-01-01")
+    _, rejects = hospital.read(Config(data=str(path)))
+    read, aside = hospital.about_file(rejects, tmp_path).tables
+    assert read.rows == tuple((notice,) for notice in rejects.notices) != ()
+    assert aside.rows == (("discharge_before_admission", 1, "4"),)
+    assert (tmp_path / "rejects.csv").exists()
+
+
+def test_hours_are_those_of_the_clock(stays, tmp_path):
+    """Day cases from 8:00 to 14:00, two a day: two beds from eight to two, none at night."""
+    rows = [f"Day,2023-01-{d:02} 08:00,2023-01-{d:02} 14:00" for d in range(1, 15) for _ in "ab"]
+    config = Config(data=str(stays(*rows)), bin="1h", convention="midnight")
+    found, _ = hospital.read(config)
+    (table,) = hospital.by_the_hour(found, config, tmp_path).tables
+    assert table.columns[1:9] == tuple(f"{h:02}:00" for h in range(0, 24, 3))
+    # 6:00 stands for the hour up to seven o'clock, 9:00 for the one up to ten.
+    assert table.rows == (("Day", 0.0, 0.0, 0.0, 2.0, 2.0, 0.0, 0.0, 0.0, 2.0),)
+    with (tmp_path / "occupancy_by_hour.csv").open() as file:
+        series = list(csv.DictReader(file))
+    assert len(series) == 14 * 24 and series[8]["hour"] == "2023-01-01T08"
+    beds = np.array([float(row["observed_census"]) for row in series]).reshape(14, 24)
+    np.testing.assert_array_equal(beds, np.tile([0] * 8 + [2] * 5 + [0] * 11, (14, 1)))
+    dated = stays("Day,2023-01-01,2023-01-03")
+    with pytest.raises(ValueError, match="1 of 1 stays have a date alone"):
+        hospital.read(Config(data=str(dated), bin="1h"))
