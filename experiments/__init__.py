@@ -19,6 +19,13 @@ A *benchmark* is a module with `SUMMARY` and `run(out)`, a list of
 Both are listed here by hand and imported only when they are run.
 """
 
+import pathlib
+
+import jaxlab
+
+# In a checkout that is not installed kernels/ lies beside jaxlab/, and is imported from there.
+jaxlab.__path__.append(str(pathlib.Path(__file__).resolve().parents[1]))
+
 EXPERIMENTS = {
     "icu_occupancy": "experiments.icu_occupancy",
     "zofl": "experiments.zofl",

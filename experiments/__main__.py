@@ -10,12 +10,16 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 try:
+    from experiments.bench import suite
+
+    if __name__ == "__main__" and sys.argv[1:2] == ["gpu"]:  # a bare image has no tyro
+        sys.exit(suite.main(sys.argv[2:], prog="python -m experiments gpu"))
     import rich  # noqa: F401  (so that a missing one is named here)
     import tyro
 except ModuleNotFoundError as error:
     sys.exit(f"error: the command line needs {error.name}: pip install -e '.[experiments]'")
 
-from experiments.bench import suite, timing
+from experiments.bench import timing
 from experiments.harness import flags, report, result, runs, words
 from experiments.harness.names import Names, find, listing, load
 
@@ -250,52 +254,10 @@ def _bench(args: Sequence[str], names: Names) -> int:
     return 0
 
 
-@dataclasses.dataclass(frozen=True)
-class GpuFlags:
-    """Runs every check and benchmark that this accelerator has not been through yet.
-
-    The most valuable come first; each is saved as it ends, under experiments/results/gpu/DEVICE/.
-    """
-
-    budget: float = 1800.0
-    """Seconds there are; nothing starts that would not fit."""
-    list: bool = False
-    """Only list the suite and where each entry has been measured."""
-    allow_cpu: bool = False
-    """Run without an accelerator, to try the suite out; the results go under runs/gpu/."""
-    out: Annotated[pathlib.Path | None, _FOLDER] = None
-    """Folder to keep the results in, instead of experiments/results/gpu."""
-
-
 def _gpu(args: Sequence[str], names: Names) -> int:
-    given = flags.parse(GpuFlags, args, "gpu")
-    root = given.out or RESULTS / "gpu"
-    if given.list:
-        folders = [folder for folder in sorted(root.glob("*")) if folder.is_dir()]
-        known = {folder.name: suite.records(folder) for folder in folders}
-        for entry in names.entries:
-            states = [
-                f"{device}: {found[entry.name].status}"
-                for device, found in known.items()
-                if entry.name in found
-            ]
-            where = ", ".join(states) or "not measured"
-            print(f"{entry.name:32}{entry.kind:11}about {entry.estimate_s:.0f} s   {where}")
-        return 0
-    try:
-        environment = suite.probe()
-    except RuntimeError as error:
-        raise flags.Mistake(error) from None
-    if environment.platform == "cpu":
-        if not given.allow_cpu:
-            raise flags.Mistake(
-                "JAX sees no accelerator here; --allow-cpu tries the suite out anyway"
-            )
-        root = given.out or RUNS / "gpu"
-    folder = root / suite.slug(environment.device)
-    print(f"{words.device(environment)}: {given.budget:.0f} s, results in {folder}")
-    written = suite.run_suite(names.entries, environment, folder, budget_s=given.budget)
-    return 0 if all(record.status == "ok" for record in written) else 1
+    return suite.main(
+        args, names.entries, root=RESULTS / "gpu", runs=RUNS / "gpu", prog=f"{PROG} gpu"
+    )
 
 
 def _or_mistake(fn: Any, *args: Any) -> Any:

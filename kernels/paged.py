@@ -1,5 +1,7 @@
 """What kernels that read paged keys and values ask of their operands."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,9 +53,7 @@ def check(
         )
     if min(B, S_q, H, N, page, page_table.shape[1]) < 1:
         raise ValueError(f"no size may be zero: q {q.shape}, pages {k_pages.shape}")
-    for name, x in (("page_table", page_table), ("lens", lens)):
-        if x.dtype != jnp.int32:
-            raise ValueError(f"{name} must be int32, got {x.dtype}")
+    check_integers(page_table=page_table, lens=lens)
     _check_dtypes(q, k_pages, v_pages)
     _check_scales(k_pages, k_scale, v_scale, () if v_transposed else (N, page))
     _check_values(page_table, lens, N, page)
@@ -85,15 +85,36 @@ def _check_scales(
             raise ValueError(f"{name} must be float32 {shape}, got {scale.dtype} {scale.shape}")
 
 
+def check_integers(**arrays: jax.Array) -> None:
+    """Refuses what is not int32, by its name."""
+    for name, x in arrays.items():
+        if x.dtype != jnp.int32:
+            raise ValueError(f"{name} must be int32, got {x.dtype}")
+
+
+def check_lengths(lens: jax.Array, most: int) -> None:
+    """Refuses concrete lengths out of 0 to `most`; traced ones under `checkify`."""
+    wrong = first_where(lens, lambda lens: (lens < 0) | (lens > most))
+    if wrong is not None:
+        raise ValueError(
+            f"lens must be in 0 to {most}, the tokens a row of page_table can name; request "
+            f"{wrong} has {int(lens[wrong])}"
+        )
+    checkify.debug_check(
+        jnp.all((lens >= 0) & (lens <= most)), "lens must be in 0 to {most}", most=jnp.int32(most)
+    )
+
+
+def first_where(x: jax.Array, wrong: Callable[[np.ndarray], np.ndarray]) -> int | None:
+    """Returns the first index of a concrete `[B]` where something is wrong, None if nothing is."""
+    if isinstance(x, Tracer):
+        return None
+    found = np.flatnonzero(wrong(np.asarray(x)))
+    return int(found[0]) if found.size else None
+
+
 def _check_values(page_table: jax.Array, lens: jax.Array, N: int, page: int) -> None:
-    most = page_table.shape[1] * page
-    if not isinstance(lens, Tracer):
-        wrong = np.flatnonzero((np.asarray(lens) < 0) | (np.asarray(lens) > most))
-        if wrong.size:
-            raise ValueError(
-                f"lens must be in 0 to {most}, the tokens a row of page_table can name; request "
-                f"{wrong[0]} has {int(lens[wrong[0]])}"
-            )
+    check_lengths(lens, page_table.shape[1] * page)
     if not isinstance(page_table, Tracer):
         table = np.asarray(page_table)
         if table.min() < 0 or table.max() >= N:
@@ -101,9 +122,6 @@ def _check_values(page_table: jax.Array, lens: jax.Array, N: int, page: int) -> 
                 f"page_table must hold page numbers in 0 to {N - 1}, got {table.min()} to "
                 f"{table.max()}"
             )
-    checkify.debug_check(
-        jnp.all((lens >= 0) & (lens <= most)), "lens must be in 0 to {most}", most=jnp.int32(most)
-    )
     checkify.debug_check(
         jnp.all((page_table >= 0) & (page_table < N)),
         "page_table must hold page numbers in 0 to {last}",

@@ -5,73 +5,94 @@ import functools
 import math
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from experiments.bench import ceilings, timing
-from jaxlab.kernels.mqa_decode import api, ref, specs  # pyright: ignore[reportMissingImports]
+from jaxlab.kernels.mqa_decode import api, plan, ref, specs  # pyright: ignore[reportMissingImports]
 from jaxlab.kernels.mqa_decode.specs import Spec, Workload  # pyright: ignore[reportMissingImports]
 
 SUMMARY = "Paged decode attention: share of the copy bandwidth, against cuDNN and JAX's kernels"
 
 
 def run(out: pathlib.Path) -> list[timing.Measurement]:
-    """Times what this machine can: a small grid on a CPU, all slices on an accelerator."""
+    """Times what this machine can: a small grid on a CPU, all named shapes on an accelerator."""
     del out
     if jax.default_backend() == "cpu":
         return cells(specs.ON_CPU)
-    return [*few(), *many(), *ragged(), *eight_bits(), *verify()]
+    named = (*specs.GRID, *specs.RAGGED, *specs.EIGHT_BITS, *specs.VERIFY)
+    return [*ceilings.measured(), *cells(named)]
 
 
-def few() -> list[timing.Measurement]:
-    """Equal lengths in bfloat16, up to 64 requests: an entry of the accelerator suite."""
-    return [*ceilings.measured(), *cells([spec for spec in specs.GRID if spec.B <= 64])]
+def cell(**sizes: Any) -> list[timing.Measurement]:
+    """Times ours beside every rival at the sizes of a `Spec`."""
+    return _cell(Spec(**sizes), 10)
 
 
-def many() -> list[timing.Measurement]:
-    """Equal lengths in bfloat16, 128 requests and more."""
-    return cells([spec for spec in specs.GRID if spec.B > 64])
+def parts(**sizes: Any) -> list[timing.Measurement]:
+    """Times a call whole, with its plan given, its plan alone, and the merge alone."""
+    spec = Spec(**sizes)
+    work = specs.make(spec)
+    calls, rest = _calls(work), _rest(work)
+    plan_of = functools.partial(plan.decode_plan, page=spec.page)
+    plans = jax.jit(jax.vmap(plan_of, in_axes=(None, 0)))(work.lens, work.tables)
+    first = jax.tree.map(lambda x: x[0], plans)
+    rows, num_slots = spec.S_q * spec.H, first.slot_request.shape[0]
+
+    @jax.jit
+    def draw(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        key_out, key_lse = jax.random.split(key)
+        shape = (num_slots, rows, spec.C)
+        return jax.random.normal(key_out, shape), jax.random.normal(key_lse, shape[:2])
+
+    out, lse2 = draw(jax.random.key(1))
+
+    def given(i, q, k_pages, v_pages, tables, lens, plans):
+        mine = jax.tree.map(lambda x: _turn(i, x), plans)
+        return _ours(work, spec, None, mine)(i, q, k_pages, v_pages, tables, lens)
+
+    # What a chain hands on must need all that a call returns.
+    def planned(i, lens, tables):
+        found = jax.tree.leaves(plan_of(lens, _turn(i, tables)))
+        return lens + functools.reduce(jnp.minimum, [jnp.min(x) for x in found], jnp.int32(0))
+
+    def merged(i, lse2, out, request):
+        averages, sums = plan.merge_partials(out, lse2, request, spec.B)
+        return lse2 + jnp.minimum(jnp.max(averages), 0.0) + jnp.minimum(jnp.max(sums), 0.0)
+
+    name = f"mqa_decode, {api.choose(_call(work, spec))}"
+    timed = {
+        f"{name}, whole": (_ours(work, spec, None), work.q, *rest),
+        f"{name}, plan given": (given, work.q, *rest, plans),
+        "mqa_decode, plan alone": (planned, work.lens, work.tables),
+        "mqa_decode, merge alone": (merged, lse2, out, first.slot_request),
+    }
+    return [
+        timing.Measurement(
+            name,
+            spec.name,
+            timing.measure_chain(*operands, calls=calls),
+            note="Plan and merge alone: with a reduction of all that they return.",
+        )
+        for name, operands in timed.items()
+    ]
 
 
-def ragged() -> list[timing.Measurement]:
-    """Lognormal and bimodal lengths."""
-    return cells(specs.RAGGED)
+def check(impl: api.Impl, **sizes: Any) -> dict[str, float]:
+    """Compares an implementation with the reference at the sizes of a `Spec`.
 
-
-def eight_bits() -> list[timing.Measurement]:
-    """Keys and values in FP8, multiplied in 16 bits or in eight."""
-    return cells(specs.EIGHT_BITS)
-
-
-def verify() -> list[timing.Measurement]:
-    """Two and four tokens a request."""
-    return cells(specs.VERIFY)
-
-
-def check() -> dict[str, float]:
-    """Every implementation that runs here against the reference; raises where one is off."""
-    found = {}
-    many = (24, 2700, "lognormal")  # a thousand pages: every processor has runs of several requests
-    for spec in (
-        Spec(5, 700, "lognormal"),
-        Spec(*many),
-        Spec(*many, "fp8"),
-        Spec(*many, "direct"),
-        Spec(*many, S_q=2),
-        Spec(24, 2700, "bimodal", S_q=4),
-        Spec(2, 300, S_q=2, H=16, C=128),
-    ):
-        work = specs.make(spec)
-        want = _exact(work, spec)
-        call = _call(work, spec)
-        for impl in api.IMPLS:
-            if not api.why_not(impl, call):
-                got = _ours(work, spec, impl)(jnp.int32(0), work.q, *_rest(work))
-                error = timing.deviation(got, want)
-                found[f"{impl}: {spec.name}"] = error
-                _require_small(error, f"{impl} on {spec.name}", spec)
-    return found
+    Raises:
+        NotImplementedError: if the implementation cannot run here.
+        AssertionError: if it is off.
+    """
+    spec = Spec(**sizes)
+    work = specs.make(spec)
+    got = timing.once(timing.chain(_ours(work, spec, impl)), work.q, *_rest(work))
+    error = timing.deviation(got, _exact(work, spec))
+    _require_small(error, f"{impl} on {spec.name}", spec)
+    return {"largest error": error}
 
 
 def cells(grid: Sequence[Spec], *, repeats: int = 10) -> list[timing.Measurement]:
@@ -99,11 +120,11 @@ def cells(grid: Sequence[Spec], *, repeats: int = 10) -> list[timing.Measurement
 def _cell(spec: Spec, repeats: int) -> list[timing.Measurement]:
     work = specs.make(spec)
     calls = _calls(work)
-    f = _ours(work, spec, None)
     rest = _rest(work)
-    ours = timing.measure_chain(f, work.q, *rest, calls=calls, repeats=repeats)
-    error = timing.deviation(f(jnp.int32(0), work.q, *rest), _exact(work, spec))
+    program = timing.chain(_ours(work, spec, None))
+    error = timing.deviation(timing.once(program, work.q, *rest), _exact(work, spec))
     _require_small(error, spec.name, spec)
+    ours = timing.measure_program(program, work.q, *rest, calls=calls, repeats=repeats)
     rivals, silent = [], []
     for name, rival, operands in (*_dense(work, spec), *_paged(work, spec)):
         try:
@@ -141,7 +162,9 @@ def _call(work: Workload, spec: Spec) -> api.Call:
     )
 
 
-def _ours(work: Workload, spec: Spec, impl: api.Impl | None) -> Callable:
+def _ours(
+    work: Workload, spec: Spec, impl: api.Impl | None, shares: plan.Plan | None = None
+) -> Callable:
     """Returns `f(i, q, k_pages, v_pages, tables, lens)`; calls take the tables in turn."""
 
     def f(i, q, k_pages, v_pages, tables, lens):
@@ -153,6 +176,7 @@ def _ours(work: Workload, spec: Spec, impl: api.Impl | None) -> Callable:
             table,
             lens,
             impl=impl,
+            plan=shares,
             v_transposed=spec.kv == "direct",
             **work.scales,
         )

@@ -3,6 +3,7 @@
 import functools
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,75 +15,91 @@ from jaxlab.kernels.mqa_prefill.specs import Spec  # pyright: ignore[reportMissi
 SUMMARY = "Prefill attention with one key head: share of the product's FLOPs, against cuDNN"
 
 
+FORWARD, BOTH = MODES = ("forward", "forward and backward")
+
+
 def run(out: pathlib.Path) -> list[timing.Measurement]:
-    """Times what this machine can: a small grid on a CPU, all slices on an accelerator."""
+    """Times what this machine can: a small grid on a CPU, all named shapes on an accelerator."""
     del out
     if jax.default_backend() == "cpu":
         return cells(specs.ON_CPU)
-    return [*ceilings.measured(), *whole(), *chunked()]
-
-
-def whole() -> list[timing.Measurement]:
-    """Whole prompts, an entry of the accelerator suite."""
-    return cells(specs.GRID)
-
-
-def chunked() -> list[timing.Measurement]:
-    """The last chunk of a long prompt."""
-    return cells(specs.CHUNKED)
-
-
-def check() -> dict[str, float]:
-    """Every implementation that runs here against the reference, and the derivative."""
-    found = {}
-    for spec in (Spec(2, 300), Spec(1, 257, 700), Spec(2, 200, H=16, C=128)):
-        q, *rest = specs.make(spec)
-        exact = functools.partial(ref.forward, scale=spec.C**-0.5)
-        want = jax.jit(exact)(q, *rest)[0]
-        for impl in api.IMPLS:
-            if not api.why_not(impl, q):
-                f = jax.jit(functools.partial(api.mqa_prefill, impl=impl))
-                error = timing.deviation(f(q, *rest), want)
-                found[f"{impl}: {spec.name}"] = error
-                if not error <= 2e-2:
-                    raise AssertionError(f"{impl} on {spec.name} is off by {error:.3g}")
-    return found
+    return [*ceilings.measured(), *cells((*specs.GRID, *specs.CHUNKED))]
 
 
 def cells(grid: Sequence[Spec]) -> list[timing.Measurement]:
     """Times ours beside every rival that runs, forward, then forward and backward."""
-    records = []
-    for spec in grid:
-        q, *rest = specs.make(spec)
-        rivals = dict(_rivals(spec))
-        for mode in ("forward", "forward and backward"):
-            times = 1.0 if mode == "forward" else 3.5  # five products more, of two
-            wrap = _identity if mode == "forward" else _and_backward
-            calls = _calls(spec)
-            ours = timing.measure_chain(wrap(_ours), q, *rest, calls=calls, repeats=5)
-            error = None
-            if mode == "forward" and spec.T + spec.start <= 2048:
-                want = jax.jit(functools.partial(ref.forward, scale=spec.C**-0.5))(q, *rest)[0]
-                error = timing.deviation(jax.jit(_ours)(0, q, *rest), want)
-            common = {
-                "name": f"mqa_prefill, {api.choose(q)}, {mode}",
-                "shape": spec.name,
-                "ours": ours,
-                "work": times * spec.num_flops,
-                "work_unit": "FLOP",
-                "ceiling": ceilings.matmul_flops(spec.dtype),
-                "error": error,
-            }
-            measured = []
-            for name, rival in rivals.items():
-                try:
-                    timed = timing.measure_chain(wrap(rival), q, *rest, calls=calls, repeats=5)
-                except Exception as why:  # a rival's own limits, of which there are many kinds
-                    print(f"{name}, {mode}: not on {spec.name}: {str(why).splitlines()[0][:150]}")
-                    continue
-                measured.append(timing.Measurement(**common, rival_name=name, rival=timed))
-            records += measured or [timing.Measurement(**common)]
-    return records
+    return [item for spec in grid for mode in MODES for item in _cell(mode, spec)]
+
+
+def cell(mode: str, **sizes: Any) -> list[timing.Measurement]:
+    """Times one mode at the sizes of a `Spec`."""
+    return _cell(mode, Spec(**sizes))
+
+
+def check(**sizes: Any) -> dict[str, float]:
+    """Compares every implementation that runs here, forward and backward, with the reference.
+
+    Raises:
+        AssertionError: if one is off.
+    """
+    spec = Spec(**sizes)
+    q, k, v, *rest = specs.make(spec)
+
+    def with_derivatives(f: Callable) -> Callable:
+        def both(q: jax.Array, k: jax.Array, v: jax.Array, *rest: jax.Array) -> tuple:
+            out, pull = jax.vjp(lambda *x: f(*x, *rest).astype(q.dtype), q, k, v)
+            return out, *pull(out)
+
+        return jax.jit(both)
+
+    want = with_derivatives(_exact(spec))(q, k, v, *rest)
+    found = {}
+    for impl in api.IMPLS:
+        if api.why_not(impl, q):
+            continue
+        f = with_derivatives(functools.partial(api.mqa_prefill, impl=impl))
+        errors = map(timing.deviation, f(q, k, v, *rest), want)
+        for what, error in zip(("average", "dq", "dk", "dv"), errors, strict=True):
+            found[f"{what} of {impl}"] = error
+            if not error <= (2e-2 if what == "average" else 5e-2):
+                raise AssertionError(f"{what} of {impl} on {spec.name} is off by {error:.3g}")
+    return found
+
+
+def _cell(mode: str, spec: Spec) -> list[timing.Measurement]:
+    q, *rest = specs.make(spec)
+    wrap, times = (_identity, 1.0) if mode == FORWARD else (_and_backward, 3.5)
+    calls, error = _calls(spec), None
+    program = timing.chain(wrap(_ours))
+    if mode == FORWARD:
+        error = timing.deviation(timing.once(program, q, *rest), _exact(spec)(q, *rest))
+        if not error <= 2e-2:
+            raise AssertionError(f"{spec.name} is off by {error:.3g} of the largest value")
+    ours = timing.measure_program(program, q, *rest, calls=calls, repeats=5)
+    rivals, silent = [], []
+    for name, rival in _rivals(spec):
+        try:
+            timed = timing.measure_chain(wrap(rival), q, *rest, calls=calls, repeats=5)
+            rivals.append((name, timed))
+        except Exception as why:  # a rival's own limits, of which there are many kinds
+            silent.append(f"{name} does not run: {str(why).partition(chr(10))[0][:150]}")
+    common = {
+        "name": f"mqa_prefill, {api.choose(q)}, {mode}",
+        "shape": spec.name,
+        "ours": ours,
+        "work": times * spec.num_flops,  # backward: five products more, of two
+        "work_unit": "FLOP",
+        "ceiling": ceilings.matmul_flops(spec.dtype),
+        "error": error,
+        "note": " ".join(silent),
+    }
+    return [
+        timing.Measurement(**common, rival_name=name, rival=timed) for name, timed in rivals
+    ] or [timing.Measurement(**common)]
+
+
+def _exact(spec: Spec) -> Callable[..., jax.Array]:
+    return jax.jit(lambda *x: ref.forward(*x, scale=spec.C**-0.5)[0])
 
 
 def _ours(i, q, k, v, q_start, lens):

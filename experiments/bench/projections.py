@@ -1,7 +1,9 @@
 """Timings of the fused query up-projection and of grouped SwiGLU against plain XLA."""
 
+import functools
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,80 +21,80 @@ SUMMARY = "Query up-projection and experts: fused against unfused, grouped again
 def run(out: pathlib.Path) -> list[timing.Measurement]:
     """Times what this machine can: small shapes on a CPU, all on an accelerator."""
     del out
-    if jax.default_backend() == "cpu":
-        return [*queries(rms_specs.ON_CPU), *experts(moe_specs.ON_CPU)]
-    return [*queries(), *experts()]
+    on_cpu = jax.default_backend() == "cpu"
+    of_queries = rms_specs.ON_CPU if on_cpu else rms_specs.GRID
+    of_experts = moe_specs.ON_CPU if on_cpu else moe_specs.GRID
+    return [
+        *(item for spec in of_queries for item in queries(**spec._asdict())),
+        *(item for spec in of_experts for item in experts(**spec._asdict())),
+    ]
 
 
-def queries(grid: Sequence[rms_specs.Spec] = rms_specs.GRID) -> list[timing.Measurement]:
-    """Norm, product and rotation in one kernel against the same in XLA, an entry of the suite."""
-    records = []
-    for spec in grid:
-        low, up, position = rms_specs.make(spec)
-        calls = _calls(spec.num_flops, spec.num_bytes)
-        ours = timing.measure_chain(
-            _chained(rms_up_rope.rms_up_rope), low, up, position, calls=calls
-        )
-        unfused = timing.measure_chain(_chained(_unfused), low, up, position, calls=calls)
-        fused, plain = (
-            jax.jit(f)(low, up, position).astype(jnp.float32)
-            for f in (rms_up_rope.rms_up_rope, _unfused)
-        )
-        records.append(
-            timing.Measurement(
-                f"rms_up_rope, {rms_up_rope.choose(low, up)}",
-                spec.name,
-                ours,
-                "norm, product, rotation in XLA",
-                unfused,
-                work=float(spec.num_bytes),
-                work_unit="B",
-                ceiling=ceilings.copy_bandwidth(),
-                error=float(jnp.max(jnp.abs(fused - plain)) / jnp.max(jnp.abs(plain))),
-            )
-        )
-    return records
+def queries(**sizes: Any) -> list[timing.Measurement]:
+    """Times norm, product and rotation in one kernel and in XLA, at the sizes of a `Spec`."""
+    spec = rms_specs.Spec(**sizes)
+    low, up, position = rms_specs.make(spec)
+    calls = _calls(spec.num_flops, spec.num_bytes)
+    fused, plain = (jax.jit(f)(low, up, position) for f in (rms_up_rope.rms_up_rope, _unfused))
+    ours, unfused = (
+        timing.measure_chain(_chained(f), low, up, position, calls=calls)
+        for f in (rms_up_rope.rms_up_rope, _unfused)
+    )
+    item = timing.Measurement(
+        f"rms_up_rope, {rms_up_rope.choose(low, up)}",
+        spec.name,
+        ours,
+        "norm, product, rotation in XLA",
+        unfused,
+        work=float(spec.num_bytes),
+        work_unit="B",
+        ceiling=ceilings.copy_bandwidth(),
+        error=timing.deviation(fused, plain),
+    )
+    return [item]
 
 
-def experts(grid: Sequence[moe_specs.Spec] = moe_specs.GRID) -> list[timing.Measurement]:
-    """The implementation that is chosen against every other that runs, an entry of the suite."""
-    records = []
-    for spec in grid:
-        x, *rest = moe_specs.make(spec)
-        calls = _calls(spec.num_flops, 6 * spec.E * spec.D * spec.F)
-        chosen = moe.choose(x.dtype)
+def experts(**sizes: Any) -> list[timing.Measurement]:
+    """Times the chosen implementation against every other that runs, at the sizes of a `Spec`."""
+    spec = moe_specs.Spec(**sizes)
+    x, *rest = moe_specs.make(spec)
+    calls = _calls(spec.num_flops, 6 * spec.E * spec.D * spec.F)
+    chosen = moe.choose(x.dtype)
 
-        def timed(impl: moe.Impl, x=x, rest=rest, calls=calls) -> timing.Timing:
-            return timing.measure_chain(
-                lambda i, x, *rest: moe.grouped_swiglu(x, *rest, impl=impl), x, *rest, calls=calls
-            )
+    def grouped(i: jax.Array, x: jax.Array, *rest: jax.Array, impl: moe.Impl) -> jax.Array:
+        return moe.grouped_swiglu(x, *rest, impl=impl)
 
-        few = min(x.shape[0], 256)
-        begin = jnp.minimum(jnp.cumsum(rest[3]), few)
+    def timed(impl: moe.Impl) -> timing.Timing:
+        return timing.measure_chain(functools.partial(grouped, impl=impl), x, *rest, calls=calls)
+
+    common = {
+        "name": f"grouped_swiglu, {chosen}",
+        "shape": spec.name,
+        "ours": timed(chosen),
+        "work": float(spec.num_flops),
+        "work_unit": "FLOP",
+        "ceiling": ceilings.matmul_flops(spec.dtype),
+        "error": _error_of_experts(x, *rest),
+    }
+    others = [impl for impl in moe.IMPLS if impl != chosen and not moe.why_not(impl, x.dtype)]
+    return [
+        timing.Measurement(**common, rival_name=impl, rival=timed(impl)) for impl in others
+    ] or [timing.Measurement(**common)]
+
+
+def _error_of_experts(x: jax.Array, *rest: jax.Array) -> float:
+    """Of the first rows: the reference multiplies every row with every expert."""
+    few = min(x.shape[0], 256)
+    *weights, sizes = rest
+
+    @jax.jit
+    def both(x: jax.Array, weights: list[jax.Array], sizes: jax.Array) -> tuple:
+        begin = jnp.minimum(jnp.cumsum(sizes), few)
         sizes = jnp.diff(begin, prepend=jnp.zeros(1, begin.dtype)).astype(jnp.int32)
-        got = moe.grouped_swiglu(x[:few], *rest[:3], sizes)
-        want = moe_ref.grouped_swiglu(x[:few], *rest[:3], sizes)
-        error = float(
-            jnp.max(jnp.abs(got.astype(jnp.float32) - want.astype(jnp.float32)))
-            / jnp.max(jnp.abs(want.astype(jnp.float32)))
-        )
-        ours = timed(chosen)
-        for impl in moe.IMPLS:
-            if impl != chosen and not moe.why_not(impl, x.dtype):
-                records.append(
-                    timing.Measurement(
-                        f"grouped_swiglu, {chosen}",
-                        spec.name,
-                        ours,
-                        impl,
-                        timed(impl),
-                        work=float(spec.num_flops),
-                        work_unit="FLOP",
-                        ceiling=ceilings.matmul_flops(spec.dtype),
-                        error=error,
-                    )
-                )
-    return records
+        operands = (x[:few], *weights, sizes)
+        return moe.grouped_swiglu(*operands), moe_ref.grouped_swiglu(*operands)
+
+    return timing.deviation(*both(x, weights, sizes))
 
 
 def _unfused(low: jax.Array, up: jax.Array, position: jax.Array) -> jax.Array:

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -71,9 +71,10 @@ def run(out: pathlib.Path) -> list[timing.Measurement]:
     return [*loops(), *brax(), *acting(), *simulating(), *parts()]
 
 
-def loops() -> list[timing.Measurement]:
+def loops(labels: Sequence[str] = ("paper", "small")) -> list[timing.Measurement]:
     """FPMD-M on pendulums, the loop on the device against a loop in Python."""
-    return [_loop("paper's sizes", PAPER, 40), _loop("small", SMALL, 400)]
+    sizes = {"paper": ("paper's sizes", PAPER, 40), "small": ("small", SMALL, 400)}
+    return [_loop(*sizes[label]) for label in labels]
 
 
 def _loop(label: str, sizes: dict[str, Any], updates: int) -> timing.Measurement:

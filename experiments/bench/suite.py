@@ -1,90 +1,48 @@
-"""The accelerator suite: checks and benchmarks still missing for this device, in order of worth.
+"""The accelerator suite: what is still missing for this device, the most valuable first.
 
-Each entry runs in its own process under a time limit, and its record is written as soon as it
-ends, so a crash, a hang or the end of the budget loses nothing that was measured before.
+`python -m experiments gpu`, or `python -m experiments.bench.suite`, from a bare checkout too: it
+needs JAX, what the cells need, and this project's files. A cell is one check, or one benchmark at
+one shape. Results are kept after each cell in one file, so that a crash, a hang or the end of the
+budget loses nothing that was measured before.
 """
 
+import argparse
 import contextlib
 import dataclasses
-import importlib
-import json
-import os
+import math
 import pathlib
 import re
 import signal
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple, NoReturn
 
-from experiments.bench import timing
+from experiments.bench import timing, worker
+from experiments.bench.cells import SUITE, Entry
 from experiments.harness import result, words
 
-REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
-PROBE_SECONDS = 120  # the first contact with a device: driver, backend, one allocation
-PATIENCE = 3  # an entry may take this many times its estimate, and always a minute
-
-
-@dataclasses.dataclass(frozen=True)
-class Entry:
-    """One check or benchmark.
-
-    Args:
-        name: Name of its record's file.
-        kind: A check raises when it fails and may return a dict of details; a benchmark returns
-            a list of `timing.Measurement`.
-        target: `module:function`, called without arguments in a fresh process.
-        estimate_s: Seconds it takes, compile time included.
-    """
-
-    name: str
-    kind: Literal["check", "benchmark"]
-    target: str
-    estimate_s: float
-
-
-# The most valuable first: a short lease ends somewhere down this list.
-SUITE = (
-    Entry("mqa_decode_check", "check", "experiments.bench.mqa_decode:check", 120.0),
-    Entry("mqa_prefill_check", "check", "experiments.bench.mqa_prefill:check", 90.0),
-    Entry("mqa_decode_few", "benchmark", "experiments.bench.mqa_decode:few", 240.0),
-    Entry("mqa_decode_many", "benchmark", "experiments.bench.mqa_decode:many", 180.0),
-    Entry("mqa_decode_ragged", "benchmark", "experiments.bench.mqa_decode:ragged", 240.0),
-    Entry("mqa_decode_eight_bits", "benchmark", "experiments.bench.mqa_decode:eight_bits", 180.0),
-    Entry("mqa_prefill_whole", "benchmark", "experiments.bench.mqa_prefill:whole", 240.0),
-    Entry("mqa_decode_verify", "benchmark", "experiments.bench.mqa_decode:verify", 90.0),
-    Entry("mqa_prefill_chunked", "benchmark", "experiments.bench.mqa_prefill:chunked", 60.0),
-    Entry("projections_queries", "benchmark", "experiments.bench.projections:queries", 90.0),
-    Entry("projections_experts", "benchmark", "experiments.bench.projections:experts", 120.0),
-    Entry("rl_loops", "benchmark", "experiments.bench.rl:loops", 120.0),
-    Entry("rl_acting", "benchmark", "experiments.bench.rl:acting", 60.0),
-    Entry("rl_parts", "benchmark", "experiments.bench.rl:parts", 90.0),
-    Entry("rl_scaling", "benchmark", "experiments.bench.rl:scaling", 180.0),
-    Entry("rl_brax", "benchmark", "experiments.bench.rl:brax", 120.0),
-    Entry("rl_brax_mjx", "benchmark", "experiments.bench.rl:brax_mjx", 300.0),
-    Entry("queueing_pipeline", "benchmark", "experiments.bench.queueing:pipeline_gpu", 120.0),
-    Entry("queueing_monte_carlo", "benchmark", "experiments.bench.queueing:monte_carlo_gpu", 180.0),
-    Entry("zeroth_order_batches", "benchmark", "experiments.bench.zeroth_order:batches_gpu", 60.0),
-    Entry(
-        "zeroth_order_streamed", "benchmark", "experiments.bench.zeroth_order:streamed_gpu", 60.0
-    ),
-    Entry(
-        "zeroth_order_rollouts", "benchmark", "experiments.bench.zeroth_order:rollouts_gpu", 60.0
-    ),
-)
+ROOT = pathlib.Path(__file__).resolve().parents[1] / "results" / "gpu"
+"""Results that are committed, a folder for each device."""
+RESULTS, LOG = "results.json", "log.txt"
+START_S = 20.0
+"""Seconds until JAX has found its device."""
+START_LIMIT_S = 120.0
+"""Seconds that it may take."""
+PATIENCE = 2.0
+"""A cell may take this many times its estimate, and always `LEAST_LIMIT_S`."""
+LEAST_LIMIT_S = 60.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """What one entry left behind on one device.
+    """What one cell left behind on one device.
 
     Args:
-        name: Name of the entry.
-        kind: What the entry is.
-        status: Whether it ended well, raised, or ran out of time.
-        seconds: Wall-clock time, start of the process included.
+        name: Name of the cell.
+        kind: What the cell is.
+        status: Whether it ended well, raised or crashed, ran out of time, or cannot run there.
+        seconds: Wall-clock time.
         environment: Device, versions and commit.
         finished: Local date and time, ISO 8601.
         measurements: What a benchmark timed.
@@ -94,7 +52,7 @@ class Record:
 
     name: str
     kind: Literal["check", "benchmark"]
-    status: Literal["ok", "failed", "timeout"]
+    status: worker.Status
     seconds: float
     environment: result.Environment
     finished: str
@@ -103,77 +61,238 @@ class Record:
     error: str = ""
 
 
+class Device(NamedTuple):
+    """How cells are run: by workers and the clock on the wall, or pretended.
+
+    Attributes:
+        start: `start(limit_s) -> worker`, whose `environment` says what it runs on.
+        call: `call(worker, entry, limit_s) -> worker.Answer`.
+        stop: `stop(worker)`.
+        clock: Seconds.
+    """
+
+    start: Callable[[float], Any]
+    call: Callable[[Any, Entry, float], worker.Answer]
+    stop: Callable[[Any], None]
+    clock: Callable[[], float]
+
+
+def _call(at_work: worker.Worker, entry: Entry, limit_s: float) -> worker.Answer:
+    if at_work.environment.platform != "cpu":
+        return worker.call(at_work, entry.target, entry.args, limit_s)
+    if entry.small is None:
+        return worker.Answer("not here", None, "too much for a CPU", alive=True)
+    return worker.call(at_work, entry.target, entry.args | entry.small, limit_s)
+
+
+HERE = Device(worker.start, _call, worker.stop, time.monotonic)
+"""The device of this machine."""
+
+
+def pretended(seconds: Callable[[Entry], float], start_s: float = START_S) -> Device:
+    """Returns a device without a device: every cell ends well and takes so long by its clock.
+
+    A cell that would take longer than its limit is stopped there, as a real one is.
+    """
+    now = 0.0
+
+    def wait(wanted: float, limit_s: float) -> bool:
+        nonlocal now
+        now += min(wanted, limit_s)
+        return wanted <= limit_s
+
+    class At(NamedTuple):
+        environment: result.Environment = result.Environment("", "", 0, "", 0, {})
+
+    def start(limit_s: float) -> At:
+        if not wait(start_s, limit_s):
+            raise RuntimeError("no device within the limit")
+        return At()
+
+    def call(_: At, entry: Entry, limit_s: float) -> worker.Answer:
+        well = wait(seconds(entry), limit_s)
+        output = [] if entry.kind == "benchmark" else {}
+        return worker.Answer("ok" if well else "timeout", output, "", well)
+
+    return Device(start, call, lambda _: None, lambda: now)
+
+
+def run_suite(
+    entries: Sequence[Entry],
+    known: dict[str, Record],
+    device: Device,
+    at_work: Any,
+    *,
+    budget_s: float,
+    keep: Callable[[Record], None],
+    say: Callable[[str], None],
+    log: Callable[[str], None] = lambda said: None,
+) -> list[Record]:
+    """Runs the cells that are missing, those that failed before coming last.
+
+    A cell starts if its estimate fits what is left of the budget; one that does not is passed over
+    for one that does. Estimates grow with what the cells of this call took beyond theirs.
+
+    Args:
+        entries: Cells, the most valuable first.
+        known: Records of this device by cell; what ended well is left out.
+        device: How cells are run.
+        at_work: The worker that `device.start` has returned.
+        budget_s: Seconds from now.
+        keep: Called with each record at once.
+        say: Told about each step.
+        log: Given what the worker printed.
+
+    Returns:
+        The records of this call.
+    """
+    deadline = device.clock() + budget_s
+    missing = [entry for entry in entries if entry.name not in known]
+    failed = [
+        entry for entry in entries if entry.name in known and known[entry.name].status != "ok"
+    ]
+    say(f"{len(entries) - len(missing) - len(failed)} of {len(entries)} cells measured before")
+    waiting, written = missing + failed, []
+    taken = estimated = 0.0
+    environment = at_work.environment
+    try:
+        while waiting:
+            left = deadline - device.clock()
+            pace = max(1.0, taken / estimated) if estimated else 1.0
+            start_s = 0.0 if at_work else START_S
+            entry = next((e for e in waiting if start_s + pace * e.estimate_s <= left), None)
+            if entry is None:
+                names = ", ".join(entry.name for entry in waiting)
+                say(f"{left:.0f} s left, too little for any of: {names}")
+                break
+            waiting.remove(entry)
+            say(f"{entry.name} ({entry.kind}, about {pace * entry.estimate_s:.0f} s) ...")
+            begin = device.clock()
+            if not at_work:
+                try:
+                    at_work = device.start(min(START_LIMIT_S, left))
+                except RuntimeError as error:
+                    say(str(error))
+                    break
+                left = deadline - device.clock()
+            own_s = max(PATIENCE * pace * entry.estimate_s, LEAST_LIMIT_S)
+            start = device.clock()
+            answer = device.call(at_work, entry, max(0.0, min(own_s, left)))
+            log(answer.said)
+            if not answer.alive:
+                device.stop(at_work)
+                at_work = None
+            if answer.status == "timeout" and left < own_s:
+                say("  cut short by the end of the budget: it stays missing")
+                break
+            seconds = device.clock() - start
+            if answer.status == "ok":
+                taken, estimated = taken + seconds, estimated + entry.estimate_s
+            record = _record(entry, answer, seconds, environment)
+            keep(record)
+            written.append(record)
+            told = f"  {record.status}, {device.clock() - begin:.1f} s"
+            say(f"{told}  {_last_line(record.error)}".rstrip())
+    finally:
+        if at_work:
+            device.stop(at_work)
+    return written
+
+
+def _record(
+    entry: Entry, answer: worker.Answer, seconds: float, environment: result.Environment
+) -> Record:
+    status, error = answer.status, "" if answer.status == "ok" else answer.said[-4000:]
+    fields: dict[str, Any] = {}
+    if status == "ok":
+        try:
+            if entry.kind == "benchmark":
+                kind = tuple[timing.Measurement, ...]
+                fields["measurements"] = result.decode(kind, answer.output, "measurements")
+            else:
+                fields["details"] = result.decode(dict[str, Any], answer.output or {}, "details")
+        except ValueError as mistake:
+            status, error = "failed", f"{entry.target} returned the wrong thing: {mistake}"
+    return Record(
+        entry.name, entry.kind, status, seconds, environment, words.now(), error=error, **fields
+    )
+
+
+# What is kept
+
+
 def slug(device: str) -> str:
     """Returns a device kind as a folder name: "NVIDIA H100 80GB" -> "nvidia-h100-80gb"."""
     return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
 
 
-def probe() -> result.Environment:
-    """Asks a fresh process for the device: a backend in this one would hold the memory.
+def records(folder: pathlib.Path) -> dict[str, Record]:
+    """Reads the records of a folder by cell.
 
     Raises:
-        RuntimeError: if JAX does not start within two minutes.
+        ValueError: if its file is not what `write` wrote.
     """
-    status, output, error = _call("experiments.harness.result:environment", PROBE_SECONDS)
-    if status != "ok":
-        raise RuntimeError(f"JAX found no working device ({status}): {_last_line(error)}")
-    return result.decode(result.Environment, output)
+    path = folder / RESULTS
+    found = result.read(path, tuple[Record, ...]) if path.exists() else ()
+    return {record.name: record for record in found}
 
 
-def run_suite(
-    suite: Sequence[Entry],
-    environment: result.Environment,
-    folder: pathlib.Path,
-    *,
-    budget_s: float,
-    say: Callable[[str], None] = print,
-) -> list[Record]:
-    """Runs what is missing under `folder`, entries that failed before coming last.
+def write(folder: pathlib.Path, found: dict[str, Record]) -> None:
+    """Writes the records of a folder in one step."""
+    result.write(folder / RESULTS, list(found.values()))
+
+
+def newest(*found: dict[str, Record]) -> dict[str, Record]:
+    """Joins records: what ended well counts more than what did not, then the later one."""
+    joined: dict[str, Record] = {}
+
+    def worth(record: Record) -> tuple[bool, str]:
+        return record.status == "ok", record.finished
+
+    for record in (record for some in found for record in some.values()):
+        if record.name not in joined or worth(record) > worth(joined[record.name]):
+            joined[record.name] = record
+    return joined
+
+
+def merge(folder: pathlib.Path, root: pathlib.Path = ROOT) -> list[tuple[pathlib.Path, int]]:
+    """Joins what a machine brought home with the results of its device, and summarizes them.
 
     Args:
-        suite: Entries, the most valuable first.
-        environment: What `probe` returned.
-        folder: Where this device's records are, one JSON file per entry.
-        budget_s: Seconds of wall-clock time; no entry starts whose estimate exceeds the rest.
-        say: Told about each step.
+        folder: Where `results.json` is.
+        root: Where the folders of devices are.
 
     Returns:
-        The records written by this call.
+        The folders that were written, and how many records were taken over into each.
+
+    Raises:
+        FileNotFoundError: if there are no results.
+        ValueError: if they cannot be read, or are a CPU's.
     """
-    deadline = time.monotonic() + budget_s
-    known = records(folder)
-    missing = [entry for entry in suite if entry.name not in known]
-    failed = [entry for entry in suite if entry.name in known and known[entry.name].status != "ok"]
-    say(f"{len(suite) - len(missing) - len(failed)} of {len(suite)} entries measured before")
+    if not (folder / RESULTS).exists():
+        raise FileNotFoundError(f"{folder} has no {RESULTS}")
+    brought: dict[str, dict[str, Record]] = {}
+    for record in records(folder).values():
+        if record.environment.platform == "cpu":
+            raise ValueError(
+                f"{folder} holds figures of a CPU, which do not go among the accelerators'"
+            )
+        brought.setdefault(slug(record.environment.device), {})[record.name] = record
     written = []
-    for entry in missing + failed:
-        left = deadline - time.monotonic()
-        if entry.estimate_s > left:
-            say(f"stopping: {entry.name} takes about {entry.estimate_s:.0f} s, {left:.0f} s left")
-            break
-        say(f"{entry.name} ({entry.kind}, about {entry.estimate_s:.0f} s) ...")
-        limit_s = min(left, max(PATIENCE * entry.estimate_s, 60.0))
-        record = _run_entry(entry, environment, limit_s)
-        result.write(folder / f"{entry.name}.json", record)
-        result.write(folder / "result.json", summarize(list(records(folder).values())))
-        say(f"  {record.status}, {record.seconds:.1f} s" + f"  {_last_line(record.error)}".rstrip())
-        written.append(record)
+    for name, found in brought.items():
+        old = records(root / name)
+        joined = newest(old, found)
+        write(root / name, joined)
+        result.write(root / name / "result.json", summarize(list(joined.values())))
+        taken = sum(joined[cell] is record for cell, record in found.items())
+        written.append((root / name, taken))
     return written
-
-
-def records(folder: pathlib.Path) -> dict[str, Record]:
-    """Reads the records of one device by entry name; an unreadable file counts as missing."""
-    found = {}
-    for path in sorted(set(folder.glob("*.json")) - {folder / "result.json"}):
-        with contextlib.suppress(ValueError):
-            found[path.stem] = result.read(path, Record)
-    return found
 
 
 def summarize(found: Sequence[Record]) -> result.Result:
     """Returns the records of one device as the result that the report shows."""
     measurements = [item for record in found for item in record.measurements]
-    columns = ("Entry", "Kind", "Status", "Time", "Details")
+    columns = ("Cell", "Kind", "Status", "Time", "Details")
     rows = tuple(
         (
             record.name,
@@ -187,84 +306,235 @@ def summarize(found: Sequence[Record]) -> result.Result:
         )
         for record in found
     )
-    newest = max(found, key=lambda record: record.finished)
+    last = max(found, key=lambda record: record.finished)
     timings = (timing.as_table(measurements),) if measurements else ()
     return result.Result(
-        experiment=f"gpu_{slug(newest.environment.device)}",
-        title=f"Accelerator suite on {newest.environment.device}",
+        experiment=f"gpu_{slug(last.environment.device)}",
+        title=f"Accelerator suite on {last.environment.device}",
         kind="accelerator suite",
         tables=(*timings, result.Table("Checks and benchmarks", columns, rows)),
-        environment=newest.environment,
+        environment=last.environment,
         seconds=sum(record.seconds for record in found),
-        command="python -m experiments gpu --budget 1800",
-        finished=newest.finished,
+        command="python -m experiments gpu --budget 540",
+        finished=last.finished,
     )
 
 
-def _run_entry(entry: Entry, environment: result.Environment, limit_s: float) -> Record:
-    start = time.monotonic()
-    status, output, error = _call(entry.target, limit_s)
-    fields: dict[str, Any] = {}
-    if status == "ok":
-        try:
-            if entry.kind == "benchmark":
-                kind = tuple[timing.Measurement, ...]
-                fields["measurements"] = result.decode(kind, output, "measurements")
-            else:
-                fields["details"] = result.decode(dict[str, Any], output or {}, "details")
-        except ValueError as mistake:
-            status, error = "failed", f"{entry.target} returned the wrong thing: {mistake}"
-    seconds = time.monotonic() - start
-    return Record(
-        entry.name, entry.kind, status, seconds, environment, words.now(), error=error, **fields
-    )
+def learned(entries: Sequence[Entry], root: pathlib.Path = ROOT) -> list[Entry]:
+    """Returns the cells with the longest time that any device has taken in place of a guess."""
+    longest: dict[str, float] = {}
+    for folder in sorted(root.glob("*")):
+        for record in _readable(folder).values():
+            if record.status == "ok":
+                longest[record.name] = max(record.seconds, longest.get(record.name, 0.0))
+    return [
+        dataclasses.replace(entry, estimate_s=longest.get(entry.name, entry.estimate_s))
+        for entry in entries
+    ]
 
 
-def _call(target: str, limit_s: float) -> tuple[Literal["ok", "failed", "timeout"], Any, str]:
-    """Calls `module:function` in a fresh process; returns status, JSON data, end of stderr."""
-    with tempfile.TemporaryDirectory() as scratch:
-        answer, errors = pathlib.Path(scratch) / "answer.json", pathlib.Path(scratch) / "stderr"
-        with errors.open("wb") as stderr:
-            child = subprocess.Popen(
-                [sys.executable, "-m", "experiments.bench.suite", target, str(answer)],
-                cwd=REPOSITORY,
-                stdout=subprocess.DEVNULL,
-                stderr=stderr,
-                start_new_session=True,  # so that its own children can be ended with it
-            )
-        status: Literal["ok", "failed", "timeout"]
-        try:
-            status = "ok" if child.wait(limit_s) == 0 else "failed"
-        except subprocess.TimeoutExpired:
-            status = "timeout"
-        finally:
-            if child.poll() is None:  # out of time, or Ctrl-C
-                os.killpg(child.pid, signal.SIGKILL)
-                child.wait()
-        if status == "ok" and not answer.is_file():
-            return "failed", None, "the process ended without an answer"
-        if status == "ok":
-            return "ok", json.loads(answer.read_text()), ""
-        said = errors.read_text(errors="replace")[-4000:].strip()
-        if status == "timeout":
-            said += f"\nstopped after {limit_s:.0f} s"
-        elif child.returncode < 0:
-            said += f"\nended by {signal.Signals(-child.returncode).name}"
-        # Records are committed: no paths of the machine that wrote them.
-        for path in (str(REPOSITORY), sys.prefix, sys.base_prefix, str(pathlib.Path.home())):
-            said = said.replace(path, "~")
-        return status, None, said.strip() or f"exit status {child.returncode}"
+def _readable(folder: pathlib.Path) -> dict[str, Record]:
+    """The records of a folder; a file that a broken disk cut short counts as missing."""
+    with contextlib.suppress(ValueError):
+        return records(folder)
+    return {}
 
 
 def _last_line(said: str) -> str:
     return said.strip().splitlines()[-1] if said.strip() else ""
 
 
-def _worker(target: str, answer: str) -> None:
-    module, _, function = target.partition(":")
-    outcome = getattr(importlib.import_module(module), function)()
-    result.write(pathlib.Path(answer), outcome)
+# The command
+
+
+def main(
+    args: Sequence[str] | None = None,
+    entries: Sequence[Entry] = SUITE,
+    *,
+    root: pathlib.Path = ROOT,
+    runs: pathlib.Path = pathlib.Path("runs/gpu"),
+    prog: str = "python -m experiments.bench.suite",
+) -> int:
+    """Runs the command `gpu` and returns the exit status: 1 if a cell failed, 2 for a mistake.
+
+    Args:
+        args: What was typed after the command; `sys.argv` by default.
+        entries: The suite.
+        root: Where the results of devices are kept.
+        runs: Where this call keeps its own without `--out`.
+        prog: What was typed.
+    """
+    parser = _parser(prog)
+    given = parser.parse_args(args)
+    try:
+        entries = learned(entries, root)
+        if given.merge is not None:
+            for folder, count in merge(given.merge, root):
+                print(f"{folder}: {count} new")
+            return 0
+        if given.list:
+            return _list(entries, root)
+        if given.dry_run:
+            return _dry_run(entries, given.budget)
+        return _run(entries, given, root, runs)
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+
+
+def _run(
+    entries: Sequence[Entry], given: argparse.Namespace, root: pathlib.Path, runs: pathlib.Path
+) -> int:
+    begin = time.monotonic()
+    at_work = HERE.start(min(START_LIMIT_S, given.budget))
+    environment = at_work.environment
+    if environment.platform == "cpu" and not given.allow_cpu:
+        HERE.stop(at_work)
+        raise RuntimeError("JAX sees no accelerator here; --allow-cpu tries the suite out anyway")
+    device = slug(environment.device)
+    out = given.out or runs / device
+    # A CPU's figures do not go among the accelerators'; what --out keeps is brought home first.
+    merging = given.out is None and environment.platform != "cpu"
+    found = _readable(out)
+
+    def keep(record: Record) -> None:
+        found[record.name] = record
+        write(out, found)
+        if merging:
+            merge(out, root)
+
+    with _ended_by_sigterm(), _logged(out / LOG) as (say, log):
+        say(f"{words.device(environment)}: {given.budget:.0f} s, results in {out / RESULTS}")
+        written = run_suite(
+            entries,
+            newest(_readable(root / device), found),
+            HERE,
+            at_work,
+            budget_s=given.budget - (time.monotonic() - begin),
+            keep=keep,
+            say=say,
+            log=log,
+        )
+        if given.out is not None and written and environment.platform != "cpu":
+            say(f"python -m experiments gpu --merge {out} adds them to the committed results")
+    return 0 if all(record.status in ("ok", "not here") for record in written) else 1
+
+
+@contextlib.contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Lets SIGTERM end the worker too, which would go on with its cell."""
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _logged(path: pathlib.Path) -> Iterator[tuple[Callable[[str], None], Callable[[str], None]]]:
+    """Yields `say`, which prints and logs a line, and `log`, which only logs."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+
+        def log(said: str) -> None:
+            if said:
+                print(said, file=file, flush=True)
+
+        def say(line: str) -> None:
+            print(line, flush=True)
+            log(f"{words.now()}  {line}")
+
+        yield say, log
+
+
+def _list(entries: Sequence[Entry], root: pathlib.Path) -> int:
+    known = {folder.name: _readable(folder) for folder in sorted(root.glob("*"))}
+    width = max(len(entry.name) for entry in entries) + 2
+    for entry in entries:
+        states = [
+            f"{device}: {found[entry.name].status}"
+            for device, found in known.items()
+            if entry.name in found
+        ]
+        where = ", ".join(states) or "not measured"
+        print(f"{entry.name:{width}}{entry.kind:11}about {entry.estimate_s:.0f} s   {where}")
+    return 0
+
+
+def _dry_run(entries: Sequence[Entry], budget_s: float) -> int:
+    device = pretended(lambda entry: entry.estimate_s)
+    written = run_suite(
+        entries,
+        {},
+        device,
+        device.start(START_LIMIT_S),
+        budget_s=budget_s - device.clock(),
+        keep=lambda record: None,
+        say=lambda line: print(f"{device.clock():5.0f} s  {line}"),
+    )
+    print(f"{len(written)} of {len(entries)} cells in {device.clock():.0f} s, by the estimates")
+    return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}; see {self.prog} --help\n")
+
+
+def _parser(prog: str) -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog=prog,
+        allow_abbrev=False,
+        description="Runs every check and benchmark that this accelerator has not been through "
+        "yet, the most valuable first, each kept as it ends.",
+    )
+    parser.add_argument(
+        "--budget",
+        type=_seconds,
+        default=540.0,
+        metavar="S",
+        help="seconds that there are, the start included (default: 540)",
+    )
+    parser.add_argument(
+        "--out",
+        type=pathlib.Path,
+        metavar="DIR",
+        help=f"folder for {RESULTS} and {LOG} to bring home; without it they go to runs/gpu/DEVICE "
+        "and the results at once into experiments/results/gpu/DEVICE",
+    )
+    parser.add_argument(
+        "--merge",
+        type=pathlib.Path,
+        metavar="DIR",
+        help="add the results that such a folder holds to experiments/results/gpu/DEVICE",
+    )
+    parser.add_argument(
+        "--list", action="store_true", help="list the suite and where each cell has been measured"
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="say what would run in the budget, by the estimates, without any device",
+    )
+    parser.add_argument(
+        "--allow-cpu",
+        action="store_true",
+        help="run without an accelerator, small shapes in place of the real ones, to try it out",
+    )
+    return parser
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"could not convert {text!r} to a number of seconds"
+        ) from None
+    if not 0.0 < seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"seconds must be positive, got {text}")
+    return seconds
 
 
 if __name__ == "__main__":
-    _worker(*sys.argv[1:])
+    sys.exit(main())

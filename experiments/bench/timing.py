@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from experiments.harness import result, words
 
 COLUMNS = (
@@ -110,9 +112,6 @@ def measure(fn: Callable[..., Any], *args: Any, repeats: int = 10) -> Timing:
     """
     import jax  # here, so that the runner and its tables need no JAX
 
-    if repeats < 2:
-        raise ValueError(f"repeats must be at least 2 to show a spread, got {repeats}")
-
     def call() -> float:
         start = time.perf_counter()
         jax.block_until_ready(fn(*args))
@@ -120,42 +119,96 @@ def measure(fn: Callable[..., Any], *args: Any, repeats: int = 10) -> Timing:
 
     jax.block_until_ready(args)
     getattr(fn, "clear_cache", lambda: None)()
-    first = call()
-    call()
-    seconds = [call() for _ in range(repeats)]
-    lower, median, upper = statistics.quantiles(seconds, n=4, method="inclusive")
-    return Timing(max(first - median, 0.0), median, upper - lower, repeats)
+    return _repeated(call, repeats)
 
 
-def measure_chain(
-    fn: Callable[..., Any], x: Any, *args: Any, calls: int, repeats: int = 10
+def chain(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns a jitted `program(calls, x, *args)` that makes x = fn(i, x, *args) so many times.
+
+    The number of calls is a value: one program both shows what a call returns and is timed. It
+    takes x over (donation), so that nothing is copied but what `fn` copies.
+    """
+    import jax
+
+    def program(calls: Any, x: Any, *args: Any) -> Any:
+        return jax.lax.fori_loop(0, calls, lambda i, x: fn(i, x, *args), x)
+
+    return jax.jit(program, donate_argnums=1)
+
+
+def once(program: Callable[..., Any], x: Any, *args: Any) -> Any:
+    """Returns what one call of a chain makes of x, which stays."""
+    return program(np.int32(1), _copies(x), *args)
+
+
+def measure_program(
+    program: Callable[..., Any], x: Any, *args: Any, calls: int, repeats: int = 10
 ) -> Timing:
-    """Times one of `calls` calls x = fn(i, x, *args) in one program, for what takes microseconds.
+    """Times one of `calls` calls in one run of a program that `chain` returned.
 
-    The host starts the chain once, so that its own time is shared by all calls; each needs the
+    The host starts the run once, so that its own time is shared by all calls; each call needs the
     result of the one before, so that none is left out.
 
     Raises:
-        ValueError: if `calls` is below 1.
+        ValueError: if `calls` is below 1 or `repeats` below 2.
     """
     import jax
 
     if calls < 1:
         raise ValueError(f"calls must be at least 1, got {calls}")
 
-    def chain(x: Any, *args: Any) -> Any:
-        return jax.lax.fori_loop(0, calls, lambda i, x: fn(i, x, *args), x)
+    def call() -> float:
+        mine = jax.block_until_ready(_copies(x))
+        start = time.perf_counter()
+        jax.block_until_ready(program(np.int32(calls), mine, *args))
+        return time.perf_counter() - start
 
-    timing = measure(jax.jit(chain), x, *args, repeats=repeats)
+    jax.block_until_ready((x, args))
+    getattr(program, "clear_cache", lambda: None)()
+    timing = _repeated(call, repeats)
     return dataclasses.replace(timing, median_s=timing.median_s / calls, iqr_s=timing.iqr_s / calls)
+
+
+def measure_chain(
+    fn: Callable[..., Any], x: Any, *args: Any, calls: int, repeats: int = 10
+) -> Timing:
+    """Times one of `calls` calls x = fn(i, x, *args), for what takes microseconds.
+
+    Raises:
+        ValueError: as in `measure_program`.
+    """
+    return measure_program(chain(fn), x, *args, calls=calls, repeats=repeats)
 
 
 def deviation(got: Any, want: Any) -> float:
     """Returns the largest difference of two arrays over the largest value of the second."""
+    import jax
     import jax.numpy as jnp
 
-    got, want = (x.astype(jnp.float32) for x in (got, want))
-    return float(jnp.max(jnp.abs(got - want)) / jnp.max(jnp.abs(want)))
+    @jax.jit
+    def largest(got: Any, want: Any) -> Any:
+        got, want = (x.astype(jnp.float32) for x in (got, want))
+        return jnp.max(jnp.abs(got - want)) / jnp.max(jnp.abs(want))
+
+    return float(largest(got, want))
+
+
+def _copies(x: Any) -> Any:
+    import jax
+    import jax.numpy as jnp
+
+    return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), x)
+
+
+def _repeated(call: Callable[[], float], repeats: int) -> Timing:
+    """Times a call that returns its seconds: the first compiles, the second warms up."""
+    if repeats < 2:
+        raise ValueError(f"repeats must be at least 2 to show a spread, got {repeats}")
+    first = call()
+    call()
+    seconds = [call() for _ in range(repeats)]
+    lower, median, upper = statistics.quantiles(seconds, n=4, method="inclusive")
+    return Timing(max(first - median, 0.0), median, upper - lower, repeats)
 
 
 def as_table(measurements: Sequence[Measurement], title: str = "Timings") -> result.Table:

@@ -68,16 +68,17 @@ def _row(found: Found, task: str, ours: str, rival: str, claim: str) -> Row:
     """Losses on the same seeds, in bits: the less the better."""
     a, b = found[task, ours], found[task, rival]
     compared = verdicts.compare(a.runs.loss, b.runs.loss, larger_is_better=False)
+    both = np.isfinite(a.runs.loss) & np.isfinite(b.runs.loss)
     told = []
     if compared.difference is not None:
         estimate, low, high = compared.difference
         told.append(
             f"Less that of {rival}: {estimate:+.4f} ({low:+.4f} to {high:+.4f}), over "
-            f"{a.runs.loss.size} seeds."
+            f"{both.sum()} pairs of seeds."
         )
     told.append(f"Cache: {100 * a.model.cached / b.model.cached:.0f} % of {rival}'s.")
-    if task == "recall":
-        right = [100 * (1 - one.runs.error.mean()) for one in (a, b)]
+    if task == "recall" and both.any():
+        right = [100 * (1 - one.runs.error[both].mean()) for one in (a, b)]
         told.append(f"Recalled: {right[0]:.1f} % against {right[1]:.1f} %.")
     return verdicts.row(
         claim,
@@ -95,8 +96,8 @@ def table(found: Found, task: str, title: str) -> Table:
     rows = []
     for (name_task, name), one in found.items():
         if name_task == task:
-            loss = verdicts.measure(one.runs.loss)
-            low, high = loss.interval or (np.nan, np.nan)
+            loss, kept = verdicts.measure(one.runs.loss), np.isfinite(one.runs.loss)
+            half = None if loss.interval is None else (loss.interval[1] - loss.interval[0]) / 2
             rows.append(
                 (
                     name,
@@ -105,8 +106,9 @@ def table(found: Found, task: str, title: str) -> Table:
                     one.model.hidden,
                     f"{one.learning_rate:g}",
                     loss.value,
-                    f"± {(high - low) / 2:.3f}",
-                    100.0 * float(one.runs.error.mean()),
+                    "–" if half is None else f"± {half:.2g}",
+                    100.0 * float(one.runs.error[kept].mean()) if kept.any() else None,
+                    f"{kept.sum()} of {kept.size}",
                 )
             )
     columns = (
@@ -118,11 +120,12 @@ def table(found: Found, task: str, title: str) -> Table:
         "Loss (bits)",
         "95 % interval",
         "Wrong (%)",
+        "Seeds",
     )
     return Table(
         title,
         columns,
         tuple(rows),
         "Cache: elements a token and layer. Parameters: those of the blocks. Loss and wrong "
-        "predictions: means over seeds, of what is held out.",
+        "predictions: means over the seeds that stayed finite, of what is held out.",
     )

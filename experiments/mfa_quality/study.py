@@ -83,7 +83,18 @@ def tune(config: Config, pairs: Pairs, out: pathlib.Path) -> dict[tuple[str, str
     keys = jnp.broadcast_to(jax.random.fold_in(jax.random.key(config.seed), 0), (len(rates),))
     todo = {pair: _unit(config, pairs, pair, keys, rates, "tune") for pair in pairs}
     found = units.run(list(todo.values()), out, title="mfa_quality, tuning", metrics=_metrics)
-    return {p: rates[int(np.nanargmin(found[unit.name].loss))] for p, unit in todo.items()}
+    return {p: rates[best(found[unit.name].loss, p)] for p, unit in todo.items()}
+
+
+def best(loss: np.ndarray, pair: tuple[str, str]) -> int:
+    """Returns the index of the least loss.
+
+    Raises:
+        RuntimeError: if no run stayed finite.
+    """
+    if not np.isfinite(loss).any():
+        raise RuntimeError(f"{pair[1]} on {pair[0]} diverges at every learning rate")
+    return int(np.nanargmin(np.where(np.isfinite(loss), loss, np.nan)))
 
 
 def train(
@@ -126,18 +137,24 @@ def _unit(
 
 
 def _metrics(name: str, runs: Runs) -> dict[str, float]:
-    return {"loss": float(runs.loss.mean()), "error": float(runs.error.mean())}
+    kept = np.isfinite(runs.loss)  # a lost run has no loss
+    if not kept.any():
+        return {}
+    return {"loss": float(runs.loss[kept].mean()), "error": float(runs.error[kept].mean())}
 
 
 def _summary(found: Found) -> str:
     parts = []
     for task, what in (("recall", "associative recall"), ("bytes", "Python sources as bytes")):
         losses = {
-            name: float(one.runs.loss.mean())
+            name: verdicts.measure(one.runs.loss).value
             for (name_task, name), one in found.items()
             if name_task == task and name in ("MHA", "MFA", "MQA", "MFA-KR")
         }
         if losses:
-            listed = ", ".join(f"{name} {loss:.3f}" for name, loss in losses.items())
+            listed = ", ".join(
+                f"{name} lost" if loss is None else f"{name} {loss:.4g}"
+                for name, loss in losses.items()
+            )
             parts.append(f"{what}: {listed}")
     return "Held-out loss in bits at equal parameters; " + "; ".join(parts) + "."

@@ -14,6 +14,7 @@ from experiments.mfa_quality.methods import Model
 from experiments.mfa_quality.tasks import Batch, Task
 from jaxlab.core import logging, loop
 from jaxlab.core.types import Algorithm, Metrics
+from jaxlab.learning import seeds
 
 LOG_2 = float(np.log(2.0))
 
@@ -85,12 +86,10 @@ def train(
         loss, error = test(batches, state.params)
         return {"eval/loss": loss, "eval/error": error}
 
-    # `loop.run` hands one key to `init`; the runs' own are closed over.
-    many = Algorithm(
-        lambda _: jax.vmap(algorithm.init)(keys, learning_rates), jax.vmap(algorithm.step)
-    )
+    # A run starts from its own key, which a rate is tried on or a seed is.
+    own = Algorithm(lambda _, settings: algorithm.init(*settings), algorithm.step)
     loop.run(
-        many,
+        seeds.over_seeds(own, keys.shape[0], settings=(keys, learning_rates)),
         keys[0],
         num_steps=num_steps,
         chunk_size=max(num_steps // 20, 1),

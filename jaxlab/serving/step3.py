@@ -4,6 +4,7 @@ Source: Step-3, arXiv:2507.19427. Constants that the report does not state are t
 published model code.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -250,6 +251,11 @@ def step3_decode_step(
     pos = old[:, None] + jnp.arange(S, dtype=jnp.int32)[None]
     keep = jnp.broadcast_to(done[:, None], (B, S))
     lens = jnp.where(done, cache.lens, 0)
+    num_pages = cache.k_pages.shape[1]
+    # Lengths are those of all layers, and so is the plan.
+    plan = None
+    if rows <= MOST_ROWS:
+        plan = mqa_decode.decode_plan(lens, cache.page_table, page=cache.page)
     x = params.embedding[tokens]
     for layer, block in enumerate(params.blocks):
         attention = config.attention(layer)
@@ -258,12 +264,15 @@ def step3_decode_step(
         k, v = factorized.project_kv(block.attention, normed, pos, attention)
         cache = paged_cache.write(cache, layer, k, v, pos, keep)
         # Pages of all layers, of which the table names this one's: a slice would be a copy.
-        table = cache.page_table + layer * cache.k_pages.shape[1]
+        table = cache.page_table + layer * num_pages
         pages = {name: _flat(getattr(cache, name)) for name in ("k_pages", "v_pages")}
         scales = {name: _flat(getattr(cache, name)) for name in ("k_scale", "v_scale")}
         if cache.k_scale is None:
             q = q.astype(cache.k_pages.dtype)  # the kernel multiplies what the cache holds
-        attend: Any = mqa_decode.mqa_decode if rows <= MOST_ROWS else mqa_prefill.mqa_prefill_paged
+        attend: Any = mqa_prefill.mqa_prefill_paged
+        if plan is not None:
+            here = plan._replace(flat_page=plan.flat_page + layer * num_pages)
+            attend = functools.partial(mqa_decode.mqa_decode, plan=here)
         out = attend(q, *pages.values(), table, lens, scale=attention.scale, impl=impl, **scales)
         x = x + jnp.einsum("bthc,hcd->btd", out.astype(x.dtype), block.attention.out)
         x = x + _feed_forward(block, x, config)

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from .. import compat, hopper, paged, tuning
-from . import mosaic_gpu, mosaic_tpu, plan, ref, triton
+from . import mosaic_gpu, mosaic_tpu, ref, triton
+from .plan import Plan, check_plan, decode_plan
 
 Impl = Literal["mosaic_gpu", "triton", "mosaic_tpu", "xla"]
 IMPLS: tuple[Impl, ...] = get_args(Impl)
@@ -70,6 +71,7 @@ def mqa_decode(
     v_transposed: bool = False,
     impl: Impl | None = None,
     config: Config | None = None,
+    plan: Plan | None = None,
     return_lse: bool = False,
 ) -> Any:
     """Returns softmax(scale q k') v over the tokens of each request, causal among the asking ones.
@@ -88,6 +90,8 @@ def mqa_decode(
             bits.
         impl: implementation; None takes the first of `IMPLS` that can run, see `choose`.
         config: how it is launched, in place of `impl`; `heuristic` by default.
+        plan: what `decode_plan` made of these lengths and this table, once for all layers of a
+            step; made here by default. "mosaic_gpu" alone reads it, and page numbers from it.
         return_lse: return `(out, lse2)` with the base-2 log-sum-exp of the scores.
 
     Returns:
@@ -96,8 +100,8 @@ def mqa_decode(
 
     Raises:
         ValueError: if shapes or dtypes do not fit; if concrete lengths or page numbers lie outside
-            the table or the pages (traced ones are checked under `checkify`); if both `impl` and
-            `config` are given.
+            the table or the pages (traced ones are checked under `checkify`, and spoil their own
+            request alone); if both `impl` and `config` are given; if `plan` is of other sizes.
         NotImplementedError: if `impl` is given and cannot run; it says why.
 
     Source: Step-3, arXiv:2507.19427, section 4; split-KV decoding, Dao et al. 2023.
@@ -108,10 +112,15 @@ def mqa_decode(
     if config is not None and impl is not None:
         raise ValueError(f"give impl or config, not both; got {impl!r} and {config}")
     B, P = page_table.shape
+    if plan is not None:
+        check_plan(plan, B, P)
     config = config or heuristic(call, B, P, impl)
     _check_config(config, call)
     if reason := why_not(config.impl, call):
         raise NotImplementedError(f"mqa_decode with impl={config.impl!r} cannot run: {reason}")
+    # What is traced may be anything: no kernel reads behind its table or its pages.
+    lens = jnp.clip(lens, 0, P * call.page)
+    page_table = jnp.clip(page_table, 0, k_pages.shape[0] - 1)
     operands = (q, k_pages, v_pages, page_table, lens)
     options = {
         "scale": call.C**-0.5 if scale is None else scale,
@@ -119,11 +128,10 @@ def mqa_decode(
         "v_scale": v_scale,
     }
     if config.impl == "mosaic_gpu":
-        shares = plan.decode_plan(
-            lens, page_table, page=call.page, num_parts=compat.num_processors()
-        )
+        if plan is None:
+            plan = decode_plan(lens, page_table, page=call.page)
         out, lse2 = mosaic_gpu.mqa_decode(
-            q, k_pages, v_pages, lens, shares, direct=v_transposed, stages=config.stages, **options
+            q, k_pages, v_pages, lens, plan, direct=v_transposed, stages=config.stages, **options
         )
     elif config.impl == "triton":
         out, lse2 = triton.mqa_decode(

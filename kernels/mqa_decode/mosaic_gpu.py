@@ -20,6 +20,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from .. import compat, hopper
 from ..hopper import ROWS
+from ..scaling import power_of_two
 from .plan import Plan, merge_partials
 from .ref import FP8_MAX, LOG2_E, MASKED
 
@@ -88,29 +89,35 @@ def mqa_decode(
     if stages % shape.num_lanes:
         raise ValueError(f"stages must be a multiple of {shape.num_lanes}, got {stages}")
 
-    scaled = (q.astype(jnp.float32) * (scale * LOG2_E)).reshape(B, rows, C)
-    scaled = jnp.pad(scaled, ((0, 0), (0, num_blocks * block - rows), (0, 0)))
-    row_scale = None
-    if variant == "direct":
-        row_scale = jnp.maximum(jnp.max(jnp.abs(scaled), axis=-1), 1e-30) / FP8_MAX
-        scaled = jnp.clip(scaled / row_scale[..., None], -FP8_MAX, FP8_MAX)
-    compute_dtype = {"plain": k_pages.dtype, "upcast": jnp.float16, "direct": k_pages.dtype}
-    scaled = scaled.astype(compute_dtype[variant])
+    # The scale of a row is applied to its scores, in float32.
+    q = q.reshape(B, rows, C)
+    row_scale = jnp.ones((B, rows), jnp.float32)
+    if eight_bits:
+        wide = q.astype(jnp.float32)
+        largest = jnp.max(jnp.abs(wide), axis=-1)
+        row_scale = jnp.maximum(largest, 1e-30) / FP8_MAX if direct else power_of_two(largest)
+        q = jnp.clip(wide / row_scale[..., None], -FP8_MAX, FP8_MAX)
+    q = q.astype(jnp.float16 if variant == "upcast" else k_pages.dtype)
+    row_scale = row_scale * (scale * LOG2_E)
+    extra = num_blocks * block - rows
+    q, row_scale = (
+        jnp.pad(q, ((0, 0), (0, extra), (0, 0))),
+        jnp.pad(row_scale, ((0, 0), (0, extra))),
+    )
 
     num_parts = plan.begin.shape[0]
     num_slots = num_parts + B
     tile = functools.partial(hopper.tiled, interpret=interpret)
     v_page = (C, page) if variant == "direct" else (page, C)
     scratch = {
-        "q": tile((NUM_COMPUTE, ROWS, C), scaled.dtype),
+        "q": tile((NUM_COMPUTE, ROWS, C), q.dtype),
+        "row_scale": plgpu.SMEM((NUM_COMPUTE, ROWS), jnp.float32),
         "k": tile((stages, page, C), k_pages.dtype),
         "v": tile((stages, *v_page), v_pages.dtype),
         "out": tile((NUM_COMPUTE, ROWS, CHUNK), jnp.float32),
         "rows": plgpu.SMEM((NUM_COMPUTE, 2, ROWS), jnp.float32),
         "lse": plgpu.SMEM((NUM_COMPUTE, ROWS), jnp.float32),
-        "q_full": plgpu.Barrier(
-            num_arrivals=2 if variant == "direct" else 1, num_barriers=NUM_COMPUTE
-        ),
+        "q_full": plgpu.Barrier(num_arrivals=2, num_barriers=NUM_COMPUTE),
         "k_full": plgpu.Barrier(num_arrivals=2 if eight_bits else 1, num_barriers=stages),
         "v_full": plgpu.Barrier(num_arrivals=2 if variant == "upcast" else 1, num_barriers=stages),
         "k_used": plgpu.Barrier(num_arrivals=num_tiles, num_barriers=stages),
@@ -120,7 +127,8 @@ def mqa_decode(
         "taken": plgpu.Barrier(),
     }
     inputs: dict[str, Any] = {
-        "q": scaled,
+        "q": q,
+        "row_scale": row_scale,
         "k": k_pages,
         "v": v_pages,
         "lens": lens,
@@ -137,8 +145,6 @@ def mqa_decode(
         inputs["v_scale"] = v_scale
     if variant == "direct":
         scratch["weight"] = tile((NUM_COMPUTE, ROWS, page), k_pages.dtype)
-        scratch["row_scale"] = plgpu.SMEM((NUM_COMPUTE, ROWS), jnp.float32)
-        inputs["row_scale"] = row_scale
     if eight_bits:
         scratch["k_scale"] = plgpu.SMEM((stages, page), jnp.float32)
         inputs["k_scale"] = k_scale
@@ -176,7 +182,7 @@ def shared_memory(C: int, page: int, dtype: jnp.dtype, direct: bool, stages: int
     queries = NUM_COMPUTE * ROWS * C * (1 if direct else 2)
     staged = NUM_COMPUTE * page * (0 if size > 1 else ROWS if direct else 2 * C)
     barriers = 2048  # and the padding between buffers
-    return pages + queries + staged + NUM_COMPUTE * ROWS * (CHUNK + 4) * 4 + barriers
+    return pages + queries + staged + NUM_COMPUTE * ROWS * (CHUNK + 5) * 4 + barriers
 
 
 def _body(gmem: dict, smem: dict, shape: Shape, wg: hopper.Warpgroup) -> None:
@@ -245,9 +251,7 @@ def _attend(
     mine = pl.ds(first_row, ROWS)
     full = smem["q_full"].at[index]
     plgpu.copy_gmem_to_smem(gmem["q"].at[b, mine], smem["q"].at[index], full)
-    if shape.variant == "direct":
-        row_scale = smem["row_scale"].at[index]
-        plgpu.copy_gmem_to_smem(gmem["row_scale"].at[b, mine], row_scale, full)
+    plgpu.copy_gmem_to_smem(gmem["row_scale"].at[b, mine], smem["row_scale"].at[index], full)
     plgpu.barrier_wait(full)
 
     token = jax.lax.div(wg.iota(page, 0) + first_row, jnp.int32(shape.num_heads))
@@ -260,26 +264,26 @@ def _attend(
     mine_from = start + jax.lax.rem(lane + lanes - behind, lanes)
 
     def one(j, carry):
-        top, total, acc = carry
+        top, total, unit, acc = carry
         i = mine_from + j * num_lanes
         slot = jax.lax.rem(i - lo, jnp.int32(shape.stages))
         scores = _scores(smem, shape, wg, index, slot)
-        if shape.variant == "direct":
-            scores = scores * wg.by_row(wg.load(smem["row_scale"].at[index], wg.rows), page)
+        scores = scores * wg.by_row(wg.load(smem["row_scale"].at[index], wg.rows), page)
         position = (i - first) * page + column
         scores = jnp.where(position < seen, scores, MASKED)
         now = jnp.maximum(top, jnp.max(scores, axis=1))
         fade = jnp.exp2(top - now)
         weight = jnp.where(position < seen, jnp.exp2(scores - wg.by_row(now, page)), 0.0)
         total = total * fade + jnp.sum(weight, axis=1)
-        acc = acc * wg.by_row(fade, C)
         valid = gmem["lens"][b] - (i - first) * page
-        return now, total, _add_values(smem, shape, wg, index, slot, acc, weight, valid)
+        unit, acc = _add_values(smem, shape, wg, index, slot, unit, acc, fade, weight, valid)
+        return now, total, unit, acc
 
     count = jax.lax.div(stop - mine_from + lanes - 1, lanes)
-    carry = (wg.full(None, MASKED), wg.full(None, 0.0), wg.full(C, 0.0))
-    top, total, acc = jax.lax.fori_loop(0, count, one, carry)
-    _write(gmem, smem, shape, wg, index, lane, part + b, mine, top, total, acc)
+    start_unit = 0.0 if shape.variant == "upcast" else 1.0
+    carry = (wg.full(None, MASKED), wg.full(None, 0.0), wg.full(None, start_unit), wg.full(C, 0.0))
+    top, total, unit, acc = jax.lax.fori_loop(0, count, one, carry)
+    _write(gmem, smem, shape, wg, index, lane, part + b, mine, top, total, unit, acc)
 
 
 def _scores(smem: dict, shape: Shape, wg: hopper.Warpgroup, index, slot) -> jax.Array:
@@ -302,20 +306,35 @@ def _scores(smem: dict, shape: Shape, wg: hopper.Warpgroup, index, slot) -> jax.
 
 
 def _add_values(
-    smem: dict, shape: Shape, wg: hopper.Warpgroup, index, slot, acc, weight, valid
-) -> jax.Array:
-    """Adds weight times values to acc; `valid` tokens of the page exist, the rest is anything."""
+    smem: dict, shape: Shape, wg: hopper.Warpgroup, index, slot, unit, acc, fade, weight, valid
+) -> tuple[jax.Array, jax.Array]:
+    """Returns unit and acc, which is fade acc + weight values in units of a number a row.
+
+    With scales a unit is the largest weight so far, scale included: what is multiplied in half
+    precision is at most one, however small or large the scales are. Without them it stays one.
+
+    Args:
+        valid: Tokens of the page that exist; the rest is anything.
+    """
+    columns, page = shape.columns, shape.page
+    if shape.variant != "upcast":
+        acc = acc * wg.by_row(fade, columns)
     plgpu.barrier_wait(smem["v_full"].at[slot])
     values = smem["v"].at[slot]
     if shape.variant == "upcast":
         scale = wg.load(smem["v_scale"].at[slot], wg.columns)
         weight = jnp.where(weight > 0.0, weight * wg.by_column(scale), 0.0)
+        before = unit * fade
+        unit = jnp.maximum(before, jnp.max(weight, axis=1))
+        inverse = jnp.where(unit > 0.0, 1.0 / jnp.where(unit > 0.0, unit, 1.0), 0.0)
+        acc = acc * wg.by_row(before * inverse, columns)
+        weight = weight * wg.by_row(inverse, page)
         staged = smem["staged"].at[index]
         staged[...] = wg.load(values, wg.tile).astype(jnp.float16)
         wg.clear(staged, 0, valid)
         plgpu.commit_smem()
         plgpu.barrier_arrive(smem["v_used"].at[slot])
-        return wg.add_product(acc, weight.astype(jnp.float16), staged)
+        return unit, wg.add_product(acc, weight.astype(jnp.float16), staged)
     direct = shape.variant == "direct"
     wg.clear(values, 1 if direct else 0, valid)
     if direct:
@@ -326,7 +345,7 @@ def _add_values(
     else:
         acc = wg.add_product(acc, weight.astype(values.dtype), values)
     plgpu.barrier_arrive(smem["v_used"].at[slot])
-    return acc
+    return unit, acc
 
 
 def _write(
@@ -340,6 +359,7 @@ def _write(
     mine,
     top,
     total,
+    unit,
     acc,
 ) -> None:
     """Joins what the lanes found and writes the average and its log-sum-exp into a slot."""
@@ -358,7 +378,7 @@ def _write(
     else:
         fade = wg.full(None, 1.0)
     # A row that sees nothing has no weight, and an average of zero.
-    share = jnp.where(total > 0.0, fade / jnp.where(total > 0.0, total, 1.0), 0.0)
+    share = jnp.where(total > 0.0, unit * fade / jnp.where(total > 0.0, total, 1.0), 0.0)
     acc = acc * wg.by_row(share, C)
     lse2 = jnp.where(total > 0.0, top + jnp.log2(jnp.maximum(total, 1e-37)), MASKED)
     out = smem["out"]

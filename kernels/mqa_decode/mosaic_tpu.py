@@ -6,6 +6,7 @@ and nothing is fetched. Rows are (token, head) pairs: several tokens of a reques
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,10 +34,10 @@ def mqa_decode(
     """See `ref.mqa_decode`."""
     B, S_q, H, C = q.shape
     rows, page, P = S_q * H, k_pages.shape[1], page_table.shape[1]
-    scaled = (q.astype(jnp.float32) * (scale * LOG2_E)).astype(q.dtype).reshape(B, rows, C)
+    factor = jnp.full((1,), scale * LOG2_E, jnp.float32)
     quantized = k_scale is not None
 
-    def page_of(b: jax.Array, i: jax.Array, lens: jax.Array, table: jax.Array) -> tuple:
+    def page_of(b: jax.Array, i: jax.Array, lens: jax.Array, table: jax.Array, _: Any) -> tuple:
         last = jax.lax.div(jnp.maximum(lens[b] - 1, 0), jnp.int32(page))
         return table[b, jnp.minimum(i, last)], 0, 0
 
@@ -48,14 +49,14 @@ def mqa_decode(
         pl.BlockSpec((1, page, C), page_of),
         pl.BlockSpec((1, page, C), page_of),
     ]
-    operands = [scaled, k_pages, v_pages]
+    operands = [q.reshape(B, rows, C), k_pages, v_pages]
     if k_scale is not None and v_scale is not None:
         in_specs += [pl.BlockSpec((1, 1, page), page_of)] * 2
         operands += [k_scale[:, None], v_scale[:, None]]
     out, lse2 = pl.pallas_call(
         functools.partial(_body, num_heads=H, num_tokens=S_q, page=page, quantized=quantized),
         grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=2,
+            num_scalar_prefetch=3,
             grid=(B, P),
             in_specs=in_specs,
             out_specs=[
@@ -74,11 +75,13 @@ def mqa_decode(
         ],
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary")),
         interpret=interpret,
-    )(lens, page_table, *operands)
+    )(lens, page_table, factor, *operands)
     return out.reshape(B, S_q, H, C), lse2[..., 0].reshape(B, S_q, H)
 
 
-def _body(lens, table, q, k, v, *refs, num_heads: int, num_tokens: int, page: int, quantized: bool):
+def _body(
+    lens, table, factor, q, k, v, *refs, num_heads: int, num_tokens: int, page: int, quantized: bool
+):
     scales, (out, lse2, top, total, acc) = refs[:-5], refs[-5:]
     b, i = pl.program_id(0), pl.program_id(1)
     length = lens[b]
@@ -100,6 +103,7 @@ def _body(lens, table, q, k, v, *refs, num_heads: int, num_tokens: int, page: in
             preferred_element_type=jnp.float32,
             precision=precision(q.dtype),
         )
+        scores = scores * factor[0]
         if quantized:
             scores = scores * scales[0][0]
         position = i * page + jax.lax.broadcasted_iota(jnp.int32, (rows, page), 1)
@@ -117,9 +121,13 @@ def _body(lens, table, q, k, v, *refs, num_heads: int, num_tokens: int, page: in
         # Slots behind the last token hold anything: 0 * NaN is NaN.
         present = i * page + jax.lax.broadcasted_iota(jnp.int32, (page, 1), 0) < length
         values = jnp.where(present, values, jnp.zeros((), values.dtype))
+        unit = jnp.ones_like(now)
         if quantized:
+            # Scales are of any size: what is multiplied in the precision of q is at most one.
             weight = jnp.where(position < length, weight, 0.0)
-        acc[...] = acc[...] * fade + jnp.dot(
+            unit = jnp.max(weight, axis=1, keepdims=True)
+            weight = weight / jnp.where(unit > 0.0, unit, 1.0)
+        acc[...] = acc[...] * fade + unit * jnp.dot(
             weight.astype(values.dtype),
             values,
             preferred_element_type=jnp.float32,

@@ -6,13 +6,18 @@ piece, a part's pages of one request, leaves a partial result in slot part + req
 staircase part and request never fall and one of them grows, so no slot is used twice.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from .. import compat, paged
+
 EMPTY = -jnp.inf
 """Base-2 log-sum-exp of a piece without tokens."""
+FINE, NEGATIVE, TOO_LONG = 0, 1, 2
+"""Statuses of a request."""
 
 
 class Plan(NamedTuple):
@@ -24,6 +29,8 @@ class Plan(NamedTuple):
         begin, end: `[num_parts]` int32, the run of each part in `flat_page`.
         first_request, last_request: `[num_parts]` int32, requests [first, last) of each part.
         slot_request: `[num_parts + B]` int32, the request of each slot, B where it is unused.
+        status: `[B]` int32, `FINE`; `NEGATIVE`: the length was below 0 and is taken for 0; or
+            `TOO_LONG`: it was more than P pages hold and is taken for that.
     """
 
     flat_page: jax.Array
@@ -33,18 +40,64 @@ class Plan(NamedTuple):
     first_request: jax.Array
     last_request: jax.Array
     slot_request: jax.Array
+    status: jax.Array
 
 
-def decode_plan(lens: jax.Array, page_table: jax.Array, *, page: int, num_parts: int) -> Plan:
+def decode_plan(
+    lens: jax.Array, page_table: jax.Array, *, page: int, num_parts: int | None = None
+) -> Plan:
     """Divides the pages of all requests evenly; all shapes depend on B, P and `num_parts` alone.
 
+    A plan serves all layers of a step: their lengths are the same, and where their pages are a
+    fixed distance apart in one array, `flat_page` plus that distance is the next layer's.
+
     Args:
-        lens: `[B]` int32, tokens of each request, 0 allowed.
+        lens: `[B]` int32, tokens of each request, 0 allowed. A traced one that is out of range
+            spoils its own request alone, see `Plan.status`.
         page_table: `[B, P]` int32.
         page: tokens of a page.
-        num_parts: persistent programs, usually the number of processors.
+        num_parts: persistent programs, those of the default device's processors by default.
+
+    Raises:
+        ValueError: if shapes or dtypes do not fit, or a concrete length is not in 0 to P page;
+            traced ones are checked under `checkify`.
     """
+    if page_table.ndim != 2 or lens.shape != page_table.shape[:1] or 0 in page_table.shape:
+        raise ValueError(
+            f"lens must be [B] and page_table [B, P], got {lens.shape} and {page_table.shape}"
+        )
+    paged.check_integers(page_table=page_table, lens=lens)
+    num_parts = compat.num_processors() if num_parts is None else num_parts
+    if page < 1 or num_parts < 1:
+        raise ValueError(f"page and num_parts must be at least 1, got {page} and {num_parts}")
+    paged.check_lengths(lens, page_table.shape[1] * page)
+    return _divided(lens, page_table, page=page, num_parts=num_parts)
+
+
+def check_plan(plan: Plan, B: int, P: int) -> None:
+    """Checks that a plan is of B requests of P pages, and that its lengths were in range.
+
+    Raises:
+        ValueError: if it is of other sizes, or a concrete status is not `FINE`.
+    """
+    num_parts = plan.begin.shape[0]
+    sizes = plan.flat_page.shape[0], plan.first.shape[0], plan.slot_request.shape[0]
+    if sizes != (B * P, B + 1, num_parts + B):
+        raise ValueError(
+            f"plan must be decode_plan's for {B} requests of {P} pages, got one of "
+            f"{plan.first.shape[0] - 1} requests with {plan.flat_page.shape[0]} pages"
+        )
+    wrong = paged.first_where(plan.status, lambda status: status != FINE)
+    if wrong is not None:
+        why = "negative" if int(plan.status[wrong]) == NEGATIVE else "beyond its pages"
+        raise ValueError(f"plan was made of a length that is {why}, that of request {wrong}")
+
+
+@functools.partial(jax.jit, static_argnames=("page", "num_parts"))
+def _divided(lens: jax.Array, page_table: jax.Array, *, page: int, num_parts: int) -> Plan:
     B, P = page_table.shape
+    status = jnp.where(lens < 0, NEGATIVE, jnp.where(lens > P * page, TOO_LONG, FINE))
+    lens = jnp.clip(lens, 0, P * page)
     num_pages = (lens + page - 1) // page
     first = jnp.concatenate([jnp.zeros((1,), jnp.int32), jnp.cumsum(num_pages, dtype=jnp.int32)])
     total = first[-1]
@@ -72,7 +125,14 @@ def decode_plan(lens: jax.Array, page_table: jax.Array, *, page: int, num_parts:
     filled = num_pages[jnp.minimum(owner, B - 1)] > 0
     slot_request = jnp.where((owner < B) & inside & filled, owner, B)
     return Plan(
-        flat_page.astype(jnp.int32), first, begin, end, first_request, last_request, slot_request
+        flat_page.astype(jnp.int32),
+        first,
+        begin,
+        end,
+        first_request,
+        last_request,
+        slot_request,
+        status.astype(jnp.int32),
     )
 
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from ..compat import precision
+from ..scaling import power_of_two
 
 MASKED = -1e30
 LOG2_E = 1.4426950408889634
@@ -75,10 +76,14 @@ def mqa_decode(
     top = jnp.max(scores, axis=-1, keepdims=True)
     weight = jnp.where(visible, jnp.exp2(scores - top), 0.0)
     total = jnp.sum(weight, axis=-1)
+    unit = jnp.ones_like(total)
     if v_scale is not None:  # after the sum: the probabilities themselves are not scaled
         scales = jnp.where(present, v_scale[page_table].reshape(B, S), 0.0)
         weight = weight * scales.astype(wide)[:, None]
-    out = product("brs,bsc->brc", weight.astype(v.dtype), v)
+        # Scales are of any size, and half precision holds what is between 6e-8 and 65,504.
+        unit = power_of_two(jnp.max(weight, axis=-1).astype(jnp.float32)).astype(wide)
+        weight = weight / unit[..., None]
+    out = product("brs,bsc->brc", weight.astype(v.dtype), v) * unit[..., None]
     some = total > 0.0
     out = out / jnp.where(some, total, 1.0)[..., None]
     lse2 = jnp.where(some, top[..., 0] + jnp.log2(jnp.where(some, total, 1.0)), -jnp.inf)

@@ -118,7 +118,6 @@ def make(spec: Spec, seed: int = 0) -> Workload:
         for b, (begin, n) in enumerate(zip(np.cumsum(pages) - pages, pages, strict=True)):
             tables[copy, b, :n] = order[begin : begin + n]
 
-    keys = jax.random.split(jax.random.key(seed), 3)
     shape = (copies * count, spec.page, spec.C)
     v_shape = (shape[0], spec.C, spec.page) if spec.kv == "direct" else shape
     wide = jnp.float32 if spec.kv == "f32" else jnp.bfloat16
@@ -126,9 +125,18 @@ def make(spec: Spec, seed: int = 0) -> Workload:
 
     def drawn(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         # Page by page: float32 draws of the whole cache would take twice its memory again.
-        one = jax.jit(lambda key: jax.random.normal(key, shape[1:], jnp.bfloat16).astype(store))
+        def one(key: jax.Array) -> jax.Array:
+            return jax.random.normal(key, shape[1:], jnp.bfloat16).astype(store)
+
         return jax.lax.map(one, jax.random.split(key, shape[0]), batch_size=256)
 
+    @jax.jit
+    def draw(key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        key_q, key_k, key_v = jax.random.split(key, 3)
+        q = jax.random.normal(key_q, (spec.B, spec.S_q, spec.H, spec.C), wide)
+        return q, drawn(key_k, shape), drawn(key_v, v_shape)
+
+    q, k_pages, v_pages = draw(jax.random.key(seed))
     scales = {}
     if size == 1:
         scales["k_scale"] = jnp.full(shape[:2], 0.5, jnp.float32)
@@ -138,9 +146,9 @@ def make(spec: Spec, seed: int = 0) -> Workload:
     ends = 2 * spec.B * spec.S_q * spec.H * spec.C * jnp.dtype(wide).itemsize
     of_scales = sum(4 * tokens for scale in scales.values() if scale.ndim)
     return Workload(
-        q=jax.random.normal(keys[0], (spec.B, spec.S_q, spec.H, spec.C), wide),
-        k_pages=drawn(keys[1], shape),
-        v_pages=drawn(keys[2], v_shape),
+        q=q,
+        k_pages=k_pages,
+        v_pages=v_pages,
         tables=jnp.asarray(tables),
         lens=jnp.asarray(lens),
         scales=scales,

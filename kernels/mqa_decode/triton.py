@@ -35,10 +35,10 @@ def mqa_decode(
     B, S_q, H, C = q.shape
     page = k_pages.shape[1]
     rows = max(16, pl.next_power_of_2(S_q * H))
-    scaled = (q.astype(jnp.float32) * (scale * LOG2_E)).astype(q.dtype).reshape(B, S_q * H, C)
-    scaled = jnp.pad(scaled, ((0, 0), (0, rows - S_q * H), (0, 0)))
+    q = jnp.pad(q.reshape(B, S_q * H, C), ((0, 0), (0, rows - S_q * H), (0, 0)))
     quantized = k_scale is not None
-    operands = [scaled, k_pages, v_pages, page_table, lens]
+    factor = jnp.full((B,), scale * LOG2_E, jnp.float32)
+    operands = [q, factor, k_pages, v_pages, page_table, lens]
     operands += [k_scale, v_scale] if quantized else []
     whole = pl.BlockSpec(memory_space=pl.ANY)
     out, lse2 = pl.pallas_call(
@@ -71,6 +71,7 @@ def mqa_decode(
 
 def _body(
     q_ref,
+    factor_ref,
     k_ref,
     v_ref,
     table_ref,
@@ -84,7 +85,7 @@ def _body(
 ):
     scales, (out_ref, lse_ref) = refs[:-2], refs[-2:]
     b, split = pl.program_id(0), pl.program_id(1)
-    q = q_ref[...]
+    q, factor = q_ref[...], pltriton.load(factor_ref.at[b])
     rows, C = q.shape
     length = pltriton.load(lens_ref.at[b])
     num_pages = jax.lax.div(length + (page - 1), jnp.int32(page))
@@ -96,7 +97,7 @@ def _body(
         number = pltriton.load(table_ref.at[b, i])
         position = i * page + jnp.arange(page, dtype=jnp.int32)
         keys = pltriton.load(k_ref.at[number]).astype(q.dtype)
-        scores = triton_dot(q, keys.T)
+        scores = triton_dot(q, keys.T) * factor
         if quantized:
             scores = scores * pltriton.load(scales[0].at[number])[None]
         visible = position[None] < length - num_tokens + 1 + token
@@ -110,8 +111,13 @@ def _body(
             weight = jnp.where(present, weight * pltriton.load(scales[1].at[number])[None], 0.0)
         values = pltriton.load(v_ref.at[number]).astype(q.dtype)
         values = jnp.where((position < length)[:, None], values, jnp.zeros((), values.dtype))
-        weight = weight.astype(values.dtype)
-        return now, total, acc * fade[:, None] + triton_dot(weight, values)
+        unit = jnp.ones_like(now)
+        if quantized:
+            # Scales are of any size: what is multiplied in the precision of q is at most one.
+            unit = jnp.max(weight, axis=1)
+            weight = weight / jnp.where(unit > 0.0, unit, 1.0)[:, None]
+        added = triton_dot(weight.astype(values.dtype), values) * unit[:, None]
+        return now, total, acc * fade[:, None] + added
 
     start = (
         jnp.full((rows,), MASKED, jnp.float32),

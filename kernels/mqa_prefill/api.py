@@ -14,6 +14,7 @@ from jax.core import Tracer
 from jax.experimental import checkify
 
 from .. import compat, paged
+from ..scaling import power_of_two
 from . import mosaic_gpu, mosaic_tpu, ref
 
 Impl = Literal["mosaic_gpu", "mosaic_tpu", "xla"]
@@ -59,7 +60,8 @@ def mqa_prefill(
     lens = jnp.full((B,), S, jnp.int32) if lens is None else lens
     _check_numbers("q_start", q_start, B, 2**31 - 1 - q.shape[1])
     _check_numbers("lens", lens, B, S)
-    return _dispatch(q, k, v, q_start, lens, scale, causal, impl)
+    lens = jnp.clip(lens, 0, S)  # what is traced may be anything
+    return _dispatch(q, k, v, q_start, lens, jnp.ones((B,), jnp.float32), scale, causal, impl)
 
 
 def mqa_prefill_paged(
@@ -97,17 +99,30 @@ def mqa_prefill_paged(
     if q.ndim != 4:
         raise ValueError(f"q must be [B, T, H, C], got {q.shape}")
     paged.check(q, k_pages, v_pages, page_table, lens, k_scale, v_scale)
-    shape = (page_table.shape[0], -1, k_pages.shape[-1])
+    most = page_table.shape[1] * k_pages.shape[1]
+    shape = (page_table.shape[0], most, k_pages.shape[-1])
+    # What is traced may be anything: nothing is read behind the table or the pages.
+    page_table, lens = jnp.clip(page_table, 0, k_pages.shape[0] - 1), jnp.clip(lens, 0, most)
+    present = jnp.arange(most, dtype=jnp.int32)[None] < lens[:, None]
 
-    def gathered(pages: jax.Array, scales: jax.Array | None) -> jax.Array:
-        x = pages[page_table]
-        if scales is not None:
-            x = x.astype(jnp.float32) * scales[page_table][..., None]
-        return x.astype(q.dtype).reshape(shape)
+    def gathered(pages: jax.Array, scales: jax.Array | None) -> tuple[jax.Array, Any]:
+        """In the dtype of q and units of a number a request: scales are of any size."""
+        x = pages[page_table].reshape(shape)
+        if scales is None:
+            return x, None
+        scales = jnp.where(present, scales[page_table].reshape(shape[:2]), 0.0)
+        unit = power_of_two(jnp.max(scales, axis=1))
+        scaled = x.astype(jnp.float32) * (scales / unit[:, None])[..., None]
+        return scaled.astype(q.dtype), unit
 
-    k, v = gathered(k_pages, k_scale), gathered(v_pages, v_scale)
+    (k, k_unit), (v, v_unit) = gathered(k_pages, k_scale), gathered(v_pages, v_scale)
     # A request shorter than the chunk starts before position 0: its first rows see nothing.
-    return _dispatch(q, k, v, lens - q.shape[1], lens, scale, True, impl)
+    units = jnp.ones(lens.shape, jnp.float32) if k_unit is None else k_unit
+    out = _dispatch(q, k, v, lens - q.shape[1], lens, units, scale, True, impl)
+    if v_unit is None:
+        return out
+    wide = ref.wide_dtype(q.dtype)
+    return (out.astype(wide) * v_unit.astype(wide)[:, None, None, None]).astype(q.dtype)
 
 
 def choose(q: jax.Array | jax.ShapeDtypeStruct) -> Impl:
@@ -149,38 +164,40 @@ def _dispatch(
     v: jax.Array,
     q_start: jax.Array,
     lens: jax.Array,
+    unit: jax.Array,
     scale: float | None,
     causal: bool,
     impl: Impl | None,
 ) -> jax.Array:
+    """Attends to keys in units `[B]`."""
     if impl is None:
         impl = choose(q)
     elif reason := why_not(impl, q):
         raise NotImplementedError(f"mqa_prefill with impl={impl!r} cannot run: {reason}")
     if isinstance(scale, bool) or not isinstance(scale, (int, float, np.number, type(None))):
         raise ValueError(f"scale must be a Python number or None, got {type(scale).__name__}")
-    return _attend(
-        impl, q.shape[-1] ** -0.5 if scale is None else float(scale), causal, q, k, v, q_start, lens
-    )
+    factor = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    scales = unit.astype(ref.wide_dtype(q.dtype)) * factor
+    return _attend(impl, causal, q, k, v, q_start, lens, scales)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _attend(impl: Impl, scale: float, causal: bool, *operands: Any) -> jax.Array:
-    return _forward(impl, scale, causal, *operands)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _attend(impl: Impl, causal: bool, *operands: Any) -> jax.Array:
+    return _forward(impl, causal, *operands)[0]
 
 
-def _forward(impl: Impl, scale: float, causal: bool, *operands: Any) -> tuple:
+def _forward(impl: Impl, causal: bool, *operands: Any) -> tuple:
     kernels: dict[str, Any] = {"mosaic_gpu": mosaic_gpu, "mosaic_tpu": mosaic_tpu, "xla": ref}
-    q = operands[0]
-    out, lse2 = kernels[impl].forward(*operands, scale=scale, causal=causal)
-    out = out.astype(q.dtype)
+    *arrays, scale = operands
+    out, lse2 = kernels[impl].forward(*arrays, scale=scale, causal=causal)
+    out = out.astype(arrays[0].dtype)
     return out, (*operands, out, lse2)
 
 
-def _backward(impl: Impl, scale: float, causal: bool, saved: tuple, grad: jax.Array) -> tuple:
-    q, k, v, q_start, lens, out, lse2 = saved
+def _backward(impl: Impl, causal: bool, saved: tuple, grad: jax.Array) -> tuple:
+    q, k, v, q_start, lens, scale, out, lse2 = saved
     dq, dk, dv = ref.backward(q, k, v, q_start, lens, out, lse2, grad, scale=scale, causal=causal)
-    return dq, dk, dv, None, None
+    return dq, dk, dv, None, None, None
 
 
 _attend.defvjp(_forward, _backward)

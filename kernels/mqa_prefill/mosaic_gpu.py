@@ -39,8 +39,8 @@ def forward(
     rows, dtype = T * H, k.dtype
     block = NUM_COMPUTE * ROWS
     num_blocks = -(-rows // block)
-    scaled = (q.astype(jnp.float32) * (scale * LOG2_E)).astype(dtype).reshape(B, rows, C)
-    scaled = jnp.pad(scaled, ((0, 0), (0, num_blocks * block - rows), (0, 0)))
+    queries = jnp.pad(q.reshape(B, rows, C), ((0, 0), (0, num_blocks * block - rows), (0, 0)))
+    factor = jnp.broadcast_to(jnp.asarray(scale, jnp.float32), (B,)) * LOG2_E
     if extra := -k.shape[1] % KEYS:
         k, v = (jnp.pad(x, ((0, 0), (0, extra), (0, 0))) for x in (k, v))
     tile = functools.partial(hopper.tiled, interpret=interpret)
@@ -55,7 +55,7 @@ def forward(
         "k_used": plgpu.Barrier(num_arrivals=NUM_COMPUTE, num_barriers=stages),
         "v_used": plgpu.Barrier(num_arrivals=NUM_COMPUTE, num_barriers=stages),
     }
-    inputs = {"q": scaled, "k": k, "v": v, "q_start": q_start, "lens": lens}
+    inputs = {"q": queries, "k": k, "v": v, "q_start": q_start, "lens": lens, "factor": factor}
 
     def body(*refs):
         gmem = dict(zip((*inputs, "out", "lse"), refs, strict=False))
@@ -141,7 +141,7 @@ def _attend(
     mine, q = pl.ds(first_row, ROWS), smem["q"].at[index]
     plgpu.copy_gmem_to_smem(gmem["q"].at[b, mine], q, smem["q_full"].at[index])
     plgpu.barrier_wait(smem["q_full"].at[index])
-    length, start = gmem["lens"][b], gmem["q_start"][b]
+    length, start, factor = gmem["lens"][b], gmem["q_start"][b], gmem["factor"][b]
     token = jax.lax.div(wg.iota(KEYS, 0) + first_row, jnp.int32(num_heads))
     column = wg.iota(KEYS, 1)
     # Blocks that all rows see whole need no mask.
@@ -153,7 +153,7 @@ def _attend(
         top, total, acc = carry
         slot = jax.lax.rem(i, jnp.int32(stages))
         plgpu.barrier_wait(smem["k_full"].at[slot])
-        scores = wg.scores(q, smem["k"].at[slot])
+        scores = wg.scores(q, smem["k"].at[slot]) * factor
         plgpu.barrier_arrive(smem["k_used"].at[slot])
         position = i * KEYS + column
         visible = position < length

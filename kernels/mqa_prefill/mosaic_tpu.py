@@ -5,6 +5,7 @@ the index of the keys stays where it is, and nothing is fetched.
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,8 +39,9 @@ def forward(
         min(keys_block, -(-S // 128) * 128),
     )
     num_rows, num_keys = -(-rows // rows_block), -(-S // keys_block)
-    scaled = (q.astype(jnp.float32) * (scale * LOG2_E)).astype(q.dtype).reshape(B, rows, C)
-    scaled = jnp.pad(scaled, ((0, 0), (0, num_rows * rows_block - rows), (0, 0)))
+    extra = num_rows * rows_block - rows
+    queries = jnp.pad(q.reshape(B, rows, C), ((0, 0), (0, extra), (0, 0)))
+    factor = jnp.broadcast_to(jnp.asarray(scale, jnp.float32), (B,)) * LOG2_E
     k, v = (jnp.pad(x, ((0, 0), (0, num_keys * keys_block - S), (0, 0))) for x in (k, v))
     shape = {"num_heads": H, "num_tokens": T, "causal": causal}
 
@@ -47,7 +49,7 @@ def forward(
         return b, r, 0
 
     def keys_of(
-        b: jax.Array, r: jax.Array, i: jax.Array, start: jax.Array, lens: jax.Array
+        b: jax.Array, r: jax.Array, i: jax.Array, start: jax.Array, lens: jax.Array, _: Any
     ) -> tuple:
         seen = _seen(r, start[b], lens[b], rows_block, **shape)
         last = jax.lax.div(jnp.maximum(seen - 1, 0), jnp.int32(keys_block))
@@ -56,7 +58,7 @@ def forward(
     out, lse2 = pl.pallas_call(
         functools.partial(_body, **shape),
         grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=2,
+            num_scalar_prefetch=3,
             grid=(B, num_rows, num_keys),
             in_specs=[
                 pl.BlockSpec((1, rows_block, C), rows_of),
@@ -74,14 +76,14 @@ def forward(
             ],
         ),
         out_shape=[
-            jax.ShapeDtypeStruct(scaled.shape, q.dtype),
-            jax.ShapeDtypeStruct((*scaled.shape[:2], LANES), jnp.float32),
+            jax.ShapeDtypeStruct(queries.shape, q.dtype),
+            jax.ShapeDtypeStruct((*queries.shape[:2], LANES), jnp.float32),
         ],
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "parallel", "arbitrary")
         ),
         interpret=interpret,
-    )(q_start, lens, scaled, k, v)
+    )(q_start, lens, factor, queries, k, v)
     return out[:, :rows].reshape(q.shape), lse2[:, :rows, 0].reshape(B, T, H)
 
 
@@ -105,6 +107,7 @@ def _seen(
 def _body(
     q_start,
     lens,
+    factor,
     q,
     k,
     v,
@@ -138,6 +141,7 @@ def _body(
             preferred_element_type=jnp.float32,
             precision=precision(q.dtype),
         )
+        scores = scores * factor[b]
         position = i * keys + jax.lax.broadcasted_iota(jnp.int32, (rows, keys), 1)
         visible = position < length
         if causal:

