@@ -210,17 +210,18 @@ def far_from_most(columns: Columns, good: np.ndarray, max_gap: float) -> np.ndar
 def close(columns: Columns, lengths: Lengths, last: float) -> Lengths:
     """Ends the open stays with the data, at the end of day `last` (days since `times.DAY_0`).
 
-    A stay whose `los_days` reach that day counts as open too if it lacks a discharge date that
-    others have, and no event is given.
+    A stay whose `los_days` reach that day counts as open too if it has no event and no discharge
+    date and others have: such lengths are days so far.
     """
     day, has_end = columns.admission.day, ~np.isnan(columns.discharge.day)
     since = np.nan_to_num(columns.admission.time) / DAY
     reaches = columns.has_los & ~has_end & (columns.event == -1) & (day + lengths.los >= last)
+    others = bool(has_end.any() or (columns.event >= 0).any())
     timed = ~np.isnan(columns.admission.time)
     return Lengths(
         los=np.where(lengths.is_open, last + 1 - day - since, lengths.los),
         by_date=np.where(lengths.is_open, ~timed, lengths.by_date),
-        event=lengths.event & ~lengths.is_open & ~(reaches & has_end.any()),
+        event=lengths.event & ~lengths.is_open & ~(reaches & others),
         is_open=lengths.is_open,
     )
 

@@ -5,6 +5,7 @@ One row per stay (site, admission date, length of stay or discharge date), as in
 
 import datetime
 import os
+from collections import Counter
 from typing import Literal, get_args
 
 import numpy as np
@@ -74,8 +75,8 @@ def read_stays(
     End: a stay without `event` has ended if a discharge date or else `los_days` is given. A
     patient without either (or with a date such as 9999-12-31) is still in bed at the end of the
     data if there is a column `discharge_date` or `event` to say so; so is one whose `los_days`
-    reach that day and whose discharge date alone is empty. The end of the data is `end`, or else
-    the last admission or discharge in the file.
+    reach that day and who has no discharge date and no event where others have. The end of the
+    data is `end`, or else the last admission or discharge in the file.
 
     Window: days are counted from the first admission or `start`, to the last one or `end`; each
     site's own window runs from its first to its last admission, the stays of the last patients
@@ -117,12 +118,7 @@ def read_stays(
         encoding=encoding,
         separator=separator,
     )
-    named = None if id_column is None else text_files.column_name(id_column)
-    if named is not None and named not in table.columns:
-        raise ValueError(
-            f"{path}: there is no id column {tables.brief(id_column)}; it has "
-            f"{tables.brief(table.header)}"
-        )
+    ids = _ids(table, path, id_column)
     try:
         columns, reason, notices = stay_columns.read_columns(table, date_format)
     except ValueError as error:
@@ -139,18 +135,12 @@ def read_stays(
     reason = stay_columns.add_reason(
         reason, outside_window=late | (early & (leaves <= low)), long_stay=lengths.los > max_stay
     )
-    ids = next((name for name in (named, *ID_COLUMNS) if name in table.columns), None)
-    position = None if ids is None else table.columns[ids]
-    duplicate, num_alike = _equal_rows(table.rows, reason == "", position, duplicates)
+    duplicate, num_alike = _equal_rows(table.rows, reason == "", ids, duplicates)
     reason = stay_columns.add_reason(reason, duplicate=duplicate)
     good = reason == ""
+    notices += _about_alike(columns, ids, good, num_alike, duplicates)
     notices += _about_open(columns, lengths, good, last)
     notices += stay_columns.quiet_times(columns, good & ~early)
-    if num_alike:
-        notices.append(
-            f"{tables.count(num_alike, 'row')} equal to an earlier one in every cell: kept as "
-            "other patients; an id column tells (--id-column), --duplicates reject leaves them out"
-        )
     if early[good].any():
         patients = tables.count(int(early[good].sum()), "patient")
         notices.append(f"{patients} in bed when the window opened")
@@ -228,7 +218,22 @@ def _end_of_data(columns, reason, end):
     return int(np.nanmax([columns.admission.day[good], columns.discharge.day[good]]))
 
 
-def _equal_rows(rows, good, position, duplicates):
+def _ids(table, path, id_column):
+    """Returns the id of every row, "" where there is none."""
+    named = None if id_column is None else text_files.column_name(id_column)
+    if named is not None and named not in table.columns:
+        raise ValueError(
+            f"{path}: there is no id column {tables.brief(id_column)}; it has "
+            f"{tables.brief(table.header)}"
+        )
+    name = next((name for name in (named, *ID_COLUMNS) if name in table.columns), None)
+    if name is None:
+        return [""] * len(table.rows)
+    position = table.columns[name]
+    return [row[position].strip() if len(row) > position else "" for row in table.rows]
+
+
+def _equal_rows(rows, good, ids, duplicates):
     """Returns which rows are set aside as equal to an earlier one, and how many such are kept."""
     seen: set[tuple[str, ...]] = set()
     duplicate, num_alike = np.zeros(len(rows), bool), 0
@@ -237,10 +242,29 @@ def _equal_rows(rows, good, position, duplicates):
         if cells not in seen:
             seen.add(cells)
             continue
-        known = position is not None and bool(cells[position].strip())
-        duplicate[k] = duplicates == "reject" or (duplicates == "by_id" and known)
+        duplicate[k] = duplicates == "reject" or (duplicates == "by_id" and ids[k] != "")
         num_alike += not duplicate[k]
     return duplicate, num_alike
+
+
+def _about_alike(columns, ids, good, num_alike, duplicates):
+    """Returns notices of rows that may be one stay and count as several."""
+    notices = []
+    if num_alike:
+        notices.append(
+            f"{tables.count(num_alike, 'row')} equal to an earlier one in every cell: kept as "
+            "other patients; an id column tells (--id-column), --duplicates reject leaves them out"
+        )
+    known = np.array([name != "" for name in ids], bool) & good & (duplicates == "by_id")
+    when = columns.admission.day + np.nan_to_num(columns.admission.time) / DAY
+    stay = Counter((ids[k], columns.site[k], when[k]) for k in np.flatnonzero(known))
+    double = stay.total() - len(stay)
+    if double:
+        notices.append(
+            f"{tables.count(double, 'row')} with the id, site and admission of an earlier one and "
+            "another end: kept; if one row has replaced the other, leave the old one out"
+        )
+    return notices
 
 
 def _about_open(columns, lengths, good, last):

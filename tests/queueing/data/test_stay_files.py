@@ -286,6 +286,21 @@ def test_equal_rows_are_patients_unless_an_id_says_otherwise(tmp_path):
         assert reject.counts() == {"duplicate": 2} and reject.num_alike == 0
 
 
+def test_two_rows_of_one_stay_with_different_ends_are_noticed(tmp_path):
+    rows = [
+        ("P1", "A", "2023-05-01", ""),
+        ("P1", "A", "2023-05-01", "2023-05-09"),  # a later export
+        ("P1", "A", "2023-06-01", "2023-06-09"),  # another stay of the patient
+        ("P1", "B", "2023-05-01", "2023-05-09"),
+        ("", "A", "2023-05-01", "2023-05-07"),
+        ("", "A", "2023-05-01", "2023-05-08"),
+    ]
+    path = _file(tmp_path, "patient_id,site,admission_date,discharge_date", rows)
+    stays, rejects = stay_files.read_stays(path)
+    assert stays.site.size == 6
+    assert any("1 row with the id, site and admission of an earlier" in n for n in rejects.notices)
+
+
 @pytest.mark.parametrize("event", [None, "", "0"], ids=["no column", "blank", "0"])
 @pytest.mark.parametrize("blank", ["", "9999-12-31", "1900-01-01"])
 def test_open_stays_fill_the_last_day(tmp_path, event, blank):
@@ -337,6 +352,11 @@ def test_what_ends_the_data_and_what_is_open(tmp_path):
     ended = stay_files.read_stays(path, end=datetime.date(2022, 1, 31))[0]
     assert ended.los[4] == 20 and ended.num_days == 31
     np.testing.assert_array_equal(ended.windows, [[0, 30]])
+    # Lengths are days so far where the event alone is empty and they reach the end.
+    rows = [("A", "2022-01-01", 19, 1), ("A", "2022-01-10", 3, ""), ("A", "2022-01-10", 2, "")]
+    rows += [("A", "2022-01-12", 1, 1), ("A", "2022-01-13", 0, 1)]
+    path = _file(tmp_path, "site,admission_date,los_days,event", rows)
+    assert stay_files.read_stays(path)[0].event.tolist() == [True, False, True, True, True]
     # A file of lengths alone cannot say that a patient is still in bed.
     path = _file(
         tmp_path, "site,admission_date,los_days", [("A", "2022-01-01", ""), ("A", "2022-01-01", 19)]
