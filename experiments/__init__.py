@@ -16,7 +16,7 @@ file. `tests/experiments/toy_study` is the smallest one.
 A *benchmark* is a module with `SUMMARY` and `run(out)`, a list of
 `experiments.bench.timing.Measurement`.
 
-Both are listed here by hand and imported only when they are run.
+All are listed here by hand and imported only when they are run.
 """
 
 import pathlib
@@ -34,6 +34,14 @@ EXPERIMENTS = {
     "mfa_decode": "experiments.mfa_decode",
     "fpmd": "experiments.fpmd",
 }
+
+SYSTEMS = {
+    "ICU bed planning": ("jaxlab/queueing", ("icu_occupancy",)),
+    "Constrained optimization from function values": ("jaxlab/zeroth_order", ("zofl",)),
+    "Attention with a small cache": ("jaxlab/serving", ("step3_cost", "mfa_quality", "mfa_decode")),
+    "Flow policies by mirror descent": ("jaxlab/rl", ("fpmd",)),
+}
+"""Systems, each with its room and its experiments, in the order of the reports."""
 
 BENCHES = {
     "queueing": "experiments.bench.queueing",

@@ -3,9 +3,12 @@
 import dataclasses
 import functools
 import io
+import os
 import pathlib
 import shlex
+import signal
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
@@ -82,6 +85,11 @@ def main(argv: Sequence[str] | None = None, names: Names | None = None) -> int:
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         return 130
+    except OSError as error:
+        if sys.flags.dev_mode or not result.is_storage(error):
+            raise
+        print(f"error: {flags.reason(error)}", file=sys.stderr)
+        return 2
 
 
 # The commands
@@ -117,6 +125,7 @@ def _run(args: Sequence[str], names: Names) -> int:
         raise flags.Mistake(f"the name comes first: {PROG} run NAME {shlex.join(args)}")
     package = find(name, names.experiments, "experiment")
     chosen = flags.parse_run(name, package, rest, RUNS / name)
+    flags.positive("minutes", chosen.minutes)
     start = result.Start(
         experiment=name,
         preset=chosen.preset,
@@ -127,7 +136,7 @@ def _run(args: Sequence[str], names: Names) -> int:
         commit=result.commit(),
         layout=result.LAYOUT,
     )
-    runs.join()
+    runs.join(chosen.lost_after)
     out = runs.begin(start, chosen.out, RUNS / name)
     study = _study(name, names)
     return runs.carry_out(study, start, chosen.config, out, minutes=chosen.minutes)
@@ -143,10 +152,12 @@ class ResumeFlags:
     """The run folder, runs/NAME/<date-time>."""
     minutes: float | None = None
     """Stop after so long, saved, to be resumed."""
+    lost_after: Annotated[float, tyro.conf.arg(help=flags.LOST_AFTER)] = 15.0
 
 
 def _resume(args: Sequence[str], names: Names) -> int:
     given = flags.parse(ResumeFlags, args, "resume")
+    flags.positive("minutes", given.minutes)
     if not given.dir:
         found = sorted(RUNS.glob("*/*/config.json"), key=lambda path: path.stat().st_mtime)
         hint = f"; the latest is {found[-1].parent}" if found else ""
@@ -169,7 +180,7 @@ def _resume(args: Sequence[str], names: Names) -> int:
     for what, then in (start.versions | {"commit": start.commit}).items():
         if now.get(what, then) != then:
             print(f"note: begun with {what} {then}, going on with {now[what]}", file=sys.stderr)
-    runs.join()
+    runs.join(given.lost_after)
     study = _study(start.experiment, names)
     return runs.carry_out(study, start, config, out, resumed=True, minutes=given.minutes)
 
@@ -195,7 +206,9 @@ class ReportFlags:
     out: pathlib.Path = pathlib.Path("report.html")
     """File to write."""
     markdown: bool = False
-    """Print the table for a README instead of writing the page."""
+    """Print all figures as a Markdown table instead of writing the page."""
+    overview: bool = False
+    """Print its first screen as a Markdown table: three figures of each system, for a README."""
 
 
 def _report(args: Sequence[str], names: Names) -> int:
@@ -215,11 +228,12 @@ def _report(args: Sequence[str], names: Names) -> int:
     if not given.dirs:
         found = report.latest(found)
         missing = sorted(set(names.experiments) - {run.result.experiment for run in found})
-    if given.markdown:
-        print(report.markdown(found), end="")
+    if given.markdown or given.overview:
+        said = report.markdown(found) if given.markdown else report.overview(found, names.systems)
+        print(said, end="")
         return 0
     try:
-        report.write(given.out, found, missing)
+        report.write(given.out, found, missing, names.systems)
     except OSError as error:
         raise flags.Mistake(f"cannot write {given.out}: {error.strerror}") from None
     print(given.out)
@@ -267,7 +281,32 @@ def _or_mistake(fn: Any, *args: Any) -> Any:
         raise flags.Mistake(error) from None
 
 
-if __name__ == "__main__":
+def _program() -> int | str | None:
+    """Runs `main` for a terminal, a file or a pipe, and returns the exit status."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal without "×" still shows the rest
-    sys.exit(main())
+    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
+    try:
+        try:
+            status = main()
+        except SystemExit as stop:  # --help, or SIGTERM
+            status = stop.code
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader has seen enough, as `head` has
+        status = 128 + signal.SIGPIPE
+    except OSError as error:
+        if not result.is_storage(error):
+            raise
+        print(f"error: cannot write the output: {error.strerror}", file=sys.stderr)
+        status = 2
+    else:
+        return status
+    # What is left in the buffers has nowhere to go.
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(nowhere, stream.fileno())
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(_program())

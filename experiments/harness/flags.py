@@ -5,6 +5,7 @@ import dataclasses
 import difflib
 import io
 import itertools
+import math
 import pathlib
 import typing
 from collections.abc import Iterable, Sequence
@@ -13,6 +14,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 PROG = "python -m experiments"
+LOST_AFTER = "Of several processes: seconds without a sign of one until the others end."
 
 
 class Mistake(Exception):
@@ -31,6 +33,17 @@ def known(name: str, among: Iterable[str], what: str, hint: str = "") -> None:
     guess = f"; did you mean {close[0]}?" if close else ""
     hint = hint or f"there {'is' if len(among) == 1 else 'are'}: {', '.join(among)}"
     raise Mistake(f"unknown {what} {name}{guess} ({hint})")
+
+
+def positive(name: str, value: float | None) -> None:
+    """Raises a `Mistake` unless a number that was given is positive and finite."""
+    if value is not None and not 0.0 < value < math.inf:
+        raise Mistake(f"{name} must be positive, got {value:g}")
+
+
+def reason(error: OSError) -> str:
+    """Says in one line what the system did not let us do, and why."""
+    return f"{error.filename or 'cannot write'}: {error.strerror}"
 
 
 def parse(kind: Any, args: Sequence[str], command: str) -> Any:
@@ -70,7 +83,7 @@ def parse(kind: Any, args: Sequence[str], command: str) -> Any:
 
 
 def parse_run(name: str, package: Any, args: Sequence[str], folder: pathlib.Path) -> Any:
-    """Parses `--preset`, `--out`, `--minutes` and the experiment's own flags.
+    """Parses `--preset`, `--out`, `--minutes`, `--lost-after` and the experiment's own flags.
 
     Args:
         name: The experiment.
@@ -79,7 +92,7 @@ def parse_run(name: str, package: Any, args: Sequence[str], folder: pathlib.Path
         folder: Where runs of it are kept, for the help.
 
     Returns:
-        A record with `preset`, `out`, `minutes` and `config`.
+        A record with `preset`, `out`, `minutes`, `lost_after` and `config`.
 
     Raises:
         Mistake: for whatever does not fit.
@@ -102,6 +115,7 @@ def parse_run(name: str, package: Any, args: Sequence[str], folder: pathlib.Path
         ("preset", flag(choice, "Sets the defaults below."), preset),
         ("out", flag(pathlib.Path | None, where, metavar="DIR", help_behavior_hint=""), None),
         ("minutes", flag(float | None, "Stop after so long, saved, to be resumed."), None),
+        ("lost_after", flag(float, LOST_AFTER), 15.0),
         ("config", Annotated[package.Config, tyro.conf.arg(name="")], package.PRESETS[preset]),
     ]
     kind = dataclasses.make_dataclass("RunFlags", fields)
@@ -112,7 +126,7 @@ def parse_run(name: str, package: Any, args: Sequence[str], folder: pathlib.Path
 def deciding(args: Sequence[str]) -> list[str]:
     """The flags that decide the figures: where they are written and how long it takes do not."""
     kept = list(args)
-    for flag in ("--out", "--minutes"):
+    for flag in ("--out", "--minutes", "--lost-after"):
         kept = [arg for arg in kept if not arg.startswith(f"{flag}=")]
         if flag in kept:
             del kept[kept.index(flag) : kept.index(flag) + 2]

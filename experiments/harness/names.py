@@ -15,10 +15,16 @@ from experiments.harness import flags
 
 @dataclasses.dataclass(frozen=True)
 class Names:
-    """What can be run: packages of experiments and modules of benchmarks by name, the suite."""
+    """What can be run: packages of experiments and modules of benchmarks by name, the suite.
+
+    `systems` says which experiments are of one system, and in which folder it lives.
+    """
 
     experiments: Mapping[str, str] = dataclasses.field(
         default_factory=lambda: experiments.EXPERIMENTS
+    )
+    systems: Mapping[str, tuple[str, Sequence[str]]] = dataclasses.field(
+        default_factory=lambda: experiments.SYSTEMS
     )
     benches: Mapping[str, str] = dataclasses.field(default_factory=lambda: experiments.BENCHES)
     entries: Sequence[suite.Entry] = suite.SUITE

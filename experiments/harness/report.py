@@ -2,18 +2,25 @@
 
 import base64
 import html
+import itertools
 import pathlib
 import re
-from collections.abc import Iterable, Sequence
+import types
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from experiments.harness import result, words
 
 HEADLINES = 4  # rows shown as large numbers
+GLANCE = 3  # figures of a system on the first screen
 _CSS = pathlib.Path(__file__).with_name("report.css")
 _TOP = "top"
 _KINDS = ("experiment", "benchmark", "accelerator suite")
 _MEDIA = {".png": "image/png", ".svg": "image/svg+xml"}
+
+
+Systems = Mapping[str, tuple[str, Sequence[str]]]
+"""Folder and experiments of each system, by its title."""
 
 
 class Run(NamedTuple):
@@ -70,13 +77,74 @@ def _own_flags(outcome: result.Result) -> str:
     return flags[flags.find("--") :].strip() if "--" in flags else ""
 
 
-def write(path: pathlib.Path, runs: Sequence[Run], missing: Sequence[str] = ()) -> None:
-    """Writes the page for `runs`; `missing` names experiments that have no result yet."""
-    result.write_text(path, page(runs, missing))
+class Glance(NamedTuple):
+    """A system on the first screen.
+
+    Attributes:
+        title: The system; of experiments that are in none, their own title.
+        folder: Where the system lives; empty where that is not known.
+        rows: Its most telling figures, each with the run that it is of.
+    """
+
+    title: str
+    folder: str
+    rows: list[tuple[Run, result.Row]]
 
 
-def page(runs: Sequence[Run], missing: Sequence[str] = ()) -> str:
-    """Returns the page: no scripts, no links to other files, figures inlined."""
+def glance(runs: Sequence[Run], systems: Systems) -> list[Glance]:
+    """Returns the three most telling figures of each system that has results.
+
+    Results have their most telling rows first: taken are the first measured row of every claim,
+    from the experiments of a system in turn; of an experiment with several runs from the one with
+    the defaults of its largest preset.
+    """
+    best: dict[str, Run] = {}
+    for run in sorted(runs, key=lambda run: (bool(_own_flags(run.result)), _size(run.result))):
+        if run.result.kind == "experiment":
+            best.setdefault(run.result.experiment, run)
+    grouped = {name for _, names in systems.values() for name in names}
+    alone = {_title(best[n].result): ("", (n,)) for n in sorted(best) if n not in grouped}
+    found = []
+    for title, (folder, names) in (*systems.items(), *alone.items()):
+        firsts = [_telling(best[name]) for name in names if name in best]
+        turns = [row for turn in itertools.zip_longest(*firsts) for row in turn if row]
+        if firsts:
+            found.append(Glance(title, folder, turns[:GLANCE]))
+    return found
+
+
+def _size(outcome: result.Result) -> int:
+    order = ("cpu", "gpu", "smoke")
+    return order.index(outcome.preset) if outcome.preset in order else len(order)
+
+
+def _telling(run: Run) -> list[tuple[Run, result.Row]]:
+    """The first measured row of every claim."""
+    groups = _by_claim(run.result).values()
+    firsts = ([row for row in rows if row.value is not None][:1] for rows in groups)
+    return [(run, row) for row in itertools.chain(*firsts)]
+
+
+def write(
+    path: pathlib.Path,
+    runs: Sequence[Run],
+    missing: Sequence[str] = (),
+    systems: Systems = types.MappingProxyType({}),
+) -> None:
+    """Writes the page for `runs`, see `page`."""
+    result.write_text(path, page(runs, missing, systems))
+
+
+def page(
+    runs: Sequence[Run], missing: Sequence[str] = (), systems: Systems = types.MappingProxyType({})
+) -> str:
+    """Returns the page: no scripts, no links to other files, figures inlined.
+
+    Args:
+        runs: What is shown; of more than one the page opens with a line for each system.
+        missing: Experiments that have no result yet.
+        systems: Which experiments are of one system.
+    """
     only = runs[0].result if len(runs) == 1 and not missing else None
     title = (only.title or only.experiment) if only else "What was measured"
     anchors = [_TOP] if only else [f"r{index}" for index in range(len(runs))]
@@ -86,6 +154,7 @@ def page(runs: Sequence[Run], missing: Sequence[str] = ()) -> str:
         for anchor, run in zip(anchors, runs, strict=True)
     ]
     contents = f'<nav aria-label="Results"><ol>{"".join(entries)}</ol></nav>' if not only else ""
+    first = "" if only else _first_screen(runs, anchors, systems)
     sections = [_section(run, anchor) for anchor, run in zip(anchors, runs, strict=True)]
     unmeasured = "".join(
         f"<li><strong>{_e(name)}</strong>: "
@@ -105,7 +174,7 @@ def page(runs: Sequence[Run], missing: Sequence[str] = ()) -> str:
         '<a class="skip" href="#main">Skip to the results</a>',
         f'<header><p class="kicker">jaxlab · measured results</p><h1 id="{_TOP}">{_e(title)}</h1>',
         "" if only else "<p>Each claim beside our own figure, the baselines and the paper's.</p>",
-        f'</header>{contents}<main id="main">',
+        f'</header><main id="main">{first}{contents}',
         *sections,
         f'<section aria-labelledby="missing"><h2 id="missing">Not measured yet</h2>'
         f'<ul class="missing">{unmeasured}</ul></section>'
@@ -137,6 +206,19 @@ def markdown(runs: Sequence[Run]) -> str:
     return "\n".join([*lines, "", *notes]) + "\n"
 
 
+def overview(runs: Sequence[Run], systems: Systems) -> str:
+    """Returns the first screen as a GitHub table, as a README opens with it."""
+    lines = ["| System | Figure | Ours | Against | Verdict |", "|---|---|--:|--:|---|"]
+    for found in glance(runs, systems):
+        title = _markdown(found.title)
+        title = f"**[{title}]({found.folder}/README.md#results)**" if found.folder else title
+        for index, (_, row) in enumerate(found.rows):
+            figure, ours, _, _, verdict = words.comparison(row)
+            cells = map(_markdown, (figure, ours, words.against(row), verdict))
+            lines.append(f"| {'' if index else title} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 def _title(outcome: result.Result) -> str:
     return outcome.title or outcome.experiment
 
@@ -154,6 +236,34 @@ def _markdown(said: str) -> str:
 # The page, piece by piece
 
 _e = html.escape
+
+
+def _first_screen(runs: Sequence[Run], anchors: Sequence[str], systems: Systems) -> str:
+    """A line for each system: its three most telling figures, each linked to all that is said."""
+    where = dict(zip(map(id, runs), anchors, strict=True))
+    lines = []
+    for found in glance(runs, systems):
+        cells = []
+        for run, row in found.rows:
+            against = words.against(row)
+            beside = f'<span class="beside">against {_e(against)}</span>' if against else ""
+            cells.append(
+                f'<td><a href="#{where[id(run)]}">{_e(row.metric)}</a>'
+                f'<span class="figure">{_e(words.quantity(row.value, row.unit))}</span>'
+                f"{beside}{_verdict(row.verdict)}</td>"
+            )
+        cells += ["<td></td>"] * (GLANCE - len(cells))
+        made = dict.fromkeys(words.commit(run.result.environment) for run, _ in found.rows)
+        small = f"<small>{_e(', '.join(filter(None, made)))}</small>"
+        lines.append(f'<tr><th scope="row">{_e(found.title)}{small}</th>{"".join(cells)}</tr>')
+    if not lines:
+        return ""
+    table = (
+        '<table class="glance"><caption><div>The most telling figures of each system</div>'
+        "</caption>"
+        f"<tbody>{''.join(lines)}</tbody></table>"
+    )
+    return _scroll(table, "Systems")
 
 
 def _section(run: Run, anchor: str) -> str:

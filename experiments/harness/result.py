@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import errno
 import functools
 import json
 import math
@@ -290,6 +291,18 @@ def environment() -> Environment:
         cores=os.cpu_count() or 1,
         versions=versions(),
         commit=commit(),
+    )
+
+
+def is_storage(error: BaseException) -> bool:
+    """Whether an error says that nothing can be written: a full disk, a limit, no permission."""
+    return isinstance(error, OSError) and error.errno in (
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EFBIG,
+        errno.EROFS,
+        errno.EACCES,
+        errno.EPERM,
     )
 
 

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import json
-import math
 import os
 import pathlib
 import shlex
@@ -15,22 +14,32 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from experiments.harness import flags, report, result, words
+from experiments.harness import flags, lost, report, result, words
+from jaxlab.core import lock
 
 SHARED = ("units", "checkpoints")
 """Folders of a run that its processes have in common."""
+SEVERAL = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "SLURM_NTASKS")
+"""Variables of which one at least is set where a process is one of several."""
 
 
-def join() -> None:
+def join(lost_after: float) -> None:
     """Makes this process one of several, where Slurm or the variables `JAX_*` say that it is.
+
+    Args:
+        lost_after: Seconds without a sign of one of them after which the others end.
 
     Raises:
         Mistake: if only some of the variables are set.
     """
-    from jaxlab.core import sharding  # here, so that listing and reporting need no JAX
+    flags.positive("lost_after", lost_after)
+    if not any(os.environ.get(name, "1") != "1" for name in SEVERAL):
+        return  # alone: the run's folder is named before JAX is loaded, which takes seconds
+    lost.say_in_one_line(lost_after)
+    from jaxlab.core import sharding
 
     try:
-        sharding.initialize()
+        sharding.initialize(lost_after=lost_after)
     except ValueError as error:
         raise flags.Mistake(error) from None
 
@@ -49,7 +58,15 @@ def begin(start: result.Start, asked: pathlib.Path | None, parent: pathlib.Path)
 
     def make() -> str:
         out = folder(asked, parent)
-        result.write(out / "config.json", start)
+        with _in_one_line(f"cannot write {out}"):
+            try:
+                (out / "config.json").touch(exist_ok=False)  # of two at once one gets the folder
+                result.write(out / "config.json", start)
+            except FileExistsError:
+                raise flags.Mistake(f"{out} has just been taken by another run") from None
+            except OSError:
+                _discard(out)
+                raise
         return str(out)
 
     return pathlib.Path(_agreed(make))
@@ -61,7 +78,7 @@ def folder(asked: pathlib.Path | None, parent: pathlib.Path) -> pathlib.Path:
     Raises:
         Mistake: if it holds something already, or cannot be made.
     """
-    try:
+    with _in_one_line(f"cannot write {asked or parent}"):
         if asked is None:
             return result.new_folder(parent)
         if asked.exists() and (not asked.is_dir() or any(asked.iterdir())):
@@ -70,8 +87,6 @@ def folder(asked: pathlib.Path | None, parent: pathlib.Path) -> pathlib.Path:
             )
         asked.mkdir(parents=True, exist_ok=True)
         return asked
-    except OSError as error:
-        raise flags.Mistake(f"cannot write {asked or parent}: {error.strerror}") from None
 
 
 def carry_out(
@@ -102,13 +117,28 @@ def carry_out(
     if first:
         print(out, flush=True)
     clock = time.perf_counter()
+    told = f"go on with: {flags.PROG} resume {shlex.quote(str(out))}"
     try:
-        with _at_most(minutes), _own_folder(out) as mine:
-            outcome = _run(study, config, mine)
+        with _one_writer(out):
+            with _at_most(minutes), _own_folder(out) as mine:
+                outcome = _run(study, config, mine)
+            if not first:
+                return 0
+            outcome = dataclasses.replace(
+                outcome,
+                preset=start.preset,
+                config=start.config,
+                environment=result.environment(),
+                seconds=time.perf_counter() - clock,
+                resumed=resumed,
+                command=start.command,
+                finished=words.now(),
+            )
+            result.write(out / "result.json", outcome)
+            page = _page(out)
     except (KeyboardInterrupt, SystemExit) as stop:
         if first:
-            told = f"{flags.PROG} resume {shlex.quote(str(out))}"
-            print(f"\nstopped; go on with: {told}", file=sys.stderr)
+            print(f"\nstopped; {told}", file=sys.stderr)
         if isinstance(stop, SystemExit):  # SIGTERM, its exit status
             raise
         return 130
@@ -116,31 +146,29 @@ def carry_out(
         if first and not resumed:
             _discard(out)
         raise
-    if not first:
-        return 0
-    outcome = dataclasses.replace(
-        outcome,
-        preset=start.preset,
-        config=start.config,
-        environment=result.environment(),
-        seconds=time.perf_counter() - clock,
-        resumed=resumed,
-        command=start.command,
-        finished=words.now(),
-    )
-    result.write(out / "result.json", outcome)
-    words.show(outcome)
-    return show(out)
+    except OSError as error:
+        if sys.flags.dev_mode or not result.is_storage(error):
+            raise
+        raise flags.Mistake(f"{flags.reason(error)}; {told}") from None
+    words.show(outcome)  # last: who reads along may have left
+    print(page)
+    return 0
 
 
 def show(out: pathlib.Path) -> int:
     """Writes the report of a finished run, prints its path, and returns the exit status."""
+    print(_page(out))
+    return 0
+
+
+def _page(out: pathlib.Path) -> pathlib.Path:
     found, problems = report.load([out / "result.json"])
     if problems:
         raise flags.Mistake(problems[0])
-    report.write(out / "report.html", found)
-    print(out / "report.html")
-    return 0
+    page = out / "report.html"
+    with _in_one_line(f"cannot write {page}"):
+        report.write(page, found)
+    return page
 
 
 def _run(study: Callable[[], Any], config: Any, out: pathlib.Path) -> result.Result:
@@ -149,8 +177,11 @@ def _run(study: Callable[[], Any], config: Any, out: pathlib.Path) -> result.Res
     Later it is ours, and deserves its traceback.
     """
     module, before = study(), _snapshot(out)
+    from jaxlab.core import sharding
+
     try:
-        return module.run(config, out)
+        with sharding.named_if_lost():
+            return module.run(config, out)
     except (ValueError, OSError) as error:
         if _snapshot(out) != before or sys.flags.dev_mode:
             raise
@@ -163,7 +194,7 @@ def _snapshot(out: pathlib.Path) -> set[tuple[str, int]]:
 
 def _discard(out: pathlib.Path) -> None:
     """Takes back a folder in which nothing was written."""
-    (out / "config.json").unlink()
+    (out / "config.json").unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         for name in SHARED:
             if (out / name).exists():
@@ -177,8 +208,6 @@ def _at_most(minutes: float | None) -> Iterator[None]:
     if minutes is None:
         yield
         return
-    if not 0.0 < minutes < math.inf:
-        raise flags.Mistake(f"minutes must be positive, got {minutes:g}")
     alarm = threading.Timer(60.0 * minutes, os.kill, (os.getpid(), signal.SIGINT))
     alarm.daemon = True
     alarm.start()
@@ -188,7 +217,33 @@ def _at_most(minutes: float | None) -> Iterator[None]:
         alarm.cancel()
 
 
+@contextlib.contextmanager
+def _in_one_line(what: str) -> Iterator[None]:
+    """Says what failed where the system does not let us write."""
+    try:
+        yield
+    except OSError as error:
+        raise flags.Mistake(f"{what}: {error.strerror}") from None
+
+
 # Several processes
+
+
+@contextlib.contextmanager
+def _one_writer(out: pathlib.Path) -> Iterator[None]:
+    """Keeps the run folder for this run; of its processes the first has the lock."""
+    with contextlib.ExitStack() as stack:
+
+        def take() -> str:
+            with _in_one_line(f"cannot write {out}"):
+                try:
+                    stack.enter_context(lock.one_writer(out))
+                except lock.LockedError as error:
+                    raise flags.Mistake(error) from None
+            return ""
+
+        _agreed(take)
+        yield
 
 
 @contextlib.contextmanager
@@ -197,9 +252,7 @@ def _own_folder(out: pathlib.Path) -> Iterator[pathlib.Path]:
 
     So whatever a study writes, figures and tables, is written by one process.
     """
-    import jax
-
-    if jax.process_count() == 1:
+    if _alone():
         yield out
         return
 
@@ -221,7 +274,18 @@ def _own_folder(out: pathlib.Path) -> Iterator[pathlib.Path]:
         yield pathlib.Path(scratch)
 
 
+def _alone() -> bool:
+    """Whether there is one process, told without JAX, which takes seconds to load."""
+    if "jax" not in sys.modules:
+        return True
+    import jax
+
+    return not jax.distributed.is_initialized() or jax.process_count() == 1
+
+
 def _process() -> int:
+    if _alone():
+        return 0
     import jax
 
     return jax.process_index()
@@ -229,12 +293,12 @@ def _process() -> int:
 
 def _agreed(decide: Callable[[], str]) -> str:
     """What the first process decides, text or `Mistake`, for all of them."""
+    if _alone():
+        return decide()
     import jax
     import numpy as np
     from jax.experimental import multihost_utils
 
-    if jax.process_count() == 1:
-        return decide()
     said = np.zeros(4096, np.uint8)
     if jax.process_index() == 0:
         try:

@@ -54,8 +54,11 @@ def save(path: pathlib.Path, value: Any, kind: Any = object, settings: Any = Non
     content = buffer.getvalue().removesuffix(b"\0\0") + _LENGTH  # a comment follows
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    partial.write_bytes(content + hashlib.sha256(content).hexdigest().encode())
-    partial.replace(path)
+    try:
+        partial.write_bytes(content + hashlib.sha256(content).hexdigest().encode())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)  # of a full disk
 
 
 def load(path: pathlib.Path, kind: Any = object) -> tuple[Any, Any]:

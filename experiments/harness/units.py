@@ -11,6 +11,8 @@ import pathlib
 import shutil
 import signal
 import sys
+import threading
+import time
 import urllib.parse
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
@@ -21,11 +23,13 @@ import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
-from experiments.harness import result, store
-from jaxlab.core import logging, loop
+from experiments.harness import result, store, words
+from jaxlab.core import lock, logging, loop
 
 WEEK_MS = 7 * 24 * 3600 * 1000
 """Longest that processes wait for each other, in milliseconds."""
+QUIET_S = 10.0
+"""Seconds after which a plain log repeats what is at work; then twice as long, and so on."""
 _MISSING = object()
 """Stands for a result that there is not."""
 
@@ -65,7 +69,8 @@ def run(
     the run ends (exit status 143, or KeyboardInterrupt); a second signal ends it at once.
 
     A unit that raises does not stop the others: it is named at once, and its error is raised after
-    all have been tried. A damaged file is named, and its unit is computed again.
+    all have been tried. A damaged file is named, and its unit is computed again. What cannot be
+    written, for a full disk or a limit, stops all at once: no other unit could be kept either.
 
     In a run of several processes (`jax.process_count()`) unit i is computed by process
     i modulo their number; they share `out`, wait for each other, and read the results of all. A
@@ -89,6 +94,8 @@ def run(
     Raises:
         ValueError: if names repeat or are empty, or a stored unit has other settings or fields, or
             was kept by jaxlab 0.4.
+        LockedError: if another process is at work in `out`; it is named.
+        OSError: if a file cannot be written.
         Exception: what the first unit that failed raised, with a note that names all that failed.
     """
     if workers < 1:
@@ -98,16 +105,20 @@ def run(
     places = [_place(out, unit) for unit in units]
     if len({place.file for place in places}) < len(units):
         raise ValueError(f"units must have different names, got {[unit.name for unit in units]}")
-    found: dict[str, Any] = {}
-    for place in places:
-        if (value := _stored(place)) is not _MISSING:
-            found[place.unit.name] = value
-
-    log = logging.jsonl(out / "metrics.jsonl")
-    errors: list[tuple[str, Exception]] = []
     process, count = jax.process_index(), jax.process_count()
-    title = title if count == 1 else f"{title} process {process}".lstrip()
-    with loop.signals_caught() as signals, _progress(title, len(units), len(found)) as say:
+    found: dict[str, Any] = {}
+    errors: list[tuple[str, Exception]] = []
+    with contextlib.ExitStack() as stack:
+        if process == 0:  # for all of them
+            stack.enter_context(lock.one_writer(out, file_name=".units.lock"))
+        for place in places:
+            if (value := _stored(place)) is not _MISSING:
+                found[place.unit.name] = value
+        logging.rewind_jsonl(out / "metrics.jsonl", sys.maxsize)
+        log = logging.jsonl(out / "metrics.jsonl")
+        signals = stack.enter_context(loop.signals_caught())
+        title = title if count == 1 else f"{title} process {process}".lstrip()
+        say = stack.enter_context(_progress(title, len(units), len(found)))
 
         def attempt(place: _Place) -> Any:
             if signals:
@@ -116,6 +127,8 @@ def run(
             try:
                 return _compute(place)
             except Exception as error:
+                if result.is_storage(error):
+                    raise
                 return error
             except (KeyboardInterrupt, SystemExit):
                 if signals:  # its training loop has saved and ended
@@ -239,17 +252,14 @@ def _each(
 @contextlib.contextmanager
 def _progress(title: str, total: int, done: int) -> Iterator[Callable[[int, str], None]]:
     """Yields `say(done, text)`: a live bar on a terminal, a plain line elsewhere."""
-    prefix = f"{title} " if title else ""
     if not sys.stderr.isatty():
-
-        def say(done: int, text: str) -> None:
-            print(f"{prefix}{done}/{total}  {text}", file=sys.stderr, flush=True)
-
-        yield say
+        with _plain_lines(f"{title} " if title else "", total) as say:
+            yield say
         return
     from rich import console, progress
 
     columns = (
+        progress.SpinnerColumn(),
         progress.TextColumn("{task.fields[title]}"),
         progress.BarColumn(),
         progress.MofNCompleteColumn(),
@@ -259,6 +269,38 @@ def _progress(title: str, total: int, done: int) -> Iterator[Callable[[int, str]
     with progress.Progress(*columns, console=console.Console(file=sys.stderr)) as bar:
         task = bar.add_task("", total=total, completed=done, title=title)
         yield lambda done, text: bar.update(task, completed=done, description=text)
+
+
+@contextlib.contextmanager
+def _plain_lines(prefix: str, total: int) -> Iterator[Callable[[int, str], None]]:
+    """Prints what is said; what takes long (a compilation) is said again, ever more seldom."""
+    last = [(0, "", time.monotonic())]
+    over = threading.Event()
+
+    def show(done: int, text: str) -> None:
+        print(f"{prefix}{done}/{total}  {text}", file=sys.stderr, flush=True)
+
+    def say(done: int, text: str) -> None:
+        last[0] = (done, text, time.monotonic())
+        show(done, text)
+
+    def remind() -> None:
+        seen, pause = last[0], QUIET_S
+        while not over.wait(pause):
+            if last[0] is not seen:
+                seen, pause = last[0], QUIET_S
+            else:
+                done, text, since = seen
+                pause *= 2
+                show(done, f"{text} {words.duration(time.monotonic() - since)}")
+
+    reminder = threading.Thread(target=remind, daemon=True)
+    reminder.start()
+    try:
+        yield say
+    finally:
+        over.set()
+        reminder.join()
 
 
 def _meet(signals: list[int], errors: list[tuple[str, Exception]]) -> None:

@@ -69,10 +69,17 @@ def versions(environment: result.Environment | None) -> str:
     if environment is None:
         return ""
     told = [f"{name} {version}" for name, version in environment.versions.items()]
-    if environment.commit:
-        hexadecimal, _, changed = environment.commit.partition("-")
-        told.append(f"commit {hexadecimal[:10]}{' with changes' if changed else ''}")
-    return ", ".join(told)
+    return ", ".join([*told, commit(environment)])
+
+
+def commit(environment: result.Environment | None) -> str:
+    """Returns the commit that a figure was made by in words, "" where nothing is known."""
+    if environment is None:
+        return ""
+    hexadecimal, _, changed = environment.commit.partition("-")
+    if not hexadecimal:
+        return "commit not recorded"
+    return f"commit {hexadecimal[:10]}{' with changes' if changed else ''}"
 
 
 def cell(value: Any) -> str:
@@ -114,6 +121,13 @@ def paper(row: result.Row) -> str:
     return row.paper if isinstance(row.paper, str) else quantity(row.paper, row.unit)
 
 
+def against(row: result.Row) -> str:
+    """Returns what a figure is held against: its baseline, else the paper's figure, else ""."""
+    if row.baseline:
+        return f"{quantity(row.baseline[1], row.unit)} ({row.baseline[0]})"
+    return f"{paper(row)} (paper)" if row.paper is not None else ""
+
+
 def when(stamp: str) -> str:
     """Returns an ISO date and time as one writes it."""
     try:
@@ -125,7 +139,7 @@ def when(stamp: str) -> str:
 def comparison(row: result.Row) -> tuple[str, str, str, str, str]:
     """Returns a row as five cells: figure, ours with its interval, baseline, paper, verdict."""
     ours = quantity(row.value, row.unit) + (f" ({span(row.interval)})" if row.interval else "")
-    baseline = f"{quantity(row.baseline[1], row.unit)} ({row.baseline[0]})" if row.baseline else "–"
+    baseline = against(row) if row.baseline else "–"
     return row.metric, ours, baseline, paper(row), f"{SHAPES[row.verdict]} {row.verdict}"
 
 

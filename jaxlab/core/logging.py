@@ -4,6 +4,7 @@ import json
 import math
 import pathlib
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TextIO
 
@@ -13,7 +14,8 @@ Logger = Callable[[int, Mapping[str, Any]], None]
 """Receives the number of finished steps and host-side numbers named `group/name`: floats, and lists
 of floats by seed, None for a seed that has none. What was not measured in a chunk is left out.
 
-A logger may carry a function `close()`, which the loop calls when it ends, however it ends."""
+A logger may carry a function `note(step, text)`, which the loop calls before it does something long
+(compilation), and a function `close()`, which it calls when it ends, however it ends."""
 
 
 def jsonl(path: str | pathlib.Path) -> Logger:
@@ -30,15 +32,19 @@ def jsonl(path: str | pathlib.Path) -> Logger:
 
 
 def read_jsonl(path: str | pathlib.Path) -> list[dict[str, Any]]:
-    """Reads the records of `jsonl`, skipping a last line that a killed process left unfinished."""
+    """Reads the records of `jsonl`, skipping a last line that a killed process left unfinished.
+
+    Raises:
+        ValueError: if another line is no record; it is named. `rewind_jsonl` drops such lines.
+    """
     records = []
-    lines = pathlib.Path(path).read_text(encoding="utf-8").splitlines()
+    lines = pathlib.Path(path).read_bytes().splitlines()
     for number, line in enumerate(lines, start=1):
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            if number < len(lines):
-                raise ValueError(f"{path}, line {number}: not JSON ({error})") from error
+        record = _record(line)
+        if record is not None:
+            records.append(record)
+        elif number < len(lines):
+            raise ValueError(f"{path}, line {number}: not JSON with a step, got {line[:60]!r}")
     return records
 
 
@@ -61,14 +67,42 @@ def series(records: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray,
     return np.array([record["step"] for record in having], np.int64), values
 
 
-def rewind_jsonl(path: str | pathlib.Path, step: int) -> None:
-    """Drops records later than `step`, so that a resumed run logs every step once."""
+def rewind_jsonl(path: str | pathlib.Path, step: int) -> int:
+    """Drops records later than `step`, so that a resumed run logs every step once.
+
+    Lines that are no records, torn or of other bytes, are dropped too, and a warning names them.
+
+    Returns:
+        The last step that is left, -1 if there is none.
+    """
     path = pathlib.Path(path)
-    if path.exists():
-        kept = [record for record in read_jsonl(path) if record["step"] <= step]
+    if not path.exists():
+        return -1
+    raw = path.read_bytes()
+    lines = raw.splitlines()
+    records = [_record(line) for line in lines]
+    kept = [
+        line + b"\n"
+        for line, record in zip(lines, records, strict=True)
+        if record is not None and record["step"] <= step
+    ]
+    if b"".join(kept) != raw:
         partial = path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(r) + "\n" for r in kept), encoding="utf-8")
+        partial.write_bytes(b"".join(kept))
         partial.replace(path)
+    # A last line that a killed process left unfinished is no news.
+    damaged = [number for number, record in enumerate(records[:-1], start=1) if record is None]
+    if damaged:
+        shown = ", ".join(map(str, damaged[:5])) + (", ..." if len(damaged) > 5 else "")
+        warnings.warn(
+            f"{path} was damaged: line{'s' if len(damaged) > 1 else ''} {shown} dropped, being no "
+            "records",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    return max(
+        (record["step"] for record in records if record and record["step"] <= step), default=-1
+    )
 
 
 def console(num_steps: int, *, title: str = "", stream: TextIO | None = None) -> Logger:
@@ -82,8 +116,12 @@ def console(num_steps: int, *, title: str = "", stream: TextIO | None = None) ->
 
     def log(step: int, metrics: Mapping[str, Any]) -> None:
         shown = "  ".join(f"{name} {value:.6g}" for name, value in _scalars(metrics).items())
-        print(f"{title} {step}/{num_steps}  {shown}".lstrip(), file=output, flush=True)
+        note(step, shown)
 
+    def note(step: int, text: str) -> None:
+        print(f"{title} {step}/{num_steps}  {text}".lstrip(), file=output, flush=True)
+
+    log.note = note  # pyright: ignore[reportFunctionMemberAccess]
     return log
 
 
@@ -108,6 +146,7 @@ def _rich_bar(num_steps: int, title: str, stream: TextIO) -> Logger:
     from rich import progress
 
     bar = progress.Progress(
+        progress.SpinnerColumn(),
         progress.TextColumn("{task.description}"),
         progress.BarColumn(),
         progress.MofNCompleteColumn(),
@@ -118,13 +157,24 @@ def _rich_bar(num_steps: int, title: str, stream: TextIO) -> Logger:
     task = bar.add_task(title, total=num_steps, metrics="")
 
     def log(step: int, metrics: Mapping[str, Any]) -> None:
-        bar.start()
         scalars = _scalars(metrics).items()
-        shown = "  ".join(f"{name.split('/')[-1]} {value:.4g}" for name, value in scalars)
-        bar.update(task, completed=step, metrics=shown)
+        note(step, "  ".join(f"{name.split('/')[-1]} {value:.4g}" for name, value in scalars))
 
-    log.close = bar.stop  # pyright: ignore[reportFunctionMemberAccess]
+    def note(step: int, text: str) -> None:
+        bar.start()
+        bar.update(task, completed=step, metrics=text)
+
+    log.note, log.close = note, bar.stop  # pyright: ignore[reportFunctionMemberAccess]
     return log
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    """One line of a log as its record, None if it is none."""
+    try:
+        record = json.loads(line)
+    except ValueError:  # bytes that are no text included
+        return None
+    return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
 
 
 def _scalars(metrics: Mapping[str, Any]) -> dict[str, float]:

@@ -7,16 +7,14 @@ import pathlib
 import signal
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 
-from jaxlab.core import checkpoint, logging
+from jaxlab.core import checkpoint, finite, lock, logging, sharding
 from jaxlab.core.types import Algorithm, Mean, Metrics, PyTree
 
 
@@ -36,8 +34,8 @@ class LoopResult(NamedTuple):
     frozen: dict[int, int]
 
 
-class NonFiniteError(FloatingPointError):
-    """A metric became NaN or infinite, of seeds side by side that of all; the message names it."""
+NonFiniteError = finite.NonFiniteError
+"""A metric or the state became NaN or infinite, of seeds side by side that of all."""
 
 
 def run(
@@ -78,6 +76,13 @@ def run(
     hold NaN in the result and in checkpoints: the step's input is donated, so to hold them would
     take a second copy of the state, a replay of gigabytes included, for all seeds and all the time.
 
+    Before a state is saved, all of it is looked at on the device. What no metric shows counts like
+    a metric then: a leaf with NaN, or with an infinity, unless it had them at the start (the best
+    value so far often begins at infinity). Seeds are told apart by `Algorithm.axes`.
+
+    A folder has one writer. A checkpoint that is damaged is named in a warning, set aside, and the
+    one before it is taken; see `jaxlab.core.checkpoint`.
+
     Args:
         algorithm: the pair `(init, step)`.
         key: typed PRNG key handed to `init`; its draws are unused when a checkpoint is resumed.
@@ -91,7 +96,7 @@ def run(
             of seeds side by side return `[seeds]`, so that a frozen one spoils no mean.
         stop: `stop(step, metrics) -> bool`, ends the run early, after saving.
         save_every: chunks between checkpoints; the last chunk is always saved.
-        max_to_keep: checkpoints kept on disk.
+        max_to_keep: checkpoints kept on disk; with 1 there is none to go back to.
         state_sharding: sharding, or prefix pytree of shardings, of the state; default placement
             when None.
 
@@ -99,11 +104,13 @@ def run(
         The final state, the number of finished steps, the last metrics, and the frozen seeds.
 
     Raises:
-        NonFiniteError: if a metric of a chunk is not finite, of seeds side by side for all of them;
-            that chunk's state is not saved.
+        NonFiniteError: if a metric of a chunk is not finite, or the state that is to be saved, of
+            seeds side by side for all of them; that chunk's state is not saved.
+        LockedError: if another process is at work in `directory`; it is named.
         ValueError: if a count is below 1, the configuration is not JSON-serialisable, a metric is
             neither a scalar nor `[seeds]` or has the name of another one, or the checkpoint has
-            another configuration or does not fit the algorithm's state.
+            another configuration, is another algorithm's, does not fit this one's state, or is
+            damaged and none before it is whole.
 
     Example:
         `loop.run(learning.over_seeds(learner, 5), jax.random.key(0), num_steps=10, chunk_size=5)`
@@ -112,31 +119,44 @@ def run(
     for name, value in counts.items():
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
-    settings = _as_stored(config)
+    settings, name = _as_stored(config), _name(algorithm)
     init = jax.jit(algorithm.init, out_shardings=state_sharding).lower(key).compile()
     like = _with_shardings(jax.eval_shape(algorithm.init, key), init.output_shardings)
     alone = checkpoint.is_alone(like)
     logs = alone or jax.process_index() == 0
     loggers = list(log)
+    look = finite.make_look(algorithm.axes)
     with contextlib.ExitStack() as stack:
-        manager, start, state, frozen = None, 0, None, {}
+        stack.enter_context(sharding.named_if_lost())
+        manager, start, state, frozen, at_start = None, 0, None, {}, {}
         if directory is not None:
             folder = pathlib.Path(directory)
+            _lock(stack, folder / "checkpoints", logs, alone)
             manager = checkpoint.open_manager(
                 folder / "checkpoints", max_to_keep=max_to_keep, alone=alone
             )
-            stack.callback(manager.close)  # waits for the last write
+            stack.callback(checkpoint.close, manager)  # waits for the last write
+            restored = None
             if manager.latest_step() is not None:
-                restored = checkpoint.restore(manager, like)
+                restored = checkpoint.restore(manager, like, algorithm=name)
                 _check_config(settings, restored.config, folder)
                 start, state, frozen = restored.step, restored.state, restored.frozen
+                at_start = restored.at_start
                 if restored.stopped or start >= num_steps:
                     return LoopResult(state, start, restored.metrics, frozen)
             if logs:
-                logging.rewind_jsonl(folder / "metrics.jsonl", start)
+                logged = logging.rewind_jsonl(folder / "metrics.jsonl", start)
                 loggers.insert(0, logging.jsonl(folder / "metrics.jsonl"))
+                if (
+                    restored and logged < start
+                ):  # the process was killed after it had saved, before it logged
+                    loggers[0](start, restored.metrics)
         if state is None:
             state = init(key)
+            if manager is not None:
+                at_start = finite.at_start(look(state, ()))
+        if at_start:
+            look = finite.make_look(algorithm.axes, at_start)
         for logger in loggers:
             if close := getattr(logger, "close", None):
                 stack.callback(close)
@@ -149,42 +169,59 @@ def run(
             length = min(chunk_size, num_steps - step)
             compile_seconds = 0.0
             if length not in chunks:
+                for logger in loggers if logs else ():
+                    if note := getattr(logger, "note", None):
+                        note(step, f"compiling {length} steps ...")
                 began = time.perf_counter()
                 chunks[length] = _compile_chunk(algorithm.step, state, length)
                 compile_seconds = time.perf_counter() - began
             began = time.perf_counter()
             state, on_device, num_finite = chunks[length](state)
-            found, num_finite = _to_host(on_device), _fetch(num_finite)
+            found, num_finite = _to_host(on_device), sharding.fetch(num_finite)
             seconds = time.perf_counter() - began
             if evaluate is not None:
                 evaluated = _to_host(evaluate(state))
                 if twice := sorted(found.keys() & evaluated.keys()):
                     raise ValueError(f"metric {twice[0]!r} is of step and of evaluate; rename one")
                 found |= evaluated
-            frozen = _frozen(found, frozen, step, length, num_finite, saved if manager else 0)
+            kept = f"the checkpoint at step {saved} is kept"
+            chunk = finite.Chunk(
+                step, step + length, kept if saved else "there is no checkpoint yet"
+            )
+            bad = {metric: ~np.isfinite(value.filled(0.0)) for metric, value in found.items()}
+            # The first step that was not finite; an evaluation is of the last.
+            at = step + np.minimum(num_finite + 1, length)
+            frozen = finite.freeze(bad, at, frozen, chunk)
             step += length
-            metrics = _logged(found, frozen)
-            metrics["perf/steps_per_second"] = length / seconds
+            perf = {"perf/steps_per_second": length / seconds}
             if compile_seconds:
-                metrics["perf/compile_seconds"] = compile_seconds
+                perf["perf/compile_seconds"] = compile_seconds
+            metrics = _logged(found, frozen) | perf
 
-            stopped = stop is not None and _any_process(stop(step, metrics), alone)
-            interrupted = _any_process(bool(signals), alone)
+            stopped = stop is not None and sharding.any_process(stop(step, metrics), alone=alone)
+            interrupted = sharding.any_process(bool(signals), alone=alone)
             ending = step >= num_steps or stopped or interrupted
-            if manager is not None and (ending or num_chunks % save_every == 0):
+            saves = manager is not None and (ending or num_chunks % save_every == 0)
+            # Whose rows they are, an algorithm without `axes` does not say.
+            if saves and (algorithm.axes is not None or not frozen):
+                bad = finite.worse(look(state, frozen), at_start)
+                frozen = finite.freeze(bad, np.asarray(step), frozen, chunk)
+                metrics = _logged(found, frozen) | perf
+            if manager is not None and saves:
                 checkpoint.save(
                     manager,
                     step,
                     state,
+                    algorithm=name,
                     config=settings,
                     metrics=metrics,
                     frozen=frozen,
                     stopped=stopped,
+                    at_start=at_start,
                 )
                 saved = step
-            if logs:
-                for logger in loggers:
-                    logger(step, metrics)
+            for logger in loggers if logs else ():
+                logger(step, metrics)
             if ending:
                 break
         if signals:  # also one that came while the last chunk was logged
@@ -199,12 +236,12 @@ def _compile_chunk(step: Callable, state: PyTree, length: int) -> Callable:
     def one_step(state: PyTree, _: None) -> tuple[PyTree, tuple[Metrics, jax.Array]]:
         state, metrics = step(state)
         _num_seeds(metrics)
-        finite = map(jnp.isfinite, jax.tree.leaves(metrics))
-        return state, (metrics, functools.reduce(jnp.logical_and, finite, jnp.ones((), bool)))
+        each = map(jnp.isfinite, jax.tree.leaves(metrics))
+        return state, (metrics, functools.reduce(jnp.logical_and, each, jnp.ones((), bool)))
 
     def chunk(state: PyTree) -> tuple[PyTree, Metrics, jax.Array]:
-        state, (metrics, finite) = jax.lax.scan(one_step, state, length=length)
-        num_finite = jnp.sum(jnp.cumprod(finite, axis=0, dtype=jnp.int32), axis=0)
+        state, (metrics, ok) = jax.lax.scan(one_step, state, length=length)
+        num_finite = jnp.sum(jnp.cumprod(ok, axis=0, dtype=jnp.int32), axis=0)
         return state, {name: _over_steps(value) for name, value in metrics.items()}, num_finite
 
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
@@ -262,6 +299,26 @@ def _check_config(now: dict[str, Any], stored: dict[str, Any], folder: pathlib.P
             )
 
 
+def _name(algorithm: Algorithm) -> str:
+    """What checkpoints call the algorithm: its name, or that of the function `step`."""
+    step = algorithm.step
+    while isinstance(step, functools.partial):
+        step = step.func
+    return algorithm.name or getattr(step, "__qualname__", type(step).__qualname__)
+
+
+def _lock(stack: contextlib.ExitStack, folder: pathlib.Path, writes: bool, alone: bool) -> None:
+    """Keeps a folder for this run: one process takes the lock, all end if it does not get it."""
+    refused = None
+    if writes:
+        try:
+            stack.enter_context(lock.one_writer(folder))
+        except lock.LockedError as error:
+            refused = error
+    if sharding.any_process(refused is not None, alone=alone):
+        raise refused or lock.LockedError("process 0 of this run did not get its folder")
+
+
 def _with_shardings(abstract: PyTree, shardings: PyTree) -> PyTree:
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
@@ -273,7 +330,7 @@ def _with_shardings(abstract: PyTree, shardings: PyTree) -> PyTree:
 def _to_host(metrics: Mapping[str, Any]) -> dict[str, np.ma.MaskedArray]:
     """Numbers in double precision, masked where a `Mean` counted nothing."""
     found = {}
-    for name, value in _fetch(dict(metrics)).items():
+    for name, value in sharding.fetch(dict(metrics)).items():
         if isinstance(value, Mean):
             total, count = (np.asarray(x, np.float64) for x in value)
             none = (count == 0.0) & np.isfinite(total)
@@ -281,54 +338,6 @@ def _to_host(metrics: Mapping[str, Any]) -> dict[str, np.ma.MaskedArray]:
         else:
             found[name] = np.ma.masked_array(np.asarray(value, np.float64))
     return found
-
-
-def _fetch(tree: PyTree) -> PyTree:
-    """To the host, from all processes where an array is spread over them."""
-
-    def whole(x: Any) -> Any:
-        here = not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated
-        return x if here else multihost_utils.process_allgather(x, tiled=True)
-
-    return jax.device_get(jax.tree.map(whole, tree))
-
-
-def _frozen(
-    found: Mapping[str, np.ma.MaskedArray],
-    frozen: Mapping[int, int],
-    step: int,
-    length: int,
-    num_finite: np.ndarray,
-    saved: int,
-) -> dict[int, int]:
-    """Returns the frozen seeds, those that this chunk adds included; raises if none is left."""
-    num_seeds = _num_seeds(found)
-    bad = {name: ~np.isfinite(value.filled(0.0)) for name, value in found.items()}
-    # The first step that was not finite; an evaluation is of the last.
-    at = step + np.minimum(np.broadcast_to(num_finite, (max(num_seeds, 1),)) + 1, length)
-    kept = f"the checkpoint at step {saved} is kept" if saved else "there is no checkpoint yet"
-    shared = sorted(name for name, flag in bad.items() if not flag.ndim and flag)
-    if shared:
-        advice = "; return [seeds], not a mean over them" if num_seeds else ""
-        raise NonFiniteError(
-            f"{', '.join(shared)} is not finite at step {at.min()}, between steps {step} and "
-            f"{step + length}; {kept}{advice}"
-        )
-    frozen = dict(frozen)
-    for seed in sorted(set(range(num_seeds)) - set(frozen)):
-        names = sorted(name for name, flag in bad.items() if flag.ndim and flag[seed])
-        if names:
-            frozen[seed] = int(at[seed])
-            warnings.warn(
-                f"seed {seed} of {num_seeds} is frozen: {', '.join(names)} is not finite at step "
-                f"{frozen[seed]}",
-                RuntimeWarning,
-                stacklevel=3,
-            )
-    if num_seeds and len(frozen) == num_seeds:
-        steps = ", ".join(str(frozen[seed]) for seed in range(num_seeds))
-        raise NonFiniteError(f"no seed is left, they were not finite at steps {steps}; {kept}")
-    return frozen
 
 
 def _logged(
@@ -389,10 +398,3 @@ def leave(signals: Sequence[int]) -> None:
     """Ends the program if a signal was caught: KeyboardInterrupt, or exit status 143 of SIGTERM."""
     if signals:
         raise KeyboardInterrupt if signal.SIGINT in signals else SystemExit(143)
-
-
-def _any_process(flag: bool, alone: bool) -> bool:
-    """True if `flag` is true in any process of the run, so that all stop after the same chunk."""
-    if alone or jax.process_count() == 1:
-        return flag
-    return bool(multihost_utils.process_allgather(np.asarray(flag)).any())

@@ -1,12 +1,26 @@
 """Meshes, data sharding, and start-up of several processes, over `jax.sharding` alone."""
 
+import contextlib
+import math
 import os
-from collections.abc import Callable, Mapping
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxlab.core.types import PyTree
+
+LOST_AFTER = 15.0
+"""Seconds without a sign of a process after which it counts as lost."""
+_lost_after = [LOST_AFTER]
+"""As it was asked for when this process joined a run."""
+_CONNECTION = re.compile("Gloo|NCCL|UNAVAILABLE|DEADLINE_EXCEEDED|[Bb]arrier|heartbeat")
+"""What errors say that come from the connection to another process."""
 
 
 def make_mesh(axes: Mapping[str, int] | None = None) -> Mesh:
@@ -90,27 +104,59 @@ def sharded_map(fn: Callable, xs: PyTree, mesh: Mesh | None, *, axis: str = "dat
     return mapped(xs)
 
 
+def fetch(tree: PyTree) -> PyTree:
+    """Brings arrays to the host, from all processes where they are spread over them."""
+
+    def whole(x: Any) -> Any:
+        here = not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated
+        return x if here else multihost_utils.process_allgather(x, tiled=True)
+
+    return jax.device_get(jax.tree.map(whole, tree))
+
+
+def any_process(flag: bool, *, alone: bool = False) -> bool:
+    """Whether `flag` is true in any process of the run; all of them have to ask.
+
+    Args:
+        flag: what this process says.
+        alone: whether it asks for itself alone, as one that shares nothing with the others.
+    """
+    if alone or jax.process_count() == 1:
+        return flag
+    return bool(multihost_utils.process_allgather(np.asarray(flag)).any())
+
+
 def initialize(
     coordinator_address: str | None = None,
     num_processes: int | None = None,
     process_id: int | None = None,
+    *,
+    lost_after: float = LOST_AFTER,
 ) -> int:
     """Joins this process to a multi-process run; call it before anything else touches a device.
 
     Settings come from the arguments, else from `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and
     `JAX_PROCESS_ID`, else from Slurm. With none of them the process stays alone.
 
+    When a process of the run is lost, the runtime ends each of the others and says which it was:
+    they could only wait for it. What was saved is there for the next run.
+
     Args:
         coordinator_address: `host:port` of process 0.
         num_processes: number of processes in the run.
         process_id: index of this one, 0-based.
+        lost_after: seconds without a sign of a process after which it counts as lost. That process
+            0 is lost is seen at once.
 
     Returns:
         The number of processes.
 
     Raises:
-        ValueError: if only some of the three settings are given.
+        ValueError: if only some of the three settings are given, or lost_after is below 1.
     """
+    if not lost_after >= 1.0:
+        raise ValueError(f"lost_after must be at least 1 second, got {lost_after}")
+    timeout = _lost_after[0] = math.ceil(lost_after)
     env = os.environ
     address = coordinator_address or env.get("JAX_COORDINATOR_ADDRESS")
     count = num_processes if num_processes is not None else env.get("JAX_NUM_PROCESSES")
@@ -121,9 +167,25 @@ def initialize(
         count, index = int(str(count)), int(str(index))
         if not 0 <= index < count:
             raise ValueError(f"process_id must lie in [0, {count}), got {index}.")
-        jax.distributed.initialize(address, count, index)
+        jax.distributed.initialize(address, count, index, heartbeat_timeout_seconds=timeout)
     elif len(missing) < len(given):
         raise ValueError(f"initialize got {given}; give {', '.join(missing)} too, or none of them.")
     elif int(env.get("SLURM_NTASKS", "1")) > 1:
-        jax.distributed.initialize()
+        jax.distributed.initialize(heartbeat_timeout_seconds=timeout)
     return jax.process_count()
+
+
+@contextlib.contextmanager
+def named_if_lost() -> Iterator[None]:
+    """Keeps the error that a lost process causes in another one from being told before its name.
+
+    What waits for the lost process fails at once or after a while, in the words of whatever library
+    carried the data; soon after the runtime knows who it was, says so, and ends the process. An
+    error of the connection that is nobody's loss is raised when that time is over.
+    """
+    try:
+        yield
+    except Exception as error:
+        if jax.distributed.is_initialized() and _CONNECTION.search(str(error)):
+            time.sleep(1.5 * _lost_after[0] + 5.0)
+        raise

@@ -48,6 +48,8 @@ class Algorithm(NamedTuple):
             axis for every leaf, unless all seeds share some leaf (None there).
         check: `check(settings)`, raises a ValueError if these settings of one run, or arrays of
             those of several, are not what `init(key, settings)` takes; None if nothing is checked.
+        name: what checkpoints call it, so that another algorithm with a state of the same shapes
+            cannot go on with them; the name of the function `step` where it is empty.
     """
 
     init: Callable[..., PyTree]
@@ -55,6 +57,7 @@ class Algorithm(NamedTuple):
     axes: Any = None
     seed_axes: Any = 0
     check: Callable[[PyTree], None] | None = None
+    name: str = ""
 
 
 class Transition(NamedTuple):

@@ -1,5 +1,10 @@
 """Checkpoints: exact round trips of awkward leaves, and errors that name what differs."""
 
+import errno
+import pathlib
+import resource
+import shutil
+import warnings
 from typing import NamedTuple
 
 import jax
@@ -76,6 +81,200 @@ def test_a_state_of_one_process_of_several_is_a_file_that_every_run_reads(tmp_pa
             if jnp.issubdtype(expected.dtype, jax.dtypes.prng_key):
                 expected, found = jax.random.key_data(expected), jax.random.key_data(found)
             np.testing.assert_array_equal(expected, found)
+
+
+def equal(a, b):
+    raw = [x if jnp.issubdtype(x.dtype, jnp.number) else jax.random.key_data(x) for x in (a, b)]
+    return a.dtype == b.dtype and np.array_equal(*raw)
+
+
+def plain_state(scale=1.0):
+    x = scale * jax.random.normal(jax.random.key(5), (20_000,))
+    return {"x": x, "count": jnp.arange(6), "key": jax.random.key(1)}
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["orbax", "file"])
+def kept(request, tmp_path_factory):
+    """Folder of two checkpoints, of steps 4 and 8, in either form."""
+    folder = tmp_path_factory.mktemp("kept")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "is_alone", lambda state: request.param)
+        with checkpoint.open_manager(folder, alone=request.param) as manager:
+            for step in (4, 8):
+                metrics = {"a/b": 1.5, "a/b_seeds": [1.0, None]}
+                config = {10: "ten", 9: [1, 2]}  # keys whose order JSON changes
+                checkpoint.save(
+                    manager,
+                    step,
+                    plain_state(step),
+                    algorithm="walk",
+                    metrics=metrics,
+                    config=config,
+                )
+    return folder
+
+
+def test_any_flipped_bit_is_found_before_a_file_is_read(kept, capfd):
+    """In every file that says what the state is, at its ends, in between and at random."""
+    rng = np.random.default_rng(0)
+    files = [path for path in (kept / "8" / "state").rglob("*") if path.is_file()]
+    assert max(path.stat().st_size for path in files) > 50_000
+    with checkpoint.open_manager(kept) as manager:
+        for path in files:
+            whole = path.read_bytes()
+            places = {0, len(whole) // 2, len(whole) - 1, *rng.integers(0, len(whole), 3).tolist()}
+            for at in places if "commit" not in path.name else ():  # Orbax's mark that it is done
+                flipped = bytearray(whole)
+                flipped[at] ^= 1 << at % 8
+                path.write_bytes(bytes(flipped))
+                with pytest.raises(
+                    ValueError, match=r"damaged checkpoint: that of step 8 \(.*take"
+                ):
+                    checkpoint.restore(manager, plain_state(), step=8)
+            path.write_bytes(whole)
+        restored = checkpoint.restore(manager, plain_state(), algorithm="walk")
+    assert restored.step == 8 and restored.config == {"10": "ten", "9": [1, 2]}
+    assert jax.tree.all(jax.tree.map(equal, restored.state, plain_state(8)))
+    assert capfd.readouterr() == ("", "")
+
+
+def renamed(folder):
+    (folder / "8").rename(folder / "12")
+
+
+def stray(folder):
+    (folder / "99").mkdir()
+    (folder / "99" / "commit_success.txt").touch()
+
+
+def truncated(folder):
+    path = max((folder / "8").rglob("*"), key=lambda path: path.stat().st_size * path.is_file())
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def emptied(folder):
+    for path in (folder / "8" / "state").rglob("*"):
+        if path.is_file() and "commit" not in path.name:
+            path.write_bytes(b"")
+
+
+def without(name):
+    def remove(folder):
+        path = folder / "8" / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    return remove
+
+
+def mixed(folder):
+    """The state of another step, whole, under this one."""
+    shutil.rmtree(folder / "8" / "state")
+    shutil.copytree(folder / "4" / "state", folder / "8" / "state")
+
+
+@pytest.mark.parametrize(
+    ("damage", "step", "why"),
+    [
+        (renamed, 12, "it is that of step 8"),
+        (stray, 99, "digests.json is missing"),
+        (truncated, 8, "is not what was written"),
+        (emptied, 8, "is not what was written"),
+        (without("state"), 8, "digests.json is missing"),
+        (without("state/digests.json"), 8, "digests.json is missing"),
+        (without("state/record.json"), 8, "record.json is missing"),
+        (mixed, 8, "it is that of step 4"),
+    ],
+    ids="renamed stray truncated emptied no_state no_digests no_record mixed".split(),
+)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(
+    kept, tmp_path, capfd, damage, step, why
+):
+    folder = tmp_path / "run"
+    shutil.copytree(kept, folder)
+    damage(folder)
+    last = 8 if step == 99 else 4
+    with checkpoint.open_manager(folder) as manager:
+        with pytest.warns(RuntimeWarning) as caught:
+            restored = checkpoint.restore(manager, plain_state(), algorithm="walk")
+        (told,) = (str(warning.message) for warning in caught)
+        assert f"that of step {step} (" in told and why in told and "\n" not in told
+        assert told.endswith(f"set aside; going on from the one of step {last}")
+        assert restored.step == last
+        assert jax.tree.all(jax.tree.map(equal, restored.state, plain_state(last)))
+        assert manager.latest_step() == last
+        assert (folder / f"{step}.damaged").is_dir()
+        # The steps of the resumed run have their places again, and nothing is told twice.
+        checkpoint.save(manager, step, plain_state(7.0), algorithm="walk")
+        manager.wait_until_finished()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert checkpoint.restore(manager, plain_state()).step == step
+    assert capfd.readouterr() == ("", "")
+
+
+def test_without_a_whole_checkpoint_each_is_named(kept, tmp_path):
+    shutil.copytree(kept, tmp_path / "run")
+    for step in ("4", "8"):
+        (tmp_path / "run" / step / "state" / "record.json").write_text("{}")
+    with checkpoint.open_manager(tmp_path / "run") as manager:
+        with pytest.raises(ValueError, match=r"step 8 \(.*step 4 \(.*no whole one; start in a new"):
+            checkpoint.restore(manager, plain_state())
+        assert sorted(manager.all_steps()) == [4, 8]  # nothing is touched
+
+
+def test_another_algorithm_is_refused_though_its_state_has_the_same_shapes(kept):
+    class Fields(NamedTuple):
+        count: jax.Array
+        key: jax.Array
+        x: jax.Array
+
+    with checkpoint.open_manager(kept) as manager:
+        with pytest.raises(
+            ValueError, match="of the algorithm 'walk', now it is 'jump'; resume with"
+        ):
+            checkpoint.restore(manager, plain_state(), algorithm="jump")
+        with pytest.raises(ValueError, match=r"leaf 'count', expected \.count, found \['count'\]"):
+            checkpoint.restore(manager, Fields(**plain_state()), algorithm="walk")
+
+
+@pytest.mark.parametrize("alone", [False, True], ids=["orbax", "file"])
+def test_what_cannot_be_written_is_an_error_of_the_system(tmp_path, monkeypatch, capfd, alone):
+    monkeypatch.setattr(checkpoint, "is_alone", lambda state: alone)
+    manager = checkpoint.open_manager(tmp_path, alone=alone)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as caught:
+            checkpoint.save(manager, 4, plain_state())
+            checkpoint.close(manager)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert caught.value.errno == errno.EFBIG
+    assert "absl" not in capfd.readouterr().err
+    with checkpoint.open_manager(tmp_path, alone=alone) as manager:
+        assert manager.all_steps() == []
+        checkpoint.save(manager, 4, plain_state())
+    assert [path.name for path in tmp_path.iterdir()] == ["4"]  # what was half written is gone
+
+
+def test_steps_go_up(kept):
+    with checkpoint.open_manager(kept) as manager:
+        for step in (8, 5):
+            with pytest.raises(
+                ValueError, match=f"step must be above 8, the last one .*, got {step}"
+            ):
+                checkpoint.save(manager, step, plain_state())
+
+
+def test_checkpoints_of_older_versions_are_refused(tmp_path):
+    (tmp_path / "8" / "meta").mkdir(parents=True)
+    (tmp_path / "8" / "commit_success.txt").touch()
+    with (
+        checkpoint.open_manager(tmp_path) as manager,
+        pytest.raises(ValueError, match="written by jaxlab 0.5 or before; start in a new folder"),
+    ):
+        checkpoint.restore(manager, plain_state())
+    assert pathlib.Path(tmp_path / "8").exists()
 
 
 def test_saved_arrays_survive_donation(tmp_path):

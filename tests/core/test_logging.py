@@ -32,12 +32,33 @@ def test_a_torn_line_in_the_middle_is_an_error(tmp_path):
         logging.read_jsonl(path)
 
 
+def test_lines_that_are_no_records_are_dropped_and_named(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    whole = b'{"step": 1, "a": 1.0}\n{"step": 2, "a": "nan"}\n'
+    path.write_bytes(whole)
+    assert logging.rewind_jsonl(path, 9) == 2 and path.read_bytes() == whole
+    lines = [b"\x00\xff\x80", b'{"a": 1.0}', b"7", b'{"step": "3"}', b'{"step": 5}', b'{"step": 6']
+    path.write_bytes(whole + b"\n".join(lines))
+    with pytest.warns(RuntimeWarning, match="lines 3, 4, 5, 6 dropped") as caught:
+        assert logging.rewind_jsonl(path, 4) == 2
+    assert len(caught) == 1 and path.read_bytes() == whole
+    assert logging.rewind_jsonl(path, 0) == -1 and path.read_bytes() == b""
+    path.write_bytes(b"\xff\n" + whole)
+    with pytest.raises(ValueError, match="line 1: not JSON with a step"):
+        logging.read_jsonl(path)
+
+
 def test_console_prints_one_plain_line_a_call():
     stream = io.StringIO()
     log = logging.console(20, title="mc", stream=stream)
     log(10, {"sim/mean": 3.14159265})
+    log.note(10, "compiling 10 steps ...")
     log(20, {"sim/mean": 2.0})
-    assert stream.getvalue() == "mc 10/20  sim/mean 3.14159\nmc 20/20  sim/mean 2\n"
+    assert stream.getvalue().splitlines() == [
+        "mc 10/20  sim/mean 3.14159",
+        "mc 10/20  compiling 10 steps ...",
+        "mc 20/20  sim/mean 2",
+    ]
 
 
 def test_values_by_seed_are_for_files_only():
@@ -69,6 +90,7 @@ def test_console_shows_a_bar_on_a_terminal():
 
     stream = Terminal()
     log = logging.console(20, title="census", stream=stream)
+    log.note(0, "compiling 10 steps ...")
     log(10, {"sim/mean": 3.5})
     log(20, {"sim/mean": 4.25})
     log.close()

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlab.core import checkpoint, logging, loop, types
+from jaxlab.core import checkpoint, lock, logging, loop, types
 
 WALK = pathlib.Path(__file__).with_name("walk.py")
 _spec = importlib.util.spec_from_file_location("walk", WALK)
@@ -237,6 +237,107 @@ def test_metrics_must_be_scalars_or_of_seeds(key):
 NEVER = 10**6
 
 
+def silent(leaf, at=13, start=0.0, value=jnp.nan):
+    """A walk with one more leaf, which no metric shows: `value` from a step on."""
+
+    def init(key):
+        return walk().init(key) | {leaf: jnp.full(3, start)}
+
+    def step(state):
+        rest = {name: x for name, x in state.items() if name != leaf}
+        rest, metrics = walk().step(rest)
+        spoiled = state[leaf].at[1].set(value)
+        return rest | {leaf: jnp.where(rest["steps"] >= at, spoiled, state[leaf])}, metrics
+
+    return types.Algorithm(init, step)
+
+
+@pytest.mark.parametrize("value", [jnp.nan, -jnp.inf], ids=["nan", "inf"])
+def test_a_state_that_is_not_finite_is_not_saved_though_no_metric_shows_it(tmp_path, key, value):
+    algorithm = silent("hidden", value=value)
+    with pytest.raises(
+        loop.NonFiniteError,
+        match=r"leaf 'hidden' of the state .* at step 15, .* 10 and 15; .* step 10 is kept",
+    ):
+        loop.run(algorithm, key, num_steps=50, chunk_size=5, directory=tmp_path)
+    with checkpoint.open_manager(tmp_path / "checkpoints") as manager:
+        assert manager.latest_step() == 10
+        like = jax.eval_shape(algorithm.init, key)
+        found = checkpoint.restore(manager, like).state["hidden"]
+    np.testing.assert_array_equal(found, 0.0)
+
+
+def test_what_begins_at_infinity_may_stay_there(tmp_path, key):
+    """As the best value so far does; also after a resume. NaN is another thing."""
+    best = silent("best", at=7, start=jnp.inf, value=1.0)
+    for num_steps in (5, 20):
+        state = loop.run(
+            best, key, num_steps=num_steps, chunk_size=5, directory=tmp_path / "best"
+        ).state
+    np.testing.assert_array_equal(state["best"], [jnp.inf, 1.0, jnp.inf])
+    worse = silent("best", start=jnp.inf)
+    loop.run(worse, key, num_steps=10, chunk_size=5, directory=tmp_path / "worse")
+    with pytest.raises(loop.NonFiniteError, match="'best' .* at step 15"):
+        loop.run(worse, key, num_steps=20, chunk_size=5, directory=tmp_path / "worse")
+
+
+def test_a_folder_has_one_writer(tmp_path, key):
+    def intrude(step, metrics):
+        with pytest.raises(lock.LockedError, match=f"process {os.getpid()} on .* is at work in"):
+            loop.run(walk(), key, num_steps=50, chunk_size=5, directory=tmp_path)
+
+    loop.run(walk(), key, num_steps=10, chunk_size=5, directory=tmp_path, log=[intrude])
+    assert [r["step"] for r in logging.read_jsonl(tmp_path / "metrics.jsonl")] == [5, 10]
+
+
+def test_another_algorithm_does_not_go_on_with_a_folder(tmp_path, key):
+    loop.run(walk(), key, num_steps=5, chunk_size=5, directory=tmp_path)
+    other = types.Algorithm(walk().init, lambda state: walk().step(state))
+    named = walk()._replace(name="another walk")
+    for algorithm, name in ((other, r"\.<lambda>"), (named, "another walk")):
+        with pytest.raises(ValueError, match=rf"'walk.<locals>.step', now it is '.*{name}'"):
+            loop.run(algorithm, key, num_steps=10, chunk_size=5, directory=tmp_path)
+
+
+def test_a_damaged_log_is_cut_and_a_step_that_was_saved_is_in_it(tmp_path, key):
+    whole = loop.run(walk(), key, num_steps=20, chunk_size=5, directory=tmp_path / "whole")
+    path = tmp_path / "parts" / "metrics.jsonl"
+    loop.run(walk(), key, num_steps=10, chunk_size=5, directory=path.parent)
+    first, second = path.read_bytes().splitlines()
+    # A line torn by another write, one of bytes that are no text; the last record never written.
+    path.write_bytes(second[:9] + first + b"\n" + first + b"\n\xff\xfe\n" + second[:20])
+    with pytest.warns(
+        RuntimeWarning, match=r"metrics.jsonl was damaged: lines 1, 3 dropped"
+    ) as told:
+        parts = loop.run(walk(), key, num_steps=20, chunk_size=5, directory=path.parent)
+    assert len(told) == 1
+    np.testing.assert_array_equal(parts.state["position"], whole.state["position"])
+    both = [
+        [(r["step"], r["walk/first"], r["walk/steps"]) for r in logging.read_jsonl(log)]
+        for log in (tmp_path / "whole" / "metrics.jsonl", path)
+    ]
+    assert both[0] == both[1]
+
+
+def test_loggers_are_told_of_compilation_before_it(key):
+    told = []
+
+    def log(step, metrics):
+        told.append(step)
+
+    log.note = lambda step, text: told.append((step, text))
+    loop.run(walk(), key, num_steps=12, chunk_size=5, log=[log])
+    assert told == [(0, "compiling 5 steps ..."), 5, 10, (10, "compiling 2 steps ..."), 12]
+
+
+def test_keys_are_used_once(key):
+    with jax.debug_key_reuse(True):
+        loop.run(walk(), key, num_steps=6, chunk_size=3)
+        step = jax.jit(walk().step)
+        state, _ = step(jax.jit(walk().init)(key))
+        step(state)
+
+
 def explosive(*steps):
     """Walks side by side, of which each has NaN for its position from a step of its own on."""
     ends = jnp.asarray(steps)
@@ -335,6 +436,34 @@ def test_resumed_after_a_freeze_equals_uninterrupted(tmp_path, key):
         for name in ("perf/steps_per_second", "perf/compile_seconds"):
             record.pop(name, None)
     assert both[0] == both[1]
+
+
+def test_a_seed_whose_state_alone_is_lost_is_frozen_and_those_frozen_are_no_news(tmp_path, key):
+    """The second is lost in its state at step 8, the first by its metric at step 7."""
+    plain = explosive(7, NEVER, NEVER)
+
+    def init(key):
+        return plain.init(key) | {"hidden": jnp.zeros((3, 2))}
+
+    def step(state):
+        rest, metrics = plain.step({n: x for n, x in state.items() if n != "hidden"})
+        spoiled = state["hidden"].at[1].set(jnp.nan)
+        return rest | {"hidden": jnp.where(rest["steps"] >= 8, spoiled, state["hidden"])}, metrics
+
+    algorithm = types.Algorithm(init, step, plain.axes | {"hidden": 0})
+    with pytest.warns(RuntimeWarning) as caught:
+        result = loop.run(algorithm, key, num_steps=20, chunk_size=5, directory=tmp_path)
+    assert [str(w.message) for w in caught] == [
+        "seed 0 of 3 is frozen: walk/x is not finite at step 7",
+        "seed 1 of 3 is frozen: leaf 'hidden' of the state is not finite at step 10",
+    ]
+    assert result.frozen == {0: 7, 1: 10} and result.step == 20
+    records = logging.read_jsonl(tmp_path / "metrics.jsonl")
+    assert [[x is not None for x in r["walk/x_seeds"]] for r in records] == [
+        [True, True, True],
+        *[[False, False, True]] * 3,
+    ]
+    assert [r.get("seeds/frozen") for r in records] == [None, 2.0, 2.0, 2.0]
 
 
 def test_the_run_stops_when_no_seed_is_left(tmp_path, key):
