@@ -17,6 +17,8 @@ ENDED = frozenset("1 1.0 true t yes y discharged discharge died dead death alive
 """Event codes (case-insensitive) of a stay whose end was observed."""
 CENSORED = frozenset("0 0.0 false f no n censored ongoing in_bed".split())
 """Event codes (case-insensitive) of a patient who was still in bed when the data ended."""
+EMPTY = frozenset(r"null na n/a nat none - -- . \n".split())
+"""Words (case-insensitive) of databases and statistics programs for an empty cell."""
 NAME_LENGTH = 200
 """Longest name of a site, characters."""
 NOT_YET = ("2099-01-01", "2099-12-30", "2099-12-31", "2199-12-30", "2199-12-31")
@@ -72,6 +74,12 @@ def add_reason(reason: np.ndarray, **masks: np.ndarray) -> np.ndarray:
     return reason
 
 
+def without_words(text: str) -> str:
+    """Returns a cell's text without spaces around it, "" for a word that means an empty cell."""
+    text = text.strip()
+    return "" if text.lower() in EMPTY else text
+
+
 def read_columns(
     table: tables.Table, date_format: str | None
 ) -> tuple[Columns, np.ndarray, list[str]]:
@@ -90,11 +98,12 @@ def read_columns(
     empty = ("",) * len(rows)
 
     def column(name: str) -> Sequence[str]:
-        return cells[table.columns[name]] if name in table.columns else empty
+        return _each(without_words, cells[table.columns[name]]) if name in table.columns else empty
 
-    spelled = _each(tables.clean_name, column("site"))
+    sites = cells[table.columns["site"]]
+    spelled = _each(tables.clean_name, sites)
     code, names = _sites(spelled)
-    notices = _about_sites(column("site"))
+    notices = _about_sites(sites)
     (admission, discharge), said = times.read_moments(
         [column("admission_date"), column("discharge_date")], date_format
     )
@@ -110,7 +119,7 @@ def read_columns(
         admission=admission,
         discharge=discharge,
         los=np.array(los, np.float64),
-        has_los=np.array([bool(text.strip()) for text in column("los_days")], bool),
+        has_los=np.array([text != "" for text in column("los_days")], bool),
         event=np.array(_each(_event, column("event")), np.int8),
         tells_open=bool({"discharge_date", "event"} & table.columns.keys()),
     )
@@ -263,7 +272,7 @@ def _fitted(row, width):
 
 
 def _event(text):
-    code = text.strip().lower()
+    code = text.lower()
     return 1 if code in ENDED else 0 if code in CENSORED else -2 if code else -1
 
 

@@ -66,7 +66,7 @@ def read_stays(
     Header names are matched without regard to case, spaces or hyphens; other columns are allowed.
     Blank lines are not rows; every other row is either accepted or listed in `Rejects`. If all rows
     are rejected the stays are empty (`num_sites == 0`). What was decided on the way is said in
-    `rejects.notices`.
+    `rejects.notices`. NULL, NA and the like are empty cells.
 
     Length: two times of day give it to the second; otherwise it is `los_days` or, where that is
     empty, the difference of the dates. Differences of dates, and `los_days` that are whole for all
@@ -230,7 +230,10 @@ def _ids(table, path, id_column):
     if name is None:
         return [""] * len(table.rows)
     position = table.columns[name]
-    return [row[position].strip() if len(row) > position else "" for row in table.rows]
+    return [
+        stay_columns.without_words(row[position]) if len(row) > position else ""
+        for row in table.rows
+    ]
 
 
 def _equal_rows(rows, good, ids, duplicates):

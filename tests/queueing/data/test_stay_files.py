@@ -302,7 +302,7 @@ def test_two_rows_of_one_stay_with_different_ends_are_noticed(tmp_path):
 
 
 @pytest.mark.parametrize("event", [None, "", "0"], ids=["no column", "blank", "0"])
-@pytest.mark.parametrize("blank", ["", "9999-12-31", "1900-01-01"])
+@pytest.mark.parametrize("blank", ["", "9999-12-31", "1900-01-01", "NULL", " N/A "])
 def test_open_stays_fill_the_last_day(tmp_path, event, blank):
     rng = np.random.default_rng(1)
     num_days = 400
