@@ -90,14 +90,14 @@ def refuse(rejects: q.Rejects, config: Config, out: pathlib.Path) -> NoReturn:
     )
 
 
-def about_file(rejects: q.Rejects, out: pathlib.Path) -> Part:
-    """Says how a file was read and which of its rows were not used."""
+def about_file(stays: q.Stays, rejects: q.Rejects, out: pathlib.Path) -> Part:
+    """Says what a file holds, how it was read and which of its rows were not used."""
 
     def lines(reason: str) -> str:
         pairs = zip(rejects.rows, rejects.reasons, strict=True)
         return ", ".join(str(row) for row, why in pairs if why == reason)[:60]
 
-    shown = []
+    shown = [_about_sites(stays)]
     if rejects.notices:
         notices = tuple((notice,) for notice in rejects.notices)
         shown.append(Table("How the file was read", ("Notice",), notices))
@@ -114,6 +114,39 @@ def about_file(rejects: q.Rejects, out: pathlib.Path) -> Part:
             )
         )
     return Part(tables=tuple(shown))
+
+
+def _about_sites(stays: q.Stays) -> Table:
+    """Shows each site's window and patients."""
+
+    def number(mask: np.ndarray) -> np.ndarray:
+        return np.bincount(stays.site[mask], minlength=stays.num_sites)
+
+    first, last = (np.datetime64(stays.origin, "D") + days for days in stays.windows.T)
+    before = stays.day < stays.windows[stays.site, 0]
+    counts = zip(
+        number(~before), number(before), number(~stays.event), number(stays.by_date), strict=True
+    )
+    rows = [
+        (name, str(first[i]), str(last[i]), *map(int, row))
+        for i, (name, row) in enumerate(zip(stays.site_names, counts, strict=True))
+    ]
+    header = (
+        "Site",
+        "First day",
+        "Last day",
+        "Admissions",
+        "In bed before",
+        "End not seen",
+        "Stays in whole days",
+    )
+    return Table(
+        "What the file holds",
+        header,
+        tuple(rows),
+        "A site counts from its first to its last admission, or from --start to --end. Days before "
+        "a unit opened and after it closed are in no average.",
+    )
 
 
 def in_short(rejects: q.Rejects | None) -> str:

@@ -44,7 +44,7 @@ def run(config: Config, out: pathlib.Path) -> Result:
     if config.bin == "1h":
         parts.append(hospital.by_the_hour(stays, config, out))
     if rejects is not None:
-        parts.append(hospital.about_file(rejects, out))
+        parts.append(hospital.about_file(stays, rejects, out))
     if config.data is None:
         parts.append(demonstration.run(config, out))
         if config.num_seeds:

@@ -88,9 +88,16 @@ def test_flags_reach_the_reader(stays):
 
 
 def test_the_report_says_how_a_file_was_read(stays, tmp_path):
-    path = stays("A,2023-01-01,2023-01-03", "a,2023-01-01,2023-01-03", "A,2023-01-02,2022-01-01")
-    _, rejects = hospital.read(Config(data=str(path)))
-    read, aside = hospital.about_file(rejects, tmp_path).tables
+    rows = ["A,2023-01-01,2023-01-03", "a,2023-01-01,2023-01-03", "A,2023-01-02,2022-01-01"]
+    path = stays(*rows, "B,2023-01-05,2023-01-06", "B,2023-01-07 06:00,")
+    found, rejects = hospital.read(Config(data=str(path)))
+    sites, read, aside = hospital.about_file(found, rejects, tmp_path).tables
+    assert sites.rows == (
+        ("A", "2023-01-01", "2023-01-01", 2, 0, 0, 2),
+        ("B", "2023-01-05", "2023-01-07", 2, 0, 1, 1),
+    )
+    later = hospital.read(Config(data=str(path), start="2023-01-02"))
+    assert hospital.about_file(*later, tmp_path).tables[0].rows[0][3:6] == (0, 2, 0)
     assert read.rows == tuple((notice,) for notice in rejects.notices) != ()
     assert aside.rows == (("discharge_before_admission", 1, "4"),)
     assert (tmp_path / "rejects.csv").exists()

@@ -74,6 +74,8 @@ def test_processed_without_laws_takes_keywords(tmp_path):
         (["a,0,1,5,x"], "sig2 must be a finite number"),
         (["a,0,1,5,25", "a,2020-01-02,1,5,25"], "the same kind on every row"),
         (["a,0,1,5"], "4 cells"),
+        (["a,0,1_0,5,25"], "line 2: lam must be a finite number, got '1_0'"),
+        (["7" * 5000 + ",x,1,5,25"], r"site '777.* \(5,002 characters\), day 'x'"),
     ],
 )
 def test_processed_errors_name_line_and_rule(tmp_path, rows, message):
@@ -88,3 +90,28 @@ def test_processed_laws_must_be_constant(tmp_path):
     path.write_text("site,day,lam,mu,sig2,kappa\na,0,1,5,25,1\na,1,1,5,25,2\n")
     with pytest.raises(ValueError, match="line 3: .* change"):
         input_files.read_processed(path, family="gamma", smax=60)
+
+
+@pytest.mark.parametrize(
+    "law, message",
+    [
+        ({"smax": 60.5, "kappa": 1.0}, "smax must be a whole number of days below 2.20, got 60.5"),
+        ({"smax": 1e300, "kappa": 1.0}, "smax must be a whole number"),
+        ({"smax": 60, "kappa": 0.0}, "kappa must be positive, got 0"),
+    ],
+)
+def test_laws_out_of_range_are_not_rounded(tmp_path, law, message):
+    path = tmp_path / "processed.csv"
+    path.write_text("site,day,lam,mu,sig2\na,0,1,5,25\n")
+    with pytest.raises(ValueError, match=message):
+        input_files.read_processed(path, family="gamma", **law)
+
+
+def test_formulas_among_names_do_not_survive_in_the_file(tmp_path):
+    path, inputs = tmp_path / "processed.csv", _inputs()
+    names = ["=1+1", "@x", "b"]
+    input_files.write_processed(path, inputs, site_names=names)
+    assert "\n'=1+1," in path.read_text() and "\n=1+1," not in path.read_text()
+    assert input_files.read_processed(path).site_names == tuple(names)
+    path.write_text(path.read_text().replace(",", ";"))
+    assert input_files.read_processed(path).site_names == tuple(names)
