@@ -1,0 +1,176 @@
+"""Masked (absorbing) diffusion: tokens are hidden one by one, a denoiser says what they were.
+
+The clean sequence is `[K]` integers in 0 .. V - 1; a hidden token is V, the mask. A denoiser gives
+logits of the clean token at every place, and only those of hidden places are read: what is visible
+stays. Its second argument is the level of noise, the share of tokens that are hidden on average;
+the best denoiser of this process does not depend on it, and it may be ignored.
+
+Austin et al. 2021, arXiv:2107.03006; Sahoo et al. 2024, arXiv:2406.07524; Shi et al. 2024,
+arXiv:2406.04329.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxlab.diffusion.discrete import schedules
+from jaxlab.diffusion.discrete.schedules import Schedule
+
+Denoise = Callable[[jax.Array, jax.Array], jax.Array]
+"""`denoise(tokens [..., K], level [...]) -> logits [..., K, V]`; conditions are closed over."""
+Weighting = Literal["elbo", "uniform"]
+LEAST_LEVEL = 1e-3
+"""Least level of noise in continuous time, where the weight of a hidden token is 1 / level."""
+
+
+def corrupt(
+    key: jax.Array,
+    tokens: Int[Array, "... K"],
+    level: Float[Array, "..."],
+    *,
+    vocab: int,
+    keep: Bool[Array, "... K"] | None = None,
+) -> Int[Array, "... K"]:
+    """Hides each token with the probability `level` of its sequence.
+
+    Args:
+        key: PRNG key.
+        tokens: `[..., K]` clean tokens.
+        level: `[...]` in [0, 1].
+        vocab: V; hidden tokens become V, in int32.
+        keep: tokens that may stay visible; the others are hidden always. All if None.
+
+    Source: arXiv:2406.07524, eq. 3.
+    """
+    uniform = jax.random.uniform(key, tokens.shape, level.dtype)
+    hidden = uniform < level[..., None]
+    if keep is not None:
+        hidden |= ~keep
+    return jnp.where(hidden, vocab, tokens.astype(jnp.int32))  # eight bits might not hold V
+
+
+def log_probs(
+    denoise: Denoise, noisy: Int[Array, "... K"], level: Float[Array, "..."]
+) -> Float[Array, "... K V"]:
+    """Returns log mu of a denoiser, in float32 or wider."""
+    logits = denoise(noisy, level)
+    if jnp.finfo(logits.dtype).bits < 32:
+        logits = logits.astype(jnp.float32)
+    return jax.nn.log_softmax(logits)
+
+
+def hidden_nll(
+    denoise: Denoise,
+    tokens: Int[Array, "... K"],
+    noisy: Int[Array, "... K"],
+    level: Float[Array, "..."],
+    *,
+    counts: Bool[Array, "... K"] | None = None,
+) -> Float[Array, "..."]:
+    """Returns the sum of -log mu(token) over the hidden tokens of each sequence, nats.
+
+    Args:
+        denoise: see `Denoise`.
+        tokens: `[..., K]` clean tokens.
+        noisy: `[..., K]` the same with some hidden.
+        level: `[...]` level of noise.
+        counts: tokens that count; all if None.
+    """
+    logp = log_probs(denoise, noisy, level)
+    vocab = logp.shape[-1]
+    at_token = jnp.take_along_axis(logp, tokens[..., None], axis=-1)[..., 0]
+    hidden = noisy == vocab
+    if counts is not None:
+        hidden &= counts
+    return jnp.sum(jnp.where(hidden, -at_token, 0.0), axis=-1)
+
+
+def nelbo(
+    key: jax.Array,
+    denoise: Denoise,
+    tokens: Int[Array, "*B K"],
+    *,
+    vocab: int,
+    schedule: Schedule | None = None,
+    replicates: int = 1,
+    weighting: Weighting = "elbo",
+    token_mask: Bool[Array, "*B K"] | None = None,
+) -> Float[Array, "*B"]:
+    """Estimates the negative evidence bound of each sequence: at least -log of its probability.
+
+    In continuous time (no schedule) E_t[(1 / t) sum of -log mu over hidden tokens], the level t
+    uniform in [1e-3, 1] and spread evenly over sequences and replicates. It is the same for every
+    schedule, bounds the law of sampling in a random order one token a step, and is exactly the
+    negative logarithm if the denoiser knows the true conditionals.
+
+    With a schedule of N steps N E_n[u_n sum ...], n uniform in 1 .. N, which bounds the law of
+    ancestral sampling with that schedule, and equals it for N = 1.
+
+    Two calls with the same key hide the same tokens, so that a difference of two denoisers is not
+    drowned in noise.
+
+    Args:
+        key: PRNG key for levels and for what is hidden.
+        denoise: see `Denoise`; called on `[R, *B, K]`, R replicates.
+        tokens: `[*B, K]` clean tokens.
+        vocab: V.
+        schedule: N steps, or None for continuous time.
+        replicates: draws R of level and mask for each sequence, averaged.
+        weighting: "elbo" as above; "uniform" leaves the weights 1 / t and N u_n out: the plain
+            cross-entropy of hidden tokens, which is no bound.
+        token_mask: tokens that count, such as actions that were carried out; the others are hidden
+            from the denoiser and not in the sum. All if None.
+
+    Returns:
+        Nats.
+
+    Raises:
+        ValueError: if tokens are not integers, there is no replicate, no such weighting, or a mask
+            is of another shape.
+
+    Source: arXiv:2406.07524, eq. 10 and appendix; discrete steps arXiv:2107.03006, eq. 1.
+    """
+    check_tokens(tokens, vocab)
+    if replicates < 1:
+        raise ValueError(f"replicates must be at least 1, got {replicates}")
+    if weighting not in get_args(Weighting):
+        raise ValueError(
+            f"weighting must be one of {', '.join(get_args(Weighting))}, got {weighting!r}"
+        )
+    if token_mask is not None and token_mask.shape != tokens.shape:
+        raise ValueError(f"token_mask must be {tokens.shape} like tokens, got {token_mask.shape}")
+    batch = (replicates, *tokens.shape[:-1])
+    key_level, key_order, key_hide = jax.random.split(key, 3)
+    size = math.prod(batch)
+    if schedule is None:
+        level = schedules.low_discrepancy_levels(key_level, size, least=LEAST_LEVEL)
+        weight = 1.0 / level
+    else:
+        n = schedules.low_discrepancy_steps(key_level, size, schedule.num_steps)
+        level, weight = schedule.level[n], schedule.num_steps * schedule.reveal[n]
+    # Else the levels of one sequence's replicates would be neighbors.
+    order = jax.random.permutation(key_order, size)
+    level, weight = (x[order].reshape(batch) for x in (level, weight))
+    clean = jnp.broadcast_to(tokens, (*batch, tokens.shape[-1]))
+    counts = None if token_mask is None else jnp.broadcast_to(token_mask, clean.shape)
+    noisy = corrupt(key_hide, clean, level, vocab=vocab, keep=counts)
+    nll = hidden_nll(denoise, clean, noisy, level, counts=counts)
+    return jnp.mean(weight * nll if weighting == "elbo" else nll, axis=0)
+
+
+def check_tokens(tokens: Int[Array, "... K"], vocab: int) -> None:
+    """Refuses what is no batch of sequences over a vocabulary.
+
+    Raises:
+        ValueError: if the vocabulary or a sequence is empty, or tokens are not integers.
+    """
+    if vocab < 1:
+        raise ValueError(f"vocab must be at least 1, got {vocab}")
+    if tokens.ndim < 1 or tokens.shape[-1] < 1:
+        raise ValueError(f"tokens must be [..., K] with K at least 1, got {tokens.shape}")
+    if not jnp.issubdtype(tokens.dtype, jnp.integer):
+        raise ValueError(f"tokens must be integers, got {tokens.dtype}")

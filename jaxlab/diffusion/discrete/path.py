@@ -1,0 +1,155 @@
+"""What is known of a drawn sequence from the steps in which its tokens were revealed.
+
+A sampler's path is the chain of N states, all hidden first. It need not be kept: the state at n is
+the sequence with every token hidden that was revealed at n or later. Its probability is a product
+over steps, which a marginal probability of the sequence is not.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxlab.diffusion.discrete.masked import Denoise, log_probs
+from jaxlab.diffusion.discrete.schedules import Schedule
+
+
+def visited(
+    tokens: Int[Array, "... K"], reveal: Int[Array, "... K"], n: int | Int[Array, ""], *, vocab: int
+) -> Int[Array, "... K"]:
+    """Returns the state at n, int32: tokens that were revealed before, and V for those to come."""
+    shown = reveal.astype(jnp.int32) > jnp.asarray(n, jnp.int32)
+    return jnp.where(shown, tokens.astype(jnp.int32), vocab)  # eight bits might not hold V
+
+
+class _Step(NamedTuple):
+    """One step n -> n - 1 of many paths: `[*B, K, V]` and `[*B, K]`, all places."""
+
+    logp: Array
+    at_token: Array
+    hidden: Array
+    revealed: Array
+
+
+def step_logp(
+    denoise: Denoise,
+    tokens: Int[Array, "*B K"],
+    reveal: Int[Array, "*B K"],
+    steps: Int[Array, " S"],
+    *,
+    vocab: int,
+    schedule: Schedule,
+    token_mask: Bool[Array, "*B K"] | None = None,
+) -> Float[Array, " S *B"]:
+    """Returns the log-probability of the tokens revealed in each of S steps.
+
+    Which places are revealed has the same chance for all denoisers of an ancestral path, and is
+    left out: the sum over all N steps is log p of the path up to a constant of the path.
+
+    Args:
+        denoise: see `masked.Denoise`; mapped over S.
+        tokens: `[*B, K]` what was drawn.
+        reveal: `[*B, K]` in which step, see `sampling.Sample`.
+        steps: `[S]` numbers n in 1 .. N, of steps n -> n - 1.
+        vocab: V.
+        schedule: N steps.
+        token_mask: tokens that count; all if None.
+
+    Source: denoising as a decision process of N steps, Black et al. 2023, arXiv:2305.13301; for
+    masked diffusion arXiv:2509.22963, single-step ratios.
+    """
+
+    def one(n: Array) -> Array:
+        step = _step(denoise, tokens, reveal, n, vocab, schedule, token_mask)
+        return _sum(step.at_token, step.revealed)
+
+    return jax.vmap(one)(steps.astype(jnp.int32))
+
+
+def step_kl(
+    denoise: Denoise,
+    old: Denoise,
+    tokens: Int[Array, "*B K"],
+    reveal: Int[Array, "*B K"],
+    steps: Int[Array, " S"],
+    *,
+    vocab: int,
+    schedule: Schedule,
+    token_mask: Bool[Array, "*B K"] | None = None,
+) -> Float[Array, " S *B"]:
+    """Returns KL of each of S steps from visited states, u_n sum over hidden tokens KL(mu | old).
+
+    Summed over all steps, in expectation over paths of the new denoiser, it is the divergence of
+    paths, an upper bound of KL(pi | pi_old); over paths of the old one it is so to first order.
+    Arguments as `step_logp`; no gradient runs into `old`.
+    """
+
+    def one(n: Array) -> Array:
+        new = _step(denoise, tokens, reveal, n, vocab, schedule, token_mask)
+        before = _step(old, tokens, reveal, n, vocab, schedule, token_mask)
+        ratio = new.logp - jax.lax.stop_gradient(before.logp)
+        return schedule.reveal[n] * _sum(jnp.sum(jnp.exp(new.logp) * ratio, axis=-1), new.hidden)
+
+    return jax.vmap(one)(steps.astype(jnp.int32))
+
+
+def visited_nll(
+    denoise: Denoise,
+    tokens: Int[Array, "*B K"],
+    reveal: Int[Array, "*B K"],
+    steps: Int[Array, " S"],
+    *,
+    vocab: int,
+    schedule: Schedule,
+    token_mask: Bool[Array, "*B K"] | None = None,
+) -> Float[Array, " S *B"]:
+    """Returns u_n sum over hidden tokens of -log mu(token) in the states that were visited.
+
+    The terms of the discrete NELBO, with the sampler's own states in place of fresh noise. Given
+    the tokens both have one law if the denoiser is consistent: if its conditionals are those of a
+    joint distribution. Arguments as `step_logp`.
+
+    Source: arXiv:2509.22963, on-policy diffusion learning.
+    """
+
+    def one(n: Array) -> Array:
+        step = _step(denoise, tokens, reveal, n, vocab, schedule, token_mask)
+        return -schedule.reveal[n] * _sum(step.at_token, step.hidden)
+
+    return jax.vmap(one)(steps.astype(jnp.int32))
+
+
+def draw_steps(key: jax.Array, num_steps: int, count: int) -> Int[Array, " S"]:
+    """Draws S of the N steps without replacement; all of them in order if S = N.
+
+    Raises:
+        ValueError: if S is not in 1 .. N.
+    """
+    if not 1 <= count <= num_steps:
+        raise ValueError(f"count must lie in 1 .. {num_steps}, got {count}")
+    if count == num_steps:
+        return jnp.arange(1, num_steps + 1, dtype=jnp.int32)
+    return 1 + jax.random.permutation(key, num_steps)[:count].astype(jnp.int32)
+
+
+def _step(
+    denoise: Denoise,
+    tokens: Array,
+    reveal: Array,
+    n: Array,
+    vocab: int,
+    schedule: Schedule,
+    token_mask: Array | None,
+) -> _Step:
+    state = visited(tokens, reveal, n, vocab=vocab)
+    logp = log_probs(denoise, state, jnp.broadcast_to(schedule.level[n], tokens.shape[:-1]))
+    at_token = jnp.take_along_axis(logp, tokens[..., None], axis=-1)[..., 0]
+    counts = jnp.ones_like(reveal, bool) if token_mask is None else token_mask
+    return _Step(
+        logp, at_token, (state == vocab) & counts, (reveal.astype(jnp.int32) == n) & counts
+    )
+
+
+def _sum(x: Array, where: Array) -> Array:
+    return jnp.sum(jnp.where(where, x, 0.0), axis=-1)
