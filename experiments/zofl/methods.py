@@ -131,7 +131,7 @@ def _zofl(label: str, probes: int = 1, **options) -> Method:
             inner = state.inner._replace(eta=state.inner.eta * candidate[0])
             return state._replace(inner=inner, good_inner=inner)
 
-        return Algorithm(init, algorithm.step)
+        return algorithm._replace(init=init)
 
     def queries(problem: Problem) -> tuple[int, int]:
         probe = 1 + 2 * _directions(problem)

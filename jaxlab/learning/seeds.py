@@ -1,5 +1,6 @@
 """Seeds, and sweeps of settings, side by side in one program."""
 
+import functools
 import inspect
 
 import jax
@@ -50,10 +51,11 @@ def over_seeds(
         keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(num_seeds))
         return jax.vmap(algorithm.init, out_axes=axes)(keys, *given)
 
+    @functools.wraps(algorithm.step)  # whose name checkpoints know
     def step(state: PyTree) -> tuple[PyTree, Metrics]:
         return jax.vmap(algorithm.step, in_axes=(axes,), out_axes=(axes, 0))(state)
 
-    return Algorithm(init, step, axes)
+    return Algorithm(init, step, axes, name=algorithm.name)
 
 
 def _check_settings(algorithm: Algorithm, num_seeds: int, settings: PyTree) -> None:

@@ -217,7 +217,9 @@ def make_learner(
     def check(settings: Any) -> None:
         settings_lib.check_given(settings, numbers, RULES)
 
-    return Algorithm(init, step, seed_axes=SEED_AXES, check=check)
+    return Algorithm(
+        init, step, seed_axes=SEED_AXES, check=check, name=getattr(policy.loss, "__qualname__", "")
+    )
 
 
 def join_obs(env: Env, obs: PyTree) -> jax.Array:

@@ -198,7 +198,8 @@ def make_algorithm(
         following = _select(state.status == RUNNING, following, state)
         return following, _metrics(following, problem.m_eq) | following.extras
 
-    return Algorithm(init, step)
+    # By its update checkpoints tell a method from the others, whose `step` is this one too.
+    return Algorithm(init, step, name=getattr(update, "__qualname__", ""))
 
 
 def run(

@@ -2,7 +2,9 @@
 
 import importlib.util
 import json
+import os
 import pathlib
+import resource
 import subprocess
 import sys
 
@@ -175,6 +177,15 @@ def test_resume_tells_of_other_versions(call, tmp_path):
         (["run", "toy", "--data", "gone.csv"], ["gone.csv"]),
         (["run", "toy", "--minutes", "0"], ["minutes must be positive, got 0"]),
         (["run", "toy", "--minutes", "nan"], ["minutes must be positive, got nan"]),
+        (["run", "toy", "--minutes", "-inf"], ["minutes must be positive, got -inf"]),
+        (["run", "toy", "--lost-after", "nan"], ["lost_after must be positive, got nan"]),
+        (
+            ["run", "toy", "--out", "full/notes.txt/x"],
+            ["cannot write full/notes.txt/x", "directory"],
+        ),
+        (["bench", "sums", "--out", "full/notes.txt/x"], ["cannot write full/notes.txt/x"]),
+        (["report", "finished", "--out", "full/notes.txt/x"], ["cannot write full/notes.txt/x"]),
+        (["resume", "finished", "--minutes", "nan"], ["minutes must be positive, got nan"]),
         (["run", "toy", "--out", "full"], ["full is not an empty folder"]),
         (["resume"], ["resume needs a run folder"]),
         (["resume", "nowhere"], ["nowhere has no config.json"]),
@@ -202,6 +213,7 @@ def test_mistakes_are_one_line_and_leave_nothing(call, tmp_path, args, expected)
         "old": result.Start("toy", "smoke", {}, "", "", {"jaxlab": "0.4.0"}),
     }.items():
         result.write(tmp_path / folder / "config.json", changed)
+    result.write(tmp_path / "finished" / "result.json", result.Result("toy"))
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "config.json").write_text("{")
     before = sorted(path for path in tmp_path.rglob("*") if path.name != "runs")
@@ -213,6 +225,82 @@ def test_mistakes_are_one_line_and_leave_nothing(call, tmp_path, args, expected)
     kept = [p for p in tmp_path.rglob("*") if p.relative_to(tmp_path).parts[0] != "runs"]
     assert sorted(kept) == before
     assert not list(tmp_path.glob("runs/*/*"))
+
+
+COMMAND = (
+    f"import sys; sys.path.insert(0, {str(HERE)!r}); "
+    "from experiments import __main__ as m; from experiments.harness import names; "
+    "m.Names = lambda: names.Names(experiments={'toy': 'toy_study'}); sys.exit(m._program())"
+)
+
+
+def program(*args, code=COMMAND, **options):
+    """Starts the command line as a program of its own, as a shell does."""
+    root = pathlib.Path(experiments.__file__).parents[1]
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, args)],
+        env=os.environ | {"PYTHONPATH": str(root)},
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+@pytest.mark.parametrize("args", [["list"], ["run", "toy", "--help"], ["run"], ["report"]])
+def test_a_reader_that_leaves_is_no_error(tmp_path, args):
+    """As in `python -m experiments list | head -1`."""
+    read, write = os.pipe()
+    os.close(read)
+    process = program(*args, stdout=write)
+    os.close(write)
+    said = process.communicate(timeout=60)[1]
+    assert "Error" not in said and "Traceback" not in said and len(said.splitlines()) <= 1
+
+
+def test_an_output_without_room_is_one_line():
+    with open("/dev/full", "w") as full:
+        process = program("list", stdout=full)
+        said = process.communicate(timeout=60)[1]
+    assert said.startswith("error: cannot write") and said.endswith(": No space left on device\n")
+    assert len(said.splitlines()) == 1
+    assert process.returncode == 2
+
+
+def test_a_limit_on_files_is_one_line_and_the_run_goes_on(call, tmp_path):
+    """A full disk is the same kind of error. It ends the run, for no other unit could be kept."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (700, before[1]))  # metrics.jsonl will be longer
+    try:
+        status, _, err = call("run", "toy", "--preset", "cpu", "--out", "here")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    *progress, told = err.splitlines()
+    assert status == 2 and progress[-1].endswith(" ...") and "error" not in "".join(progress)
+    assert told == (
+        "error: cannot write: File too large; go on with: python -m experiments resume here"
+    )
+    assert 0 < len(list((tmp_path / "here" / "units").iterdir())) < 30
+    assert call("resume", "here")[0] == 0
+    assert result.read(tmp_path / "here/result.json", result.Result).rows[0].value == 15.0
+
+
+def test_a_run_has_its_folder_alone(call, tmp_path):
+    """A second process is refused with the first one's number; a killed one holds nothing."""
+    flags = ("--preset", "cpu", "--wait-at", "2", "--out", tmp_path / "run")
+    process = program("run", "toy", *flags, stdout=subprocess.DEVNULL)
+    for line in process.stderr:
+        if "step/2 ..." in line:
+            break
+    status, _, err = call("resume", "run")
+    assert status == 2 and f"process {process.pid} on" in err and len(err.splitlines()) == 1
+    status, _, err = call("run", "toy", "--out", "run")
+    assert status == 2 and "not an empty folder" in err
+    process.kill()
+    process.communicate()
+    config = (tmp_path / "run" / "config.json").read_text()
+    (tmp_path / "run" / "config.json").write_text(config.replace('"wait_at": 2', '"wait_at": null'))
+    assert call("resume", "run")[0] == 0
+    assert not list((tmp_path / "run").glob(".*lock"))
 
 
 def test_a_bug_keeps_its_traceback_and_its_folder(call, tmp_path):

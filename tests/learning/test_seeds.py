@@ -152,3 +152,10 @@ def test_ppo_s_seeds_start_as_they_do_alone(optax_promotes, key):
     np.testing.assert_allclose(state.env.obs[1], alone.env.obs, rtol=1e-6)
     _, metrics = jax.eval_shape(seeds.step, state)
     assert all(x.shape == (2,) for x in jax.tree.leaves(metrics))
+
+
+def test_seeds_side_by_side_keep_the_name_of_their_algorithm():
+    """By which checkpoints tell algorithms apart."""
+    many = learning.over_seeds(descent(), 2)
+    assert many.step.__qualname__ == descent().step.__qualname__ == "descent.<locals>.step"
+    assert learning.over_seeds(descent()._replace(name="slow"), 2).name == "slow"

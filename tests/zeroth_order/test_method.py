@@ -156,6 +156,11 @@ def test_the_loop_resumes_it_exactly(key, tmp_path):
     loop.run(algorithm, key, num_steps=3, chunk_size=3, directory=tmp_path)
     resumed = loop.run(algorithm, key, num_steps=6, chunk_size=3, directory=tmp_path)
     assert resumed.step == 6
+    other = algorithm._replace(name="make_other.<locals>.update")  # and the same state
+    with pytest.raises(
+        ValueError, match=r"of the algorithm 'make_zofl.<locals>.update', now it is"
+    ):
+        loop.run(other, key, num_steps=9, chunk_size=3, directory=tmp_path)
     data = lambda tree: [  # noqa: E731
         jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
         for leaf in jax.tree.leaves(tree)
