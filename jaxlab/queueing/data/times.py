@@ -190,10 +190,13 @@ def _formatted(date_format: str) -> Callable[[str], _Moment | None]:
         for word, directive in _WORDS.items():
             form = re.sub(word, directive, form, flags=re.IGNORECASE)
     sample = datetime.datetime(2023, 5, 31, tzinfo=datetime.UTC)
-    try:
-        readable = datetime.datetime.strptime(sample.strftime(form), form).date() == sample.date()
-    except ValueError:
-        readable = False
+    readable = all(re.search(directive, form) for directive in ("%d", "%[mbB]", "%[yY]"))
+    if readable:
+        try:
+            back = datetime.datetime.strptime(sample.strftime(form), form)
+            readable = back.date() == sample.date()
+        except ValueError:
+            readable = False
     if not readable:
         raise ValueError(
             "date_format must name day, month and year, such as %d/%m/%Y or DD/MM/YYYY, got "
