@@ -224,13 +224,16 @@ def close(columns: Columns, lengths: Lengths, last: float) -> Lengths:
     """
     day, has_end = columns.admission.day, ~np.isnan(columns.discharge.day)
     since = np.nan_to_num(columns.admission.time) / DAY
-    reaches = columns.has_los & ~has_end & (columns.event == -1) & (day + lengths.los >= last)
     others = bool(has_end.any() or (columns.event >= 0).any())
+    so_far = columns.has_los & ~has_end & (columns.event == -1) & (day + lengths.los >= last)
+    so_far &= others
     timed = ~np.isnan(columns.admission.time)
+    los = np.where(lengths.is_open, last + 1 - day - since, lengths.los)
+    by_date = np.where(so_far, los == np.floor(los), lengths.by_date)
     return Lengths(
-        los=np.where(lengths.is_open, last + 1 - day - since, lengths.los),
-        by_date=np.where(lengths.is_open, ~timed, lengths.by_date),
-        event=lengths.event & ~lengths.is_open & ~(reaches & others),
+        los=los,
+        by_date=np.where(lengths.is_open, ~timed, by_date),
+        event=lengths.event & ~lengths.is_open & ~so_far,
         is_open=lengths.is_open,
     )
 
@@ -349,7 +352,7 @@ def _beyond_gap(day, site, max_gap):
     size = np.bincount(block)
     owner = np.zeros(size.size, np.int64)
     owner[block] = site[order]
-    best = np.lexsort((-size, owner))  # by site, its largest block first, then the earliest
+    best = np.lexsort((-np.arange(size.size), -size, owner))  # the largest, then the latest
     first = np.concatenate([[True], np.diff(owner[best]) != 0])
     far = np.ones(day.size, bool)
     far[order] = ~np.isin(block, best[first])

@@ -412,6 +412,9 @@ def test_what_is_too_large_is_not_believed_and_never_silently(tmp_path):
     far = stay_files.read_stays(path, max_gap=np.inf, max_stay=np.inf)
     assert far[1].rows.size == 0 and far[0].num_days == 110_669
     assert stay_files.read_stays(path, max_stay=30)[1].counts()["long_stay"] == 29
+    two = _file(tmp_path, "site,admission_date,los_days", [(a, day, 1) for a, day, _ in rows[:2]])
+    assert stay_files.read_stays(two)[0].origin.year == 2022  # of equals the latest
+    path = _file(tmp_path, "site,admission_date,discharge_date", rows)
     # Years that a window leaves out do not decide which rows are the many.
     stays, rejects = stay_files.read_stays(path, start=datetime.date(2203, 1, 1))
     assert stays.los.tolist() == [4] and "far_date" not in rejects.counts()
