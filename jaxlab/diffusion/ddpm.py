@@ -126,8 +126,8 @@ def loss(
 
 
 def sample(
-    schedule: Schedule,
     key: jax.Array,
+    schedule: Schedule,
     predict_noise: PredictNoise,
     start: Float[Array, "... D"],
     *,
@@ -136,8 +136,8 @@ def sample(
     """Draws from the reverse chain, from `start` at the last step; no noise is added at the end.
 
     Args:
-        schedule: noise by step.
         key: PRNG key for the noise of all steps.
+        schedule: noise by step.
         predict_noise: network, `predict_noise(x, t)`.
         start: `[..., D]`, standard normal noise.
         clip: bound within which the predicted data are kept at every step, [-clip, clip]; None

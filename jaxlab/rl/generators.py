@@ -4,6 +4,7 @@ A generator is a network with a sampler and a weighted loss; how it is improved 
 (`mirror_descent`, `soft_diffusion`, and the baselines).
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -30,7 +31,8 @@ class Generator(NamedTuple):
         init_noise: Standard deviation of the noise that a sample starts from.
         init: `init(key) -> params`.
         sample: `sample(key, params, obs [..., O], start [..., A], num_steps) -> [..., A]`, not
-            clipped; a diffusion has its own number of steps and takes None or that number.
+            clipped; a diffusion has its own number of steps and takes None or that number. It is
+            compiled once for all values.
         loss: `loss(key, params, obs [B, O], action [B, A], weight [B]) -> []`.
         obs_size: O, the first numbers of an observation, at which the network looks.
     """
@@ -100,6 +102,7 @@ def make_flow(
     def velocity(params: Any, obs: jax.Array) -> rectified_flow.Velocity:
         return lambda x, t: network.apply(params, see(obs, obs_size), x, t)
 
+    @functools.partial(jax.jit, static_argnames="num_steps")
     def sample(
         key: jax.Array, params: Any, obs: jax.Array, start: jax.Array, num_steps: int
     ) -> jax.Array:
@@ -151,6 +154,7 @@ def make_mean_flow(
     def average(params: Any, obs: jax.Array) -> mean_flow.AverageVelocity:
         return lambda z, r, t: network.apply(params, see(obs, obs_size), z, r, t)
 
+    @functools.partial(jax.jit, static_argnames="num_steps")
     def sample(
         key: jax.Array, params: Any, obs: jax.Array, start: jax.Array, num_steps: int
     ) -> jax.Array:
@@ -201,6 +205,7 @@ def make_diffusion(
     def predict(params: Any, obs: jax.Array) -> ddpm.PredictNoise:
         return of_network(params, see(obs, obs_size))
 
+    @functools.partial(jax.jit, static_argnames="num_steps")
     def sample(
         key: jax.Array, params: Any, obs: jax.Array, start: jax.Array, num_steps: int | None = None
     ) -> jax.Array:
@@ -209,7 +214,7 @@ def make_diffusion(
                 f"this diffusion was made with {schedule.num_steps} steps and samples in as many, "
                 f"got {num_steps}"
             )
-        return ddpm.sample(schedule, key, predict(params, obs), start, clip=clip)
+        return ddpm.sample(key, schedule, predict(params, obs), start, clip=clip)
 
     def loss(
         key: jax.Array, params: Any, obs: jax.Array, action: jax.Array, weight: jax.Array

@@ -70,7 +70,7 @@ def test_reverse_chain_of_the_exact_noise_prediction(key, name):
         return closed_form.noise_of_tilt(x, schedule.alpha_bar[t][:, None], target)
 
     start = jax.random.normal(jax.random.fold_in(key, 1), (200_000, 1))
-    end = np.asarray(jax.jit(lambda: ddpm.sample(schedule, key, predict, start, clip=None))())
+    end = np.asarray(jax.jit(lambda: ddpm.sample(key, schedule, predict, start, clip=None))())
     mean, var = 0.0, 1.0
     fields = [np.asarray(field, np.float64) for field in schedule]
     for _, alpha_bar, posterior, of_data, of_noisy in reversed(list(zip(*fields, strict=True))):
@@ -87,7 +87,7 @@ def test_clipped_chain_by_a_loop(key):
     """Data are predicted, clipped, and noised again with the posterior; nothing at the end."""
     schedule = ddpm.linear_schedule(20)
     start = 2.0 * jax.random.normal(jax.random.fold_in(key, 1), (50, 2))
-    got = jax.jit(lambda: ddpm.sample(schedule, key, lambda x, t: jnp.sin(3.0 * x), start))()
+    got = jax.jit(lambda: ddpm.sample(key, schedule, lambda x, t: jnp.sin(3.0 * x), start))()
     x, clipped = np.asarray(start, np.float64), 0
     for t in reversed(range(20)):
         beta, left = float(schedule.beta[t]), float(schedule.alpha_bar[t])
