@@ -96,8 +96,8 @@ def make_env(task: Task, num_envs: int) -> Env:
     """Runs `num_envs` episodes of a task side by side, starting ended ones anew.
 
     New episodes are computed only in steps in which one has ended; under an outer `vmap`, over
-    seeds say, in every step. The task is checked here, before anything is trained: see `Task`, and
-    `task.check_task` for what is run.
+    seeds say, in every step. `reset` and `step` are compiled, once for all values. The task is
+    checked here, before anything is trained: see `Task`, and `task.check_task` for what is run.
 
     Raises:
         ValueError: If `num_envs` is below 1, if this is no task (the message names the adapter that
@@ -116,6 +116,7 @@ def make_env(task: Task, num_envs: int) -> Env:
     def mask_of(physics: PyTree) -> PyTree:
         return () if task.action_mask is None else jax.vmap(task.action_mask)(physics)
 
+    @jax.jit
     def reset(key: jax.Array) -> State:
         key_state, key_reset = jax.random.split(key)
         physics, obs = _strong(jax.vmap(task.reset)(jax.random.split(key_reset, num_envs)))
@@ -141,8 +142,8 @@ def make_env(task: Task, num_envs: int) -> Env:
         terminated, cut = (jnp.asarray(x).astype(bool) for x in (*ends, False)[:2])
         return physics, obs, reward, terminated, cut, valid
 
-    def step(state: State, action: jax.Array) -> State:
-        check_action(task.action_space, (num_envs, *agents(task.num_agents)), action)
+    @jax.jit
+    def advance(state: State, action: jax.Array) -> State:
         physics, obs, reward, terminated, cut, valid = _strong(
             jax.vmap(task_step)(state.physics, action)
         )
@@ -156,14 +157,16 @@ def make_env(task: Task, num_envs: int) -> Env:
         time = state.time + 1
         truncated = (cut | (time >= task.time_limit)) & ~terminated | failed
         done = terminated | truncated
-        going_on = physics, final_obs, final_mask, state.key
+        like = physics, final_obs, final_mask, state.key
+        going_on = _bare(like)
 
         def renew() -> tuple:
-            keys = jax.vmap(jax.random.split)(state.key)
+            keys = jax.vmap(jax.random.split)(_typed(going_on, like)[3])
             physics, obs = _strong(jax.vmap(task.reset)(keys[:, 1]))
-            return select_rows(done, (physics, obs, mask_of(physics), keys[:, 0]), going_on)
+            return select_rows(done, _bare((physics, obs, mask_of(physics), keys[:, 0])), going_on)
 
-        physics, obs, mask, key = jax.lax.cond(jnp.any(done), renew, lambda: going_on)
+        chosen = jax.lax.cond(jnp.any(done), renew, lambda: going_on)
+        physics, obs, mask, key = _typed(chosen, like)
         time = jnp.where(done, 0, time)
         return State(
             physics,
@@ -178,6 +181,10 @@ def make_env(task: Task, num_envs: int) -> Env:
             mask,
             final_mask,
         )
+
+    def step(state: State, action: jax.Array) -> State:
+        check_action(task.action_space, (num_envs, *agents(task.num_agents)), action)
+        return advance(state, action)
 
     return Env(
         task.name,
@@ -214,6 +221,28 @@ def check_action(space: spaces.Space, lead: tuple[int, ...], action: jax.Array) 
 def _strong(tree: PyTree) -> PyTree:
     """Without weak types, which would compile a carried state twice."""
     return jax.tree.map(lambda x: jax.lax.convert_element_type(x, x.dtype), tree)
+
+
+def _bare(tree: PyTree) -> PyTree:
+    """PRNG keys as the numbers that they are.
+
+    JAX's check of reused keys (`jax_debug_key_reuse`) takes a choice between keys for a use of
+    both. It is none: of a row that goes on, what its split key gave is thrown away.
+    """
+    return jax.tree.map(lambda x: jax.random.key_data(x) if _is_key(x) else x, tree)
+
+
+def _typed(bare: PyTree, like: PyTree) -> PyTree:
+    """Keys again, where `like` has them."""
+    return jax.tree.map(
+        lambda y, x: jax.random.wrap_key_data(x, impl=jax.random.key_impl(y)) if _is_key(y) else x,
+        like,
+        bare,
+    )
+
+
+def _is_key(x: jax.Array) -> bool:
+    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
 def _any(wrong: Callable, tree: PyTree, num_envs: int) -> Bool[Array, " N"]:

@@ -149,13 +149,13 @@ def make_collector(
         )
         return experience, ended
 
-    def warm_up(key: jax.Array, experience: Experience, num_transitions: int) -> Experience:
-        def one(experience: Experience, key: jax.Array) -> tuple[Experience, None]:
-            action = spaces.sample(key, space, (E,), experience.env.action_mask)
-            return collect(experience, action)[0], None
+    def at_random(experience: Experience, key: jax.Array) -> tuple[Experience, None]:
+        action = spaces.sample(key, space, (E,), experience.env.action_mask)
+        return collect(experience, action)[0], None
 
+    def warm_up(key: jax.Array, experience: Experience, num_transitions: int) -> Experience:
         keys = jax.random.split(key, -(-num_transitions // E))
-        return jax.lax.scan(one, experience, keys)[0]
+        return jax.lax.scan(at_random, experience, keys)[0]
 
     return Collector(init, collect, warm_up)
 

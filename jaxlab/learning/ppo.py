@@ -254,10 +254,11 @@ def make_ppo(
                 choice_mask = jnp.any(choice_mask, axis=-1)
         return Samples(logp, value, target, _over_agents(advantage, logp.shape), choice_mask)
 
-    def step(state: PpoState) -> tuple[PpoState, Metrics]:
-        key, key_rollout, key_epochs = jax.random.split(state.key, 3)
-        keys = jax.random.split(key_rollout, num_steps)
-        state, (data, ended) = jax.lax.scan(act, state._replace(key=key), keys)
+    @jax.jit
+    def learn(
+        state: PpoState, key: jax.Array, data: Transition
+    ) -> tuple[PpoState, dict[str, jax.Array]]:
+        """All epochs over one rollout."""
         rollout = (data.obs, data.extras[0], data.action, judge(state, data))
         if minibatch_of == "transitions":
             rollout = jax.tree.map(lambda x: x.reshape(num_steps * E, *x.shape[2:]), rollout)
@@ -280,12 +281,19 @@ def make_ppo(
             return jax.lax.scan(minibatch, carry, order.reshape(num_minibatches, -1))
 
         carry = (state.params, state.opt_state)
-        keys = jax.random.split(key_epochs, num_epochs)
+        keys = jax.random.split(key, num_epochs)
         (params, opt_state), metrics = jax.lax.scan(epoch, carry, keys)
         metrics = {name: jnp.mean(x) for name, x in metrics.items()}
+        return state._replace(params=params, opt_state=opt_state), metrics
+
+    def step(state: PpoState) -> tuple[PpoState, Metrics]:
+        key, key_rollout, key_epochs = jax.random.split(state.key, 3)
+        keys = jax.random.split(key_rollout, num_steps)
+        state, (data, ended) = jax.lax.scan(act, state._replace(key=key), keys)
+        state, metrics = learn(state, key_epochs, data)
         metrics["env/failed"] = state.failures.astype(jnp.float32)
         metrics["env/return"] = jax.tree.map(jnp.sum, ended)
-        return state._replace(params=params, opt_state=opt_state), metrics
+        return state, metrics
 
     def check(settings: Any) -> None:
         settings_lib.check_given(settings, numbers, RULES)

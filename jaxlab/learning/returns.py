@@ -55,6 +55,18 @@ def gae(
         raise ValueError(f"done must be bool, terminated | truncated, got {done.dtype}")
     if isinstance(gae_lambda, int | float) and not 0.0 <= gae_lambda <= 1.0:
         raise ValueError(f"gae_lambda must lie in [0, 1], got {gae_lambda}")
+    return _gae(reward, value, next_value, discount, done, gae_lambda)
+
+
+@jax.jit
+def _gae(
+    reward: jax.Array,
+    value: jax.Array,
+    next_value: jax.Array,
+    discount: jax.Array,
+    done: jax.Array,
+    gae_lambda: float | jax.Array,
+) -> tuple[jax.Array, jax.Array]:
     delta = reward + discount * next_value - value
     decay = gae_lambda * jnp.where(done, 0.0, discount)
 

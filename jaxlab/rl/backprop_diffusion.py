@@ -1,5 +1,6 @@
 """Diffusion policies whose gradient runs through the whole chain: DACER and DIME."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -32,6 +33,7 @@ def dacer(
     num_components: int = 3,
     alpha_every: int = 10_000,
     alpha_learning_rate: float = 3e-2,
+    num_particles: int = 1,
     optimizer: optax.GradientTransformation | None = None,
 ) -> Policy:
     """Makes DACER: minus Q is descended through the sampler; take `make_gaussian_critics` with it.
@@ -44,6 +46,8 @@ def dacer(
         num_samples, num_states: samples that a mixture is fitted to, for so many states.
         num_components: normal distributions in the mixture.
         alpha_every: critic updates between two moves of alpha.
+        num_particles: K samples, of which the critics choose the best, as mirror descent does; 1
+            is DACER itself.
 
     Raises:
         ValueError: if a mixture has fewer samples than components, or a count is below 1.
@@ -55,6 +59,7 @@ def dacer(
             "1 <= num_components <= num_samples, num_states and alpha_every at least 1, got "
             f"{num_components}, {num_samples}, {num_states}, {alpha_every}"
         )
+    critics.check_particles(num_particles)
     generator = generators.make_diffusion(
         obs_size, action_size, schedule=schedule, hidden=hidden, init_noise=init_noise
     )
@@ -69,7 +74,8 @@ def dacer(
         explore: bool,
     ) -> jax.Array:
         key_draw, key_noise = jax.random.split(key)
-        action = generators.draw(key_draw, generator, params, obs, num_particles=1)[0]
+        drawn = generators.draw(key_draw, generator, params, obs, num_particles=num_particles)
+        action = critics.choose(q, obs, drawn)
         if explore:
             action = action + noise_scale * alpha * jax.random.normal(key_noise, action.shape)
         return jnp.clip(action, -1.0, 1.0)
@@ -126,6 +132,7 @@ def dacer(
     )
 
 
+@functools.partial(jax.jit, static_argnames=("num_components", "num_steps"))
 def mixture_entropy(
     key: jax.Array, x: Float[Array, "N A"], num_components: int = 3, *, num_steps: int = 50
 ) -> Float[Array, ""]:
@@ -171,6 +178,7 @@ def dime(
     alpha_init: float = 1.0,
     learning_rate: float = 3e-4,
     alpha_learning_rate: float = 3e-4,
+    num_particles: int = 1,
 ) -> Policy:
     """Makes DIME: a diffusion of maximal entropy, by a bound along the chain.
 
@@ -185,14 +193,21 @@ def dime(
     Args:
         schedule: 16 steps by default, linear up to 0.2.
         target_entropy: -A by default.
+        num_particles: K samples, of which the critics choose the best, as mirror descent does; 1
+            is DIME itself.
+
+    Raises:
+        ValueError: if there is no sample.
 
     Source: Celik et al. 2025, arXiv:2502.02316, with plain networks; critics are distributional.
     """
+    critics.check_particles(num_particles)
     schedule = ddpm.linear_schedule(16, scale=0.2) if schedule is None else schedule
     target_entropy = -float(action_size) if target_entropy is None else target_entropy
     score = generators.noise_predictor(action_size, hidden)  # of the same shape
     network: Any = generators.TimedNetwork(hidden, action_size)
 
+    @jax.jit
     def chain(key: jax.Array, params: Any, obs: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Returns actions and the integrand of the lower bound of their entropy."""
         key_start, key_steps = jax.random.split(key)
@@ -200,6 +215,16 @@ def dime(
         x, entropy = reverse_chain(key_steps, schedule, score(params, see(obs, obs_size)), start)
         stretch = 2.0 * (math.log(2.0) - x - jax.nn.softplus(-2.0 * x))  # log(1 - tanh^2)
         return jnp.tanh(x), entropy + jnp.sum(stretch, axis=-1)
+
+    def choose(
+        key: jax.Array, params: Any, obs: jax.Array, q: critics.Q
+    ) -> tuple[jax.Array, jax.Array]:
+        """The best action, and the entropy's integrand of any one, which is unbiased."""
+        if num_particles == 1:
+            return chain(key, params, obs)
+        keys = jax.random.split(key, num_particles)
+        actions, entropy = jax.vmap(lambda k: chain(k, params, obs))(keys)
+        return critics.choose(q, obs, actions), entropy[0]
 
     def act(
         key: jax.Array,
@@ -210,7 +235,7 @@ def dime(
         *,
         explore: bool,
     ) -> jax.Array:
-        return chain(key, params, obs)[0]
+        return choose(key, params, obs, q)[0]
 
     def propose(
         key: jax.Array,
@@ -220,7 +245,7 @@ def dime(
         q: critics.Q,
         alpha: jax.Array,
     ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
-        action, entropy = chain(key, params, obs)
+        action, entropy = choose(key, params, obs, q)
         return action, alpha * entropy, {}
 
     def loss(key: jax.Array, params: Any, context: Context) -> tuple[jax.Array, Improvement]:

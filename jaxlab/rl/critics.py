@@ -216,6 +216,17 @@ def smaller(critics: Critics, params: Any) -> Q:
     return lambda obs, action: jnp.min(critics.apply(params, obs, action), axis=0)
 
 
+def choose(q: Q, obs: Float[Array, "B O"], actions: Float[Array, "K B A"]) -> Float[Array, "B A"]:
+    """Returns the best of K actions by the critics; a single one as it is, judged by nobody."""
+    return actions[0] if actions.shape[0] == 1 else best_of(q, obs, actions)[0]
+
+
+def check_particles(num_particles: int) -> None:
+    """Refuses a number of candidates below 1."""
+    if num_particles < 1:
+        raise ValueError(f"num_particles must be at least 1, got {num_particles}")
+
+
 def best_of(
     q: Q, obs: Float[Array, "B O"], actions: Float[Array, "K B A"]
 ) -> tuple[Float[Array, "B A"], Float[Array, "K B"]]:

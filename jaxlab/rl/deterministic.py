@@ -36,8 +36,7 @@ def td3(
     Raises:
         ValueError: if `num_particles` is below 1.
     """
-    if num_particles < 1:
-        raise ValueError(f"num_particles must be at least 1, got {num_particles}")
+    critics.check_particles(num_particles)
     network: Any = Mlp(hidden, action_size)
 
     def noisy(
@@ -46,7 +45,7 @@ def td3(
         shape = (num_particles, *action.shape)
         noise = jnp.clip(std * jax.random.normal(key, shape, action.dtype), -bound, bound)
         tried = jnp.clip(action[None] + noise, -1.0, 1.0)
-        return tried[0] if num_particles == 1 else critics.best_of(q, obs, tried)[0]
+        return critics.choose(q, obs, tried)
 
     def act(
         key: jax.Array,

@@ -98,6 +98,7 @@ def dipo(
     schedule: ddpm.Schedule | None = None,
     hidden: tuple[int, ...] = generators.HIDDEN,
     init_noise: float = 1.0,
+    num_particles: int = 1,
     optimizer: optax.GradientTransformation | None = None,
 ) -> Policy:
     """Makes DIPO: stored actions climb the critics, and a diffusion is fitted to them.
@@ -107,14 +108,17 @@ def dipo(
         action_learning_rate: learning rate of that Adam.
         max_grad_norm: largest norm of its gradient, for each action by itself.
         schedule: 100 steps by default, cosine.
+        num_particles: K samples, of which the critics choose the best, as mirror descent does; 1
+            is DIPO itself.
 
     Raises:
-        ValueError: if there is no ascent.
+        ValueError: if there is no ascent or no sample.
 
     Source: Yang et al. 2023, arXiv:2305.13122.
     """
     if num_ascents < 1:
         raise ValueError(f"num_ascents must be at least 1, got {num_ascents}")
+    critics.check_particles(num_particles)
     schedule = ddpm.cosine_schedule(100) if schedule is None else schedule
     generator = generators.make_diffusion(
         obs_size, action_size, schedule=schedule, hidden=hidden, init_noise=init_noise
@@ -130,8 +134,8 @@ def dipo(
         *,
         explore: bool,
     ) -> jax.Array:
-        drawn = generators.draw(key, generator, params, obs, num_particles=1)
-        return jnp.clip(drawn[0], -1.0, 1.0)
+        drawn = generators.draw(key, generator, params, obs, num_particles=num_particles)
+        return jnp.clip(critics.choose(q, obs, drawn), -1.0, 1.0)
 
     def propose(
         key: jax.Array,
@@ -183,16 +187,39 @@ def qsm(
     num_steps: int = 20,
     hidden: tuple[int, ...] = generators.HIDDEN,
     learning_rate: float = 3e-4,
+    num_particles: int = 1,
 ) -> Policy:
     """Makes QSM: a score that is the critics' gradient in the action, followed by Langevin steps.
 
     x <- clip(x + d/2 score + sqrt(d) n, -1, 1), d = 1 - i / N for i = 0 to N - 1, from noise.
 
+    Args:
+        num_particles: K samples, of which the critics choose the best, as mirror descent does; 1
+            is QSM itself.
+
+    Raises:
+        ValueError: if there is no step or no sample.
+
     Source: Psenka et al. 2023, arXiv:2312.11752.
     """
     if num_steps < 1:
         raise ValueError(f"num_steps must be at least 1, got {num_steps}")
+    critics.check_particles(num_particles)
     network: Any = Mlp(hidden, action_size)
+
+    @jax.jit
+    def sample(key: jax.Array, params: Any, obs: jax.Array) -> jax.Array:
+        shape = (num_particles, *obs.shape[:-1], action_size)
+        seen = jnp.broadcast_to(see(obs, obs_size), (num_particles, *obs.shape[:-1], obs_size))
+
+        def langevin(x: jax.Array, i: jax.Array) -> tuple[jax.Array, None]:
+            step = 1.0 - i.astype(x.dtype) / num_steps
+            noise = jax.random.normal(jax.random.fold_in(key, i + 1), shape, x.dtype)
+            x = x + 0.5 * step * network.apply(params, seen, x) + jnp.sqrt(step) * noise
+            return jnp.clip(x, -1.0, 1.0), None
+
+        start = jax.random.normal(jax.random.fold_in(key, 0), shape, obs.dtype)
+        return jax.lax.scan(langevin, start, jnp.arange(num_steps, dtype=jnp.int32))[0]
 
     def act(
         key: jax.Array,
@@ -203,20 +230,7 @@ def qsm(
         *,
         explore: bool,
     ) -> jax.Array:
-        shape = (*obs.shape[:-1], action_size)
-
-        def langevin(x: jax.Array, i: jax.Array) -> tuple[jax.Array, None]:
-            step = 1.0 - i.astype(x.dtype) / num_steps
-            noise = jax.random.normal(jax.random.fold_in(key, i + 1), shape, x.dtype)
-            x = (
-                x
-                + 0.5 * step * network.apply(params, see(obs, obs_size), x)
-                + jnp.sqrt(step) * noise
-            )
-            return jnp.clip(x, -1.0, 1.0), None
-
-        start = jax.random.normal(jax.random.fold_in(key, 0), shape, obs.dtype)
-        return jax.lax.scan(langevin, start, jnp.arange(num_steps, dtype=jnp.int32))[0]
+        return critics.choose(q, obs, sample(key, params, obs))
 
     def propose(
         key: jax.Array,

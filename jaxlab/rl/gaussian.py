@@ -43,8 +43,7 @@ def sac(
     Raises:
         ValueError: if `num_particles` is below 1.
     """
-    if num_particles < 1:
-        raise ValueError(f"num_particles must be at least 1, got {num_particles}")
+    critics.check_particles(num_particles)
     target_entropy = -float(action_size) if target_entropy is None else target_entropy
     network: Any = Mlp(hidden, 2 * action_size, activation)
 
