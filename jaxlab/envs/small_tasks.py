@@ -33,7 +33,7 @@ def pendulum(time_limit: int = 200) -> Task:
 
     def step(physics: Array, action: Array) -> tuple[Array, Array, Array, Array]:
         angle, velocity = physics
-        u = jnp.clip(action[0], -2.0, 2.0)
+        u = jnp.clip(action[0].astype(physics.dtype), -2.0, 2.0)
         wrapped = jnp.mod(angle + jnp.pi, 2.0 * jnp.pi) - jnp.pi
         reward = -(wrapped**2 + 0.1 * velocity**2 + 0.001 * u**2)
         velocity = jnp.clip(velocity + (15.0 * jnp.sin(angle) + 3.0 * u) * 0.05, -8.0, 8.0)
@@ -69,13 +69,13 @@ def multi_goal(*, time_limit: int = 20, start_std: float = 0.1, action_cost: flo
 
     Source: after the multi-goal task of soft Q-learning, Haarnoja et al. 2017.
     """
-    goals = jnp.asarray(GOALS)
 
     def reset(key: jax.Array) -> tuple[Array, Array]:
         position = start_std * jax.random.normal(key, (2,))
         return position, position
 
     def step(position: Array, action: Array) -> tuple[Array, Array, Array, Array]:
+        goals, action = jnp.asarray(GOALS, position.dtype), action.astype(position.dtype)
         position = jnp.clip(position + action, -7.0, 7.0)
         distance = jnp.min(jnp.linalg.norm(position[None] - goals, axis=1))
         arrived = distance < 1.0
@@ -104,34 +104,47 @@ DOUBLE_INTEGRATOR = LinearQuadratic(
 
 
 def linear_quadratic(
-    system: LinearQuadratic = DOUBLE_INTEGRATOR, *, bound: float = 6.0, time_limit: int = 100
+    system: LinearQuadratic = DOUBLE_INTEGRATOR,
+    *,
+    bound: float = 6.0,
+    limit: float = 3.0,
+    time_limit: int = 100,
 ) -> Task:
     """Steers a linear system at a quadratic cost; it starts uniform in [-1, 1]^n.
+
+    Where a number of the state passes `limit` the episode terminates, and the last reward is less
+    by x' P x, with P of `riccati(system, gamma=1.0)`: the least that it would have cost to go on
+    from there. So nothing is gained by leaving. The gain of `riccati` stays the exact optimum for
+    every discount, from all states from which it keeps within both bounds; and no state, reward or
+    value is beyond a known size, however a learner explores.
 
     Args:
         system: Matrices A, B, Q and R of the system and its cost.
         bound: Bound of |u|, wide enough that the optimum lies within (see `riccati`).
+        limit: Largest |x| of each number of the state, likewise; infinity for none.
         time_limit: Steps of an episode.
 
     Raises:
-        ValueError: If the matrices do not fit each other.
+        ValueError: If the matrices do not fit each other, the limit is below the starts, or the
+            system cannot be stabilized, so that no cost to go is finite.
     """
-    A, B, Q, R = (jnp.asarray(x, jnp.float32) for x in system)
-    n, m = B.shape if B.ndim == 2 else (0, 0)
-    if [x.shape for x in (A, Q, R)] != [(n, n), (n, n), (m, m)]:
-        raise ValueError(
-            "A, B, Q and R must be [n, n], [n, m], [n, n] and [m, m], got "
-            + ", ".join(str(x.shape) for x in (A, B, Q, R))
-        )
+    system = _checked(system)
+    n, m = system.B.shape
+    if not limit >= 1.0:
+        raise ValueError(f"limit must be at least 1, where episodes start, got {limit}")
+    to_go = np.zeros((n, n)) if np.isinf(limit) else riccati(system, gamma=1.0)[1]
 
     def reset(key: jax.Array) -> tuple[Array, Array]:
         x = jax.random.uniform(key, (n,), minval=-1.0, maxval=1.0)
         return x, x
 
     def step(x: Array, u: Array) -> tuple[Array, Array, Array, Array]:
-        reward = -(x @ Q @ x + u @ R @ u)
+        A, B, Q, R, P = (jnp.asarray(matrix, x.dtype) for matrix in (*system, to_go))
+        u = u.astype(x.dtype)
+        cost = x @ Q @ x + u @ R @ u
         x = A @ x + B @ u
-        return x, x, reward, jnp.zeros((), bool)
+        left = jnp.max(jnp.abs(x)) > limit
+        return x, x, -(cost + jnp.where(left, x @ P @ x, 0.0)), left
 
     inputs = Box((-float(bound),) * m, (float(bound),) * m)
     return Task("linear_quadratic", n, inputs, time_limit, reset, step)
@@ -143,14 +156,33 @@ def riccati(
     """Returns the optimal gain K, u = -K x, and P of the optimal discounted return -x' P x.
 
     Raises:
-        ValueError: If gamma is not in (0, 1].
+        ValueError: If gamma is not in (0, 1], the matrices do not fit each other, or the system
+            cannot be stabilized.
 
     Source: the discrete algebraic Riccati equation with sqrt(gamma) A, sqrt(gamma) B.
     """
     if not 0.0 < gamma <= 1.0:
         raise ValueError(f"gamma must lie in (0, 1], got {gamma}")
-    A, B, Q, R = system
+    A, B, Q, R = _checked(system)
     root = gamma**0.5
-    P = scipy.linalg.solve_discrete_are(root * A, root * B, Q, R)
+    try:
+        P = scipy.linalg.solve_discrete_are(root * A, root * B, Q, R)
+    except np.linalg.LinAlgError as error:
+        raise ValueError(
+            f"the system must have a control that keeps its cost finite at gamma {gamma}, got "
+            f"{error}; mend A and B, or discount more"
+        ) from None
     K = np.linalg.solve(R + gamma * B.T @ P @ B, gamma * B.T @ P @ A)
     return K, P
+
+
+def _checked(system: LinearQuadratic) -> LinearQuadratic:
+    """The matrices in float64; refuses those that do not fit each other."""
+    A, B, Q, R = (np.asarray(x, np.float64) for x in system)
+    n, m = B.shape if B.ndim == 2 else (0, 0)
+    if [x.shape for x in (A, Q, R)] != [(n, n), (n, n), (m, m)]:
+        raise ValueError(
+            "A, B, Q and R must be [n, n], [n, m], [n, n] and [m, m], got "
+            + ", ".join(str(x.shape) for x in (A, B, Q, R))
+        )
+    return LinearQuadratic(A, B, Q, R)

@@ -222,6 +222,77 @@ def test_linear_quadratic_steps_the_system():
     assert not end
 
 
+def test_leaving_costs_what_going_on_would_have(key):
+    """By hand, on both sides of the limit; without a limit nothing ends."""
+    system, P = envs.DOUBLE_INTEGRATOR, envs.riccati(gamma=1.0)[1]
+    task, unbounded = envs.linear_quadratic(limit=2.0), envs.linear_quadratic(limit=np.inf)
+    u = np.array([5.0])
+    for x, ends in (([1.9, 0.4], False), ([1.9, 0.9], True), ([0.1, -1.9], False), ([0.1, 1.8], 1)):
+        after, cost = system.A @ x + system.B @ u, x @ system.Q @ x + u @ system.R @ u
+        found = task.step(jnp.asarray(x, jnp.float32), jnp.asarray(u, jnp.float32))
+        assert bool(found[3]) == ends == (np.abs(after).max() > 2.0)
+        np.testing.assert_allclose(found[2], -cost - ends * (after @ P @ after), rtol=1e-5)
+        found = unbounded.step(jnp.asarray(x, jnp.float32), jnp.asarray(u, jnp.float32))
+        assert not found[3]
+        np.testing.assert_allclose(found[2], -cost, rtol=1e-5)
+
+
+def test_no_policy_earns_more_than_riccati_s(x64, key):
+    """A thousand policies on the task itself, most of which leave it, at three discounts."""
+    task = envs.linear_quadratic()
+    key_start, key_gain, key_push, key_noise = jax.random.split(key, 4)
+    starts = jax.random.uniform(key_start, (1000, 2), minval=-1.0, maxval=1.0)
+    gains = 3.0 * jax.random.normal(key_gain, (1000, 2))
+    pushes = jnp.where(jnp.arange(1000) < 500, 3.0 * jax.random.normal(key_push, (1000,)), 0.0)
+    noises = jax.random.normal(key_noise, (60, 1000))
+
+    @jax.jit
+    def play(gamma, gains, pushes, noises, P):
+        def one(carry, noise):
+            x, total, discount, over = carry
+            u = jnp.clip(-jnp.sum(gains * x, axis=1) + pushes + noise, -6.0, 6.0)
+            after, _, reward, ended = jax.vmap(task.step)(x, u[:, None])
+            total = total + jnp.where(over, 0.0, discount * reward)
+            return (after, total, gamma * discount, over | ended), None
+
+        start = starts, jnp.zeros(1000), jnp.ones(()), jnp.zeros(1000, bool)
+        (x, total, discount, over), _ = jax.lax.scan(one, start, noises)
+        to_go = jnp.einsum("bi,ij,bj->b", x, P, x)  # whoever has not left goes on as well as can be
+        return total - jnp.where(over, 0.0, discount * to_go), over
+
+    for gamma in (0.9, 0.99, 1.0):
+        K, P = envs.riccati(gamma=gamma)
+        best = -np.einsum("bi,ij,bj->b", starts, P, starts)
+        total, over = play(gamma, gains, pushes, noises, P)
+        assert np.all(total < best) and 0.3 < over.mean() < 1.0
+        zeros = (jnp.zeros(1000), jnp.zeros((60, 1000)))
+        total, over = play(gamma, jnp.broadcast_to(K, (1000, 2)), *zeros, P)
+        np.testing.assert_allclose(total, best, rtol=1e-9)
+        assert not over.any()
+
+
+def test_bad_linear_systems():
+    for system, message in (
+        ((np.diag([1.0, 2.0]), np.array([[1.0], [0.0]]), np.eye(2), np.eye(1)), "keeps its cost"),
+        (envs.DOUBLE_INTEGRATOR._replace(Q=np.eye(3)), r"must be \[n, n\], \[n, m\]"),
+    ):
+        for make in (envs.linear_quadratic, envs.riccati):
+            with pytest.raises(ValueError, match=message):
+                make(envs.LinearQuadratic(*system))
+    with pytest.raises(ValueError, match="limit must be at least 1, where episodes start, got 0.5"):
+        envs.linear_quadratic(limit=0.5)
+
+
+@pytest.mark.parametrize("name", envs.SMALL)
+def test_small_tasks_in_double_precision(x64, key, name):
+    """An actor may stay in single precision."""
+    env = envs.make_env(envs.make_task(name, "jax"), 2)
+    state = env.reset(key)
+    after = env.step(state, jnp.zeros((2, env.action_size), jnp.float32))
+    assert jax.tree.map(lambda x: x.dtype, after) == jax.tree.map(lambda x: x.dtype, state)
+    assert state.obs.dtype == jnp.float64
+
+
 def test_four_ways_are_equally_good_and_their_mean_is_not(key):
     task = envs.multi_goal(start_std=0.0)
     directions = jnp.asarray([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0], [0.0, 0.0]])
