@@ -12,8 +12,7 @@ from jaxlab.core.types import PyTree
 from jaxlab.envs import Env, spaces
 
 _PROGRAMS: weakref.WeakKeyDictionary[Callable, dict[Env, Any]] = weakref.WeakKeyDictionary()
-"""What is compiled for each `act` and environment, until that `act` is gone: with all that it closes
-over, a replay maybe."""
+"""Compiled programs by `act` and environment; they go with the `act`, which may hold a replay."""
 
 
 def evaluate(

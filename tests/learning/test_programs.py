@@ -13,7 +13,7 @@ from jaxlab.rl import backprop_diffusion
 pytestmark = pytest.mark.usefixtures("optax_promotes")
 COMPILED = "/jax/core/compile/backend_compile_duration"
 SMALL = {"hidden": (4,)}
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+CHEAP = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 """Options of a compiler whose programs run a few steps only."""
 
 
@@ -145,7 +145,7 @@ def test_no_key_is_used_twice(key, name):
         return jax.lax.scan(lambda s, _: algorithm.step(s), algorithm.init(key), length=2)
 
     with jax.debug_key_reuse(True):
-        jax.jit(run, compiler_options=QUICK)(key)
+        jax.jit(run, compiler_options=CHEAP)(key)
 
 
 @pytest.mark.parametrize("num_seeds", [None, 2], ids=["alone", "seeds"])
@@ -174,5 +174,5 @@ def test_environments_use_no_key_twice(key, num_seeds):
     with jax.debug_key_reuse(True):
         keys = key if num_seeds is None else jax.random.split(key, num_seeds)
         run = play if num_seeds is None else jax.vmap(play)
-        ended = jax.jit(run, compiler_options=QUICK)(keys)
+        ended = jax.jit(run, compiler_options=CHEAP)(keys)
     assert 0 < ended.sum() < ended.size

@@ -22,6 +22,8 @@ from jaxlab.rl import generators, mirror_descent
 pytestmark = pytest.mark.usefixtures("optax_promotes")
 SMALL = (16, 16)
 TAU, ALPHA_EVERY = 0.3, 6
+CHEAP = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+"""For programs that run a few steps: little time in the compiler."""
 
 
 def tiny_policy(**options):
@@ -53,8 +55,8 @@ def programs(**options):
         state = jax.eval_shape(learner.init, jax.random.key(0))
         return Programs(
             learner,
-            jax.jit(learner.init).lower(jax.random.key(0)).compile(),
-            jax.jit(learner.step).lower(state).compile(),
+            jax.jit(learner.init).lower(jax.random.key(0)).compile(compiler_options=CHEAP),
+            jax.jit(learner.step).lower(state).compile(compiler_options=CHEAP),
         )
 
 
@@ -212,10 +214,10 @@ def test_one_trace_and_seeds_in_one_program(usual, key):
     alpha = {"alpha_init": jnp.asarray([2.0, 5.0])}  # the second as it is by default
     seeds = rl.over_seeds(learner._replace(step=step), 2, settings=alpha)
     assert seeds.axes == rl.SEED_AXES
-    out = jax.jit(seeds.init)(key)
+    out = jax.jit(seeds.init, compiler_options=CHEAP)(key)
     np.testing.assert_allclose(jnp.exp(out.log_alpha), [2.0, 5.0], rtol=1e-6)
     np.testing.assert_allclose(out.settings["tau"], [TAU, TAU], rtol=1e-6)
-    many = jax.jit(seeds.step, donate_argnums=0)
+    many = jax.jit(seeds.step, donate_argnums=0, compiler_options=CHEAP)
     for _ in range(3):
         out, metrics = many(out)
     assert len(traces) == 1
@@ -323,7 +325,7 @@ def test_a_killed_process_loses_nothing(tmp_path):
 
 def test_resumed_is_uninterrupted_to_the_bit(key, tmp_path):
     """Parameters, replay, environments and keys, through a checkpoint half way."""
-    learner = tiny()
+    learner = tiny(rl.td3(3, 1, hidden=SMALL))  # the state is the learner's, whatever the policy is
     common = {"chunk_size": 3, "config": {"a": 1}}
     whole = loop.run(learner, key, num_steps=6, directory=tmp_path / "whole", **common)
     loop.run(learner, key, num_steps=3, directory=tmp_path / "half", **common)
