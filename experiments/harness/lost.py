@@ -22,8 +22,8 @@ def say_in_one_line(lost_after: float) -> None:
     Args:
         lost_after: Seconds after which the runtime counts a process as lost.
     """
-    # Errors of the runtime's connections, which it prints before; before JAX is imported.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    # The runtime says nothing but its last words then, if JAX has not been imported yet.
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     command = [sys.executable, "-I", __file__, f"{lost_after:g}"]
     # In a session of its own, so that Ctrl-C leaves it to say the last.
     passed_on = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)

@@ -1,11 +1,14 @@
 """Programs for test_sharding.py, each run in processes with their own devices.
 
 python devices.py map                        prints a digest of a sharded computation
-python devices.py join ADDRESS COUNT INDEX DIRECTORY NUM_STEPS
-                                             joins a multi-process run and runs the loop over it
+python devices.py join ADDRESS COUNT INDEX DIRECTORY NUM_STEPS [KILLED_AT]
+                                             joins a multi-process run and runs the loop over it;
+                                             process 1 is killed at a step
 """
 
 import hashlib
+import os
+import signal
 import sys
 
 import jax
@@ -58,10 +61,16 @@ def run_map():
     print(jax.device_count(), len(state["x"].sharding.device_set), digest)
 
 
-def join(address, count, index, directory, num_steps):
-    processes = sharding.initialize(address, count, index)
+def join(address, count, index, directory, num_steps, killed_at=0):
+    processes = sharding.initialize(address, count, index, lost_after=8.0 if killed_at else 60.0)
     mesh = sharding.make_mesh()
     seen = []
+
+    def stop(step, metrics):
+        if step == killed_at and index == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return False
+
     result = loop.run(
         sharded_walk(mesh),
         jax.random.key(2),
@@ -69,6 +78,7 @@ def join(address, count, index, directory, num_steps):
         chunk_size=3,
         directory=directory,
         log=[lambda step, metrics: seen.append(step)],
+        stop=stop,
         state_sharding=sharding.along(mesh),
     )
     first = seen[0] if seen else 0  # process 0 logs
@@ -80,4 +90,5 @@ if __name__ == "__main__":
     if sys.argv[1] == "map":
         run_map()
     else:
-        join(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5], int(sys.argv[6]))
+        address, count, index, directory, *steps = sys.argv[2:]
+        join(address, int(count), int(index), directory, *map(int, steps))

@@ -1,18 +1,23 @@
 """Sharding: the same numbers on 1 and 8 devices, and on two processes over loopback."""
 
+import importlib.util
 import os
 import pathlib
 import socket
 import subprocess
 import sys
+import time
 
 import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxlab.core import sharding
+from jaxlab.core import loop, sharding
 
 DEVICES = pathlib.Path(__file__).with_name("devices.py")
+_spec = importlib.util.spec_from_file_location("devices", DEVICES)
+devices = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(devices)
 
 
 def start(*arguments, num_devices=1):
@@ -56,12 +61,34 @@ def test_two_processes_over_loopback_agree_with_one(tmp_path):
     assert first[:3] == second[:3]
     assert first[:2] == ["2", "4"]
     assert first[3] == "6"  # the steps before were read back
-    alone = finish(start("join", f"127.0.0.1:{_free_port()}", "1", "0", str(tmp_path / "one"), "6"))
+    mesh = sharding.make_mesh({"data": 1})
+    alone = loop.run(devices.sharded_walk(mesh), jax.random.key(2), num_steps=6, chunk_size=3)
     # The mean over walkers is summed in another order on four devices than on one.
-    assert float(first[2]) == pytest.approx(float(alone[2]), rel=1e-6)
+    assert float(first[2]) == pytest.approx(alone.metrics["walk/square"], rel=1e-6)
     # Of what is reported by walker, every process knows all walkers.
     assert first[4] == second[4]
     assert float(first[4]) == pytest.approx(float(first[2]), rel=1e-6)
+
+
+@pytest.mark.slow
+def test_a_lost_process_ends_the_other_and_the_run_goes_on_bit_equal(tmp_path):
+    def pair(folder, *steps):
+        address = f"127.0.0.1:{_free_port()}"
+        arguments = (str(tmp_path / folder), *map(str, steps))
+        return [
+            start("join", address, "2", str(index), *arguments, num_devices=2) for index in range(2)
+        ]
+
+    whole = [finish(process) for process in pair("whole", 12)]
+    survivor, victim = pair("parts", 12, 9)  # saved at 3 and 6
+    victim.communicate(timeout=180)
+    began = time.monotonic()
+    _, errors = survivor.communicate(timeout=60)
+    assert time.monotonic() - began < 30.0
+    assert survivor.returncode != 0 and "stopped sending heartbeats):\n1" in errors
+    parts = [finish(process) for process in pair("parts", 12)]
+    assert int(parts[0][3]) in (6, 9)  # the first step that is logged is not that of a new run
+    assert [said[:3] + said[4:] for said in parts] == [said[:3] + said[4:] for said in whole]
 
 
 def _free_port():

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -113,6 +114,31 @@ def test_two_processes_stop_together_and_go_on(tmp_path):
     kept = result.read(out / "result.json", result.Result)
     assert kept.rows[0].value == 15.0 and kept.resumed
     assert kept.environment.device_count == 2
+
+
+@pytest.mark.parametrize("victim", [1, 0], ids=["the_second", "the_first"])
+def test_a_lost_process_is_named_by_the_others_which_end(tmp_path, victim):
+    """Within half a minute, and what they had kept is there when the run goes on."""
+    out, waiting = tmp_path / "run", 3 if victim else 2
+    flags = ("--preset", "cpu", "--wait-at", waiting, "--out", out, "--lost-after", "8")
+    pair = start(TOY, "run", "toy", *flags)
+    for line in pair[victim].stderr:
+        if f"step/{waiting} ..." in line:
+            break
+    pair[victim].kill()
+    began = time.monotonic()
+    status, _, err = finish([pair[1 - victim]])[0]
+    assert time.monotonic() - began < 30.0 and status != 0
+    told = [line for line in err.splitlines() if not line.startswith(f"toy process {1 - victim} ")]
+    assert len(told) == 1 and told[0].startswith(f"error: process {victim} is lost, "), err
+    pair[victim].communicate()
+    kept = {path.stem for path in (out / "units").glob("*.npz")}
+    assert f"step--{victim}" in kept and f"step--{waiting}" not in kept
+    config = (out / "config.json").read_text().replace(f'"wait_at": {waiting}', '"wait_at": null')
+    (out / "config.json").write_text(config)
+    ended = finish(start(TOY, "resume", out))
+    assert [status for status, _, _ in ended] == [0, 0], ended
+    assert result.read(out / "result.json", result.Result).rows[0].value == 15.0
 
 
 def test_a_mistake_is_one_line_in_every_process(tmp_path):

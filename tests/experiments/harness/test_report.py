@@ -4,10 +4,12 @@ import base64
 import dataclasses
 import html.parser
 import itertools
+import pathlib
 import re
 
 import pytest
 
+import experiments
 from experiments.harness import report, result, words
 
 PNG = base64.b64decode(
@@ -231,6 +233,71 @@ def test_latest_keeps_the_newest_run_that_tells_something(tmp_path):
     kept = [run.folder.name for run in report.latest(runs)]
     assert sorted(kept) == ["2025-01", "2025-03", "2025-04", "2025-05"]
     assert kept[-1] == "2025-03"  # benchmarks come after experiments
+
+
+SYSTEMS = {
+    "First": ("jaxlab/first", ("toy", "other")),
+    "Second": ("jaxlab/second", ("unmeasured",)),
+    "Third": ("jaxlab/third", ("never_run",)),
+}
+
+
+def a_run(folder, name, *rows, **changes):
+    return report.Run(folder, result.Result(name, rows, environment=ENVIRONMENT, **changes))
+
+
+def test_the_first_screen_has_a_line_for_each_system(tmp_path):
+    """Three figures: the first measured one of every claim, from its experiments in turn."""
+
+    def row(claim, metric, value=1.0, verdict="measured"):
+        return result.Row(claim, metric, value, verdict=verdict)
+
+    made = dataclasses.replace(ENVIRONMENT, commit="0123456789" * 4 + "-dirty")
+    toy = (
+        row("A", "a0", None, "not measured"),
+        result.Row("A", "a1", 26, None, ("rule", 20), 24, "better", "beds"),
+        row("B", "b0"),
+        row("A", "a2"),
+        row("C", "c0"),
+    )
+    runs = [
+        a_run(tmp_path, "toy", row("A", "smoke"), preset="smoke"),
+        a_run(tmp_path, "toy", row("A", "mine"), preset="cpu", command="x run toy --data my.csv"),
+        report.Run(tmp_path, result.Result("toy", toy, preset="cpu", environment=made)),
+        a_run(tmp_path, "other", result.Row("O", "o0", 2.0, paper="1 to 2 %"), preset="gpu"),
+        a_run(tmp_path, "unmeasured", row("N", "n0", None, "not measured")),
+        a_run(tmp_path, "alone", row("L", "l0"), title="Stands alone"),
+        a_run(tmp_path, "bench_x", row("P", "p0"), kind="benchmark"),
+    ]
+    found = report.glance(runs, SYSTEMS)
+    assert [(g.title, [row.metric for _, row in g.rows]) for g in found] == [
+        ("First", ["a1", "o0", "b0"]),
+        ("Second", []),
+        ("Stands alone", ["l0"]),
+    ]
+    page = Page(report.page(runs, systems=SYSTEMS))
+    first = page.text[: page.text.index("smoke")]  # before the contents and the results
+    for said in ("a1 26 beds against 20 beds (rule)", "▲ better", "o0 2 against 1 to 2 % (paper)"):
+        assert said in first, said
+    assert "commit 0123456789 with changes, commit not recorded" in first
+    (anchor,) = {a["href"] for a in page.all("a") if a.get("href") == "#r2"}
+    assert anchor == "#r2" and page.open == []
+    table = report.overview(runs, SYSTEMS).splitlines()
+    assert table[2:] == [
+        "| **[First](jaxlab/first/README.md#results)** | a1 | 26 beds | 20 beds (rule) "
+        "| ▲ better |",
+        "|  | o0 | 2 | 1 to 2 % (paper) | ■ measured |",
+        "|  | b0 | 1 |  | ■ measured |",
+        "| Stands alone | l0 | 1 |  | ■ measured |",
+    ]
+
+
+def test_every_experiment_is_in_a_system():
+    names = [name for _, found in experiments.SYSTEMS.values() for name in found]
+    assert sorted(names) == sorted(experiments.EXPERIMENTS)
+    root = pathlib.Path(experiments.__file__).parents[1]
+    for folder, _ in experiments.SYSTEMS.values():
+        assert "\n## Results" in (root / folder / "README.md").read_text()
 
 
 @pytest.mark.parametrize(
