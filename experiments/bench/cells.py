@@ -31,6 +31,9 @@ class Entry:
     small: dict[str, Any] | None = dataclasses.field(default_factory=dict)
 
 
+SMALL_DECODE = {"B": 3, "S": 200, "H": 4, "C": 64, "cold_bytes": 1_000_000}
+
+
 def _named(what: str, **sizes: Any) -> str:
     return ", ".join([what, *(f"{name} = {size}" for name, size in sizes.items())])
 
@@ -42,7 +45,7 @@ def _check_decode(impl: str, kv: str, lengths: str, B: int, S: int, **more: int)
         "experiments.bench.mqa_decode:check",
         14.0,
         {"impl": impl, "B": B, "S": S, "lengths": lengths, "kv": kv, **more},
-        {"impl": "xla", "B": 3, "S": 200, "H": 4, "C": 64},
+        {"impl": "xla"} | SMALL_DECODE,
     )
 
 
@@ -53,7 +56,7 @@ def _decode(kv: str, lengths: str, B: int, S: int, **more: int) -> Entry:
         "experiments.bench.mqa_decode:cell",
         25.0 if kv == "bf16" and not more else 14.0,  # rivals run in bfloat16, a token a request
         {"B": B, "S": S, "lengths": lengths, "kv": kv, **more},
-        {"B": 3, "S": 200, "H": 4, "C": 64},
+        SMALL_DECODE,
     )
 
 
@@ -128,9 +131,7 @@ SUITE = (
     _experts(8192),
     _other("ICU Monte Carlo", "queueing:monte_carlo_gpu", 20.0, {"replications": 64}),
     _other("ZOFL, batches", "zeroth_order:batches_gpu", 25.0, {"num_instances": 100}),
-    _other(
-        "RL, whole loop, paper's sizes", "rl:loops", 40.0, {"labels": ["small"]}, labels=["paper"]
-    ),
+    _other("RL, whole loop, paper's sizes", "rl:loops", 40.0, labels=["paper"]),
     # Nine minutes end about here.
     _parts("bf16", "uniform", 256, 8192),
     _parts("bf16", "lognormal", 64, 8192),

@@ -26,15 +26,15 @@ def run(out: pathlib.Path) -> list[timing.Measurement]:
     return [*ceilings.measured(), *cells(named)]
 
 
-def cell(**sizes: Any) -> list[timing.Measurement]:
-    """Times ours beside every rival at the sizes of a `Spec`."""
-    return _cell(Spec(**sizes), 10)
+def cell(*, cold_bytes: int | None = None, **sizes: Any) -> list[timing.Measurement]:
+    """Times ours beside every rival at the sizes of a `Spec`; for `cold_bytes` see `specs.make`."""
+    return _cell(Spec(**sizes), 10, cold_bytes)
 
 
-def parts(**sizes: Any) -> list[timing.Measurement]:
+def parts(*, cold_bytes: int | None = None, **sizes: Any) -> list[timing.Measurement]:
     """Times a call whole, with its plan given, its plan alone, and the merge alone."""
     spec = Spec(**sizes)
-    work = specs.make(spec)
+    work = specs.make(spec, cold_bytes=cold_bytes)
     calls, rest = _calls(work), _rest(work)
     plan_of = functools.partial(plan.decode_plan, page=spec.page)
     plans = jax.jit(jax.vmap(plan_of, in_axes=(None, 0)))(work.lens, work.tables)
@@ -80,7 +80,7 @@ def parts(**sizes: Any) -> list[timing.Measurement]:
     ]
 
 
-def check(impl: api.Impl, **sizes: Any) -> dict[str, float]:
+def check(impl: api.Impl, *, cold_bytes: int | None = None, **sizes: Any) -> dict[str, float]:
     """Compares an implementation with the reference at the sizes of a `Spec`.
 
     Raises:
@@ -88,7 +88,7 @@ def check(impl: api.Impl, **sizes: Any) -> dict[str, float]:
         AssertionError: if it is off.
     """
     spec = Spec(**sizes)
-    work = specs.make(spec)
+    work = specs.make(spec, cold_bytes=cold_bytes)
     got = timing.once(timing.chain(_ours(work, spec, impl)), work.q, *_rest(work))
     error = timing.deviation(got, _exact(work, spec))
     _require_small(error, f"{impl} on {spec.name}", spec)
@@ -117,8 +117,8 @@ def cells(grid: Sequence[Spec], *, repeats: int = 10) -> list[timing.Measurement
     return records
 
 
-def _cell(spec: Spec, repeats: int) -> list[timing.Measurement]:
-    work = specs.make(spec)
+def _cell(spec: Spec, repeats: int, cold_bytes: int | None = None) -> list[timing.Measurement]:
+    work = specs.make(spec, cold_bytes=cold_bytes)
     calls = _calls(work)
     rest = _rest(work)
     program = timing.chain(_ours(work, spec, None))

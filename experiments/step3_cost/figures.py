@@ -1,5 +1,6 @@
 """Pictures of the cost study: Pareto, rooflines, cost against context, deployments."""
 
+import itertools
 import pathlib
 from collections.abc import Mapping, Sequence
 
@@ -7,14 +8,26 @@ import matplotlib.pyplot as plt
 import matplotlib.ticker
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 
-from experiments.harness import drawing
-from experiments.harness.result import Figure
+from experiments.harness import drawing, result
 from experiments.step3_cost.plans import Plan
 from jaxlab.serving import cost
 from jaxlab.serving.cost import Accelerator, ModelSpec
 
 EMPHASIZED = "Step-3"
+PLACES = (
+    (6, 0, "left", "center"),
+    (4, -4, "left", "top"),
+    (4, 4, "left", "bottom"),
+    (0, 6, "center", "bottom"),
+    (0, -6, "center", "top"),
+    (-6, 0, "right", "center"),
+    (-4, -4, "right", "top"),
+    (-4, 4, "right", "bottom"),
+)
+"""Where a name may stand: its offset from the point in points, and what of it stands there."""
 
 
 def draw(
@@ -24,7 +37,7 @@ def draw(
     planned: Mapping[str, Sequence[Plan]],
     name: str,
     out: pathlib.Path,
-) -> tuple[Figure, ...]:
+) -> tuple[result.Figure, ...]:
     """Draws all four."""
     return (
         _pareto(models, accelerators, out),
@@ -47,16 +60,51 @@ def _logarithmic(axis: Axes, contexts: Sequence[int]) -> None:
     axis.set_ylabel("USD per million tokens")
 
 
-def _label(axis: Axes, points: list[tuple[float, float, str]]) -> None:
-    """Names beside points, above and below in turn from left to right."""
-    for index, (x, y, name) in enumerate(sorted(points)):
-        axis.annotate(
-            name,
-            (x, y),
-            xytext=(5, 4 if index % 2 else -10),
-            textcoords="offset points",
-            fontsize=7.5,
-        )
+def _label(
+    axis: Axes,
+    points: Sequence[tuple[float, float, str]],
+    corners: Sequence[tuple[float, float]] = (),
+) -> None:
+    """Names beside points, each where it covers least of names, points, and a line by its corners.
+
+    Call it when the limits of the axis stand.
+    """
+    figure = axis.figure
+    assert isinstance(figure, Figure)
+    renderer = figure.canvas.get_renderer()  # pyright: ignore[reportAttributeAccessIssue]
+    at = axis.transData.transform([(x, y) for x, y, _ in points])
+    radius = 4.0 * figure.dpi / 72.0
+    taken = [Bbox.from_extents(x - radius, y - radius, x + radius, y + radius) for x, y in at]
+    for begin, end in itertools.pairwise(axis.transData.transform(c) for c in corners):
+        taken.append(Bbox([np.minimum(begin, end) - 2.0, np.maximum(begin, end) + 2.0]))
+    frame = axis.get_window_extent(renderer)
+    for x, y, name in points:
+        tried = []
+        for dx, dy, across, along in PLACES:
+            text = axis.annotate(
+                name,
+                (x, y),
+                xytext=(dx, dy),
+                textcoords="offset points",
+                fontsize=7.5,
+                ha=across,
+                va=along,
+            )
+            box = text.get_window_extent(renderer)
+            covered = sum(_common(box, other) for other in taken)
+            outside = box.width * box.height - _common(box, frame)
+            tried.append((covered + outside, len(tried), text, box))
+        *_, kept, box = min(tried, key=lambda one: one[:2])
+        taken.append(box)
+        for _, _, text, _ in tried:
+            if text is not kept:
+                text.remove()
+
+
+def _common(a: Bbox, b: Bbox) -> float:
+    """The area that two boxes share, in pixels."""
+    both = Bbox.intersection(a, b)
+    return 0.0 if both is None else float(both.width * both.height)
 
 
 def _color(name: str, index: int) -> str:
@@ -65,17 +113,20 @@ def _color(name: str, index: int) -> str:
 
 def _pareto(
     models: Sequence[ModelSpec], accelerators: Sequence[Accelerator], out: pathlib.Path
-) -> Figure:
+) -> result.Figure:
     with plt.rc_context(drawing.STYLE):
         figure, axes = plt.subplots(1, 2, figsize=(9.0, 3.6), sharex=True)
-        for axis, context in zip(axes, (8192, 32768), strict=True):
-            points = [
+        contexts = (8192, 32768)
+        by_context = [
+            [
                 (cost.active_weights(m) / 1e9, cost.cheapest(m, accelerators, context).usd, m.name)
                 for m in models
             ]
+            for context in contexts
+        ]
+        for axis, context, points in zip(axes, contexts, by_context, strict=True):
             for index, (x, y, name) in enumerate(points):
                 axis.plot(x, y, "o", color=_color(name, index), markersize=6)
-            _label(axis, points)
             front = _front(points)
             axis.step(*zip(*front, strict=True), where="post", color=drawing.MUTED, linewidth=1)
             axis.set_title(f"Context of {context // 1024}K")
@@ -83,8 +134,15 @@ def _pareto(
             axis.set_ylabel("USD per million tokens")
             axis.set_ylim(0.0, 1.08 * max(y for _, y, _ in points))
             axis.set_xlim(right=1.2 * max(x for x, _, _ in points))
+        figure.tight_layout()
+        for axis, points in zip(axes, by_context, strict=True):
+            front = _front(points)
+            corners = [front[0]]
+            for x, y in front[1:]:
+                corners += [(x, corners[-1][1]), (x, y)]
+            _label(axis, points, corners)
         drawing.save(figure, out / "pareto.png")
-    return Figure(
+    return result.Figure(
         "pareto.png",
         "Cost against active parameters, attention and FFN each where they are cheapest; the line "
         "joins the models that no other beats in both.",
@@ -103,9 +161,9 @@ def _front(points: list[tuple[float, float, str]]) -> list[tuple[float, float]]:
 
 def _intensity(
     models: Sequence[ModelSpec], accelerators: Sequence[Accelerator], out: pathlib.Path
-) -> Figure:
+) -> result.Figure:
     with plt.rc_context(drawing.STYLE):
-        figure, axis = plt.subplots(figsize=(6.4, 4.0))
+        figure, axis = plt.subplots(figsize=(6.8, 4.4), layout="constrained")
         at = [cost.token_cost(model, 8192) for model in models]
         most = 1.6 * max(c.kv_bytes for c in at)
         grid = np.geomspace(0.6 * min(c.kv_bytes for c in at), most, 50)
@@ -127,21 +185,23 @@ def _intensity(
                 markersize=6,
                 color=_color(model.name, index),
             )
-        _label(
-            axis,
-            [
-                (c.kv_bytes / 1e6, c.attention_flops / 1e9, m.name)
-                for m, c in zip(models, at, strict=True)
-            ],
-        )
         axis.set_xscale("log")
         axis.set_yscale("log")
+        axis.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda x, _: f"{x:g}"))
+        axis.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
         axis.set_xlabel("KV cache read per token (MB)")
         axis.set_ylabel("Attention FLOPs per token (10⁹)")
         axis.set_title("Attention at 8K and the balance of accelerators")
-        axis.legend(loc="lower left")
+        figure.legend(loc="outside lower center", ncols=4)
+        figure.draw_without_rendering()  # so that the limits stand
+        points = [
+            (c.kv_bytes / 1e6, c.attention_flops / 1e9, m.name)
+            for m, c in zip(models, at, strict=True)
+        ]
+        _label(axis, points)
         drawing.save(figure, out / "intensity.png")
-    return Figure(
+    return result.Figure(
         "intensity.png",
         "FLOPs against bytes of attention. On a line an accelerator's compute and memory take "
         "equal time: above it attention is bound by compute, below by memory.",
@@ -154,7 +214,7 @@ def _contexts(
     accelerators: Sequence[Accelerator],
     contexts: Sequence[int],
     out: pathlib.Path,
-) -> Figure:
+) -> result.Figure:
     with plt.rc_context(drawing.STYLE):
         figure, axis = plt.subplots(figsize=(6.4, 3.8))
         for index, model in enumerate(models):
@@ -171,7 +231,7 @@ def _contexts(
         axis.set_title("Cost of a decoded token, each part where it is cheapest")
         axis.legend(ncols=2)
         drawing.save(figure, out / "contexts.png")
-    return Figure(
+    return result.Figure(
         "contexts.png",
         "Cost against context: the slope is the attention's.",
         "Log-log lines of dollars per million tokens against context for all models",
@@ -180,7 +240,7 @@ def _contexts(
 
 def _deployments(
     planned: Mapping[str, Sequence[Plan]], contexts: Sequence[int], spec: str, out: pathlib.Path
-) -> Figure:
+) -> result.Figure:
     with plt.rc_context(drawing.STYLE):
         figure, axis = plt.subplots(figsize=(6.4, 3.6))
         for index, (name, found) in enumerate(planned.items()):
@@ -192,7 +252,7 @@ def _deployments(
         axis.set_title(f"{spec}: the best deployments within 50 ms a token")
         axis.legend()
         drawing.save(figure, out / "deployments.png")
-    return Figure(
+    return result.Figure(
         "deployments.png",
         "Cost of the deployments that the planner finds: memory, bandwidth and network respected.",
         "Lines of dollars per million tokens against context for kinds of accelerators",

@@ -134,6 +134,12 @@ def reserve(cache: PagedCache, count: Int[Array, " B"]) -> tuple[PagedCache, Boo
         raise ValueError(
             f"count must be integers {cache.lens.shape}, got {count.dtype} {count.shape}"
         )
+    return _reserve(cache, count)
+
+
+@jax.jit
+def _reserve(cache: PagedCache, count: Array) -> tuple[PagedCache, Array]:
+    """Compiled once for all values, also where it is called eagerly."""
     num_entries = cache.page_table.shape[1]
     entry = jnp.arange(num_entries, dtype=jnp.int32)
     page = cache.page
@@ -324,6 +330,7 @@ def _num_pages(length: Array, page: int) -> Array:
     return (length + page - 1) // page
 
 
+@jax.jit
 def _write_slots(pages: Array, slots: tuple[Array, Array, Array], new: Array) -> Array:
     """Writes `new` at layers, pages and offsets, in place if `pages` is donated.
 

@@ -74,7 +74,7 @@ def grouped_swiglu(
     if config.impl == "blocked":
         if config.block < 1:
             raise ValueError(f"block must be at least 1 row, got {config.block}")
-        return blocked.grouped_swiglu(x, gate, up, down, sizes, config.block)
+        return _blocked(x, gate, up, down, sizes, config.block)
     dot = _ragged_dot(config.impl)
     hidden = jax.nn.silu(dot(x, gate, sizes)) * dot(x, up, sizes)
     out = dot(hidden, down, sizes)
@@ -154,6 +154,10 @@ def why_not(impl: str, dtype: Any = jnp.float32) -> str:
     if importlib.util.find_spec("tokamax") is None:
         return "the package tokamax is not installed: pip install tokamax"
     return ""
+
+
+_blocked = jax.jit(blocked.grouped_swiglu, static_argnums=5)
+"""Compiled once for all values, also where it is called eagerly."""
 
 
 def _ragged_dot(impl: Impl) -> Any:

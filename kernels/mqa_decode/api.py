@@ -5,6 +5,7 @@ share of pages for every processor), `triton` (NVIDIA GPUs from Ampere on), `mos
 which is the specification in `ref`.
 """
 
+import functools
 import os
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -121,17 +122,37 @@ def mqa_decode(
     # What is traced may be anything: no kernel reads behind its table or its pages.
     lens = jnp.clip(lens, 0, P * call.page)
     page_table = jnp.clip(page_table, 0, k_pages.shape[0] - 1)
+    if config.impl == "mosaic_gpu" and plan is None:
+        plan = decode_plan(lens, page_table, page=call.page)
+    scale = call.C**-0.5 if scale is None else scale
+    operands = (q, k_pages, v_pages, page_table, lens, scale, k_scale, v_scale, plan)
+    out, lse2 = _attend(*operands, config=config, direct=v_transposed)
+    out, lse2 = (out[:, 0], lse2[:, 0]) if squeezed else (out, lse2)
+    return (out, lse2) if return_lse else out
+
+
+@functools.partial(jax.jit, static_argnames=("config", "direct"))
+def _attend(
+    q: jax.Array,
+    k_pages: jax.Array,
+    v_pages: jax.Array,
+    page_table: jax.Array,
+    lens: jax.Array,
+    scale: float | jax.Array,
+    k_scale: jax.Array | None,
+    v_scale: jax.Array | None,
+    shares: Plan | None,
+    *,
+    config: Config,
+    direct: bool,
+) -> tuple[jax.Array, jax.Array]:
+    """Compiled once for all values, also where it is called eagerly."""
     operands = (q, k_pages, v_pages, page_table, lens)
-    options = {
-        "scale": call.C**-0.5 if scale is None else scale,
-        "k_scale": k_scale,
-        "v_scale": v_scale,
-    }
+    options: dict[str, Any] = {"scale": scale, "k_scale": k_scale, "v_scale": v_scale}
     if config.impl == "mosaic_gpu":
-        if plan is None:
-            plan = decode_plan(lens, page_table, page=call.page)
+        assert shares is not None
         out, lse2 = mosaic_gpu.mqa_decode(
-            q, k_pages, v_pages, lens, plan, direct=v_transposed, stages=config.stages, **options
+            q, k_pages, v_pages, lens, shares, direct=direct, stages=config.stages, **options
         )
     elif config.impl == "triton":
         out, lse2 = triton.mqa_decode(
@@ -140,10 +161,8 @@ def mqa_decode(
     elif config.impl == "mosaic_tpu":
         out, lse2 = mosaic_tpu.mqa_decode(*operands, **options)
     else:
-        out, lse2 = ref.mqa_decode(*operands, v_transposed=v_transposed, **options)
-    out = out.astype(q.dtype)
-    out, lse2 = (out[:, 0], lse2[:, 0]) if squeezed else (out, lse2)
-    return (out, lse2) if return_lse else out
+        out, lse2 = ref.mqa_decode(*operands, v_transposed=direct, **options)
+    return out.astype(q.dtype), lse2
 
 
 def choose(call: Call) -> Impl:

@@ -103,14 +103,21 @@ def lengths(spec: Spec, seed: int = 0) -> np.ndarray:
     return np.maximum(np.round(draw), spec.S_q).astype(np.int32)
 
 
-def make(spec: Spec, seed: int = 0) -> Workload:
-    """Draws operands; pages of all requests are shuffled together."""
+def make(spec: Spec, seed: int = 0, *, cold_bytes: int | None = None) -> Workload:
+    """Draws operands; pages of all requests are shuffled together.
+
+    Args:
+        spec: the workload.
+        seed: of lengths, pages and numbers.
+        cold_bytes: bytes that pages are spread over at least; `COLD_BYTES` by default.
+    """
+    cold_bytes = COLD_BYTES if cold_bytes is None else cold_bytes
     rng = np.random.default_rng(seed)
     lens = lengths(spec, seed)
     pages = -(-lens // spec.page)
     size = {"bf16": 2, "fp8": 1, "direct": 1, "f32": 4}[spec.kv]
     per_page = 2 * spec.page * spec.C * size
-    copies = max(1, -(-COLD_BYTES // int(pages.sum() * per_page)))
+    copies = max(1, -(-cold_bytes // int(pages.sum() * per_page)))
     count = int(pages.sum())
     tables = np.zeros((copies, spec.B, int(pages.max())), np.int32)
     for copy in range(copies):

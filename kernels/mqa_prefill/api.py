@@ -178,7 +178,7 @@ def _dispatch(
         raise ValueError(f"scale must be a Python number or None, got {type(scale).__name__}")
     factor = q.shape[-1] ** -0.5 if scale is None else float(scale)
     scales = unit.astype(ref.wide_dtype(q.dtype)) * factor
-    return _attend(impl, causal, q, k, v, q_start, lens, scales)
+    return _compiled(impl, causal, q, k, v, q_start, lens, scales)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -201,6 +201,8 @@ def _backward(impl: Impl, causal: bool, saved: tuple, grad: jax.Array) -> tuple:
 
 
 _attend.defvjp(_forward, _backward)
+_compiled = jax.jit(_attend, static_argnums=(0, 1))
+"""Once for all values, also where it is called eagerly."""
 
 
 def _check(q: jax.Array, k: jax.Array, v: jax.Array) -> int:

@@ -76,7 +76,7 @@ def rms_up_rope(
     half = up.shape[2] // 2
     frequency = jnp.asarray(theta, wide) ** (-jnp.arange(half, dtype=wide) / half)
     angle = position.astype(wide)[:, None] * frequency[None]
-    return _apply(impl, low, up, factor, jnp.cos(angle), jnp.sin(angle))
+    return _compiled(impl, low, up, factor, jnp.cos(angle), jnp.sin(angle))
 
 
 def choose(low: Any, up: Any) -> Impl:
@@ -130,3 +130,5 @@ def _backward(impl: Impl, operands: tuple, grad: jax.Array) -> tuple:
 
 
 _apply.defvjp(_forward, _backward)
+_compiled = jax.jit(_apply, static_argnums=0)
+"""Once for all values, also where it is called eagerly."""

@@ -154,6 +154,25 @@ def test_narrow_attention_accumulates_in_float32(dtype, ours, key):
     np.testing.assert_allclose(np.asarray(got, float), want, rtol=ours, atol=1e-5)
 
 
+def test_products_are_at_the_precision_that_the_caller_says(key):
+    """As those of the projections around them; operands in 16 bits are not widened for scores."""
+
+    def products(dtype):
+        q, k, v, mask = draw(key, dtype)
+        jaxpr = jax.make_jaxpr(lambda q, k, v: transformer.attend(q, k, v, mask, scale=1.0))(
+            q, k, v
+        )
+        return [eqn for eqn in jaxpr.eqns if eqn.primitive.name == "dot_general"]
+
+    scores, average = products(jnp.bfloat16)
+    assert [x.aval.dtype for x in scores.invars] == [jnp.bfloat16] * 2
+    assert scores.outvars[0].aval.dtype == average.outvars[0].aval.dtype == jnp.float32
+    assert all(eqn.params["precision"] is None for eqn in products(jnp.float32))
+    with jax.default_matmul_precision("highest"):
+        exact = (jax.lax.Precision.HIGHEST,) * 2
+        assert all(eqn.params["precision"] == exact for eqn in products(jnp.float32))
+
+
 def test_gradients_by_differences(x64, key):
     q, k, v, mask = draw(key, lead=())
     f = jax.jit(lambda q, k, v: transformer.attend(q, k, v, mask, scale=0.7))

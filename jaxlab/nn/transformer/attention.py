@@ -3,6 +3,7 @@
 Source: Ainslie et al. 2023 (GQA); Shazeer 2019 (MQA).
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -102,7 +103,11 @@ def attend(
     *,
     scale: float | Array,
 ) -> Float[Array, "... T H E"]:
-    """Returns softmax(scale q k') v over what the mask lets through, in float32 or wider.
+    """Returns softmax(scale q k') v over what the mask lets through, summed in float32 or wider.
+
+    Scores are products in the dtype of q, averages in that of the sums, both at JAX's default
+    precision, as all products of a block are: `jax.default_matmul_precision("highest")` makes those
+    of float32 exact on accelerators too.
 
     Args:
         q: `[..., T, H, C]`.
@@ -135,23 +140,22 @@ def attend(
         )
     if mask.dtype != jnp.bool_ or mask.shape[-2:] != (T, S):
         raise ValueError(f"mask must be bool [..., {T}, {S}], got {mask.dtype} {mask.shape}")
-    wide = wide_dtype(q.dtype)
-    exact = jax.lax.Precision.HIGHEST
+    product = functools.partial(jnp.einsum, preferred_element_type=wide_dtype(q.dtype))
     mask = jnp.broadcast_to(mask, (*lead, T, S))
-    k, v = (x.astype(wide).swapaxes(-3, -2) for x in (k, v))  # [..., G, S, C], [..., G, S, E]
+    k, v = (x.astype(q.dtype).swapaxes(-3, -2) for x in (k, v))  # [..., G, S, C], [..., G, S, E]
     # 0 * NaN is NaN: zeroed, not weighted by zero, for those who do not see it.
     finite = (jnp.isfinite(k).all(axis=-1) & jnp.isfinite(v).all(axis=-1))[..., None]
     k, v = (jnp.where(finite, x, 0.0) for x in (k, v))
     # The heads of a group are rows that share its keys: [..., G, (H / G) T, C].
-    rows = q.astype(wide).swapaxes(-3, -2).reshape(*lead, G, -1, C) * scale
-    scores = jnp.einsum("...rc,...sc->...rs", rows, k, precision=exact)
+    rows = q.swapaxes(-3, -2).reshape(*lead, G, -1, C)
+    scores = product("...rc,...sc->...rs", rows, k) * scale
     scores = scores.reshape(*lead, H, T, S)
     scores = jnp.where(mask[..., None, :, :], scores, MASKED)
     # The maximum cancels, so that its derivative need not be taken.
     weight = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
     total = jnp.sum(weight, axis=-1)
     weight = weight.reshape(*lead, G, -1, S)
-    out = jnp.einsum("...rs,...se->...re", weight, v, precision=exact)
+    out = product("...rs,...se->...re", weight, v.astype(weight.dtype))
     out = out.reshape(*lead, H, T, -1) / total[..., None]
     out = jnp.where(mask.any(axis=-1)[..., None, :, None], out, 0.0)
     spoiled = (mask[..., None, :, :] & ~finite.swapaxes(-1, -2)).any(axis=-1)  # [..., G, T]

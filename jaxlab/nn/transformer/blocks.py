@@ -5,6 +5,7 @@ whom, and the positions turn queries and keys. A causal mask makes a language mo
 (`decoder`), a mask of True a bidirectional denoiser.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -119,7 +120,22 @@ def apply_blocks(
         ValueError: if weights are not of this configuration, x is of another width or dtype, or
             positions and cache do not fit x.
     """
-    num_layers = _check_operands(blocks, x, pos, cache, config)
+    _check_operands(blocks, x, pos, cache, config)
+    return _scan(blocks, x, pos, mask, cache, config=config, remat=remat)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "remat"))
+def _scan(
+    blocks: Block,
+    x: Array,
+    pos: Array,
+    mask: Array,
+    cache: tuple[Array, ...] | None,
+    *,
+    config: BlockConfig,
+    remat: bool,
+) -> tuple[Array, tuple[Array, ...] | None]:
+    """Compiled once for all values, also where it is called eagerly."""
 
     def body(carry: tuple, scanned: tuple[Block, Array]) -> tuple[tuple, None]:
         x, cache = carry
@@ -143,7 +159,7 @@ def apply_blocks(
 
     if remat:
         body = jax.checkpoint(body, prevent_cse=False)  # a scan needs no barrier against it
-    layers = jnp.arange(num_layers, dtype=jnp.int32)
+    layers = jnp.arange(blocks.attention_norm.shape[0], dtype=jnp.int32)
     return jax.lax.scan(body, (x, cache), (blocks, layers))[0]
 
 
@@ -171,8 +187,8 @@ def check_config(config: BlockConfig) -> None:
 
 def _check_operands(
     blocks: Block, x: Array, pos: Array, cache: tuple[Array, ...] | None, config: BlockConfig
-) -> int:
-    """Checks what `apply_blocks` is given and returns the number of layers."""
+) -> None:
+    """Checks what `apply_blocks` is given."""
     if pos.shape != x.shape[:-1] or not jnp.issubdtype(pos.dtype, jnp.integer):
         raise ValueError(
             f"x must be [..., T, D] and pos integers [..., T], got {x.shape} and {pos.dtype} "
@@ -203,4 +219,3 @@ def _check_operands(
                 f"{x.shape} and {[c.shape for c in cache]}: make it with init_cache"
             )
         attention.check_positions(pos, cache[0].shape[2], least=-1)
-    return num_layers

@@ -1,14 +1,16 @@
 """The quality study: its tasks by hand, models of equal size, runs in one program, resuming."""
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from experiments.harness import store
-from experiments.mfa_quality import PRESETS, Config, methods, study, tasks, training
+from experiments.harness import drawing, result, store
+from experiments.mfa_quality import PRESETS, Config, figures, methods, rows, study, tasks, training
 from jaxlab.core import loop
 
 TINY = Config(
@@ -153,6 +155,56 @@ def test_study_compares_on_paired_seeds(studied):
     clear = "better" if difference.mean() < 0.0 else "worse"
     assert row.verdict == ("no clear difference" if half > abs(difference.mean()) else clear)
     assert {figure.path for figure in first.figures} == {"quality.png", "curves.png"}
+
+
+def outcome(cached, losses):
+    """What training leaves of these losses; NaN is a lost run."""
+    losses = np.asarray(losses)
+    model = methods.Model(None, cached, 1000, 10)  # pyright: ignore
+    curve = np.stack([losses + 1.0, losses])
+    return rows.Outcome(model, 1e-3, training.Runs(losses, losses / 10, np.array([1, 2]), curve))
+
+
+def test_lost_runs_are_counted_and_spoil_no_figure(tmp_path):
+    """Two of ours are lost: of five pairs three are left."""
+    found = {
+        ("recall", "MFA"): outcome(32, [0.5, np.nan, 0.7, np.nan, 0.9]),
+        ("recall", "MHA"): outcome(128, [0.1, 0.2, 0.3, 0.4, 0.6]),
+        ("recall", "GQA"): outcome(64, [0.2, 0.2, 0.1, 0.1, 0.1]),
+        ("recall", "MQA"): outcome(32, [np.nan] * 5),
+    }
+    (row, *_) = rows.rows(found, ("recall",))
+    assert row.value == pytest.approx(0.7) and row.baseline == ("MHA", pytest.approx(1.0 / 3))
+    assert "over 3 pairs of seeds" in row.note and "2 of 5 seeds" in row.note
+    assert "Recalled: 93.0 % against 96.7 %." in row.note
+    table = rows.table(found, "recall", "Recall")
+    assert [cells[-1] for cells in table.rows] == ["3 of 5", "5 of 5", "5 of 5", "0 of 5"]
+    assert table.rows[0][-2] == pytest.approx(7.0) and table.rows[3][5] is None
+    result.encode(table)  # NaN would be refused
+    assert [f.path for f in figures.draw(found, {"recall": "Recall"}, tmp_path)] == [
+        "quality.png",
+        "curves.png",
+    ]
+    assert "MQA lost" in study._summary(found)
+    with pytest.raises(RuntimeError, match="MQA on recall diverges at every learning rate"):
+        study.best(found[("recall", "MQA")].runs.loss, ("recall", "MQA"))
+    assert study.best(np.array([np.nan, 2.0, 1.0]), ("recall", "MFA")) == 2
+
+
+def test_names_of_layers_do_not_cover_each_other(tmp_path, monkeypatch):
+    """Three layers of one cache, as near as they come."""
+    seen = []
+    monkeypatch.setattr(drawing, "save", lambda figure, path: seen.append(figure))
+    bars = [figures.Bar(name, 32, 1.9, 0.02) for name in ("MQA", "MLA", "MFA")]
+    bars += [figures.Bar("MFA-KR", 16, 1.9, 0.02), figures.Bar("MHA", 128, 1.9, 0.02)]
+    figures.quality({"bytes": bars}, {"bytes": "Bytes"}, tmp_path)
+    (axis,) = seen[0].axes
+    seen[0].draw_without_rendering()
+    boxes = [text.get_window_extent() for text in axis.texts]
+    assert len(boxes) == 5
+    for a, b in itertools.combinations(boxes, 2):
+        assert not a.overlaps(b)
+    plt.close(seen[0])
 
 
 def test_a_finished_study_trains_nothing(studied, monkeypatch):

@@ -1,8 +1,13 @@
 """The cost study: every published figure it sets itself against, and what it refuses."""
 
+import itertools
+
+import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 
-from experiments.step3_cost import Config, own, rows, study
+from experiments.harness import drawing
+from experiments.step3_cost import Config, figures, own, rows, study
 from jaxlab.serving import catalog, planner
 
 SMALL = Config(contexts=(8192, 32768), max_servers=2)
@@ -31,6 +36,24 @@ def test_every_published_figure_that_can_be_computed_is_reproduced(tmp_path):
     assert list(cells.values()) == [72, 108]
     for figure in result.figures:
         assert (tmp_path / figure.path).stat().st_size > 5000
+
+
+@pytest.mark.parametrize("name", ["_pareto", "_intensity"])
+def test_names_cover_neither_each_other_nor_a_point(name, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(drawing, "save", lambda figure, path: seen.append(figure))
+    draw = getattr(figures, name)
+    draw(tuple(catalog.MODELS.values()), tuple(catalog.ACCELERATORS.values()), tmp_path)
+    seen[0].draw_without_rendering()
+    for axis in seen[0].axes:
+        boxes = [text.get_window_extent() for text in axis.texts]
+        assert len(boxes) == len(catalog.MODELS)
+        for a, b in itertools.combinations(boxes, 2):
+            assert not a.overlaps(b)
+        points = [line.get_xydata() for line in axis.lines if line.get_marker() == "o"]
+        for x, y in axis.transData.transform(np.concatenate(points)):
+            assert not any(box.contains(x, y) for box in boxes)
+    plt.close(seen[0])
 
 
 def test_a_wrong_count_would_be_noticed(tmp_path, monkeypatch):
