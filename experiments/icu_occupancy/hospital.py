@@ -151,12 +151,14 @@ def _about_sites(stays: q.Stays) -> Table:
 
 def in_short(rejects: q.Rejects | None) -> str:
     """Says beside the bed number what of the file bears on it."""
+    if rejects is None:
+        return ""
     said = ""
-    if rejects is not None and rejects.rows.size:
-        rows = "1 row" if rejects.rows.size == 1 else f"{rejects.rows.size:,} rows"
-        said += f" Set aside: {rows} of the file."
-    if rejects is not None and rejects.num_alike:
-        rows = "1 row" if rejects.num_alike == 1 else f"{rejects.num_alike:,} rows"
+    # Rows outside of a window that was asked for are no loss.
+    if unused := sum(why != "outside_window" for why in rejects.reasons):
+        said += f" Set aside: {unused:,} row{'' if unused == 1 else 's'} of the file."
+    if alike := rejects.num_alike:
+        rows = f"{alike:,} row{'' if alike == 1 else 's'}"
         said += f" Equal to an earlier one, and counted as other patients: {rows}."
     return said
 

@@ -194,8 +194,6 @@ def measure(
         los, by_date = np.where(none, zero_stay, los), by_date & ~none
     else:
         reason = add_reason(reason, zero_los=none & ~by_date)
-        if same := int(np.sum((reason == "") & none)):
-            notices.append(f"{tables.count(same, 'same-day stay')} known by dates only: kept")
     return Lengths(los, by_date, event != 0, is_open), reason, notices
 
 

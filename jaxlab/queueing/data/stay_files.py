@@ -141,9 +141,10 @@ def read_stays(
     notices += _about_alike(columns, ids, good, num_alike, duplicates)
     notices += _about_open(columns, lengths, good, last)
     notices += stay_columns.quiet_times(columns, good & ~early)
-    if early[good].any():
-        patients = tables.count(int(early[good].sum()), "patient")
-        notices.append(f"{patients} in bed when the window opened")
+    if same := int(np.sum(good & (lengths.los == 0))):
+        notices.append(f"{tables.count(same, 'same-day stay')} known by dates only: kept")
+    if before := int(np.sum(good & early)):
+        notices.append(f"{tables.count(before, 'patient')} in bed when the window opened")
     bad = np.flatnonzero(~good)
     rejects = Rejects(
         rows=table.numbers[bad],

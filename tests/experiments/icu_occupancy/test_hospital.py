@@ -81,7 +81,7 @@ def test_flags_reach_the_reader(stays):
     found, rejects = hospital.read(config)
     assert found.los.tolist() == [2.5] and found.num_days == 25
     assert rejects.counts() == {"missing_los": 1, "duplicate": 1, "outside_window": 1}
-    assert hospital.in_short(rejects) == " Set aside: 3 rows of the file."
+    assert hospital.in_short(rejects) == " Set aside: 2 rows of the file."
     keep = hospital.read(Config(data=str(path), date_format="DD.MM.YYYY", duplicates="keep"))[1]
     assert hospital.in_short(keep).endswith("counted as other patients: 1 row.")
     assert hospital.in_short(None) == ""
