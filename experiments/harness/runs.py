@@ -146,6 +146,8 @@ def carry_out(
         if first and not resumed:
             _discard(out)
         raise
+    except lock.LockedError as error:  # of a notebook, say, that computes units in this folder
+        raise flags.Mistake(error) from None
     except OSError as error:
         if sys.flags.dev_mode or not result.is_storage(error):
             raise

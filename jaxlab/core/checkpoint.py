@@ -53,7 +53,7 @@ class Restored(NamedTuple):
         metrics: the metrics that were stored with it.
         frozen: of seeds side by side, those that had blown up, with the step at which each did.
         stopped: whether the run ended here for good (early stop), however many steps are asked for.
-        at_start: how far leaves were from finite when the run began, see `save`.
+        at_start: leaves that were not finite when the run began, as `loop.run` remembers them.
         versions: versions of Python and the packages that wrote it.
     """
 
@@ -404,6 +404,8 @@ def _damage(folder: pathlib.Path) -> str:
         return "" if _RECORD in digests else f"{_DIGESTS} is not what was written"
     except FileNotFoundError as error:
         return f"{pathlib.Path(error.filename).name} is missing"
+    except OSError as error:
+        return f"{pathlib.Path(error.filename or folder).name} cannot be read: {error.strerror}"
     except (ValueError, TypeError):  # bytes that are no JSON, or other JSON
         return f"{_DIGESTS} is not what was written"
 

@@ -3,10 +3,12 @@
 import dataclasses
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
 import threading
+import time
 from typing import NamedTuple
 
 import jax
@@ -15,7 +17,7 @@ import numpy as np
 import pytest
 
 from experiments.harness import store, units
-from jaxlab.core import logging
+from jaxlab.core import lock, logging
 
 HERE = pathlib.Path(__file__).parent
 
@@ -318,6 +320,35 @@ def test_workers_work_at_the_same_time(tmp_path):
     both = threading.Barrier(2)
     todo = [units.Unit(name, {}, lambda _: both.wait(60) >= 0) for name in "abcd"]
     assert units.run(todo, tmp_path, workers=2) == dict.fromkeys("abcd", True)
+
+
+def test_what_takes_long_is_told_again(tmp_path, capsys, monkeypatch):
+    """As a compilation does; ever more seldom, so that a log of hours stays short."""
+    monkeypatch.setattr(units, "QUIET_S", 0.02)
+    long = units.Unit("a", {}, lambda _: time.sleep(0.3))
+    units.run([long], tmp_path, title="toy")
+    first, *again, last = capsys.readouterr().err.splitlines()
+    assert (first, last) == ("toy 0/1  a ...", "toy 1/1  a")
+    assert 1 <= len(again) <= 4
+    assert all(re.fullmatch(r"toy 0/1  a \.\.\. [\d.]+ ms", line) for line in again)
+
+
+def test_a_second_process_is_refused(tmp_path):
+    def compute(folder):
+        with pytest.raises(lock.LockedError, match=f"process {os.getpid()} on .* is at work in"):
+            units.run([units.Unit("b", {}, lambda _: 2)], tmp_path)
+        return 1
+
+    assert units.run([units.Unit("a", {}, compute)], tmp_path) == {"a": 1}
+    assert [path.name for path in tmp_path.glob(".*")] == []
+
+
+def test_a_torn_line_of_the_metrics_is_no_obstacle(tmp_path):
+    units.run(counted(["a"])[0], tmp_path)
+    with (tmp_path / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"step": 2, "b/le')
+    units.run(counted(["a", "b"])[0], tmp_path)
+    assert [r["step"] for r in logging.read_jsonl(tmp_path / "metrics.jsonl")] == [1, 2]
 
 
 def test_progress_is_told_and_metrics_kept(tmp_path, capsys):
