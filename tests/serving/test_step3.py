@@ -8,10 +8,13 @@ import pytest
 from jax.experimental import checkify
 from scipy.special import softmax
 
+from jaxlab.kernels import compat
 from jaxlab.nn import transformer
 from jaxlab.serving import experts, factorized, paged_cache, quantization, step3
 
 TINY = step3.TINY
+SHALLOW = TINY._replace(num_layers=2, dense_layers=(0,))
+"""A layer of each kind, which compile in half the time."""
 
 
 def test_published_number_of_parameters():
@@ -23,9 +26,9 @@ def test_published_number_of_parameters():
 
 @pytest.fixture(scope="module")
 def model():
-    params = step3.init_step3(jax.random.key(0), TINY)
-    tokens = jax.random.randint(jax.random.key(1), (3, 21), 0, TINY.vocab)
-    return params, tokens, jax.jit(step3.step3_forward, static_argnums=2)(params, tokens, TINY)
+    params = step3.init_step3(jax.random.key(0), SHALLOW)
+    tokens = jax.random.randint(jax.random.key(1), (3, 21), 0, SHALLOW.vocab)
+    return params, tokens, jax.jit(step3.step3_forward, static_argnums=2)(params, tokens, SHALLOW)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +37,7 @@ def decode():
 
 
 def make_cache(dtype=jnp.float32, num_pages=20):
-    return step3.init_step3_cache(TINY, num_pages, batch=3, max_pages=6, page=4, dtype=dtype)
+    return step3.init_step3_cache(SHALLOW, num_pages, batch=3, max_pages=6, page=4, dtype=dtype)
 
 
 @pytest.mark.parametrize(
@@ -43,11 +46,11 @@ def make_cache(dtype=jnp.float32, num_pages=20):
 def test_decoding_is_the_forward_pass(chunks, model, decode, monkeypatch):
     if len(chunks) == 2:  # more rows than are decoded: the prefill kernel, over pages
         monkeypatch.setattr(step3, "MOST_ROWS", 8)
-        decode = jax.jit(lambda *x: step3.step3_decode_step(*x[:3], TINY))
+        decode = jax.jit(lambda *x: step3.step3_decode_step(*x[:3], SHALLOW))
     params, tokens, want = model
     cache, at = make_cache(), 0
     for chunk in chunks:
-        logits, cache, done = decode(params, cache, tokens[:, at : at + chunk], TINY)
+        logits, cache, done = decode(params, cache, tokens[:, at : at + chunk], SHALLOW)
         np.testing.assert_allclose(logits, want[:, at : at + chunk], atol=2e-4)
         assert done.all()
         at += chunk
@@ -66,16 +69,18 @@ def test_forward_is_the_layers_one_after_another(model):
             normed = transformer.rms_norm(x, block.attention_norm)
             x = (
                 x
-                + factorized.make_mfa(TINY.attention(layer)).apply(block.attention, normed, pos)[0]
+                + factorized.make_mfa(SHALLOW.attention(layer)).apply(block.attention, normed, pos)[
+                    0
+                ]
             )
             normed = transformer.rms_norm(x, block.ffn_norm)
-            if layer in TINY.dense_layers:
+            if layer in SHALLOW.dense_layers:
                 x = x + experts.swiglu(block.ffn, normed)
                 continue
             prob = jax.nn.softmax(normed @ block.ffn.router, axis=-1)
-            least = jax.lax.top_k(prob, TINY.num_active)[0][..., -1:]
+            least = jax.lax.top_k(prob, SHALLOW.num_active)[0][..., -1:]
             y = experts.swiglu(block.ffn.shared, normed)
-            for e in range(TINY.num_experts):
+            for e in range(SHALLOW.num_experts):
                 weights = jax.tree.map(lambda w, e=e: w[e], block.ffn.experts)
                 weight = jnp.where(prob >= least, prob, 0.0)[..., e : e + 1]
                 y = y + weight * experts.swiglu(weights, normed)
@@ -87,7 +92,7 @@ def test_forward_is_the_layers_one_after_another(model):
 
 def test_folded_norms_change_nothing(model, decode):
     params, tokens, want = model
-    logits, _, _ = decode(step3.fold_norms(params), make_cache(), tokens, TINY)
+    logits, _, _ = decode(step3.fold_norms(params), make_cache(), tokens, SHALLOW)
     np.testing.assert_allclose(logits, want, atol=2e-4)
 
 
@@ -96,19 +101,19 @@ def test_requests_are_independent(model, decode):
     params, tokens, want = model
     cache = make_cache(num_pages=9)
     active = jnp.asarray([True, False, False])
-    _, cache, _ = decode(params, cache, tokens[:, :6], TINY, active=active)
+    _, cache, _ = decode(params, cache, tokens[:, :6], SHALLOW, active=active)
     cache = paged_cache.share(cache, 0, 1)
     mixed = jnp.stack([tokens[0, 6:12], tokens[1, 6:12], tokens[2, 6:12]])
     logits, cache, done = decode(
-        params, cache, mixed, TINY, active=jnp.asarray([True, True, False])
+        params, cache, mixed, SHALLOW, active=jnp.asarray([True, True, False])
     )
     assert done.tolist() == [True, True, False]
     np.testing.assert_allclose(logits[0], want[0, 6:12], atol=2e-4)
     branch = jnp.concatenate([tokens[0, :6], tokens[1, 6:12]])[None]
-    other = jax.jit(step3.step3_forward, static_argnums=2)(params, branch, TINY)
+    other = jax.jit(step3.step3_forward, static_argnums=2)(params, branch, SHALLOW)
     np.testing.assert_allclose(logits[1], other[0, 6:], atol=2e-4)
     before = np.asarray(cache.lens)
-    logits, cache, done = decode(params, cache, tokens[:, :17], TINY)
+    logits, cache, done = decode(params, cache, tokens[:, :17], SHALLOW)
     assert not done.all() and np.asarray(cache.lens)[~np.asarray(done)].tolist() == (
         before[~np.asarray(done)].tolist()
     )
@@ -122,7 +127,7 @@ def test_requests_are_independent(model, decode):
 def test_a_narrow_cache_is_close(dtype, least, most, model, decode):
     """Rounding keys and values shows, and costs 0.3 % a value in 16 bits, 2.6 % in eight."""
     params, tokens, want = model
-    logits, _, _ = decode(params, make_cache(dtype), tokens, TINY)
+    logits, _, _ = decode(params, make_cache(dtype), tokens, SHALLOW)
     error = np.sqrt(np.mean((np.asarray(logits) - want) ** 2) / np.mean(np.asarray(want) ** 2))
     assert least < error < most
 
@@ -133,7 +138,7 @@ def test_gradients_reach_every_weight(model):
     @jax.jit
     def grads(params):
         def loss(params):
-            logits = step3.step3_forward(params, tokens[:, :-1], TINY)
+            logits = step3.step3_forward(params, tokens[:, :-1], SHALLOW)
             picked = jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[:, 1:, None], axis=-1)
             return -jnp.mean(picked)
 
@@ -241,12 +246,12 @@ def test_prompts_of_unequal_lengths_are_padded_and_cut(model, decode):
     params, tokens, want = model
     lens = jnp.asarray([6, 3, 1], jnp.int32)
     padded = jnp.where(jnp.arange(6)[None] < lens[:, None], tokens[:, :6], 0)
-    logits, cache, _ = decode(params, make_cache(), padded, TINY)
+    logits, cache, _ = decode(params, make_cache(), padded, SHALLOW)
     cache = paged_cache.truncate(cache, lens)
     for b, n in enumerate((6, 3, 1)):
         np.testing.assert_allclose(logits[b, :n], want[b, :n], atol=2e-4)
     following = jnp.take_along_axis(tokens, lens[:, None], axis=1)
-    logits, cache, _ = decode(params, cache, following, TINY)
+    logits, cache, _ = decode(params, cache, following, SHALLOW)
     assert cache.lens.tolist() == [7, 4, 2]
     for b, n in enumerate((6, 3, 1)):
         np.testing.assert_allclose(logits[b, 0], want[b, n], atol=2e-4)
@@ -254,7 +259,7 @@ def test_prompts_of_unequal_lengths_are_padded_and_cut(model, decode):
 
 def test_a_step_is_compiled_once(model):
     params, tokens, _ = model
-    step = chex.assert_max_traces(lambda *x: step3.step3_decode_step(*x, TINY), n=1)
+    step = chex.assert_max_traces(lambda *x: step3.step3_decode_step(*x, SHALLOW), n=1)
     step, cache = jax.jit(step, donate_argnums=1), make_cache()
     for t in range(5):  # across a page
         active = jnp.asarray([True, t % 2 == 0, False])
@@ -265,12 +270,12 @@ def test_a_step_is_compiled_once(model):
 @pytest.mark.parametrize("num_tokens", [1, 40], ids=["decode", "chunk"])
 def test_implementations_are_not_ignored(num_tokens):
     """8 heads: 40 tokens are more rows than are decoded."""
-    params = jax.eval_shape(lambda: step3.init_step3(jax.random.key(0), TINY))
+    params = jax.eval_shape(lambda: step3.init_step3(jax.random.key(0), SHALLOW))
     tokens = jax.ShapeDtypeStruct((3, num_tokens), jnp.int32)
 
     def run(impl):
         return jax.eval_shape(
-            lambda p, c, t: step3.step3_decode_step(p, c, t, TINY, impl=impl),
+            lambda p, c, t: step3.step3_decode_step(p, c, t, SHALLOW, impl=impl),
             params,
             jax.eval_shape(make_cache),
             tokens,
@@ -281,7 +286,27 @@ def test_implementations_are_not_ignored(num_tokens):
             run(impl)
     with pytest.raises(ValueError, match="impl must be one of"):
         run("quick")
-    assert run("xla")[0].shape == (3, num_tokens, TINY.vocab)
+    assert run("xla")[0].shape == (3, num_tokens, SHALLOW.vocab)
+
+
+def test_a_step_on_hopper_makes_one_plan_for_all_layers(monkeypatch):
+    """Lowered for a GPU that this machine need not have."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(compat, "compute_capability", lambda: 9.0)
+    monkeypatch.setattr(compat, "num_processors", lambda: 132)
+    config = SHALLOW._replace(num_layers=3, head_dim=64, dense_layers=(0, 1, 2))
+    params = jax.eval_shape(lambda: step3.init_step3(jax.random.key(0), config, dtype=jnp.bfloat16))
+    cache = jax.eval_shape(lambda: step3.init_step3_cache(config, 9, batch=3, max_pages=4, page=64))
+    tokens = jax.ShapeDtypeStruct((3, 1), jnp.int32)
+
+    def step(params, cache, tokens):
+        return step3.step3_decode_step(params, cache, tokens, config, impl="mosaic_gpu")
+
+    with compat.target():
+        lowered = jax.jit(step).trace(params, cache, tokens).lower(lowering_platforms=("cuda",))
+    text = lowered.as_text()
+    assert text.count("call @_divided") == 1
+    assert text.count("mosaic_gpu") >= 1
 
 
 @pytest.mark.parametrize(
@@ -332,16 +357,16 @@ def test_caches_of_another_model_are_refused(options, requests, message):
 
 def test_tokens_are_of_the_vocabulary(model):
     params, tokens, _ = model
-    for wrong in (TINY.vocab, -1):
+    for wrong in (SHALLOW.vocab, -1):
         bad = tokens.at[1, 2].set(wrong)
         for run in (
-            lambda t: step3.step3_forward(params, t, TINY),
-            lambda t: step3.step3_decode_step(params, make_cache(), t, TINY),
+            lambda t: step3.step3_forward(params, t, SHALLOW),
+            lambda t: step3.step3_decode_step(params, make_cache(), t, SHALLOW),
         ):
             with pytest.raises(ValueError, match="tokens must be in 0 to 511, the vocabulary"):
                 run(bad)
     with pytest.raises(ValueError, match="tokens must be integers"):
-        step3.step3_forward(params, tokens[0], TINY)
+        step3.step3_forward(params, tokens[0], SHALLOW)
     forward = checkify.checkify(
         lambda p, t: step3.step3_forward(p, t, MICRO), errors=checkify.user_checks
     )
