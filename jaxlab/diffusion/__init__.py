@@ -1,4 +1,4 @@
-"""Generative ground: rectified flow, MeanFlow, diffusion with few steps or of tokens, exact forms."""
+"""Generative ground: flows and diffusions of vectors and of tokens, and their exact forms."""
 
 from jaxlab.diffusion import (
     closed_form,

@@ -1,0 +1,198 @@
+"""Fitting a diffusion over tokens to the target of mirror descent, by forward or reverse divergence.
+
+Forward: min KL(pi_MD | pi), samples of the old policy weighted by what the target makes of them and
+fitted by the diffusion's own bound. It covers all that the target covers. Reverse: min
+KL(pi | pi_MD), a clipped policy gradient with ratios of the diffusion, and a price on divergence. It
+seeks modes, and collapses to one sequence without that price.
+
+Ma et al. 2025, arXiv:2509.22963. Names F and R as in the room's README.
+"""
+
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxlab.diffusion.discrete import masked, path
+from jaxlab.diffusion.discrete.masked import Denoise
+from jaxlab.diffusion.discrete.schedules import Schedule
+from jaxlab.learning import policy_gradient
+
+Noise = Literal["forward", "on_policy", "path"]
+Scalar = float | Float[Array, ""]
+
+
+def sequence_loss(
+    key: jax.Array,
+    denoise: Denoise,
+    tokens: Int[Array, "*B K"],
+    *,
+    vocab: int,
+    noise: Noise = "forward",
+    schedule: Schedule | None = None,
+    reveal: Int[Array, "*B K"] | None = None,
+    count: int = 1,
+    weighting: masked.Weighting = "elbo",
+    token_mask: Bool[Array, "*B K"] | None = None,
+) -> Float[Array, "*B"]:
+    """Returns the diffusion's loss of each sequence, nats, on one of three kinds of noise.
+
+    * "forward": fresh noise, the negative evidence bound (`masked.nelbo`).
+    * "on_policy": the states that the sampler visited on its way to the sequence. They are fresh
+      noise if the denoiser is consistent; early in training, and with samplers that go by
+      confidence, they are not, and these are the states that matter.
+    * "path": visited states, and only the tokens that were revealed there. With weights
+      exp(A / lambda) it is the exact forward divergence of paths.
+
+    Args:
+        key: PRNG key of levels and masks, or of the steps that are looked at.
+        denoise: see `masked.Denoise`.
+        tokens: `[*B, K]` sequences.
+        vocab: V.
+        noise: see above.
+        schedule: N steps of the sampler; None for "forward" in continuous time.
+        reveal: `[*B, K]` when each token was revealed, see `sampling.Sample`; for visited states.
+        count: levels of noise for each sequence, or how many of the N steps are looked at.
+        weighting: of "forward" alone, see `masked.nelbo`.
+        token_mask: tokens that count; all if None.
+
+    Raises:
+        ValueError: if there is no such noise, or visited states are asked for without schedule or
+            `reveal`.
+
+    Source: arXiv:2509.22963, on-policy diffusion learning.
+    """
+    if noise not in get_args(Noise):
+        raise ValueError(f"noise must be one of {', '.join(get_args(Noise))}, got {noise!r}")
+    if noise == "forward":
+        return masked.nelbo(
+            key,
+            denoise,
+            tokens,
+            vocab=vocab,
+            schedule=schedule,
+            replicates=count,
+            weighting=weighting,
+            token_mask=token_mask,
+        )
+    if schedule is None or reveal is None:
+        raise ValueError(f"noise={noise!r} needs the sampler's schedule and reveal steps")
+    steps = path.draw_steps(key, schedule.num_steps, count)
+    if noise == "on_policy":
+        loss = path.visited_nll(
+            denoise, tokens, reveal, steps, vocab=vocab, schedule=schedule, token_mask=token_mask
+        )
+    else:
+        loss = -path.step_logp(
+            denoise, tokens, reveal, steps, vocab=vocab, schedule=schedule, token_mask=token_mask
+        )
+    return schedule.num_steps * jnp.mean(loss, axis=0)
+
+
+def forward_kl(loss: Float[Array, "*B"], weight: Float[Array, "*B"]) -> Float[Array, ""]:
+    """Returns sum of w l: F1 to F4, by where sequences and weights come from.
+
+    Args:
+        loss: `[*B]` of each sequence, see `sequence_loss`.
+        weight: `[*B]`, see `targets.sample_weights`; no gradient runs into it.
+
+    Source: arXiv:2509.22963, forward divergence.
+    """
+    return jnp.sum(jax.lax.stop_gradient(weight) * loss)
+
+
+def bound_logp(
+    key: jax.Array,
+    denoise: Denoise,
+    tokens: Int[Array, "*B K"],
+    *,
+    vocab: int,
+    schedule: Schedule | None = None,
+    replicates: int = 1,
+    per_token: bool = False,
+    token_mask: Bool[Array, "*B K"] | None = None,
+) -> Float[Array, "1 *B"]:
+    """Returns minus the evidence bound as if it were log pi(a), the ratio R1: one step of one.
+
+    Two denoisers compared with the same key see the same noise. The ratio of bounds is that of
+    probabilities times exp of the difference of both gaps, which has a gradient of its own: R1
+    points elsewhere than the policy gradient.
+
+    Args:
+        key: PRNG key of levels and masks, the same for both policies of a ratio.
+        denoise: see `masked.Denoise`.
+        tokens: `[*B, K]` sequences.
+        vocab: V.
+        schedule: N steps, or None for continuous time.
+        replicates: draws of noise, averaged before a ratio is taken.
+        per_token: divide by K, which keeps ratios of long sequences near 1.
+        token_mask: tokens that count; all if None.
+
+    Source: arXiv:2509.22963, ratio of bounds.
+    """
+    bound = masked.nelbo(
+        key,
+        denoise,
+        tokens,
+        vocab=vocab,
+        schedule=schedule,
+        replicates=replicates,
+        token_mask=token_mask,
+    )
+    return -bound[None] / (tokens.shape[-1] if per_token else 1)
+
+
+def mean_field_logp(
+    denoise: Denoise,
+    tokens: Int[Array, "*B K"],
+    *,
+    vocab: int,
+    token_mask: Bool[Array, "*B K"] | None = None,
+) -> Float[Array, "1 *B"]:
+    """Returns the sum of log mu(token) with all tokens hidden, the ratio R3 of diffu-GRPO.
+
+    Source: Zhao et al. 2025, arXiv:2504.12216.
+    """
+    hidden = jnp.full(tokens.shape, vocab, jnp.int32)
+    level = jnp.ones(tokens.shape[:-1])
+    return -masked.hidden_nll(denoise, tokens, hidden, level, counts=token_mask)[None]
+
+
+def reverse_kl(
+    logp: Float[Array, "S *B"],
+    logp_old: Float[Array, "S *B"],
+    advantage: Float[Array, "*B"],
+    kl: Float[Array, "S *B"],
+    *,
+    num_steps: int,
+    clip_eps: Scalar,
+    temperature: Scalar,
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """Returns (N / S) sum over steps of -min(rho A, clip(rho) A) + lambda KL, and metrics.
+
+    With log-probabilities of single steps of denoising (`path.step_logp`) it is R2: the ratio of
+    each step is exact, and at the old policy the gradient over all N steps is the policy gradient.
+    With those of `bound_logp` and `mean_field_logp`, N = S = 1, it is R1 and R3.
+
+    Args:
+        logp: `[S, *B]` of S steps now, with gradient.
+        logp_old: the same when they were drawn.
+        advantage: `[*B]` of the sequences, standardized or of GAE.
+        kl: `[S, *B]` divergence from the old policy at each step, with gradient, see
+            `path.step_kl`.
+        num_steps: N, of which S were drawn.
+        clip_eps: how far a ratio may be driven from 1; infinity for no clip.
+        temperature: lambda, the price of a nat.
+
+    Source: arXiv:2509.22963, reverse divergence with single-step ratios.
+    """
+    wide = jnp.broadcast_to(advantage, logp.shape)
+    gain = policy_gradient.clipped_surrogate(logp, logp_old, wide, clip_eps=clip_eps)
+    outside = policy_gradient.outside_clip(logp, logp_old, clip_eps=clip_eps)
+    loss = num_steps * jnp.mean(temperature * kl - gain)
+    metrics = {
+        "policy/kl": num_steps * jnp.mean(kl),
+        "policy/clipped": jnp.mean(outside.astype(gain.dtype)),
+    }
+    return loss, metrics

@@ -1,0 +1,177 @@
+"""The target of mirror descent as weights of sampled actions, and the temperature behind it.
+
+pi_MD(a) = pi_old(a) exp(A(a) / lambda) / Z: of n actions drawn from pi_old the target gives each the
+weight softmax(A / lambda). The temperature lambda is the price of a nat of divergence from pi_old;
+k steps at lambda make one step at lambda / k, so it is a step size and not a final temperature.
+Weights with a sign also push away from what is worse than the others.
+
+Ma et al. 2025, arXiv:2509.22963; hard radius as Peters et al. 2010 (REPS).
+"""
+
+import math
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+Kind = Literal["softmax", "signed", "z_linear", "z_square", "linear", "square"]
+Z_LIMIT = 3.0
+"""Largest standardized reward that "z_linear" passes on."""
+
+
+def exact_target(
+    prior: Float[Array, "*B A"],
+    advantage: Float[Array, "*B A"],
+    temperature: float | Float[Array, ""],
+) -> Float[Array, "*B A"]:
+    """Returns prior exp(A / temperature) / Z over all A actions of an enumerable space.
+
+    Source: arXiv:2509.22963, policy mirror descent.
+    """
+    safe = jnp.where(prior > 0.0, prior, 1.0)
+    logits = jnp.where(prior > 0.0, jnp.log(safe) + advantage / temperature, -jnp.inf)
+    return jax.nn.softmax(logits, axis=-1)
+
+
+def sample_weights(
+    advantage: Float[Array, "n *B"],
+    temperature: float | Float[Array, "*#B"],
+    kind: Kind = "softmax",
+    *,
+    lower: float = 0.0,
+) -> Float[Array, "n *B"]:
+    """Returns the weight of each of n actions that were drawn in one state, without gradient.
+
+    * "softmax": softmax(A / lambda), positive and of sum 1.
+    * "signed": softmax(A / lambda) - softmax(-A / lambda), of sum 0 (wd1).
+    * "linear": max((A - nu) / lambda, lower / n), with nu such that the sum is 1.
+    * "square": max((A - nu) / lambda, 0)^2, with nu such that the sum is 1.
+    * "z_linear": clip(z, lower, 3) / n of the standardized z = (A - mean) / std.
+    * "z_square": z^2 / n where z > 0, clip(z, lower, 0) / n elsewhere.
+
+    A loss with negative weights has no lower bound: keep the step small. What is common to all
+    advantages of a state makes no difference to any of them.
+
+    Args:
+        advantage: `[n, ...]` advantages, values or rewards of n actions.
+        temperature: lambda, positive; the last two kinds do not use it.
+        kind: see above.
+        lower: least weight times n, in [-1, 0], of "linear", "z_linear" and "z_square".
+
+    Raises:
+        ValueError: if there is no such kind, or a number is out of range.
+
+    Source: "signed" arXiv:2507.08838; the others arXiv:2509.22963 and its authors' later code.
+    """
+    if kind not in get_args(Kind):
+        raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}, got {kind!r}")
+    if isinstance(temperature, int | float) and not 0.0 < temperature < math.inf:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+    if not -1.0 <= lower <= 0.0:
+        raise ValueError(f"lower must lie in [-1, 0], got {lower}")
+    advantage = jax.lax.stop_gradient(advantage)
+    n = advantage.shape[0]
+    if kind.startswith("z_"):
+        # From the largest, equal advantages differ by exactly 0.
+        shifted = advantage - jnp.max(advantage, axis=0, keepdims=True)
+        z = shifted - jnp.mean(shifted, axis=0, keepdims=True)
+        std = jnp.sqrt(jnp.mean(z**2, axis=0, keepdims=True))
+        z = jnp.where(std > 0.0, z / jnp.where(std > 0.0, std, 1.0), 0.0)
+        if kind == "z_linear":
+            return jnp.clip(z, lower, Z_LIMIT) / n
+        return jnp.where(z > 0.0, z**2, jnp.maximum(z, lower)) / n
+    temperature = jax.lax.stop_gradient(jnp.asarray(temperature, advantage.dtype))
+    scaled = advantage / jnp.broadcast_to(temperature, advantage.shape)
+    scaled -= jnp.max(scaled, axis=0, keepdims=True)
+    if kind == "softmax":
+        return jax.nn.softmax(scaled, axis=0)
+    if kind == "signed":
+        return jax.nn.softmax(scaled, axis=0) - jax.nn.softmax(-scaled, axis=0)
+    if kind == "linear":
+        return jnp.maximum(scaled - _linear_shift(scaled, lower), lower / n)
+    return jnp.maximum(scaled - _square_shift(scaled), 0.0) ** 2
+
+
+def effective_size(weight: Float[Array, "n *B"]) -> Float[Array, "*B"]:
+    """Returns 1 / sum w^2 of weights that sum to 1: how many of n samples count."""
+    return 1.0 / jnp.sum(weight**2, axis=0)
+
+
+def divergence(weight: Float[Array, "n *B"]) -> Float[Array, "*B"]:
+    """Returns log n - H(w), nats: the estimate of KL(pi_MD | pi_old) by n samples, at most log n."""
+    safe = jnp.where(weight > 0.0, weight, 1.0)
+    return math.log(weight.shape[0]) + jnp.sum(weight * jnp.log(safe), axis=0)
+
+
+def solve_temperature(
+    advantage: Float[Array, "n *B"], target_kl: float, *, num_halvings: int = 60
+) -> Float[Array, "*B"]:
+    """Returns the temperature at which the weights of n actions diverge by `target_kl` nats.
+
+    It is where lambda target_kl + lambda log mean exp(A / lambda) is least (see
+    `learning.temperature.kl_dual_loss`, which moves it by gradient instead). The divergence falls
+    from log(n / number of best actions) to 0 as the temperature grows; found by bisection in its
+    logarithm, between 1e-6 and 1e6 times the spread of the advantages. Where no temperature gives
+    the divergence, because too many actions are equally good, it is the least of these; where all
+    are, it is 1.
+
+    Args:
+        advantage: `[n, ...]` of n actions in each state.
+        target_kl: radius in nats, between 0 and log n.
+        num_halvings: of the interval.
+
+    Raises:
+        ValueError: if the radius is not between 0 and log n, which no weights of n samples pass.
+
+    Source: arXiv:2509.22963, hard constraint on the divergence.
+    """
+    n = advantage.shape[0]
+    if n < 2 or not 0.0 < target_kl < math.log(n):
+        raise ValueError(
+            f"target_kl must lie between 0 and log n, {math.log(n):.3g} of {n} samples, got "
+            f"{target_kl}"
+        )
+    advantage = jax.lax.stop_gradient(advantage)
+    shifted = advantage - jnp.max(advantage, axis=0, keepdims=True)
+    spread = -jnp.min(shifted, axis=0)
+    flat = spread == 0.0
+    shifted = shifted / jnp.where(flat, 1.0, spread)[None]
+    ends = jnp.full(spread.shape, math.log(1e6), advantage.dtype)
+
+    def halve(_: int, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = bounds
+        middle = 0.5 * (low + high)
+        too_far = divergence(jax.nn.softmax(shifted / jnp.exp(middle)[None], axis=0)) > target_kl
+        return jnp.where(too_far, middle, low), jnp.where(too_far, high, middle)
+
+    low, high = jax.lax.fori_loop(0, num_halvings, halve, (-ends, ends))
+    return jnp.where(flat, 1.0, spread * jnp.exp(0.5 * (low + high)))
+
+
+def _linear_shift(scaled: Array, lower: float) -> Array:
+    """Returns nu / lambda with sum max(A / lambda - nu / lambda, lower / n) = 1."""
+    n = scaled.shape[0]
+    falling = -jnp.sort(-scaled, axis=0)
+    count = _count(scaled)
+    # With the k best above the floor: sum of them - k nu + (n - k) lower / n = 1.
+    shift = (jnp.cumsum(falling, axis=0) + (n - count) * lower / n - 1.0) / count
+    last = jnp.sum((falling - shift > lower / n).astype(jnp.int32), axis=0, keepdims=True) - 1
+    return jnp.take_along_axis(shift, last, axis=0)
+
+
+def _square_shift(scaled: Array) -> Array:
+    """Returns nu / lambda with sum max(A / lambda - nu / lambda, 0)^2 = 1."""
+    falling = -jnp.sort(-scaled, axis=0)
+    count = _count(scaled)
+    mean = jnp.cumsum(falling, axis=0) / count
+    spread = jnp.cumsum(falling**2, axis=0) - count * mean**2
+    shift = mean - jnp.sqrt(jnp.maximum(1.0 - spread, 0.0) / count)
+    last = jnp.sum((shift <= falling).astype(jnp.int32), axis=0, keepdims=True) - 1
+    return jnp.take_along_axis(shift, last, axis=0)
+
+
+def _count(x: Array) -> Array:
+    """Returns 1 .. n along the first axis, of the shape and dtype of x."""
+    first = (x.shape[0],) + (1,) * (x.ndim - 1)
+    return jnp.broadcast_to(jnp.arange(1, x.shape[0] + 1, dtype=x.dtype).reshape(first), x.shape)
