@@ -15,6 +15,7 @@ from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxlab.diffusion.discrete import schedules
@@ -160,6 +161,38 @@ def nelbo(
     noisy = corrupt(key_hide, clean, level, vocab=vocab, keep=counts)
     nll = hidden_nll(denoise, clean, noisy, level, counts=counts)
     return jnp.mean(weight * nll if weighting == "elbo" else nll, axis=0)
+
+
+def band_losses(
+    key: jax.Array, denoise: Denoise, tokens: Int[Array, "B K"], *, vocab: int, num_bands: int = 4
+) -> Float[Array, " num_bands"]:
+    """Returns the mean -log mu of a hidden token at rising levels of noise, nats.
+
+    Sequences are dealt to bands of equal width in turn, each with a level drawn in its band. NaN of
+    a band in which no token was hidden.
+
+    Args:
+        key: PRNG key.
+        denoise: see `Denoise`.
+        tokens: `[B, K]` clean tokens.
+        vocab: V.
+        num_bands: number of bands, at most B.
+
+    Raises:
+        ValueError: if there are more bands than sequences.
+    """
+    check_tokens(tokens, vocab)
+    if not 1 <= num_bands <= tokens.shape[0]:
+        raise ValueError(f"num_bands must lie in 1 .. {tokens.shape[0]}, got {num_bands}")
+    key_level, key_hide = jax.random.split(key)
+    band = np.arange(tokens.shape[0]) % num_bands
+    uniform = jax.random.uniform(key_level, tokens.shape[:1])
+    level = (jnp.asarray(band, uniform.dtype) + uniform) / num_bands
+    noisy = corrupt(key_hide, tokens, level, vocab=vocab)
+    nll = hidden_nll(denoise, tokens, noisy, level)
+    hidden = jnp.sum(noisy == vocab, axis=-1).astype(nll.dtype)
+    total, count = (jax.ops.segment_sum(x, jnp.asarray(band), num_bands) for x in (nll, hidden))
+    return total / count
 
 
 def check_tokens(tokens: Int[Array, "... K"], vocab: int) -> None:

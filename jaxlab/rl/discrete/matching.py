@@ -1,9 +1,9 @@
-"""Fitting a diffusion over tokens to the target of mirror descent, by forward or reverse divergence.
+"""Fitting a diffusion over tokens to the target of mirror descent, forward or reverse.
 
 Forward: min KL(pi_MD | pi), samples of the old policy weighted by what the target makes of them and
 fitted by the diffusion's own bound. It covers all that the target covers. Reverse: min
-KL(pi | pi_MD), a clipped policy gradient with ratios of the diffusion, and a price on divergence. It
-seeks modes, and collapses to one sequence without that price.
+KL(pi | pi_MD), a clipped policy gradient with ratios of the diffusion, and a price on divergence.
+It seeks modes, and collapses to one sequence without that price.
 
 Ma et al. 2025, arXiv:2509.22963. Names F and R as in the room's README.
 """
@@ -112,7 +112,7 @@ def bound_logp(
     replicates: int = 1,
     per_token: bool = False,
     token_mask: Bool[Array, "*B K"] | None = None,
-) -> Float[Array, "1 *B"]:
+) -> Float[Array, " 1 *B"]:
     """Returns minus the evidence bound as if it were log pi(a), the ratio R1: one step of one.
 
     Two denoisers compared with the same key see the same noise. The ratio of bounds is that of
@@ -149,7 +149,7 @@ def mean_field_logp(
     *,
     vocab: int,
     token_mask: Bool[Array, "*B K"] | None = None,
-) -> Float[Array, "1 *B"]:
+) -> Float[Array, " 1 *B"]:
     """Returns the sum of log mu(token) with all tokens hidden, the ratio R3 of diffu-GRPO.
 
     Source: Zhao et al. 2025, arXiv:2504.12216.
@@ -160,10 +160,10 @@ def mean_field_logp(
 
 
 def reverse_kl(
-    logp: Float[Array, "S *B"],
-    logp_old: Float[Array, "S *B"],
+    logp: Float[Array, " S *B"],
+    logp_old: Float[Array, " S *B"],
     advantage: Float[Array, "*B"],
-    kl: Float[Array, "S *B"],
+    kl: Float[Array, " S *B"],
     *,
     num_steps: int,
     clip_eps: Scalar,

@@ -1,8 +1,8 @@
 """The target of mirror descent as weights of sampled actions, and the temperature behind it.
 
-pi_MD(a) = pi_old(a) exp(A(a) / lambda) / Z: of n actions drawn from pi_old the target gives each the
-weight softmax(A / lambda). The temperature lambda is the price of a nat of divergence from pi_old;
-k steps at lambda make one step at lambda / k, so it is a step size and not a final temperature.
+pi_MD(a) = pi_old(a) exp(A(a) / lambda) / Z: of n actions drawn from pi_old the target gives each
+the weight softmax(A / lambda). The temperature lambda is the price of a nat of divergence from
+pi_old; k steps at lambda make one at lambda / k, so it is a step size, no final temperature.
 Weights with a sign also push away from what is worse than the others.
 
 Ma et al. 2025, arXiv:2509.22963; hard radius as Peters et al. 2010 (REPS).
@@ -35,12 +35,12 @@ def exact_target(
 
 
 def sample_weights(
-    advantage: Float[Array, "n *B"],
+    advantage: Float[Array, " n *B"],
     temperature: float | Float[Array, "*#B"],
     kind: Kind = "softmax",
     *,
     lower: float = 0.0,
-) -> Float[Array, "n *B"]:
+) -> Float[Array, " n *B"]:
     """Returns the weight of each of n actions that were drawn in one state, without gradient.
 
     * "softmax": softmax(A / lambda), positive and of sum 1.
@@ -93,19 +93,19 @@ def sample_weights(
     return jnp.maximum(scaled - _square_shift(scaled), 0.0) ** 2
 
 
-def effective_size(weight: Float[Array, "n *B"]) -> Float[Array, "*B"]:
+def effective_size(weight: Float[Array, " n *B"]) -> Float[Array, "*B"]:
     """Returns 1 / sum w^2 of weights that sum to 1: how many of n samples count."""
     return 1.0 / jnp.sum(weight**2, axis=0)
 
 
-def divergence(weight: Float[Array, "n *B"]) -> Float[Array, "*B"]:
+def divergence(weight: Float[Array, " n *B"]) -> Float[Array, "*B"]:
     """Returns log n - H(w), nats: the estimate of KL(pi_MD | pi_old) by n samples, at most log n."""
     safe = jnp.where(weight > 0.0, weight, 1.0)
     return math.log(weight.shape[0]) + jnp.sum(weight * jnp.log(safe), axis=0)
 
 
 def solve_temperature(
-    advantage: Float[Array, "n *B"], target_kl: float, *, num_halvings: int = 60
+    advantage: Float[Array, " n *B"], target_kl: float, *, num_halvings: int = 60
 ) -> Float[Array, "*B"]:
     """Returns the temperature at which the weights of n actions diverge by `target_kl` nats.
 

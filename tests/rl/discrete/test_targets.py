@@ -70,7 +70,9 @@ def test_weights_are_their_formula(kind, x64):
         "z_linear": lambda: np.clip(z, lower, 3.0) / n,
         "z_square": lambda: np.where(z > 0, z**2, np.maximum(z, lower)) / n,
     }[kind]()
-    np.testing.assert_allclose(got, expected, rtol=1e-9 if x64 else 2e-4, atol=1e-9 if x64 else 2e-6)
+    np.testing.assert_allclose(
+        got, expected, rtol=1e-9 if x64 else 2e-4, atol=1e-9 if x64 else 2e-6
+    )
 
 
 @pytest.mark.parametrize("kind", ["softmax", "signed", "linear", "square", "z_linear", "z_square"])
@@ -96,7 +98,9 @@ def test_temperature_meets_the_radius_and_is_least_of_the_dual(x64):
         weight = np.exp((column - column.max()) / lam)
         weight /= weight.sum()
         assert math.log(12) + (weight * np.log(weight)).sum() == pytest.approx(radius, abs=1e-10)
-        dual = lambda log: float(kl_dual_loss(jnp.asarray(log), jnp.asarray(column), target_kl=radius))  # noqa: B023, E731, E501
+        dual = lambda log: float(
+            kl_dual_loss(jnp.asarray(log), jnp.asarray(column), target_kl=radius)
+        )  # noqa: B023, E731, E501
         at = dual(math.log(lam))
         assert at < dual(math.log(lam) + 1e-3) and at < dual(math.log(lam) - 1e-3)
     weight = targets.sample_weights(jnp.asarray(advantage), jnp.asarray(found))

@@ -1,0 +1,49 @@
+"""Actions of K tokens: diffusion policies over sequences, and how mirror descent trains them."""
+
+from jaxlab.rl.discrete import matching, targets
+from jaxlab.rl.discrete.matching import (
+    bound_logp,
+    forward_kl,
+    mean_field_logp,
+    reverse_kl,
+    sequence_loss,
+)
+from jaxlab.rl.discrete.policies import (
+    DenoisingMlp,
+    TokenPolicy,
+    make_factored_policy,
+    make_mlp_policy,
+    make_table_policy,
+)
+from jaxlab.rl.discrete.sequences import SequenceState, forward, reverse, unique_share
+from jaxlab.rl.discrete.targets import (
+    divergence,
+    effective_size,
+    exact_target,
+    sample_weights,
+    solve_temperature,
+)
+
+__all__ = [
+    "DenoisingMlp",
+    "SequenceState",
+    "TokenPolicy",
+    "bound_logp",
+    "divergence",
+    "effective_size",
+    "exact_target",
+    "forward",
+    "forward_kl",
+    "make_factored_policy",
+    "make_mlp_policy",
+    "make_table_policy",
+    "matching",
+    "mean_field_logp",
+    "reverse",
+    "reverse_kl",
+    "sample_weights",
+    "sequence_loss",
+    "solve_temperature",
+    "targets",
+    "unique_share",
+]

@@ -1,0 +1,438 @@
+"""Learning which sequences have a high reward, by mirror descent with a diffusion over tokens.
+
+One state, one action of K tokens, a reward function: a bandit whose arms are V^K. `forward` fits
+weighted samples of the policy to itself, `reverse` climbs with clipped ratios of single steps.
+
+Ma et al. 2025, arXiv:2509.22963.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from jaxlab.core.types import Algorithm, Metrics, PyTree
+from jaxlab.diffusion.discrete import masked, path, sampling, schedules
+from jaxlab.diffusion.discrete.sampling import Sample
+from jaxlab.learning import policy_gradient
+from jaxlab.learning import settings as settings_lib
+from jaxlab.learning.settings import Settings
+from jaxlab.rl.discrete import matching, targets
+from jaxlab.rl.discrete.policies import TokenPolicy
+
+Reward = Callable[[jax.Array], jax.Array]
+"""`reward(tokens [B, K]) -> [B]`."""
+Ratio = Literal["step", "bound", "mean_field"]
+RULES = {
+    "learning_rate": settings_lib.POSITIVE,
+    "temperature": settings_lib.POSITIVE,
+    "max_grad_norm": settings_lib.LIMIT,
+    "clip_eps": settings_lib.LIMIT,
+}
+"""What the numbers must be that may be swept."""
+NUM_BANDS = 4
+"""Bands of noise whose losses are logged apart."""
+
+
+class SequenceState(NamedTuple):
+    """All that evolves, and the settings.
+
+    Attributes:
+        params: parameters of the policy.
+        opt_state: state of its optimizer.
+        best_tokens: `[K]` best sequence so far.
+        best_reward: its reward; -inf before the first.
+        num_rewards: calls of the reward function so far.
+        settings: numbers of the run.
+        key: PRNG key of all draws to come.
+    """
+
+    params: PyTree
+    opt_state: PyTree
+    best_tokens: Int[Array, " K"]
+    best_reward: Float[Array, ""]
+    num_rewards: Int[Array, ""]
+    settings: Settings
+    key: Array
+
+
+def forward(
+    reward: Reward,
+    policy: TokenPolicy,
+    *,
+    num_steps: int,
+    batch: int = 128,
+    num_batches: int = 4,
+    weighting: targets.Kind = "softmax",
+    temperature: float = 0.1,
+    target_kl: float | None = None,
+    lower: float = 0.0,
+    noise: matching.Noise = "forward",
+    count: int = 1,
+    num_updates: int = 1,
+    learning_rate: float = 1e-4,
+    max_grad_norm: float = 10.0,
+    behavior: TokenPolicy | None = None,
+    behavior_params: PyTree = None,
+    init_params: PyTree = None,
+) -> Algorithm:
+    """Makes forward mirror descent (F1); one step draws sequences and fits them, weighted.
+
+    Each of `num_batches` micro-batches has weights of its own, and their gradients are averaged:
+    the divergence that a batch can show is at most log(batch).
+
+    Args:
+        reward: `reward(tokens [B, K]) -> [B]`, traced.
+        policy: what is trained.
+        num_steps: N steps of sampling.
+        batch: sequences of a micro-batch.
+        num_batches: micro-batches of a step.
+        weighting: how rewards become weights, see `targets.sample_weights`.
+        temperature: lambda; without `target_kl`.
+        target_kl: nats by which each micro-batch's target diverges; lambda is solved for.
+        lower: see `targets.sample_weights`.
+        noise: on what noise the policy is fitted, see `matching.sequence_loss`.
+        count: levels of noise, or steps, for each sequence and update.
+        num_updates: gradient steps on each set of samples.
+        learning_rate: of Adam.
+        max_grad_norm: the gradient is shortened to this.
+        behavior: the policy that draws, with `behavior_params`: a frozen one, whose target is then
+            a single tilt of it. The trained policy itself by default, which makes every step a
+            step of mirror descent.
+        behavior_params: its parameters.
+        init_params: parameters to begin with, such as pre-trained ones; drawn by default.
+
+    Returns:
+        The algorithm; `learning_rate`, `temperature` and `max_grad_norm` may be swept by
+        `learning.over_seeds(..., settings=)`.
+
+    Raises:
+        ValueError: if a number is out of range, or options do not go together.
+
+    Source: arXiv:2509.22963 (DNA); defaults are those of its authors' code.
+    """
+    _check_counts(
+        num_steps=num_steps,
+        batch=batch,
+        num_batches=num_batches,
+        count=count,
+        num_updates=num_updates,
+    )
+    if batch < 2:
+        raise ValueError(
+            f"batch must be at least 2, weights of one sequence say nothing, got {batch}"
+        )
+    if (behavior is None) != (behavior_params is None):
+        raise ValueError("behavior and behavior_params go together; give both or neither")
+    if noise != "forward" and count > num_steps:
+        raise ValueError(f"count must lie in 1 .. {num_steps} with noise={noise!r}, got {count}")
+    if target_kl is not None:
+        targets.solve_temperature(jnp.zeros((batch,)), target_kl)  # refuses what cannot be met
+    targets.sample_weights(jnp.zeros((batch,)), temperature, weighting, lower=lower)
+    schedule = schedules.make_schedule(num_steps)
+    numbers = {
+        "learning_rate": learning_rate,
+        "temperature": temperature,
+        "max_grad_norm": max_grad_norm,
+    }
+    if target_kl is not None:
+        del numbers["temperature"]
+    settings_lib.fill(None, numbers, RULES)
+    draws = policy if behavior is None else behavior
+
+    def step(state: SequenceState) -> tuple[SequenceState, Metrics]:
+        key, key_draw, key_fit, key_bands = jax.random.split(state.key, 4)
+        params = state.params if behavior is None else behavior_params
+        drawn = _draw(key_draw, draws, params, (num_batches, batch), schedule)
+        rewards = _rewards(reward, drawn.tokens)
+        if target_kl is None:
+            lam = jnp.broadcast_to(state.settings["temperature"], (num_batches,))
+        else:
+            lam = targets.solve_temperature(rewards.T, target_kl)
+        weight = targets.sample_weights(rewards.T, lam, weighting, lower=lower).T
+
+        def loss(params: PyTree, key: Array) -> Array:
+            bound = matching.sequence_loss(
+                key,
+                policy.denoise(params),
+                drawn.tokens,
+                vocab=policy.vocab,
+                noise=noise,
+                schedule=None if noise == "forward" else schedule,
+                reveal=None if noise == "forward" else drawn.reveal,
+                count=count,
+            )
+            return matching.forward_kl(bound, weight) / num_batches / policy.length
+
+        def update(carry: tuple, key: Array) -> tuple[tuple, Array]:
+            params, opt_state = carry
+            value, grads = jax.value_and_grad(loss)(params, key)
+            updates, opt_state = _optimizer(state.settings).update(grads, opt_state, params)
+            return (optax.apply_updates(params, updates), opt_state), value
+
+        (params, opt_state), losses = jax.lax.scan(
+            update, (state.params, state.opt_state), jax.random.split(key_fit, num_updates)
+        )
+        metrics = _metrics(key_bands, policy, state.params, drawn, rewards)
+        if weighting in ("softmax", "linear", "square") and lower == 0.0:
+            metrics["policy/ess"] = jnp.mean(targets.effective_size(weight.T))
+            metrics["policy/target_kl"] = jnp.mean(targets.divergence(weight.T))
+        metrics["policy/max_weight"] = jnp.max(weight)
+        metrics["policy/temperature"] = jnp.mean(lam)
+        metrics["policy/loss"] = jnp.mean(losses)
+        state = state._replace(params=params, opt_state=opt_state, key=key)
+        return _remember(state, drawn, rewards), metrics
+
+    return _algorithm(policy, step, numbers, init_params, "forward_sequences")
+
+
+def reverse(
+    reward: Reward,
+    policy: TokenPolicy,
+    *,
+    num_steps: int,
+    batch: int = 512,
+    ratio: Ratio = "step",
+    num_epochs: int = 4,
+    num_minibatches: int = 4,
+    count: int | None = None,
+    temperature: float = 0.02,
+    clip_eps: float = 0.2,
+    learning_rate: float = 3e-4,
+    max_grad_norm: float = 1.0,
+    per_token: bool = False,
+    init_params: PyTree = None,
+) -> Algorithm:
+    """Makes reverse mirror descent; one step draws sequences and climbs for some epochs on them.
+
+    Args:
+        reward: `reward(tokens [B, K]) -> [B]`, traced.
+        policy: what is trained.
+        num_steps: N steps of sampling.
+        batch: sequences of a step.
+        ratio: "step": single steps of denoising (R2), exact; "bound": evidence bounds (R1);
+            "mean_field": all tokens at once from none (R3, diffu-GRPO).
+        num_epochs: how often the samples are learned from.
+        num_minibatches: gradient steps of an epoch.
+        count: S of the N steps of denoising that a gradient step looks at, of "step"; levels of
+            noise of "bound". All N, or 1, by default.
+        temperature: lambda, the price of a nat of divergence from the policy that drew, on rewards
+            standardized over the batch.
+        clip_eps: how far a ratio may be driven from 1.
+        learning_rate: of Adam.
+        max_grad_norm: the gradient is shortened to this.
+        per_token: divide the bound by K, see `matching.bound_logp`.
+        init_params: parameters to begin with; drawn by default.
+
+    Returns:
+        The algorithm; the four numbers may be swept.
+
+    Raises:
+        ValueError: if a number is out of range, or the batch does not divide.
+
+    Source: arXiv:2509.22963, reverse divergence; clip, epochs and price are those usual for
+    diffusion language models (arXiv:2504.12216).
+    """
+    count = (num_steps if ratio == "step" else 1) if count is None else count
+    _check_counts(
+        num_steps=num_steps,
+        batch=batch,
+        num_epochs=num_epochs,
+        num_minibatches=num_minibatches,
+        count=count,
+    )
+    if ratio not in ("step", "bound", "mean_field"):
+        raise ValueError(f"ratio must be one of step, bound, mean_field, got {ratio!r}")
+    if ratio == "step" and count > num_steps:
+        raise ValueError(f"count must lie in 1 .. {num_steps}, got {count}")
+    if batch % num_minibatches or batch // num_minibatches < 2:
+        raise ValueError(
+            f"batch must divide into num_minibatches of two sequences or more, got {batch} and "
+            f"{num_minibatches}"
+        )
+    schedule = schedules.make_schedule(num_steps)
+    numbers = {
+        "learning_rate": learning_rate,
+        "temperature": temperature,
+        "max_grad_norm": max_grad_norm,
+        "clip_eps": clip_eps,
+    }
+    rules = RULES | {"temperature": settings_lib.NOT_NEGATIVE}
+    settings_lib.fill(None, numbers, rules)
+    V = policy.vocab
+
+    def logp_of(params: PyTree, key: Array, tokens: Array, reveal: Array, steps: Array) -> Array:
+        denoise = policy.denoise(params)
+        if ratio == "step":
+            return path.step_logp(denoise, tokens, reveal, steps, vocab=V, schedule=schedule)
+        if ratio == "mean_field":
+            return matching.mean_field_logp(denoise, tokens, vocab=V)
+        return matching.bound_logp(
+            key, denoise, tokens, vocab=V, replicates=count, per_token=per_token
+        )
+
+    def step(state: SequenceState) -> tuple[SequenceState, Metrics]:
+        key, key_draw, key_epochs, key_bands = jax.random.split(state.key, 4)
+        old, settings = state.params, state.settings
+        drawn = _draw(key_draw, policy, old, (batch,), schedule)
+        rewards = _rewards(reward, drawn.tokens)
+        advantage = policy_gradient.normalize_advantage(rewards)
+
+        def loss(params: PyTree, key: Array, index: Array) -> tuple[Array, dict[str, Array]]:
+            key_steps, key_noise = jax.random.split(key)
+            tokens, reveal = drawn.tokens[index], drawn.reveal[index]
+            steps = path.draw_steps(key_steps, num_steps, count if ratio == "step" else num_steps)
+            logp = logp_of(params, key_noise, tokens, reveal, steps)
+            if ratio == "step":
+                logp_old = drawn.logp[steps - 1][:, index]
+            else:
+                logp_old = logp_of(old, key_noise, tokens, reveal, steps)
+            kl = path.step_kl(
+                policy.denoise(params),
+                policy.denoise(old),
+                tokens,
+                reveal,
+                steps,
+                vocab=V,
+                schedule=schedule,
+            )
+            if ratio != "step":  # all steps' divergence beside one ratio
+                kl = jnp.sum(kl, axis=0, keepdims=True)
+            return matching.reverse_kl(
+                logp,
+                logp_old,
+                advantage[index],
+                kl,
+                num_steps=num_steps if ratio == "step" else 1,
+                clip_eps=settings["clip_eps"],
+                temperature=settings["temperature"],
+            )
+
+        def minibatch(carry: tuple, at: tuple[Array, Array]) -> tuple[tuple, dict[str, Array]]:
+            params, opt_state = carry
+            (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(params, *at)
+            updates, opt_state = _optimizer(settings).update(grads, opt_state, params)
+            params = optax.apply_updates(params, updates)
+            return (params, opt_state), metrics | {"policy/loss": value}
+
+        def epoch(carry: tuple, key: Array) -> tuple[tuple, dict[str, Array]]:
+            key_order, key_loss = jax.random.split(key)
+            order = jax.random.permutation(key_order, batch).reshape(num_minibatches, -1)
+            return jax.lax.scan(
+                minibatch, carry, (jax.random.split(key_loss, num_minibatches), order)
+            )
+
+        (params, opt_state), fitted = jax.lax.scan(
+            epoch, (old, state.opt_state), jax.random.split(key_epochs, num_epochs)
+        )
+        metrics = _metrics(key_bands, policy, old, drawn, rewards)
+        metrics |= {name: jnp.mean(x) for name, x in fitted.items()}
+        state = state._replace(params=params, opt_state=opt_state, key=key)
+        return _remember(state, drawn, rewards), metrics
+
+    return _algorithm(policy, step, numbers, init_params, "reverse_sequences", rules)
+
+
+def unique_share(tokens: Int[Array, "B K"]) -> Float[Array, ""]:
+    """Returns the number of different sequences over B.
+
+    By two random hashes of 32 bits each: two of B sequences are taken for one with a probability
+    below B^2 / 2^64.
+    """
+    batch, length = tokens.shape
+    factors = jax.random.bits(jax.random.key(0), (2, length), jnp.uint32) | 1
+    mixed = (tokens.astype(jnp.uint32) + 1)[None] * factors[:, None, :]
+    mixed = (mixed ^ (mixed >> 15)) * jnp.uint32(0x9E3779B1)
+    first, second = jax.lax.sort(tuple(jnp.sum(mixed, axis=-1, dtype=jnp.uint32)), num_keys=2)
+    changes = (first[1:] != first[:-1]) | (second[1:] != second[:-1])
+    return (1 + jnp.sum(changes, dtype=jnp.int32)) / batch
+
+
+def _draw(
+    key: Array, policy: TokenPolicy, params: PyTree, batch: tuple[int, ...], schedule: Any
+) -> Sample:
+    return sampling.sample(
+        key, policy.denoise(params), batch, policy.length, vocab=policy.vocab, schedule=schedule
+    )
+
+
+def _rewards(reward: Reward, tokens: Array) -> Array:
+    flat = tokens.reshape(-1, tokens.shape[-1])
+    rewards = reward(flat)
+    if rewards.shape != flat.shape[:1]:
+        raise ValueError(
+            f"reward must return {flat.shape[:1]} for {flat.shape}, got {rewards.shape}"
+        )
+    return rewards.astype(jnp.float32).reshape(tokens.shape[:-1])
+
+
+def _metrics(
+    key: Array, policy: TokenPolicy, params: PyTree, drawn: Sample, rewards: Array
+) -> dict[str, Array]:
+    tokens = drawn.tokens.reshape(-1, policy.length)
+    metrics = {
+        "reward/mean": jnp.mean(rewards),
+        "reward/max": jnp.max(rewards),
+        "policy/unique": unique_share(tokens),
+        # Of the tokens along the path; the law of sequences has at most this plus that of places.
+        "policy/entropy": -jnp.mean(jnp.sum(drawn.logp, axis=0)),
+    }
+    bands = masked.band_losses(
+        key, policy.denoise(params), tokens, vocab=policy.vocab, num_bands=NUM_BANDS
+    )
+    return metrics | {f"loss/band_{i}": bands[i] for i in range(NUM_BANDS)}
+
+
+def _remember(state: SequenceState, drawn: Sample, rewards: Array) -> SequenceState:
+    rewards, tokens = rewards.reshape(-1), drawn.tokens.reshape(-1, drawn.tokens.shape[-1])
+    best = jnp.argmax(jnp.where(jnp.isnan(rewards), -jnp.inf, rewards))
+    better = rewards[best] > state.best_reward
+    return state._replace(
+        best_tokens=jnp.where(better, tokens[best], state.best_tokens),
+        best_reward=jnp.where(better, rewards[best], state.best_reward),
+        num_rewards=state.num_rewards + rewards.size,
+    )
+
+
+def _optimizer(settings: Settings) -> optax.GradientTransformation:
+    rate: Any = settings["learning_rate"]
+    return optax.chain(optax.clip_by_global_norm(settings["max_grad_norm"]), optax.adam(rate))
+
+
+def _algorithm(
+    policy: TokenPolicy,
+    step: Callable[[SequenceState], tuple[SequenceState, Metrics]],
+    numbers: Mapping[str, float],
+    init_params: PyTree,
+    name: str,
+    rules: Mapping[str, settings_lib.Rule] = RULES,
+) -> Algorithm:
+    def init(key: jax.Array, settings: Mapping[str, Any] | None = None) -> SequenceState:
+        values = settings_lib.fill(settings, numbers, rules)
+        key, key_params = jax.random.split(key)
+        # A copy: the state is donated, and the given parameters must outlive it.
+        given = init_params is not None
+        params = jax.tree.map(jnp.array, init_params) if given else policy.init(key_params)
+        return SequenceState(
+            params,
+            _optimizer(values).init(params),
+            jnp.zeros((policy.length,), jnp.int32),
+            jnp.asarray(-jnp.inf, jnp.float32),
+            jnp.zeros((), jnp.int32),
+            values,
+            key,
+        )
+
+    def check(settings: Any) -> None:
+        settings_lib.check_given(settings, numbers, rules)
+
+    return Algorithm(init, step, check=check, name=name)
+
+
+def _check_counts(**counts: int) -> None:
+    for name, count in counts.items():
+        if count < 1:
+            raise ValueError(f"{name} must be at least 1, got {count}")

@@ -1,0 +1,176 @@
+"""Learning over sequences: what a step computes, what it remembers, and that it learns."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxlab.learning import over_seeds
+from jaxlab.rl import discrete
+
+V, K = 2, 4
+pytestmark = pytest.mark.usefixtures("optax_promotes")
+
+
+def parity(tokens):
+    """1 for an even number of ones."""
+    return (jnp.sum(tokens, axis=-1) % 2 == 0).astype(jnp.float32)
+
+
+def permutation(tokens):
+    """1 if all tokens differ."""
+    return jnp.all(jnp.diff(jnp.sort(tokens, axis=-1), axis=-1) > 0, axis=-1).astype(jnp.float32)
+
+
+def run(algorithm, steps, key=0):
+    def body(state, _):
+        return algorithm.step(state)
+
+    return jax.jit(lambda key: jax.lax.scan(body, algorithm.init(key), length=steps))(
+        jax.random.key(key)
+    )
+
+
+def test_unique_share_counts_different_sequences():
+    rng = np.random.default_rng(0)
+    for vocab, length in ((2, 5), (4, 200)):
+        tokens = rng.integers(0, vocab, (300, length))
+        tokens[100:200] = tokens[:100]
+        expected = np.unique(tokens, axis=0).shape[0] / 300
+        assert float(discrete.unique_share(jnp.asarray(tokens))) == pytest.approx(expected)
+    assert float(discrete.unique_share(jnp.zeros((50, 4), jnp.int32))) == pytest.approx(1 / 50)
+
+
+@pytest.mark.parametrize("make", [discrete.forward, discrete.reverse])
+def test_a_run_remembers_its_best_and_counts_its_rewards(make):
+    reward = lambda tokens: jnp.sum(tokens * jnp.asarray([1, 2, 4, 8]), axis=-1) * 0.1  # noqa: E731
+    algorithm = make(
+        reward, discrete.make_table_policy(V, K), num_steps=2, batch=8, learning_rate=1e-2
+    )
+    state, metrics = run(algorithm, 6)
+    assert int(state.num_rewards) == 6 * 8 * (4 if make is discrete.forward else 1)
+    assert float(state.best_reward) == pytest.approx(float(metrics["reward/max"].max()))
+    assert float(reward(state.best_tokens[None])[0]) == pytest.approx(float(state.best_reward))
+    needed = {"reward/mean", "policy/unique", "policy/entropy", "loss/band_0", "loss/band_3"}
+    needed |= {"policy/ess", "policy/target_kl"} if make is discrete.forward else {"policy/kl"}
+    assert needed <= metrics.keys()
+
+
+def test_hard_radius_is_met_by_every_batch():
+    algorithm = discrete.forward(
+        lambda tokens: jnp.sum(tokens, axis=-1) * 3.0,
+        discrete.make_table_policy(V, K),
+        num_steps=2,
+        batch=64,
+        target_kl=0.4,
+    )
+    _, metrics = run(algorithm, 3)
+    np.testing.assert_allclose(metrics["policy/target_kl"], 0.4, atol=1e-3)
+
+
+def test_a_frozen_behavior_leads_to_a_single_tilt():
+    """The trained law goes to prior exp(r / lambda), not on to the best sequence."""
+    vocab, length, lam = 2, 2, 0.5
+    policy = discrete.make_table_policy(vocab, length)
+    reward = jnp.asarray([0.0, 1.0, 0.5, 0.2])
+    prior = policy.init(jax.random.key(0))
+    algorithm = discrete.forward(
+        lambda tokens: reward[tokens[:, 0] * 2 + tokens[:, 1]],
+        policy,
+        num_steps=2,
+        batch=512,
+        num_batches=1,
+        temperature=lam,
+        behavior=policy,
+        behavior_params=prior,
+        learning_rate=3e-2,
+    )
+    state, _ = run(algorithm, 400)
+    # The best table's first token is that of the target: both marginals are known.
+    target = np.exp(np.asarray(reward) / lam)
+    target = (target / target.sum()).reshape(2, 2)
+    first = np.asarray(jax.nn.softmax(state.params[-1], axis=-1))
+    np.testing.assert_allclose(first, [target.sum(axis=1), target.sum(axis=0)], atol=0.04)
+
+
+def test_settings_are_swept_in_one_program():
+    algorithm = over_seeds(
+        discrete.forward(
+            parity, discrete.make_table_policy(V, K), num_steps=2, batch=8, num_batches=1
+        ),
+        2,
+        settings={"temperature": jnp.asarray([0.1, 10.0])},
+    )
+    _, metrics = jax.jit(algorithm.step)(algorithm.init(jax.random.key(1)))
+    assert float(metrics["policy/ess"][0]) < 7.0 < float(metrics["policy/ess"][1])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_steps": 0}, "num_steps"),
+        ({"batch": 1}, "batch"),
+        ({"target_kl": 9.0}, "target_kl"),
+        ({"temperature": -1.0}, "temperature"),
+        ({"noise": "on_policy", "count": 9}, "count"),
+        ({"behavior": discrete.make_table_policy(2, 2)}, "behavior_params"),
+        ({"weighting": "best"}, "kind"),
+    ],
+)
+def test_bad_options_of_forward_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        discrete.forward(
+            parity, discrete.make_table_policy(2, 2), **{"num_steps": 2, "batch": 8, **options}
+        )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"ratio": "best"}, "ratio must be one of"),
+        ({"count": 9}, "count"),
+        ({"batch": 10}, "divide"),
+        ({"clip_eps": 0.0}, "clip_eps"),
+    ],
+)
+def test_bad_options_of_reverse_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        discrete.reverse(
+            parity, discrete.make_table_policy(2, 2), **{"num_steps": 2, "batch": 8, **options}
+        )
+
+
+def test_a_reward_of_the_wrong_shape_is_named():
+    algorithm = discrete.forward(
+        lambda tokens: tokens, discrete.make_table_policy(2, 2), num_steps=2, batch=8
+    )
+    with pytest.raises(ValueError, match="reward must return"):
+        jax.eval_shape(algorithm.step, algorithm.init(jax.random.key(0)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("update", ["forward", "step", "bound", "mean_field"])
+def test_permutations_are_learned_where_a_product_cannot(update):
+    """Four agents, four actions, all different: a product of laws has at most 1 good in its law."""
+    policy = discrete.make_mlp_policy(4, 4, hidden=(64, 64))
+    if update == "forward":
+        algorithm = discrete.forward(
+            permutation,
+            policy,
+            num_steps=4,
+            batch=128,
+            num_batches=1,
+            temperature=0.5,
+            num_updates=4,
+            learning_rate=1e-3,
+        )
+    else:
+        algorithm = discrete.reverse(
+            permutation, policy, num_steps=4, batch=128, ratio=update, learning_rate=1e-3
+        )
+    algorithm = over_seeds(algorithm, 5)
+    _, metrics = run(algorithm, 150)
+    final = np.asarray(metrics["reward/mean"])[-10:].mean(axis=0)
+    first = np.asarray(metrics["reward/mean"])[0]
+    assert abs(first.mean() - 0.09375) < 0.03
+    assert final.mean() - 3 * final.std(ddof=1) / np.sqrt(5) > 0.6, final
