@@ -102,7 +102,7 @@ def make_factored_policy(vocab: int, length: int) -> TokenPolicy:
     return TokenPolicy(vocab, length, lambda key: jnp.zeros((length, vocab)), denoise)
 
 
-def _without_level(apply: Callable[[PyTree, Array], Array]) -> Callable[[PyTree], Denoise]:
+def _without_level(apply: Callable[..., Any]) -> Callable[[PyTree], Denoise]:
     return lambda params: lambda tokens, level: apply(params, tokens)
 
 

@@ -99,7 +99,7 @@ def effective_size(weight: Float[Array, " n *B"]) -> Float[Array, "*B"]:
 
 
 def divergence(weight: Float[Array, " n *B"]) -> Float[Array, "*B"]:
-    """Returns log n - H(w), nats: the estimate of KL(pi_MD | pi_old) by n samples, at most log n."""
+    """Returns log n - H(w), nats, at most log n: what n samples estimate of KL(pi_MD | pi_old)."""
     safe = jnp.where(weight > 0.0, weight, 1.0)
     return math.log(weight.shape[0]) + jnp.sum(weight * jnp.log(safe), axis=0)
 

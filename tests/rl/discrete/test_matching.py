@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlab.diffusion.discrete import exact, path, sampling, schedules
-from jaxlab.rl.discrete import matching, targets
+from jaxlab.diffusion.discrete import exact, path, schedules
+from jaxlab.rl.discrete import matching
 
 V, K, N = 2, 3, 3
 OPTIONS = {"vocab": V, "length": K}

@@ -98,9 +98,11 @@ def test_temperature_meets_the_radius_and_is_least_of_the_dual(x64):
         weight = np.exp((column - column.max()) / lam)
         weight /= weight.sum()
         assert math.log(12) + (weight * np.log(weight)).sum() == pytest.approx(radius, abs=1e-10)
-        dual = lambda log: float(
-            kl_dual_loss(jnp.asarray(log), jnp.asarray(column), target_kl=radius)
-        )  # noqa: B023, E731, E501
+
+        def dual(log, column=column):
+            value = kl_dual_loss(jnp.asarray(log), jnp.asarray(column), target_kl=radius)
+            return float(value)
+
         at = dual(math.log(lam))
         assert at < dual(math.log(lam) + 1e-3) and at < dual(math.log(lam) - 1e-3)
     weight = targets.sample_weights(jnp.asarray(advantage), jnp.asarray(found))
