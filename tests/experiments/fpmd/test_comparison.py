@@ -7,8 +7,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.fpmd import PRESETS, Config, methods, published, rows, study, tables, training
+from experiments.fpmd import (
+    PRESETS,
+    Config,
+    figures,
+    methods,
+    published,
+    rows,
+    study,
+    tables,
+    training,
+)
 from experiments.fpmd.parts import latency, theory
+from experiments.harness import drawing
 from jaxlab import envs
 from jaxlab.core import logging, loop, types
 
@@ -129,6 +140,31 @@ def test_the_interval_beside_a_rival_decides():
     row = rows.rows(found)[0]
     assert row.verdict == "better" and row.interval[0] > 0.0
     assert row.interval[0] + row.interval[1] == pytest.approx(2 * row.value)
+
+
+def test_no_legend_lies_over_data(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(drawing, "save", lambda figure, path: drawn.append(figure))
+    steps, returns = np.arange(1.0, 9.0), np.full((8, 5), -100.0)
+    course = dict.fromkeys(("policy/ess", "eval/spread", "eval/gap"), np.full(8, 0.5))
+    outcome = invented(returns[-1])._replace(
+        curve=(steps, returns),
+        by_steps={1: returns[-1], 2: returns[-1]},
+        course=course,
+        weights=np.linspace(-1.0, 1.0, 20)[None],
+    )
+    names = [*figures.COLORS, "FPMD-R, released weights"]
+    for tasks_ in (("pendulum",), ("pendulum", "multi_goal")):
+        figures.draw({(task, name): outcome for task in tasks_ for name in names}, tmp_path)
+    assert len(drawn) == 8
+    for figure in drawn:
+        figure.canvas.draw()
+        (legend,) = figure.legends
+        box = legend.get_window_extent()
+        assert not any(
+            axis.get_tightbbox().overlaps(box) or axis.get_legend() for axis in figure.axes
+        )
+        assert 0.0 <= box.x0 and box.x1 <= figure.bbox.width  # within the picture
 
 
 def test_seeds_that_blew_up_are_told(tmp_path):
