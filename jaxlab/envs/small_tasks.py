@@ -116,12 +116,14 @@ def linear_quadratic(
     by x' P x, with P of `riccati(system, gamma=1.0)`: the least that it would have cost to go on
     from there. So nothing is gained by leaving. The gain of `riccati` stays the exact optimum for
     every discount, from all states from which it keeps within both bounds; and no state, reward or
-    value is beyond a known size, however a learner explores.
+    value is beyond a known size, however a learner explores. Without a limit random actions lead to
+    costs of 10^5 times those near the origin, on which critics waste themselves.
 
     Args:
         system: Matrices A, B, Q and R of the system and its cost.
         bound: Bound of |u|, wide enough that the optimum lies within (see `riccati`).
-        limit: Largest |x| of each number of the state, likewise; infinity for none.
+        limit: Largest |x| of each number of the state, likewise; infinity for none. The optimum of
+            the double integrator keeps within 1.2.
         time_limit: Steps of an episode.
 
     Raises:
