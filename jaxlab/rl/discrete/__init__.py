@@ -1,6 +1,6 @@
 """Actions of K tokens: diffusion policies over sequences, and how mirror descent trains them."""
 
-from jaxlab.rl.discrete import matching, targets
+from jaxlab.rl.discrete import enhancers, matching, targets, tasks
 from jaxlab.rl.discrete.matching import (
     bound_logp,
     forward_kl,
@@ -31,6 +31,7 @@ __all__ = [
     "bound_logp",
     "divergence",
     "effective_size",
+    "enhancers",
     "exact_target",
     "forward",
     "forward_kl",
@@ -45,5 +46,6 @@ __all__ = [
     "sequence_loss",
     "solve_temperature",
     "targets",
+    "tasks",
     "unique_share",
 ]
