@@ -175,6 +175,9 @@ def run_suite(
                     say(str(error))
                     break
                 left = deadline - device.clock()
+                if at_work.environment.device != environment.device:
+                    say(f"the device is gone: a new process sees {at_work.environment.device}")
+                    break
             own_s = max(PATIENCE * pace * entry.estimate_s, LEAST_LIMIT_S)
             start = device.clock()
             answer = device.call(at_work, entry, max(0.0, min(own_s, left)))
@@ -377,6 +380,9 @@ def main(
         if given.dry_run:
             return _dry_run(entries, given.budget)
         return _run(entries, given, root, runs)
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        return 130
     except (ValueError, OSError, RuntimeError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -396,6 +402,12 @@ def _run(
     # A CPU's figures do not go among the accelerators'; what --out keeps is brought home first.
     merging = given.out is None and environment.platform != "cpu"
     found = _readable(out)
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        HERE.stop(at_work)
+        raise
 
     def keep(record: Record) -> None:
         found[record.name] = record
@@ -433,7 +445,6 @@ def _ended_by_sigterm() -> Iterator[None]:
 @contextlib.contextmanager
 def _logged(path: pathlib.Path) -> Iterator[tuple[Callable[[str], None], Callable[[str], None]]]:
     """Yields `say`, which prints and logs a line, and `log`, which only logs."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
 
         def log(said: str) -> None:

@@ -183,6 +183,34 @@ def test_a_cell_that_the_budget_cuts_short_stays_missing(tmp_path):
     assert written == [] and "cut short" in said[-1]
 
 
+def test_a_device_that_is_gone_ends_the_suite(tmp_path):
+    """JAX falls back to the CPU, whose figures would be recorded as the accelerator's."""
+    sound, starts = pretend(), []
+
+    def start(limit_s):
+        starts.append(limit_s)
+        device = "cpu" if len(starts) > 1 else "NVIDIA H100 80GB HBM3"
+        at_work = sound.start(limit_s)
+        return at_work._replace(environment=dataclasses.replace(ENVIRONMENT, device=device))
+
+    def call(at_work, entry, limit_s):
+        answer = sound.call(at_work, entry, limit_s)
+        return answer._replace(status="failed", alive=False) if entry.name == "crash" else answer
+
+    device = sound._replace(start=start, call=call)
+    written, said = run((entry("crash"), entry("check")), tmp_path, device=device)
+    assert [record.status for record in written] == ["failed"]
+    assert said[-1] == "the device is gone: a new process sees cpu"
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    given = ["--allow-cpu", "--out", str(tmp_path / "file")]
+    assert suite.main(given, (entry("check"),), root=tmp_path / "home") == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and "file" in said and said.count("\n") == 1
+
+
 @pytest.mark.parametrize("slowness, luck", [(1.0, "bad"), (1.5, "bad"), (2.0, "good")])
 def test_nine_minutes_reach_eight_bits_and_prefill(slowness, luck):
     """Also where everything takes longer than estimated, one cell crashes and one hangs."""
