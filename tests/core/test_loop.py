@@ -80,11 +80,23 @@ def test_traces_one_program_per_chunk_length(key):
     assert len(traces) == 3  # a full chunk and a shorter last one
 
 
+def walk_here(directory):
+    """The same run in this process: its end, and where its first chunk ended."""
+    seen = []
+    result = loop.run(
+        walk(),
+        jax.random.key(7),
+        num_steps=40,
+        chunk_size=5,
+        directory=directory,
+        log=[lambda step, metrics: seen.append(step)],
+    )
+    return f"{result.step} {np.asarray(result.state['position']).tobytes().hex()}", seen[0]
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
-    process = run_walk(tmp_path_factory.mktemp("whole") / "run", "40")
-    assert process.returncode == 0, process.stderr
-    return process.stdout
+    return walk_here(tmp_path_factory.mktemp("whole") / "run")[0]
 
 
 @pytest.mark.parametrize(
@@ -94,13 +106,13 @@ def test_killed_process_resumes_bit_identically(tmp_path, uninterrupted, name, s
     killed = run_walk(tmp_path, "40", "--signal", name, "--after", "20")
     assert killed.returncode == status, killed.stderr
     assert not killed.stdout
+    assert (tmp_path / "checkpoints" / ".lock").exists() == (name == "SIGKILL")
     if name == "SIGTERM":  # the chunk after the signal was finished and saved
         assert [p.name for p in (tmp_path / "checkpoints").iterdir() if p.name == "25"]
-    resumed = run_walk(tmp_path, "40")
-    state, first = resumed.stdout.splitlines()
-    assert state == uninterrupted.splitlines()[0]
+    state, first = walk_here(tmp_path)
+    assert state == uninterrupted
     # It went on where it had been, not from the start; a kill may lose the save in flight.
-    assert int(first.split()[-1]) in ({30} if name == "SIGTERM" else {20, 25})
+    assert first in ({30} if name == "SIGTERM" else {20, 25})
     steps = [record["step"] for record in logging.read_jsonl(tmp_path / "metrics.jsonl")]
     assert steps == [5, 10, 15, 20, 25, 30, 35, 40]
 

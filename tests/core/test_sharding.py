@@ -10,6 +10,7 @@ import time
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from jaxlab.core import loop, sharding
@@ -48,21 +49,29 @@ def test_same_result_on_one_and_eight_devices():
 
 
 def test_two_processes_over_loopback_agree_with_one(tmp_path):
-    def run_pair(num_steps):
-        address = f"127.0.0.1:{_free_port()}"
-        arguments = (str(tmp_path / "pair"), str(num_steps))
-        pair = [
-            start("join", address, "2", str(index), *arguments, num_devices=2) for index in range(2)
-        ]
-        return [finish(process) for process in pair]
+    def here(folder, num_steps):
+        mesh = sharding.make_mesh({"data": 1})
+        return loop.run(
+            devices.sharded_walk(mesh),
+            jax.random.key(2),
+            num_steps=num_steps,
+            chunk_size=3,
+            directory=tmp_path / folder,
+            state_sharding=sharding.along(mesh),
+        )
 
-    run_pair(3)  # saves; the next pair resumes from the shared folder
-    first, second = run_pair(6)
+    here("pair", 3)  # one process saves, two go on from it
+    address = f"127.0.0.1:{_free_port()}"
+    pair = [
+        start("join", address, "2", str(index), str(tmp_path / "pair"), "6", num_devices=2)
+        for index in range(2)
+    ]
+    first, second = [finish(process) for process in pair]
     assert first[:3] == second[:3]
     assert first[:2] == ["2", "4"]
     assert first[3] == "6"  # the steps before were read back
-    mesh = sharding.make_mesh({"data": 1})
-    alone = loop.run(devices.sharded_walk(mesh), jax.random.key(2), num_steps=6, chunk_size=3)
+    alone, found = here("one", 6), here("pair", 6)
+    np.testing.assert_allclose(found.state["x"], alone.state["x"], rtol=1e-6)  # what two saved
     # The mean over walkers is summed in another order on four devices than on one.
     assert float(first[2]) == pytest.approx(alone.metrics["walk/square"], rel=1e-6)
     # Of what is reported by walker, every process knows all walkers.
