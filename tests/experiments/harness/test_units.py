@@ -22,12 +22,19 @@ from jaxlab.core import lock, logging
 HERE = pathlib.Path(__file__).parent
 
 
-@pytest.fixture
-def walking(monkeypatch):
-    monkeypatch.syspath_prepend(str(HERE))
-    import walking
+@pytest.fixture(scope="module")
+def walking():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(HERE))
+        import walking
 
-    return walking
+        yield walking
+
+
+@pytest.fixture(scope="module")
+def whole(walking, tmp_path_factory):
+    """The walks of a run that nothing stopped."""
+    return units.run(walking.make(), tmp_path_factory.mktemp("whole"))
 
 
 class Inner(NamedTuple):
@@ -259,8 +266,7 @@ def test_names_stay_in_their_folder(tmp_path):
         units.run(counted(["a", ""])[0], tmp_path / "out")
 
 
-def test_a_killed_run_loses_only_what_was_at_work(tmp_path, walking):
-    whole = units.run(walking.make(), tmp_path / "whole")
+def test_a_killed_run_loses_only_what_was_at_work(tmp_path, walking, whole):
     command = [sys.executable, str(HERE / "walking.py"), str(tmp_path / "killed"), "walks/1", "8"]
     root = HERE.parents[2]
     done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(root)}, capture_output=True)
@@ -300,9 +306,7 @@ def test_a_signal_ends_the_run_after_what_is_at_work(tmp_path, workers, number, 
     assert len(computed) == 9
 
 
-def test_a_signal_reaches_the_training_loop_at_work(tmp_path, walking):
-    whole = units.run(walking.make(), tmp_path / "whole")
-
+def test_a_signal_reaches_the_training_loop_at_work(tmp_path, walking, whole):
     def strike(name, step):
         if (name, step) == ("walks/0", 4):
             signal.raise_signal(signal.SIGINT)
