@@ -23,11 +23,17 @@ from jaxlab.rl.discrete.targets import (
     sample_weights,
     solve_temperature,
 )
+from jaxlab.rl.discrete.transformers import (
+    WritingPolicy,
+    make_transformer_policy,
+    make_writing_policy,
+)
 
 __all__ = [
     "DenoisingMlp",
     "SequenceState",
     "TokenPolicy",
+    "WritingPolicy",
     "bound_logp",
     "divergence",
     "effective_size",
@@ -38,6 +44,8 @@ __all__ = [
     "make_factored_policy",
     "make_mlp_policy",
     "make_table_policy",
+    "make_transformer_policy",
+    "make_writing_policy",
     "matching",
     "mean_field_logp",
     "reverse",

@@ -62,7 +62,7 @@ def make_mlp_policy(
     Raises:
         ValueError: if a size is below 1.
     """
-    _check_sizes(vocab, length, *hidden)
+    check_sizes(vocab, length, *hidden)
     network = DenoisingMlp(vocab, length, hidden)
 
     def init(key: jax.Array) -> Any:
@@ -77,7 +77,7 @@ def make_table_policy(vocab: int, length: int) -> TokenPolicy:
     Raises:
         ValueError: if a size is below 1.
     """
-    _check_sizes(vocab, length)
+    check_sizes(vocab, length)
     return TokenPolicy(
         vocab,
         length,
@@ -94,7 +94,7 @@ def make_factored_policy(vocab: int, length: int) -> TokenPolicy:
     Raises:
         ValueError: if a size is below 1.
     """
-    _check_sizes(vocab, length)
+    check_sizes(vocab, length)
 
     def denoise(params: Array) -> Denoise:
         return lambda tokens, level: jnp.broadcast_to(params, (*tokens.shape, vocab))
@@ -102,10 +102,11 @@ def make_factored_policy(vocab: int, length: int) -> TokenPolicy:
     return TokenPolicy(vocab, length, lambda key: jnp.zeros((length, vocab)), denoise)
 
 
+def check_sizes(*sizes: int) -> None:
+    """Refuses a vocabulary, length, width or number of layers below 1, with a ValueError."""
+    if min(sizes) < 1:
+        raise ValueError(f"vocab, length, widths and layers must be at least 1, got {sizes}")
+
+
 def _without_level(apply: Callable[..., Any]) -> Callable[[PyTree], Denoise]:
     return lambda params: lambda tokens, level: apply(params, tokens)
-
-
-def _check_sizes(*sizes: int) -> None:
-    if min(sizes) < 1:
-        raise ValueError(f"vocab, length and widths must be at least 1, got {sizes}")
