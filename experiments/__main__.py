@@ -53,7 +53,7 @@ The traceback behind a one-line error of an experiment: python -X dev -m experim
 examples:
   {PROG} run icu_occupancy                     # the smoke preset
   {PROG} run icu_occupancy --preset cpu --help # its flags and their defaults
-  {PROG} report --markdown                     # the table for a README
+  {PROG} report --overview                     # three figures of each system, for a README
 """
 
 

@@ -179,3 +179,11 @@ def test_bad_input_is_named(key):
         stats.compare_paired(key, jnp.ones(1), jnp.ones(1))
     with pytest.raises(ValueError, match="one value per seed"):
         stats.compare_paired(key, jnp.ones(4), jnp.ones(5))
+
+
+def test_keys_are_used_once(key):
+    x, y = (jnp.asarray(np.random.default_rng(i).normal(size=25), jnp.float32) for i in (0, 1))
+    with jax.debug_key_reuse(True):
+        jax.jit(stats.mean_interval)(key, x)
+        for compare in (stats.compare_paired, stats.compare_unpaired):
+            jax.jit(compare)(key, x, y)
