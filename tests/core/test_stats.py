@@ -184,6 +184,7 @@ def test_bad_input_is_named(key):
 def test_keys_are_used_once(key):
     x, y = (jnp.asarray(np.random.default_rng(i).normal(size=25), jnp.float32) for i in (0, 1))
     with jax.debug_key_reuse(True):
-        jax.jit(stats.mean_interval)(key, x)
-        for compare in (stats.compare_paired, stats.compare_unpaired):
-            jax.jit(compare)(key, x, y)
+        one, two, three = jax.random.split(key, 3)
+        jax.jit(stats.mean_interval)(one, x)
+        jax.jit(stats.compare_paired)(two, x, y)
+        jax.jit(stats.compare_unpaired)(three, x, y)
