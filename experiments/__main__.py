@@ -286,6 +286,7 @@ def _program() -> int | str | None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal without "×" still shows the rest
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
+    sys.unraisablehook = _tell_unraisable
     try:
         try:
             status = main()
@@ -306,6 +307,12 @@ def _program() -> int | str | None:
     for stream in (sys.stdout, sys.stderr):
         os.dup2(nowhere, stream.fileno())
     return status
+
+
+def _tell_unraisable(what: Any) -> None:
+    """Tells what threads raise, but for writes of a checkpoint that end after one has failed."""
+    if str(what.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(what)
 
 
 if __name__ == "__main__":

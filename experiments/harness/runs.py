@@ -19,8 +19,8 @@ from jaxlab.core import lock
 
 SHARED = ("units", "checkpoints")
 """Folders of a run that its processes have in common."""
-SEVERAL = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "SLURM_NTASKS")
-"""Variables of which one at least is set where a process is one of several."""
+SEVERAL = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+"""Variables of which one at least is set where a process is one of several, without Slurm."""
 
 
 def join(lost_after: float) -> None:
@@ -33,7 +33,7 @@ def join(lost_after: float) -> None:
         Mistake: if only some of the variables are set.
     """
     flags.positive("lost_after", lost_after)
-    if not any(os.environ.get(name, "1") != "1" for name in SEVERAL):
+    if os.environ.get("SLURM_NTASKS", "1") == "1" and not any(n in os.environ for n in SEVERAL):
         return  # alone: the run's folder is named before JAX is loaded, which takes seconds
     lost.say_in_one_line(lost_after)
     from jaxlab.core import sharding

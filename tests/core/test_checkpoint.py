@@ -237,6 +237,8 @@ def test_another_algorithm_is_refused_though_its_state_has_the_same_shapes(kept)
             checkpoint.restore(manager, Fields(**plain_state()), algorithm="walk")
 
 
+# Writes that end after one of them has failed find their event loop closed.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("alone", [False, True], ids=["orbax", "file"])
 def test_what_cannot_be_written_is_an_error_of_the_system(tmp_path, monkeypatch, capfd, alone):
     monkeypatch.setattr(checkpoint, "is_alone", lambda state: alone)

@@ -153,8 +153,15 @@ def test_a_mistake_is_one_line_in_every_process(tmp_path):
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["full", "notes.txt"]
 
 
-def test_settings_that_are_not_complete_are_named(tmp_path, monkeypatch):
-    monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
+@pytest.mark.parametrize(
+    ("name", "value", "missing"),
+    [
+        ("JAX_NUM_PROCESSES", "2", "coordinator_address, process_id"),
+        ("JAX_PROCESS_ID", "1", "coordinator_address, num_processes"),
+    ],
+)
+def test_settings_that_are_not_complete_are_named(tmp_path, monkeypatch, name, value, missing):
+    monkeypatch.setenv(name, value)
     ((status, _, err),) = finish(start(TOY, "run", "toy", "--out", tmp_path / "new", of=1))
-    assert status == 2 and "give coordinator_address, process_id too" in err
+    assert status == 2 and f"give {missing} too" in err
     assert len(err.splitlines()) == 1 and not (tmp_path / "new").exists()
