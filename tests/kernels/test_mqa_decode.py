@@ -235,12 +235,13 @@ SIZES = np.array([1e-6, 1e-4, 1.0, 1e3])
 """Of the values of four requests."""
 
 
-def of_all_sizes(rng, dtype, **shape):
+def of_all_sizes(rng, dtype, sizes=SIZES, **shape):
     """A request of each size; one value of each is a billion times larger and weighs nothing."""
-    (q, k, v, table, lens), scales = draw(rng, lens=[17, 48, 40, 33], fp8=True, **shape)
+    lens = [17, 48, 40, 33][: len(sizes)]
+    (q, k, v, table, lens), scales = draw(rng, lens=lens, fp8=True, **shape)
     q = 2.0 + 0.1 * q  # all point one way, and the second token of each request the other
     k, v_scale = np.array(k.astype(jnp.float32)), np.array(scales["v_scale"])
-    for pages, size in zip(np.asarray(table), SIZES, strict=True):
+    for pages, size in zip(np.asarray(table), sizes, strict=True):
         v_scale[pages] *= size
         k[pages[0], 1] = -100.0
         v_scale[pages[0], 1] = 1e9 * size
@@ -274,11 +275,11 @@ def test_values_in_eight_bits_may_be_of_any_size(kernel, dtype):
 def test_hopper_multiplies_values_of_any_size(dtype):
     """Upcast to float16 whatever the queries are, which meet keys of the inverse size here."""
     operands, scales = of_all_sizes(
-        np.random.default_rng(10), dtype, H=4, C=64, page=64, P=1, slack=0
+        np.random.default_rng(10), dtype, SIZES[[0, 3]], H=4, C=64, page=64, P=1
     )
     q, k, v, table, lens = operands
     if dtype == jnp.float32:  # float16 holds no query of 1e-9, nor one of 1e6
-        far = np.array([1e-9, 1e-3, 1e3, 1e6])
+        far = np.array([1e-9, 1e6])
         q = q * jnp.asarray(far, jnp.float32)[:, None, None, None]
         inverse = np.ones(k.shape[0])
         inverse[np.asarray(table)[:, 0]] = 1.0 / far
