@@ -4,6 +4,7 @@ Sources: Cleveland, Cleveland, McRae and Terpenning 1990 (STL); Bandara, Hyndman
 (MSTL); arXiv:2510.02852 (the 72 configurations, the variance of the length of stay).
 """
 
+import functools
 import itertools
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -12,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Int, Shaped
+from jax.core import Tracer
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from jaxlab.queueing.arrivals import loess
 
@@ -74,7 +76,7 @@ class _Plan(NamedTuple):
 
     seasonal: loess.Smoother
     trend: loess.Smoother
-    low_pass: loess.Banded | loess.Dense
+    low_pass: loess.Banded | loess.Dense | loess.Sized
 
 
 def stl(
@@ -130,8 +132,11 @@ def stl(
         loess.smoother(y.shape[-1], span=trend, degree=trend_degree),
         _low_pass(y.shape[-1], period, low_pass, low_pass_degree),
     )
-    plan = _cast(plan, y)
+    return _stl(y, _cast(plan, y), period, inner, outer)
 
+
+@functools.partial(jax.jit, static_argnums=(2, 3, 4))
+def _stl(y: Array, plan: _Plan, period: int, inner: int, outer: int) -> STLResult:
     def decompose(y: Array) -> STLResult:
         return _decompose(y, plan, period=period, inner=inner, outer=outer)
 
@@ -144,6 +149,7 @@ def stl_grid_select(
     *,
     period: int = 7,
     degree2: Degree2 = "linear",
+    size: Int[Array, " K"] | None = None,
 ) -> GridSelection:
     """Chooses for each series the configuration of least residual SD; the first of equals wins.
 
@@ -155,12 +161,16 @@ def stl_grid_select(
         grid: configurations, tried with `low_pass` of degree 1 and default span.
         period: steps per season.
         degree2: see `Degree2`.
+        size: `[K]` number of steps of each series that count, 2 * period..T, from the first on; all
+            by default. Each is decomposed as it would be alone, in one program for all sizes; what
+            is returned for the steps beyond is zero.
 
     Returns:
         `GridSelection`.
 
     Raises:
-        ValueError: as `stl`, or if `y` is not a matrix or the grid is empty.
+        ValueError: as `stl`, or if `y` is not a matrix, the grid is empty, or a known size is out
+            of range.
 
     Source: arXiv:2510.02852, choice of the decomposition.
     """
@@ -180,13 +190,25 @@ def stl_grid_select(
         )
         for config in grid
     ]
+    _check_size(size, y, 2 * period)
+    return _grid_select(y, size, tuple(plain), period)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _grid_select(y: Array, size: Any, plain: tuple[STLConfig, ...], period: int) -> GridSelection:
     distinct = sorted(set(plain), key=lambda config: config.robust)  # one batch plain, one robust
     groups = [list(g) for _, g in itertools.groupby(distinct, key=lambda config: config.robust)]
-    results = [_decompose_group(y, group, period) for group in groups]
+    if size is not None:
+        y = jnp.where(step_mask(y, size), y, 0.0)
+    results = [_decompose_group(y, group, period, size) for group in groups]
     result = jax.tree.map(lambda *parts: jnp.concatenate(parts), *results)  # [distinct, K, T]
+    inside = None
+    if size is not None:
+        inside = jnp.broadcast_to(step_mask(y, size), result.resid.shape)
+        result = jax.tree.map(lambda part: jnp.where(inside, part, 0.0), result)
 
     index = np.array([distinct.index(config) for config in plain])
-    resid_sd = jnp.std(result.resid, axis=-1, ddof=1)[index].T
+    resid_sd = jnp.std(result.resid, axis=-1, ddof=1, where=inside)[index].T
     best = jnp.argmin(resid_sd, axis=-1).astype(jnp.int32)
     chosen = jnp.asarray(index)[best][None, :, None]
     result = jax.tree.map(lambda part: jnp.take_along_axis(part, chosen, axis=0)[0], result)
@@ -234,22 +256,31 @@ def mstl(
     if iterate < 1:
         raise ValueError(f"iterate must be >= 1, got {iterate}")
 
+    options = {
+        "trend": trend,
+        "low_pass": low_pass,
+        "degrees": tuple(degrees),
+        "robust": robust,
+        "inner": inner,
+        "outer": outer,
+        "degree2": degree2,
+    }
+    return _mstl(y, tuple(periods), tuple(windows), iterate, tuple(options.items()))
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2, 3, 4))
+def _mstl(
+    y: Array,
+    periods: tuple[int, ...],
+    windows: tuple[int, ...],
+    iterate: int,
+    options: tuple[tuple[str, Any], ...],
+) -> MSTLResult:
     def sweep(carry: tuple[Array, STLResult], _: Any) -> tuple[tuple[Array, STLResult], None]:
         seasonal, result = carry
         for i, (period, window) in enumerate(zip(periods, windows, strict=True)):
             rest = y - (jnp.sum(seasonal, axis=0) - seasonal[i])
-            result = stl(
-                rest,
-                period=period,
-                seasonal=window,
-                trend=trend,
-                low_pass=low_pass,
-                degrees=degrees,
-                robust=robust,
-                inner=inner,
-                outer=outer,
-                degree2=degree2,
-            )
+            result = stl(rest, period=period, seasonal=window, **dict(options))
             seasonal = seasonal.at[i].set(result.seasonal)
         return (seasonal, result), None
 
@@ -270,18 +301,21 @@ def default_trend(period: int, seasonal: int) -> int:
     return span + (span + 1) % 2
 
 
-def rolling_sd(resid: Float[Array, "*B T"], window: int) -> Float[Array, "*B T"]:
+def rolling_sd(
+    resid: Float[Array, "*B T"], window: int, *, size: Int[Array, "*B"] | None = None
+) -> Float[Array, "*B T"]:
     """Computes the centered rolling sample SD; near the ends the window keeps what lies inside.
 
     Args:
         resid: `[..., T]` float, T >= 2.
         window: odd number of steps, >= 3.
+        size: `[...]` number of steps that count, 2..T, from the first on; all by default.
 
     Returns:
-        `[..., T]` SD with divisor (number of points - 1).
+        `[..., T]` SD with divisor (number of points - 1); zero beyond `size`.
 
     Raises:
-        ValueError: if the window is even or below 3, or T < 2.
+        ValueError: if the window is even or below 3, T < 2, or a known size is out of range.
 
     Source: arXiv:2510.02852, variance of the length of stay.
     """
@@ -289,23 +323,31 @@ def rolling_sd(resid: Float[Array, "*B T"], window: int) -> Float[Array, "*B T"]
     num_steps = resid.shape[-1]
     if num_steps < 2:
         raise ValueError(f"a standard deviation needs T >= 2 steps, got {num_steps}")
-    position = np.arange(num_steps)[:, None] + np.arange(window) - window // 2
-    inside = (position >= 0) & (position < num_steps)
-    position = np.clip(position, 0, num_steps - 1)
-    count = inside.sum(-1).astype(resid.dtype)
+    _check_size(size, resid, 2)
+    steps = np.arange(num_steps, dtype=np.int32)
+    position = steps[:, None] + np.arange(window, dtype=np.int32) - window // 2
+    place = np.clip(position, 0, num_steps - 1)
 
-    def one(x: Float[Array, " T"]) -> Float[Array, " T"]:
-        mean = jnp.sum(jnp.where(inside, x[position], 0.0), axis=-1) / count
-        deviation = jnp.where(inside, x[position] - mean[:, None], 0.0)
-        variance = jnp.sum(deviation**2, axis=-1) / (count - 1)
+    def one(x: Float[Array, " T"], last: Int[Array, ""] | int) -> Float[Array, " T"]:
+        inside = (position >= 0) & (position < last) & (steps < last)[:, None]
+        count = jnp.sum(inside, axis=-1).astype(x.dtype)
+        mean = jnp.sum(jnp.where(inside, x[place], 0.0), axis=-1) / jnp.maximum(count, 1.0)
+        deviation = jnp.where(inside, x[place] - mean[:, None], 0.0)
+        variance = jnp.sum(deviation**2, axis=-1) / jnp.maximum(count - 1.0, 1.0)
         positive = variance > 0
         return jnp.where(positive, jnp.sqrt(jnp.where(positive, variance, 1.0)), 0.0)
 
-    return _over_last_axis(one)(resid)
+    if size is None:
+        return _over_last_axis(lambda x: one(x, num_steps))(resid)
+    found = jax.vmap(one)(resid.reshape(-1, num_steps), jnp.asarray(size, jnp.int32).reshape(-1))
+    return found.reshape(resid.shape)
 
 
 def rolling_variance_select(
-    resid: Float[Array, "*B T"], *, windows: tuple[int, ...] = (7, 15, 31)
+    resid: Float[Array, "*B T"],
+    *,
+    windows: tuple[int, ...] = (7, 15, 31),
+    size: Int[Array, "*B"] | None = None,
 ) -> tuple[Float[Array, "*B T"], Int[Array, "*B"]]:
     """Estimates a time-varying variance with the window whose rolling SD is most stable.
 
@@ -315,6 +357,7 @@ def rolling_variance_select(
     Args:
         resid: `[..., T]` residual of daily mean length of stay, days.
         windows: odd candidate windows, days.
+        size: `[...]` number of days that count, from the first on; all by default.
 
     Returns:
         `(sig2, window)`: variance `[..., T]`, days^2, at least `MIN_VARIANCE`; chosen window
@@ -328,29 +371,44 @@ def rolling_variance_select(
     if not windows:
         raise ValueError("windows must hold at least one odd number, got none")
     longest_first = sorted(windows, reverse=True)
-    sd = jnp.stack([rolling_sd(resid, window) for window in longest_first])
-    mean = jnp.mean(sd, axis=-1)
+    sd = jnp.stack([rolling_sd(resid, window, size=size) for window in longest_first])
+    inside = None if size is None else jnp.broadcast_to(step_mask(resid, size), sd.shape)
+    mean = jnp.mean(sd, axis=-1, where=inside)
     positive = mean > 0
-    score = jnp.where(positive, jnp.std(sd, axis=-1) / jnp.where(positive, mean, 1.0), 0.0)
+    spread = jnp.std(sd, axis=-1, where=inside)
+    score = jnp.where(positive, spread / jnp.where(positive, mean, 1.0), 0.0)
     chosen = jnp.argmin(score, axis=0)
     best_sd = jnp.take_along_axis(sd, chosen[None, ..., None], axis=0)[0]
     window = jnp.asarray(longest_first, jnp.int32)[chosen]
     return jnp.maximum(best_sd**2, MIN_VARIANCE), window
 
 
+def step_mask(x: Float[Array, "*B T"], size: Int[Array, "*B"]) -> Bool[Array, "*B T"]:
+    """Returns which steps of series count, the first `size` of each."""
+    last = jnp.broadcast_to(jnp.asarray(size, jnp.int32)[..., None], x.shape)
+    return jnp.broadcast_to(jnp.arange(x.shape[-1], dtype=jnp.int32), x.shape) < last
+
+
 def _decompose(
-    y: Float[Array, " T"], plan: _Plan, *, period: int, inner: int, outer: int
+    y: Float[Array, " T"],
+    plan: _Plan,
+    *,
+    period: int,
+    inner: int,
+    outer: int,
+    size: Int[Array, ""] | None = None,
 ) -> STLResult:
-    """Runs the inner and outer loops of STL."""
+    """Runs the inner and outer loops of STL on the first `size` steps."""
 
     def robust_pass(carry: STLResult, _: Any) -> tuple[STLResult, None]:
-        weights = loess.bisquare(carry.resid)
+        weights = loess.bisquare(carry.resid, size)
         cycle_gains = loess.gains(plan.seasonal, weights, period)
         trend_gains = loess.gains(plan.trend, weights)
 
         def sweep(components: tuple[Array, Array], _: Any) -> tuple[tuple[Array, Array], None]:
             trend, _ = components
-            cycles = _smooth_cycles(plan.seasonal, cycle_gains, weights, y - trend, period)
+            detrended = y - trend
+            cycles = _smooth_cycles(plan.seasonal, cycle_gains, weights, detrended, period, size)
             low = loess.correlate(plan.low_pass, cycles)[0]
             seasonal = cycles[period:-period] - low
             adjusted = y - seasonal
@@ -371,6 +429,7 @@ def _smooth_cycles(
     weights: Float[Array, " T"],
     detrended: Float[Array, " T"],
     period: int,
+    size: Int[Array, ""] | None,
 ) -> Float[Array, " n_out"]:
     """Smooths each cycle-subseries, from one period before the series to one period after it."""
     otherwise = jnp.pad(detrended, period)
@@ -378,6 +437,11 @@ def _smooth_cycles(
     # An undefined value outside the series repeats its neighbor.
     first, last = cycle_gains.defined[:period], cycle_gains.defined[-period:]
     body = cycles[period:-period]
+    if size is not None:
+        start = jnp.where(first, cycles[:period], body[:period])
+        cycles = jnp.concatenate([start, cycles[period:]])
+        after = jnp.arange(cycles.size, dtype=size.dtype) >= size + period
+        return jnp.where(after & ~cycle_gains.defined, jnp.roll(cycles, period), cycles)
     return jnp.concatenate(
         [
             jnp.where(first, cycles[:period], body[:period]),
@@ -387,14 +451,36 @@ def _smooth_cycles(
     )
 
 
-def _decompose_group(y: Float[Array, "K T"], group: list[STLConfig], period: int) -> STLResult:
+def _decompose_group(
+    y: Float[Array, "K T"], group: list[STLConfig], period: int, size: Int[Array, " K"] | None
+) -> STLResult:
     """Decomposes all series under configurations of equal `robust`: fields `[len(group), K, T]`."""
+    inner, outer = (2, 15) if group[0].robust else (5, 0)
+
+    def decompose(y: Array, plan: _Plan, size: Array | None = None) -> STLResult:
+        return _decompose(y, plan, period=period, inner=inner, outer=outer, size=size)
+
+    if size is None:
+        plan = _group_plan(y, group, period, None)
+        return jax.vmap(jax.vmap(decompose, (0, None)), (None, 0))(y, plan)
+
+    def one_series(y: Array, size: Array) -> STLResult:
+        plan = _group_plan(y, group, period, size)
+        return jax.vmap(decompose, (None, 0, None))(y, plan, size)
+
+    return jax.vmap(one_series, out_axes=1)(y, jnp.asarray(size, jnp.int32))
+
+
+def _group_plan(
+    y: Float[Array, "*B T"], group: list[STLConfig], period: int, size: Int[Array, ""] | None
+) -> _Plan:
+    """Builds the smoothers of all configurations, stacked."""
     num_steps = y.shape[-1]
     seasonal_width = max(config.seasonal for config in group)
     trend_width = max(config.trend for config in group)
     seasonal_degree = max(config.seasonal_degree for config in group)
     trend_degree = max(config.trend_degree for config in group)
-    low_pass = _low_pass(num_steps, period, period + 1 + period % 2, 1)
+    low_pass = _low_pass(num_steps, period, period + 1 + period % 2, 1, size)
     plans = [
         _Plan(
             loess.smoother(
@@ -405,6 +491,7 @@ def _decompose_group(y: Float[Array, "K T"], group: list[STLConfig], period: int
                 extend=1,
                 width=seasonal_width,
                 max_degree=seasonal_degree,
+                size=size,
             ),
             loess.smoother(
                 num_steps,
@@ -412,18 +499,18 @@ def _decompose_group(y: Float[Array, "K T"], group: list[STLConfig], period: int
                 degree=config.trend_degree,
                 width=trend_width,
                 max_degree=trend_degree,
+                size=size,
             ),
             low_pass,
         )
         for config in group
     ]
-    inner, outer = (2, 15) if group[0].robust else (5, 0)
-    stacked = _cast(jax.tree.map(lambda *parts: np.stack(parts), *plans), y)
 
-    def decompose(y: Array, plan: _Plan) -> STLResult:
-        return _decompose(y, plan, period=period, inner=inner, outer=outer)
+    def stack(*parts: Any) -> Any:
+        known = all(isinstance(part, np.ndarray) for part in parts)
+        return np.stack(parts) if known else jnp.stack(parts)
 
-    return jax.vmap(jax.vmap(decompose, (0, None)), (None, 0))(y, stacked)
+    return _cast(jax.tree.map(stack, *plans), y)
 
 
 def _over_last_axis(function: Callable[[Array], Any]) -> Callable[[Array], Any]:
@@ -435,15 +522,33 @@ def _over_last_axis(function: Callable[[Array], Any]) -> Callable[[Array], Any]:
     return batched
 
 
-def _low_pass(num_steps: int, period: int, span: int, degree: int) -> loess.Banded | loess.Dense:
+def _low_pass(
+    num_steps: int, period: int, span: int, degree: int, size: Int[Array, ""] | None = None
+) -> loess.Banded | loess.Dense | loess.Sized:
     """Makes one filter of moving averages of lengths period, period and 3, and a LOESS."""
     box = np.full(period, 1 / period)
     before = np.convolve(np.convolve(box, box), np.full(3, 1 / 3))
-    return loess.linear_filter(num_steps, span=span, degree=degree, before=before)
+    return loess.linear_filter(num_steps, span=span, degree=degree, before=before, size=size)
 
 
 def _cast(plan: _Plan, y: Array) -> _Plan:
-    return jax.tree.map(lambda leaf: leaf.astype(y.dtype), plan)
+    def cast(leaf: Any) -> Any:
+        return leaf.astype(y.dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+    return jax.tree.map(cast, plan)
+
+
+def _check_size(size: Any, x: Shaped[Array, "*B T"], least: int) -> None:
+    if size is None:
+        return
+    if jnp.shape(size) != x.shape[:-1]:
+        raise ValueError(f"size must be {x.shape[:-1]}, one per series, got {jnp.shape(size)}")
+    if not isinstance(size, Tracer):
+        sizes = np.asarray(size)
+        if sizes.size and not (least <= sizes.min() and sizes.max() <= x.shape[-1]):
+            raise ValueError(
+                f"size must be in {least}..{x.shape[-1]} steps, got {sizes.min()}..{sizes.max()}"
+            )
 
 
 def _check_series(y: Shaped[Array, "*B T"], period: int) -> None:

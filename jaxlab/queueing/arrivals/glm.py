@@ -4,6 +4,7 @@ Literature: McCullagh & Nelder 1989 (generalized linear models, IRLS); Wood 2017
 regression, effective degrees of freedom); Cameron & Trivedi 2013 (over-dispersed counts).
 """
 
+import functools
 from typing import Literal, NamedTuple
 
 import jax
@@ -95,7 +96,13 @@ def poisson_glm(
     counts, weight, offset = prepare_counts(counts, weight, offset, exposure)
     x = jnp.asarray(design, counts.dtype)
     penalty_matrix = _penalty_matrix(penalty, num_params, counts.dtype)
-    data = (counts, x, penalty_matrix, offset, weight)
+    return _fit((counts, x, penalty_matrix, offset, weight), iterations)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _fit(data, iterations: int) -> GLMFit:
+    counts, x, penalty_matrix, offset, weight = data
+    num_params = x.shape[1]
 
     def unfinished(carry):
         _, size, step = carry

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
 
 LINEAR_FLOOR = 1e-3
 """Degree 1: no slope where the weighted SD of x is below this share of the range of all x."""
@@ -40,10 +41,23 @@ class Dense(NamedTuple):
     rows: Float[Array | np.ndarray, "C P O K"]
 
 
+class Sized(NamedTuple):
+    """Filters of a padded series of which the first `size` points count, known at run time only.
+
+    What lies beyond is never looked at, and the outputs beyond the last one have no meaning.
+    """
+
+    banded: Banded | None
+    """For a size of at least one span in every phase; None if no series of this shape has that."""
+    dense: Dense | None
+    """For a smaller size; None if there is no such."""
+    size: Int[Array, ""]
+
+
 class Smoother(NamedTuple):
     """LOESS of one span and degree: moment kernels, and where to lower the degree."""
 
-    kernel: Banded | Dense
+    kernel: Banded | Dense | Sized
     """Filters for the moments c = 0, ..., 2 degree."""
     floors: Float[Array | np.ndarray, "D n_out"]
     """Least weighted variance of the linear and of the quadratic term for which it is kept."""
@@ -66,6 +80,7 @@ def smoother(
     extend: int = 0,
     width: int | None = None,
     max_degree: int | None = None,
+    size: Int[Array, ""] | None = None,
 ) -> Smoother:
     """Builds LOESS along every `period`-th point of a series (host, float64 numpy).
 
@@ -78,6 +93,8 @@ def smoother(
         extend: steps to evaluate before the start and after the end of every subseries.
         width: pad stencils to this span, so that smoothers of different spans can be stacked.
         max_degree: keep the moments for this degree, to the same end.
+        size: number of points that count, from the first on, 1..num_points; may be traced. All by
+            default.
 
     Returns:
         `Smoother` with `n_out = num_points + 2 * extend * period` outputs.
@@ -85,29 +102,40 @@ def smoother(
     width = span if width is None else width
     max_degree = degree if max_degree is None else max_degree
     # Phase r holds the points r, r + period, ...: the first phases may have one point more.
-    counts = -(-(num_points - np.arange(period)) // period)
+    room = -(-(num_points - np.arange(period)) // period)
+    counts = room if size is None else -(-(size - np.arange(period, dtype=np.int32)) // period)
 
-    def rows(xs: np.ndarray, first: int, size: int, count: Any) -> np.ndarray:
-        return _moment_rows(xs, first, size, count=count, span=span, order=2 * max_degree)
+    def rows(xs: np.ndarray, first: int, length: int, count: Any, xp: Any = np) -> Any:
+        order = 2 * max_degree
+        return _moment_rows(xs, first, length, count=count, span=span, order=order, xp=xp)
 
-    if counts[-1] < width:
-        xs = np.arange(1 - extend, counts[0] + extend + 1)
-        kernel = Dense(np.stack([rows(xs, 1, counts[0], k) for k in counts], axis=1))
-    else:
-        half, far = (
-            width // 2,
-            2 * width,
-        )  # end rows are those of any series of at least `width` points
-        kernel = _banded(
+    banded = dense = None
+    if room[-1] >= width:
+        # End rows are those of any series of at least `width` points.
+        half, far = width // 2, 2 * width
+        banded = _banded(
             left=rows(np.arange(1 - extend, half + 1), 1, width, far),
             stencil=rows(np.array([half + 1]), 1, width, far)[:, 0],
             right=rows(np.arange(far - half + 1, far + extend + 1), far - width + 1, width, far),
         )
+    if size is not None or banded is None:
+        longest, xp = int(min(room[0], width)), np if size is None else jnp
+        xs = np.arange(1 - extend, longest + extend + 1, dtype=np.int32)
+        dense = Dense(xp.stack([rows(xs, 1, longest, k, xp) for k in counts], axis=1))
+    kernel = Sized(banded, dense, size) if size is not None else banded or dense
+    assert kernel is not None
     points = counts[np.arange(num_points + 2 * extend * period) % period]
     return Smoother(kernel, _floors(points, span=span, degree=degree)[:max_degree])
 
 
-def linear_filter(num_points: int, *, span: int, degree: int, before: np.ndarray) -> Banded | Dense:
+def linear_filter(
+    num_points: int,
+    *,
+    span: int,
+    degree: int,
+    before: np.ndarray,
+    size: Int[Array, ""] | None = None,
+) -> Banded | Dense | Sized:
     """Builds LOESS with unit weights after a moving average, as one linear filter (float64 numpy).
 
     Args:
@@ -115,25 +143,35 @@ def linear_filter(num_points: int, *, span: int, degree: int, before: np.ndarray
         span: odd number of nearest neighbors.
         degree: 0, 1 or 2.
         before: `[m]` weights of the moving average.
+        size: number of averaged points that count, at least the span; may be traced, for a degree
+            of at most 1. All by default.
 
     Returns:
         A filter (`C = 1`) from `n + m - 1` inputs to `n` outputs.
     """
     kernel, floors = smoother(num_points, span=span, degree=degree)
 
-    def collapse(rows: Any) -> np.ndarray:
-        gain, _ = _solve(tuple(rows.sum(-1)), floors[:, :1], np)
+    def collapse(rows: Any, floors: Any = floors[:, :1], xp: Any = np) -> Any:
+        gain, _ = _solve(tuple(rows.sum(-1)), floors, xp)
         fitted = sum(g[:, None] * row for g, row in zip(gain, rows, strict=False))
-        return np.stack([np.convolve(row, before) for row in np.asarray(fitted)])[None]
+        last = len(before) - 1
+        shifted = (xp.pad(fitted, ((0, 0), (k, last - k))) for k in range(last + 1))
+        return xp.sum(xp.stack([w * x for w, x in zip(before, shifted, strict=True)]), axis=0)[None]
 
     if isinstance(kernel, Dense):
         return Dense(collapse(kernel.rows[:, 0])[:, None])
-    stencil = kernel.inner[:, :1, :span]
-    return _banded(collapse(kernel.left), collapse(stencil)[:, 0], collapse(kernel.right))
+    assert isinstance(kernel, Banded)
+    stencil = collapse(kernel.inner[:, :1, :span])[:, 0]
+    if size is None:
+        return _banded(collapse(kernel.left), stencil, collapse(kernel.right))
+    # The slope is left out near the ends of a long series; in the middle it is zero by symmetry.
+    own = _floors(jnp.reshape(size, (1,)), span=span, degree=degree)[:degree]
+    left, right = (collapse(rows, own, jnp) for rows in (kernel.left, kernel.right))
+    return Sized(_banded(left, stencil, right), None, size + len(before) - 1)
 
 
 def correlate(
-    kernel: Banded | Dense, x: Float[Array, " n"], period: int = 1
+    kernel: Banded | Dense | Sized, x: Float[Array, " n"], period: int = 1
 ) -> tuple[Float[Array, " n_out"], ...]:
     """Applies the `C` filters of `kernel` along every `period`-th point of `x`.
 
@@ -145,6 +183,8 @@ def correlate(
     Returns:
         `C` filtered series `[n_out]`.
     """
+    if isinstance(kernel, Sized):
+        return _correlate_sized(kernel, x, period)
     if isinstance(kernel, Dense):
         num_rows, num_columns = kernel.rows.shape[-2:]
         num_outputs = x.size + (num_rows - num_columns) * period
@@ -183,52 +223,95 @@ def smooth(
     Returns:
         `[n_out]` smoothed series.
     """
-    kernel = jax.tree.map(lambda rows: rows[: len(solved.gain)], parts.kernel)
+    first = len(solved.gain)
+    kernel = jax.tree.map(lambda leaf: leaf[:first] if leaf.ndim else leaf, parts.kernel)
     moments = correlate(kernel, weighted, period)
     fit = sum(gain * moment for gain, moment in zip(solved.gain, moments, strict=True))
     return jnp.where(solved.defined, fit, otherwise)
 
 
-def bisquare(resid: Float[Array, " n"]) -> Float[Array, " n"]:
+def bisquare(
+    resid: Float[Array, " n"], size: Int[Array, ""] | int | None = None
+) -> Float[Array, " n"]:
     """Computes robustness weights `(1 - (r/h)^2)^2` with h = 6 median |r|; all one if that is zero.
 
     Args:
         resid: `[n]` residuals of the last fit.
+        size: number of residuals that count, from the first on; all by default.
 
     Returns:
         `[n]` weights in [0, 1]; 1 up to 0.001 h and 0 from 0.999 h.
     """
-    size = jnp.abs(resid)
-    lower, upper = _middle_pair(size)
+    absolute = jnp.abs(resid)
+    lower, upper = _middle_pair(absolute, resid.size if size is None else size)
     h = 3.0 * (lower + upper)
-    u = size / jnp.where(h > 0, h, 1.0)
+    u = absolute / jnp.where(h > 0, h, 1.0)
     weights = jnp.where(u <= 0.001, 1.0, jnp.where(u <= 0.999, (1 - u**2) ** 2, 0.0))
     return jnp.where(h > 0, weights, 1.0)
 
 
+def _correlate_sized(
+    kernel: Sized, x: Float[Array, " n"], period: int
+) -> tuple[Float[Array, " n_out"], ...]:
+    """Applies filters to the first `kernel.size` points of `x`, as `correlate` does to them alone.
+
+    The filters of the end are moved to where the series ends.
+    """
+    size = kernel.size
+    x = jnp.where(jnp.arange(x.size, dtype=size.dtype) < size, x, 0.0)
+    short = long = None
+    if kernel.dense is not None:
+        columns = kernel.dense.rows.shape[-1]
+        short = correlate(kernel.dense, x[: columns * period], period)
+    if kernel.banded is not None:
+        long = correlate(kernel.banded, x, period)
+        width, num_rows = kernel.banded.right.shape[-1], kernel.banded.right.shape[-2]
+        tail = lax.dynamic_slice_in_dim(x, size - width * period, width * period)
+        ends = _dot("qp,cmq->cmp", _fold(tail, width, period), kernel.banded.right)
+        last = size + (num_rows + kernel.banded.left.shape[-2] - (width - 1)) * period
+        start = last - num_rows * period
+        long = tuple(
+            lax.dynamic_update_slice_in_dim(out, end.ravel(), start, 0)
+            for out, end in zip(long, ends, strict=True)
+        )
+    if kernel.banded is None or short is None or long is None:
+        return short or long or ()
+    is_short = size < kernel.banded.right.shape[-1] * period
+    return tuple(
+        jnp.where(is_short, jnp.pad(a, (0, b.size - a.size)), b)
+        for a, b in zip(short, long, strict=True)
+    )
+
+
 def _moment_rows(
-    xs: np.ndarray, first: int, size: int, *, count: Any, span: int, order: int
-) -> np.ndarray:
-    """Tabulates moment kernels at x in `xs` on j = first, first+1, ...: `[order+1, X, size]`."""
-    left = np.clip(xs - span // 2, 1, max(count - span + 1, 1))[:, None] - xs[:, None]
-    right = np.minimum(left + span - 1, count - xs[:, None])
-    distance = np.arange(first, first + size)[None] - xs[:, None]
-    bandwidth = np.maximum(-left, right) + max(span - count, 0) // 2
+    xs: np.ndarray, first: int, length: int, *, count: Any, span: int, order: int, xp: Any = np
+) -> Any:
+    """Tabulates moment kernels at x in `xs` on j = first, first+1, ...: `[order+1, X, length]`.
+
+    Positions beyond a traced `count` get numbers without a meaning, all finite.
+    """
+    left = xp.clip(xs - span // 2, 1, xp.maximum(count - span + 1, 1))[:, None] - xs[:, None]
+    right = xp.minimum(left + span - 1, count - xs[:, None])
+    bandwidth = xp.maximum(-left, right) + xp.maximum(span - count, 0) // 2
+    left, right, bandwidth = (x.astype(float) for x in (left, right, xp.maximum(bandwidth, 1)))
+    distance = (np.arange(first, first + length)[None] - xs[:, None]).astype(float)
     u = np.abs(distance) / bandwidth
-    weight = np.where(u <= 0.001, 1.0, np.where(u <= 0.999, (1 - u**3) ** 3, 0.0))
-    weight = np.where((distance >= left) & (distance <= right), weight, 0.0)
-    return np.stack([weight * distance**c for c in range(order + 1)])
+    weight = xp.where(u <= 0.001, 1.0, xp.where(u <= 0.999, (1 - u**3) ** 3, 0.0))
+    weight = xp.where((distance >= left) & (distance <= right), weight, 0.0)
+    return xp.stack([weight * distance**c for c in range(order + 1)])
 
 
-def _floors(points: np.ndarray, *, span: int, degree: int) -> np.ndarray:
+def _floors(points: Any, *, span: int, degree: int) -> Any:
     """Floors `[2, n_out]` in subseries of `points` points; an infinite floor drops the term."""
-    never = np.full(points.shape, np.inf)
+    xp = np if isinstance(points, np.ndarray) else jnp
+    points = points.astype(float)
+    never = xp.full(points.shape, np.inf)
     if degree == 0:
-        return np.stack([never, never])
+        return xp.stack([never, never])
     if degree == 1:
-        return np.stack([(LINEAR_FLOOR * (points - 1)) ** 2, never])
-    half = QUADRATIC_FLOOR * (np.minimum(span, points) // 2)
-    return np.stack([half**2, half**4])
+        return xp.stack([(LINEAR_FLOOR * (points - 1)) ** 2, never])
+    half = QUADRATIC_FLOOR * (xp.minimum(span, points) // 2)
+    return xp.stack([half**2, half**4])
 
 
 def _solve(moments: tuple[Any, ...], floors: Any, xp: Any) -> tuple[tuple[Any, ...], Any]:
@@ -288,16 +371,22 @@ def _toeplitz(
     return [o.reshape(period, -1).T.ravel() for o in out]
 
 
-def _middle_pair(x: Float[Array, " T"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Returns the order statistics (T-1)//2 and T//2 of non-negative values, differentiable.
+def _middle_pair(
+    x: Float[Array, " T"], size: Int[Array, ""] | int
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Returns the order statistics (n-1)//2 and n//2 of n non-negative values, differentiable.
+
+    The values are the first n = `size` of `x`.
 
     Non-negative floats are ordered as their bit patterns, so the lower one is built bit by bit from
     counts: on CPU four times as fast as sorting, which would take most of a robust fit.
     """
-    rank = (x.size - 1) // 2
+    rank = (size - 1) // 2
     num_bits = jnp.finfo(x.dtype).bits
     integer = jnp.dtype(f"int{num_bits}")
-    bits = jax.lax.bitcast_convert_type(jax.lax.stop_gradient(x), integer)
+    bits = lax.bitcast_convert_type(lax.stop_gradient(x), integer)
+    beyond = jnp.iinfo(integer).max
+    bits = jnp.where(jnp.arange(x.size, dtype=jnp.int32) < size, bits, beyond)
 
     def set_bit(lower: Array, bit: Array) -> tuple[Array, None]:
         candidate = lower | (jnp.ones((), integer) << bit)
@@ -305,12 +394,12 @@ def _middle_pair(x: Float[Array, " T"]) -> tuple[Float[Array, ""], Float[Array, 
         return jnp.where(below <= rank, candidate, lower), None
 
     positions = jnp.arange(num_bits - 2, -1, -1, dtype=integer)
-    lower, _ = jax.lax.scan(set_bit, jnp.zeros((), integer), positions)
+    lower, _ = lax.scan(set_bit, jnp.zeros((), integer), positions)
     above = bits > lower
     num_up_to = x.size - jnp.sum(above, dtype=jnp.int32)
     lower_idx = jnp.argmax(bits == lower)
-    next_idx = jnp.argmin(jnp.where(above, bits, jnp.iinfo(integer).max))
-    return x[lower_idx], x[jnp.where(num_up_to > x.size // 2, lower_idx, next_idx)]
+    next_idx = jnp.argmin(jnp.where(above, bits, beyond))
+    return x[lower_idx], x[jnp.where(num_up_to > size // 2, lower_idx, next_idx)]
 
 
 def _fold(x: Float[Array, " n"], rows: int, period: int) -> Float[Array, "rows period"]:
@@ -318,4 +407,4 @@ def _fold(x: Float[Array, " n"], rows: int, period: int) -> Float[Array, "rows p
 
 
 def _dot(spec: str, x: Array, kernel: Array | np.ndarray) -> Array:
-    return jnp.einsum(spec, x, kernel, precision=jax.lax.Precision.HIGHEST)
+    return jnp.einsum(spec, x, kernel, precision=lax.Precision.HIGHEST)

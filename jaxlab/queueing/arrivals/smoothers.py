@@ -5,6 +5,7 @@ IRLS; Wahba 1990 (GCV); Burman, Chow and Nolan 1994 (blocked cross-validation). 
 SD, by which arXiv:2510.02852 chooses its STL configuration, always prefers the most flexible one.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -118,6 +119,14 @@ def whittaker_poisson(
     # Measured from the constant rate, so that float32 has its digits where they are needed.
     level = (jnp.sum(weight * counts) + 0.5) / (jnp.sum(weight * jnp.exp(offset)) + 0.5)
     offset = offset + jax.lax.stop_gradient(jnp.log(level))
+    return _whittaker((counts, penalty, offset, weight), order, iterations)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _whittaker(
+    data: tuple[Array, Array, Array, Array], order: int, iterations: int
+) -> WhittakerFit:
+    counts, penalty, offset, weight = data
 
     def unfinished(carry):
         _, small, step = carry
@@ -128,7 +137,6 @@ def whittaker_poisson(
         path, small = _irls_step(path, *frozen, order)
         return path, small, step + 1
 
-    data = (counts, penalty, offset, weight)
     frozen = jax.lax.stop_gradient(data)
     flat = (jnp.zeros_like(counts), jnp.zeros_like(counts))
     start = (flat, jnp.zeros((), bool), jnp.zeros((), jnp.int32))
@@ -271,24 +279,8 @@ def stl_blocked_cv(
     bridge, _, _ = jax.vmap(lambda w: _smooth(counts, w, width, 1))(1.0 - held_out)
 
     def evaluate(config):
-        def decompose(y):
-            return decomposition.stl(
-                y,
-                period=period,
-                seasonal=config.seasonal,
-                trend=config.trend,
-                degrees=(config.seasonal_degree, config.trend_degree, 1),
-                robust=config.robust,
-            )
-
-        def refill(carry, _):
-            trend, seasonal = carry
-            y = jnp.where(masks, trend + seasonal, counts[None, :])
-            result = jax.vmap(decompose)(y)
-            return (result.trend, result.seasonal), None
-
-        start = (bridge, jnp.zeros_like(bridge))
-        (trend, seasonal), _ = jax.lax.scan(refill, start, None, length=passes)
+        config = decomposition.STLConfig(*config)
+        trend, seasonal = _refilled(counts, masks, bridge, config, period, passes)
         rate = jnp.maximum(trend + seasonal if keep_seasonal else trend, MIN_RATE)
         deviance = jax.vmap(lambda r, w: glm.poisson_deviance(counts, r, weight=w))(rate, held_out)
         return jnp.sum(deviance) / jnp.sum(held_out), rate[-1]
@@ -346,6 +338,7 @@ def _irls_step(path, counts, penalty, offset, weight, order):
     return (eta + factor * move, diff + factor * move_diff), small & finite
 
 
+@functools.partial(jax.jit, static_argnums=3)
 def _smooth(
     z: Float[Array, " T"], w: Float[Array, " T"], penalty: Float[Array, ""], order: int
 ) -> tuple[Float[Array, " T"], Float[Array, " T"], Float[Array, " T"]]:
@@ -394,6 +387,30 @@ def _smooth(
     cov = glm.solve_spd(info, jnp.eye(order, dtype=z.dtype))
     _, (eta, v, variance) = jax.lax.scan(follow, (glm.solve_spd(info, b), cov), law)
     return eta, v, variance
+
+
+@functools.partial(jax.jit, static_argnums=(3, 4, 5))
+def _refilled(counts, masks, bridge, config: decomposition.STLConfig, period: int, passes: int):
+    """Returns trend and seasonal part of every lane, its gaps filled by its own fit."""
+
+    def decompose(y):
+        return decomposition.stl(
+            y,
+            period=period,
+            seasonal=config.seasonal,
+            trend=config.trend,
+            degrees=(config.seasonal_degree, config.trend_degree, 1),
+            robust=config.robust,
+        )
+
+    def refill(carry, _):
+        trend, seasonal = carry
+        y = jnp.where(masks, trend + seasonal, counts[None, :])
+        result = jax.vmap(decompose)(y)
+        return (result.trend, result.seasonal), None
+
+    start = (bridge, jnp.zeros_like(bridge))
+    return jax.lax.scan(refill, start, None, length=passes)[0]
 
 
 def _check_folds(folds, counts) -> None:

@@ -528,3 +528,35 @@ def test_stl_refuses_what_statsmodels_refuses(options, match):
 def test_errors(call, match):
     with pytest.raises(ValueError, match=match):
         call(jnp.asarray(_series(60)[0], jnp.float32))
+
+
+def test_a_padded_series_is_decomposed_as_it_is_alone():
+    """Sizes on both sides of the least that the banded filters take, 7 * 7 and 15 * 7 steps."""
+    grid = (decomposition.STLConfig(7, 15), decomposition.STLConfig(15, 31, robust=True))
+    sizes = np.array([112, 105, 104, 49, 48, 20])
+    y = _series(112, num_series=sizes.size)
+    with jax.enable_x64(True):
+        padded = y.copy()
+        padded[np.arange(112)[None] >= sizes[:, None]] = np.nan  # nothing beyond is looked at
+        chosen = jax.jit(lambda y, n: decomposition.stl_grid_select(y, grid, size=n))
+        found = chosen(jnp.asarray(padded), jnp.asarray(sizes))
+        sig2, window = decomposition.rolling_variance_select(found.result.resid, size=sizes)
+    for k, size in enumerate(sizes):
+        fits = [STL(y[k, :size], 7, c.seasonal, c.trend, robust=c.robust).fit() for c in grid]
+        sds = [np.std(fit.resid, ddof=1) for fit in fits]
+        np.testing.assert_allclose(found.resid_sd[k], sds, atol=ATOL)
+        best = fits[int(found.best[k])]
+        assert int(found.best[k]) == int(np.argmin(sds))
+        for name in ("trend", "seasonal", "resid"):
+            np.testing.assert_allclose(
+                getattr(found.result, name)[k, :size], getattr(best, name), atol=ATOL
+            )
+        assert not np.asarray(found.result.trend)[k, size:].any()
+        spans = (31, 15, 7)
+        rolled = [pd.Series(best.resid).rolling(n, center=True, min_periods=2).std() for n in spans]
+        scores = [x.std(ddof=0) / x.mean() for x in rolled]
+        assert int(window[k]) == spans[int(np.argmin(scores))]
+        wanted = np.maximum(rolled[int(np.argmin(scores))] ** 2, 1e-6)
+        np.testing.assert_allclose(sig2[k, :size], wanted, atol=1e-6)
+    with pytest.raises(ValueError, match="size must be in 14..112 steps, got 13..13"):
+        decomposition.stl_grid_select(jnp.asarray(y[:1]), grid, size=np.array([13]))
