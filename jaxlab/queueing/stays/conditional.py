@@ -225,6 +225,7 @@ def check_parameters(law: str, mu: ArrayLike, sig2: ArrayLike, kappa: ArrayLike)
             )
 
 
+@jax.jit
 def weibull_shape(cv2: Float[Array, "..."] | float) -> Float[Array, "..."]:
     """Solves Gamma(1 + 2/k) / Gamma(1 + 1/k)^2 = 1 + cv2 for the Weibull shape k.
 

@@ -1,5 +1,7 @@
 """Fitting a length-of-stay law to censored stays, and choosing the family.
 
+Stays that are known in whole days only are interval-censored: see `counted_survival`.
+
 Source: Akbari-Moghaddam et al. (arXiv:2510.02852): maximum likelihood per site, the family whose
 survival function is nearest to the Kaplan-Meier curve (1958) at whole days, truncation at
 S_max = floor(min(longest stay, fitted 99th percentile)); Anderson & Darling (1954).
@@ -7,16 +9,19 @@ S_max = floor(min(longest stay, fitted 99th percentile)); Anderson & Darling (19
 All functions take one site as `[N]` arrays; `jax.vmap` them over sites padded with weight 0.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.scipy import special
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
+from jaxlab.queueing import settings
 from jaxlab.queueing.stays import los as laws
 
 FAMILIES_DEFAULT = ("exponential", "weibull", "lognormal", "gamma", "fisk")  # of the paper
@@ -31,6 +36,8 @@ weight; a stay of positive weight not in (0, inf), or a weight not in [0, inf)."
 _NEWTON_STEPS = 30
 _MAX_LOG_PARAMS = (math.log(1e3), 20.0)  # the scale relative to the geometric mean of the stays
 _GAMMA_NODES = 512
+_COUNT_NODES, _COUNT_WEIGHTS = np.polynomial.legendre.leggauss(4)
+_COUNT_NODES, _COUNT_WEIGHTS = 0.5 * (_COUNT_NODES + 1.0), 0.5 * _COUNT_WEIGHTS  # on [0, 1]
 
 
 class LOSFit(NamedTuple):
@@ -60,6 +67,16 @@ class _Sample(NamedTuple):
     km: Array  # Kaplan-Meier just after each stay
     longest: Array
     bad: Array
+    whole: Array | None = None  # True where the stay is a number of days that were counted
+
+
+class _Counted(NamedTuple):
+    """Stays in whole days as weights on d = 0, ..., u_max, and where the law is looked at."""
+
+    ended: Array
+    open: Array
+    at: Array  # ln P(counted days >= d), d = 0, ..., u_max + 1, is that of a mean of S over a row
+    node_weight: Array
 
 
 def kaplan_meier(
@@ -123,6 +140,8 @@ def fit_los(
     family: str,
     *,
     weight: ArrayLike | None = None,
+    by_date: ArrayLike | None = None,
+    convention: settings.Convention = "ceil",
     u_max: int,
 ) -> LOSFit:
     """Fits one family by maximum likelihood with right-censored stays.
@@ -135,15 +154,22 @@ def fit_los(
         event: `[N]` True (or 1) if the stay ended; else ln S replaces ln f in the likelihood.
         family: one of `conditional.FAMILIES`.
         weight: `[N]` non-negative case weights, 0 for padding (of any stay); ones by default.
+        by_date: `[N]` True where the stay is a whole number of days that were counted, 0 allowed:
+            the likelihood takes the probability of that count, and of that count or more if the
+            stay is censored. None: all stays are exact.
+        convention: how the days were counted, see `counted_survival`; static.
         u_max: last day of the grid on which S is compared with the Kaplan-Meier curve.
 
     Returns:
         The fit; parameters right to about 1e-9 in float64, 1e-5 in float32 with 10,000 stays.
 
     Raises:
-        ValueError: for an unknown family, empty arrays or different shapes, or u_max < 1.
+        ValueError: for an unknown family or convention, empty arrays or different shapes, or
+            u_max < 1.
     """
-    fits = fit_families(los, event, (family,), weight=weight, u_max=u_max)
+    fits = fit_families(
+        los, event, (family,), weight=weight, by_date=by_date, convention=convention, u_max=u_max
+    )
     return jax.tree.map(lambda leaf: leaf[0], fits)
 
 
@@ -153,6 +179,8 @@ def fit_families(
     families: Sequence[str] = FAMILIES_DEFAULT,
     *,
     weight: ArrayLike | None = None,
+    by_date: ArrayLike | None = None,
+    convention: settings.Convention = "ceil",
     u_max: int,
 ) -> LOSFit:
     """Fits several families to the same stays; arguments as in `fit_los`.
@@ -165,19 +193,47 @@ def fit_families(
     """
     if not families:
         raise ValueError(f"families must hold at least one of {FAMILIES_DEFAULT}, got none")
+    settings.check_name("convention", convention, settings.Convention)
     los, event, weight = check_stays(los, event, weight)
+    _day_grid(u_max, los.dtype)
+    for family in families:
+        laws.check_family(family)
+    whole = None
+    if by_date is not None:
+        whole = jnp.asarray(by_date).astype(bool)
+        if whole.shape != los.shape:
+            raise ValueError(f"by_date must be {los.shape} like los, got {whole.shape}")
+        los = counted_days(los, event, whole, convention)
+    return _fit_families(los, event, weight, whole, u_max, tuple(families), convention)
+
+
+@functools.partial(jax.jit, static_argnums=(4, 5, 6))
+def _fit_families(
+    los: Array,
+    event: Array,
+    weight: Array,
+    whole: Array | None,
+    u_max: int,
+    families: tuple[str, ...],
+    convention: settings.Convention,
+) -> LOSFit:
     grid = _day_grid(u_max, los.dtype)
-    sample = _prepare(los, event, weight)
-    fitted = [_fit_one(family, sample, grid) for family in families]
+    sample = _prepare(los, event, weight, whole)
+    counted = None if sample.whole is None else _count(sample, sample.whole, grid, convention)
+    fitted = [_fit_one(family, sample, grid, counted) for family in families]
     fitted = jax.tree.map(lambda *leaves: jnp.stack(leaves), *fitted)
-    params, converged, loglik, q99, log_sf, surv = fitted
+    params, converged, loglik, q99, log_after, log_before, surv = fitted
 
     no_events = jnp.sum(sample.weight * sample.event) <= 0
     # Whole days, also where rounding leaves 57 days at 56.999...
     tolerance = 16 * float(jnp.finfo(grid.dtype).eps)
     smax = jnp.floor(jnp.minimum(sample.longest, q99) * (1 + tolerance))
     smax = jnp.maximum(smax, 1.0).astype(jnp.int32)
-    status = jnp.where(smax <= u_max, OK, GRID_TOO_SHORT)
+    long_enough = smax <= u_max
+    if sample.whole is not None:
+        beyond = sample.whole & (sample.weight > 0) & (sample.time > u_max)
+        long_enough &= ~jnp.any(beyond)  # the likelihood took them for u_max
+    status = jnp.where(long_enough, OK, GRID_TOO_SHORT)
     status = jnp.where(converged, status, NOT_CONVERGED)
     status = jnp.where(no_events, NO_EVENTS, status)
     status = jnp.where(sample.bad, BAD_DATA, status).astype(jnp.int32)
@@ -191,14 +247,15 @@ def fit_families(
     rmse, rmse_common = (
         jnp.where(last <= u_max, _rmse(squared, grid, last), jnp.inf) for last in (smax, common)
     )
+    distance = jax.vmap(_kolmogorov_smirnov, (0, 0, None))
     return LOSFit(
         params=params,
         kappa=params.shape,
         loglik=loglik,
         aic=2 * num_params - 2 * loglik,
         bic=num_params * jnp.log(jnp.maximum(total, 1.0)) - 2 * loglik,
-        ks=jax.vmap(_kolmogorov_smirnov, (0, None))(jnp.exp(log_sf), sample.km),
-        ad=total * jax.vmap(_anderson_darling, (0, None))(log_sf, sample.km),
+        ks=distance(jnp.exp(log_after), jnp.exp(log_before), sample.km),
+        ad=total * jax.vmap(_anderson_darling, (0, None))(log_after, sample.km),
         rmse=rmse,
         rmse_common=rmse_common,
         q99=q99,
@@ -206,6 +263,48 @@ def fit_families(
         converged=converged & ~no_events & ~sample.bad,
         status=status,
     )
+
+
+def counted_days(
+    los: Float[Array, "*N"],
+    event: Float[Array, "*N"],
+    by_date: Bool[Array, "*N"],
+    convention: settings.Convention,
+) -> Float[Array, "*N"]:
+    """Returns the days that a census counts of stays known by dates; other stays as they are.
+
+    A same-day stay is one day begun under "ceil", and a stay of no night otherwise. An open stay
+    of c days has c days or more when it ends: it is put half a day before c, for c not to be ruled
+    out.
+
+    Args:
+        los: `[...]` stays, days.
+        event: `[...]` 1 if the stay ended, 0 if it is open.
+        by_date: `[...]` True where the stay is a count of whole days.
+        convention: one of `settings.Convention`, static.
+    """
+    days = jnp.maximum(los, 1.0) if convention == "ceil" else los
+    days = jnp.where(event.astype(bool), days, jnp.maximum(days - 0.5, 0.0))
+    return jnp.where(by_date, days, los)
+
+
+def counted_survival(
+    surv_fn: Callable[[Array], Array], days: Float[Array, " U"], convention: settings.Convention
+) -> Float[Array, " U"]:
+    """Returns P(counted days >= d) of a stay with survival S, the time of admission unknown.
+
+    "ceil" counts days begun, P = P(ceil X >= d) = S(d - 1). Otherwise the count of a stay known by
+    its dates is the number of midnights in it, and with an admission uniform in the day
+    P = int_0^1 S(d - 1 + v) dv. Both are 1 at d = 0, and the stay lies in (d - 1, d] or, by its
+    dates, in (d - 1, d + 1).
+
+    Args:
+        surv_fn: elementwise S.
+        days: `[U]` whole days d >= 0.
+        convention: one of `settings.Convention`, static.
+    """
+    at, weight = _count_nodes(days, convention)
+    return jnp.sum(weight * surv_fn(at), axis=-1)
 
 
 def select_los(fits: LOSFit, criterion: Criterion = "rmse") -> Int[Array, "..."]:
@@ -297,11 +396,11 @@ def _day_grid(u_max: int, dtype) -> Array:
     return jnp.arange(u_max + 1, dtype=dtype)
 
 
-def _sort_stays(time: Array, event: Array, weight: Array) -> tuple[Array, Array, Array]:
+def _sort_stays(time: Array, event: Array, weight: Array, *more: Array) -> tuple[Array, ...]:
     """Sorts by stay, discharges before censored stays of equal length, weightless stays last."""
     time = jnp.where(weight > 0, time, jnp.inf)
-    time, censored, weight = lax.sort((time, 1 - event, weight), num_keys=2)
-    return time, 1 - censored, jnp.where(weight > 0, weight, 0.0)
+    time, censored, weight, *rest = lax.sort((time, 1 - event, weight, *more), num_keys=2)
+    return time, 1 - censored, jnp.where(weight > 0, weight, 0.0), *rest
 
 
 def _product_limit(event: Array, weight: Array) -> Array:
@@ -318,31 +417,103 @@ def _step_function(time: Array, km: Array, grid: Array) -> Array:
     return km[jnp.searchsorted(time, grid, side="right")]
 
 
-def _prepare(los: Array, event: Array, weight: Array) -> _Sample:
+def _prepare(los: Array, event: Array, weight: Array, whole: Array | None) -> _Sample:
     good_los = jnp.isfinite(los) & (los > 0)
+    if whole is not None:
+        good_los |= whole & (los == 0)
     good_weight = jnp.isfinite(weight) & (weight >= 0)
     bad = jnp.any(~good_weight | ((weight > 0) & ~good_los))
     weight = jnp.where(good_los & good_weight, weight, 0.0)
     longest = jnp.max(jnp.where(weight > 0, los, 0.0))
     longest = jnp.where(longest > 0, longest, 1.0)
-    time, event, weight = _sort_stays(los, event, weight)
+    more = () if whole is None else (whole,)
+    time, event, weight, *more = _sort_stays(los, event, weight, *more)
     time = jnp.where(weight > 0, time, longest)
-    return _Sample(time, event, weight, _product_limit(event, weight), longest, bad)
+    return _Sample(time, event, weight, _product_limit(event, weight), longest, bad, *more)
 
 
-def _fit_one(family: str, sample: _Sample, grid: Array):
-    """Returns parameters, convergence, log likelihood, q99, ln S at the stays and S on the grid."""
-    params, converged = _fit_params(family, sample)
+def _count_nodes(days: Array, convention: str) -> tuple[Array, Array]:
+    """Returns where S is looked at for P(counted days >= d), and with which weights: `[U, n]`."""
+    before = (days - 1)[:, None]
+    if convention == "ceil":
+        return before, jnp.ones_like(before)
+    shape = (days.size, _COUNT_NODES.size)
+    before, node, weight = (
+        jnp.broadcast_to(jnp.asarray(x, days.dtype), shape)
+        for x in (before, _COUNT_NODES, _COUNT_WEIGHTS)
+    )
+    # v = x^2 in the first day, where S may have an infinite slope; before it S is 1.
+    first = before == 0
+    place = jnp.where(first, node**2, node)
+    return jnp.where(before < 0, 0.0, before + place), jnp.where(first, 2 * node * weight, weight)
+
+
+def _count(sample: _Sample, whole: Array, grid: Array, convention: str) -> _Counted:
+    """Gathers the stays in whole days by their number."""
+    edges = jnp.arange(grid.size + 1, dtype=grid.dtype)
+    day, mass = _day_index(sample.time, grid), jnp.where(whole, sample.weight, 0.0)
+    ended, still = (
+        jnp.zeros_like(grid).at[day].add(mass * x) for x in (sample.event, 1 - sample.event)
+    )
+    return _Counted(ended, still, *_count_nodes(edges, convention))
+
+
+def _day_index(time: Array, grid: Array) -> Array:
+    return jnp.clip(jnp.ceil(time), 0, grid.size - 1).astype(jnp.int32)
+
+
+def _log_counted(
+    family: str, counted: _Counted, params: laws.LOSParams, unit: Array | float = 1.0
+) -> Array:
+    """Evaluates ln P(counted days >= d) for d = 0, ..., u_max + 1; `params` in units of `unit`."""
+    at = counted.at / unit
+    log_sf = laws.log_survival(family, at.reshape(-1), params).reshape(at.shape)
+    log_sf = jnp.maximum(log_sf, -1e6)  # a difference of infinities is not a number
+    return special.logsumexp(log_sf, b=counted.node_weight, axis=-1)
+
+
+def _count_loglik(log_reached: Array, counted: _Counted) -> Array:
+    """Sums the log likelihood of the counts: P(d) = P(>= d) - P(>= d + 1)."""
+    least = float(jnp.finfo(log_reached.dtype).eps) ** 2  # keeps second derivatives finite
+    drop = jnp.maximum(log_reached[:-1] - log_reached[1:], least)
+    exactly = log_reached[:-1] + jax.nn.log1mexp(drop)
+
+    def total(mass, value):
+        return jnp.sum(mass * jnp.where(mass > 0, value, 0.0))
+
+    return total(counted.ended, exactly) + total(counted.open, log_reached[:-1])
+
+
+def _fit_one(family: str, sample: _Sample, grid: Array, counted: _Counted | None):
+    """Returns the fit and what its goodness is read from.
+
+    Parameters, convergence, log likelihood, q99, ln P(stay > t) and ln P(stay >= t) at the stays
+    and P(stay > u) on the grid, the last three of stays as they are recorded.
+    """
+    params, converged = _fit_params(family, sample, counted)
     log_pdf = laws.log_pdf(family, sample.time, params)
     log_sf = laws.log_survival(family, jnp.concatenate([sample.time, grid]), params)
     log_sf, surv = log_sf[: -grid.size], jnp.exp(log_sf[-grid.size :])
-    loglik = jnp.sum(sample.weight * jnp.where(sample.event > 0, log_pdf, log_sf))
-    return params, converged, loglik, laws.q99(family, params), log_sf, surv
+    loglik = sample.weight * jnp.where(sample.event > 0, log_pdf, log_sf)
+    if counted is None or sample.whole is None:
+        return params, converged, jnp.sum(loglik), laws.q99(family, params), log_sf, log_sf, surv
+    log_reached = _log_counted(family, counted, params)
+    loglik = jnp.sum(jnp.where(sample.whole, 0.0, loglik)) + _count_loglik(log_reached, counted)
+    share = _weighted_mean(sample.whole.astype(grid.dtype), sample.weight)
+    surv = (1 - share) * surv + share * jnp.exp(log_reached[1:])
+    day = _day_index(sample.time, grid)
+    before = jnp.where(sample.whole, log_reached[day], log_sf)
+    after = jnp.where(sample.whole, log_reached[day + 1], log_sf)
+    return params, converged, loglik, laws.q99(family, params), after, before, surv
 
 
-def _fit_params(family: str, sample: _Sample) -> tuple[laws.LOSParams, Array]:
+def _fit_params(
+    family: str, sample: _Sample, counted: _Counted | None
+) -> tuple[laws.LOSParams, Array]:
     """Returns the maximum likelihood estimate and whether it is an interior maximum."""
     time, event, weight = sample.time, sample.event, sample.weight
+    if counted is not None and sample.whole is not None:
+        return _fit_counted(family, sample, sample.whole, counted)
     if family == "exponential":
         num_events = jnp.sum(weight * event)
         theta = jnp.sum(weight * time) / jnp.where(num_events > 0, num_events, 1.0)
@@ -352,8 +523,46 @@ def _fit_params(family: str, sample: _Sample) -> tuple[laws.LOSParams, Array]:
     time = time / unit
     start = initial_phi(family, time, event, weight)
     phi, hess = maximize_likelihood(family, time, event, weight, start)
-    # One Newton step of the exact likelihood with a fixed Hessian: the implicit function theorem.
-    step, definite = _newton_step(jax.jacfwd(_objective(family, time, event, weight))(phi), hess)
+    return _polish(family, _objective(family, time, event, weight), phi, hess, unit)
+
+
+def _fit_counted(
+    family: str, sample: _Sample, whole: Array, counted: _Counted
+) -> tuple[laws.LOSParams, Array]:
+    """Does what `_fit_params` does where some stays are counts of whole days."""
+    event, weight = sample.event, sample.weight
+    # A place in the middle of its interval is near enough for a start.
+    near = jnp.where(whole, jnp.maximum(sample.time - 0.5, 0.5), sample.time)
+    unit = jnp.exp(lax.stop_gradient(_weighted_mean(jnp.log(near), weight)))
+    total = jnp.maximum(jnp.sum(weight), float(jnp.finfo(weight.dtype).tiny))
+    stays = (jnp.where(whole, 1.0, sample.time / unit), event, jnp.where(whole, 0.0, weight))
+    share = jnp.sum(stays[2]) / total
+
+    def with_counts(exact):
+        def objective(phi):
+            log_reached = _log_counted(family, counted, natural_params(family, phi), unit)
+            value = share * exact(phi) + _count_loglik(log_reached, counted) / total
+            # The exponential law has no shape: hold it at 1.
+            return value - 0.5 * phi[0] ** 2 if family == "exponential" else value
+
+        return objective
+
+    start = initial_phi(family, near / unit, event, weight)
+    if family == "exponential":
+        start = start.at[0].set(0.0)
+    fast = _gamma_objective(*stays) if family == "gamma" else _objective(family, *stays)
+    start, unit_ = lax.stop_gradient((start, unit))
+    phi, hess = _climb(with_counts(fast), start, _NEWTON_STEPS)
+    return _polish(family, with_counts(_objective(family, *stays)), phi, hess, unit_)
+
+
+def _polish(family: str, objective, phi: Array, hess: Array, unit: Array):
+    """Takes one Newton step of the exact likelihood with a fixed Hessian.
+
+    By the implicit function theorem it carries the derivatives of the maximum. Returns parameters
+    in days, and whether the maximum is an interior one.
+    """
+    step, definite = _newton_step(jax.jacfwd(objective)(phi), hess)
     small = jnp.max(jnp.abs(step)) < jnp.finfo(step.dtype).eps ** (1 / 3)
     interior = jnp.all(jnp.abs(phi) < 0.999 * jnp.asarray(_MAX_LOG_PARAMS, phi.dtype))
     converged = definite & small & interior
@@ -470,10 +679,10 @@ def _rmse(squared: Array, grid: Array, last: Array) -> Array:
     return jnp.sqrt(jnp.mean(squared, axis=1, where=mask))
 
 
-def _kolmogorov_smirnov(surv: Array, km: Array) -> Array:
+def _kolmogorov_smirnov(after: Array, before: Array, km: Array) -> Array:
     """Computes sup |S - KM|, attained just before or just after an observed stay."""
-    before = jnp.concatenate([jnp.ones_like(km[:1]), km[:-1]])
-    return jnp.max(jnp.maximum(jnp.abs(surv - km), jnp.abs(surv - before)))
+    km_before = jnp.concatenate([jnp.ones_like(km[:1]), km[:-1]])
+    return jnp.max(jnp.maximum(jnp.abs(after - km), jnp.abs(before - km_before)))
 
 
 def _anderson_darling(log_sf: Array, km: Array) -> Array:

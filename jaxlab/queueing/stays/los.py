@@ -21,6 +21,7 @@ through `jax.vmap` for a batch of laws on a common grid. Results have the dtype 
 floating-point arguments.
 """
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -45,6 +46,7 @@ class LOSParams(NamedTuple):
     scale: Float[Array, "..."]
 
 
+@functools.partial(jax.jit, static_argnames="family")
 def log_pdf(family: str, x: ArrayLike, params: LOSParams) -> Float[Array, "..."]:
     """Evaluates the log density of a stay of `x` days.
 
@@ -59,7 +61,7 @@ def log_pdf(family: str, x: ArrayLike, params: LOSParams) -> Float[Array, "..."]
     Raises:
         ValueError: for an unknown family.
     """
-    _check_family(family)
+    check_family(family)
     x, k, theta = _as_floats(x, *params)
     positive = (x > 0) & (x < jnp.inf)
     x_safe = jnp.where(positive, x, 1.0)
@@ -87,6 +89,7 @@ def log_pdf(family: str, x: ArrayLike, params: LOSParams) -> Float[Array, "..."]
     return jnp.where(positive, value, at_zero)
 
 
+@functools.partial(jax.jit, static_argnames="family")
 def log_survival(family: str, x: ArrayLike, params: LOSParams) -> Float[Array, "..."]:
     """Evaluates ln P(X > x), accurate where the probability itself underflows.
 
@@ -101,7 +104,7 @@ def log_survival(family: str, x: ArrayLike, params: LOSParams) -> Float[Array, "
     Raises:
         ValueError: for an unknown family.
     """
-    _check_family(family)
+    check_family(family)
     x, k, theta = _as_floats(x, *params)
     positive = (x > 0) & (x < jnp.inf)
     ratio = jnp.where(positive, x, 1.0) / theta
@@ -126,6 +129,7 @@ def sf(family: str, x: ArrayLike, params: LOSParams) -> Float[Array, "..."]:
     return jnp.exp(log_survival(family, x, params))
 
 
+@functools.partial(jax.jit, static_argnames="family")
 def quantile(family: str, p: ArrayLike, params: LOSParams) -> Float[Array, "..."]:
     """Inverts the distribution function: the stay x with P(X <= x) = p.
 
@@ -140,7 +144,7 @@ def quantile(family: str, p: ArrayLike, params: LOSParams) -> Float[Array, "..."
     Raises:
         ValueError: for an unknown family.
     """
-    _check_family(family)
+    check_family(family)
     p, k, theta = _as_floats(p, *params)
     inside = (p > 0) & (p < 1)
     p_safe = jnp.where(inside, p, 0.5)
@@ -149,6 +153,7 @@ def quantile(family: str, p: ArrayLike, params: LOSParams) -> Float[Array, "..."
     return jnp.where(inside, value, at_end)
 
 
+@functools.partial(jax.jit, static_argnames="family")
 def q99(family: str, params: LOSParams) -> Float[Array, "..."]:
     """Evaluates the 99th percentile, days, the default truncation point of a law.
 
@@ -156,7 +161,7 @@ def q99(family: str, params: LOSParams) -> Float[Array, "..."]:
     exp(m + 2.326348 tau) (lognormal), theta 99^(1/k) (Fisk), theta (100^(1/k) - 1) (Burr); the
     gamma law is inverted numerically.
     """
-    _check_family(family)
+    check_family(family)
     k, theta = _as_floats(*params)
     # The logarithms are constants, so that float32 does not lose the digits of 1 - 0.99.
     return _quantile(
@@ -166,7 +171,7 @@ def q99(family: str, params: LOSParams) -> Float[Array, "..."]:
 
 def mean(family: str, params: LOSParams) -> Float[Array, "..."]:
     """Evaluates the mean stay, days; infinite for Fisk and Burr laws with shape <= 1."""
-    _check_family(family)
+    check_family(family)
     k, theta = _as_floats(*params)
     match family:
         case "exponential":
@@ -186,7 +191,7 @@ def mean(family: str, params: LOSParams) -> Float[Array, "..."]:
 
 def variance(family: str, params: LOSParams) -> Float[Array, "..."]:
     """Evaluates the variance, days^2; infinite for Fisk and Burr laws with shape <= 2."""
-    _check_family(family)
+    check_family(family)
     k, theta = _as_floats(*params)
     match family:
         case "exponential":
@@ -222,7 +227,8 @@ def lognormal_from_moments(mean: ArrayLike, sd: ArrayLike) -> LOSParams:
     return LOSParams(jnp.sqrt(log_var), mean * jnp.exp(-0.5 * log_var))
 
 
-def _check_family(family: str) -> None:
+def check_family(family: str) -> None:
+    """Raises a ValueError that names the families if `family` is none of them."""
     if family not in conditional.FAMILIES:
         raise ValueError(f"unknown family {family!r}: choose one of {conditional.FAMILIES}")
 

@@ -99,7 +99,21 @@ def fit_mixture(
             "num_components, num_starts and max_iters must be at least 1, got "
             f"{num_components}, {num_starts} and {max_iters}"
         )
-    los, event, weight = fit.check_stays(los, event, weight)
+    data = fit.check_stays(los, event, weight)
+    return _fit_mixture(key, data, family, num_components, num_starts, max_iters, float(tol))
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3, 4, 5, 6))
+def _fit_mixture(
+    key: PRNGKeyArray,
+    data: tuple[Array, Array, Array],
+    family: str,
+    num_components: int,
+    num_starts: int,
+    max_iters: int,
+    tol: float,
+) -> MixtureFit:
+    los, event, weight = data
     valid = jnp.isfinite(los) & (los > 0) & jnp.isfinite(weight) & (weight >= 0)
     bad = jnp.any(~valid & (weight != 0))
     weight = jnp.where(valid, weight, 0.0)
@@ -144,6 +158,7 @@ def mixture_mean(family: str, mixture: MixtureFit) -> Float[Array, ""]:
     return jnp.sum(mixture.weights * laws.mean(family, mixture.params))
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def mixture_quantile(
     family: str, p: Float[ArrayLike, "..."], mixture: MixtureFit
 ) -> Float[Array, "..."]:

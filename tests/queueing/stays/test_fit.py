@@ -431,3 +431,50 @@ def test_bad_arguments():
         fit.kaplan_meier(np.ones((2, 5)), np.ones((2, 5)), np.arange(3.0))
     with pytest.raises(ValueError, match="u_max must be at least 1"):
         fit.fit_los(x, x, "gamma", u_max=0)
+
+
+@pytest.mark.parametrize("convention", ["ceil", "midnight"])
+def test_counts_of_days_are_fitted_by_the_probability_of_the_count(convention):
+    """Stays known by their dates, some of no night, some open, some to the minute."""
+    rng = np.random.default_rng(12)
+    n = 400
+    start, length = rng.uniform(0, 1, n), 5.0 * rng.weibull(0.9, n)
+    days = np.floor(start + length)
+    limit = rng.integers(1, 40, n)
+    ended = days < limit
+    exact = np.arange(n) < 60
+    value = np.where(exact, length, np.where(ended, days, limit))
+    ended = ended | exact
+    with jax.enable_x64(True):
+        found = jax.jit(
+            lambda x, e, b: fit.fit_families(
+                x, e, ("exponential", "weibull"), by_date=b, convention=convention, u_max=64
+            )
+        )(value, ended, ~exact)
+    node, weight = np.polynomial.legendre.leggauss(40)
+    node, weight = 0.5 + 0.5 * node, 0.5 * weight
+
+    def reached(law, d):
+        if convention == "ceil":
+            return law.sf(np.maximum(d, 1.0) - 1)
+        inside = (law.sf(np.maximum(d - 1, 0)[:, None] + node**2 * 1.0) * 2 * node * weight).sum(1)
+        later = (law.sf(np.maximum(d - 1, 0)[:, None] + node) * weight).sum(1)
+        return np.where(d < 1, 1.0, np.where(d == 1, inside, later))
+
+    def loglik(shape, scale):
+        law = stats.weibull_min(shape, scale=scale)
+        d = np.maximum(value, 1.0) if convention == "ceil" else value
+        exactly = np.log(reached(law, d) - reached(law, d + 1))
+        counts = np.where(ended, exactly, np.log(reached(law, d)))
+        return np.where(exact, law.logpdf(value), counts).sum()
+
+    for f in (0, 1):
+        shape, scale = (float(x[f]) for x in found.params)
+        best = loglik(shape, scale)
+        assert float(found.loglik[f]) == pytest.approx(best, rel=1e-6)
+        steps = [(1.0, 1.003), (1.0, 0.997)] + ([(1.003, 1.0), (0.997, 1.0)] if f else [])
+        assert all(loglik(shape * a, scale * b) < best for a, b in steps)
+        assert abs(loglik(shape, scale * 1.003) - loglik(shape, scale * 0.997)) < 2e-3
+    assert np.asarray(found.status == fit.OK).all()
+    if convention == "midnight":  # what is counted by dates has the mean of the stays
+        assert abs(float(found.params.scale[0]) - length.mean()) < 0.35
