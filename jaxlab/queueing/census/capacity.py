@@ -6,6 +6,8 @@ not a number). A count follows from comparing floats: take the final one in floa
 Paper: Akbari-Moghaddam et al. 2025, arXiv:2510.02852.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -69,9 +71,15 @@ def beds_alpha(
         raise ValueError(f"alpha must be in (0, 1), got {alpha}")
     if not 1 <= bed_cap <= MAX_BEDS:
         raise ValueError(f"bed_cap must be in [1, {MAX_BEDS}], got {bed_cap}")
+    settings.check_name("rule", rule, settings.Rule)
+    _check_gamma(gamma)
     (rho,) = conditional.as_floats(rho)
     alpha = jnp.asarray(alpha).astype(rho.dtype)
+    return _beds_alpha(rho, alpha, _mask_of(rho, mask), gamma, rule, bed_cap)
 
+
+@functools.partial(jax.jit, static_argnums=(3, 4, 5))
+def _beds_alpha(rho, alpha, mask, gamma: float, rule: str, bed_cap: int):
     def halve(bracket):
         too_few, enough = bracket
         middle = (too_few + enough) // 2
@@ -122,8 +130,7 @@ def overflow_threshold(
         given = np.asarray(beds)
         if np.any((given < 0) | (given > MAX_BEDS)):
             raise ValueError(f"beds must be in [0, {MAX_BEDS}], got {beds}")
-    if isinstance(gamma, Tracer) or not 0.0 < gamma <= 1e3 or round(gamma * 1e6) == 0:
-        raise ValueError(f"gamma must be a static number in [1e-6, 1000], got {gamma}")
+    _check_gamma(gamma)
     beds = jnp.asarray(beds).astype(jnp.int32)
     whole, millionths = divmod(round(gamma * 1e6), 10**6)
     thousands, units = beds // 1000, beds % 1000
@@ -151,8 +158,13 @@ def overflow_risk(
     Raises:
         ValueError: as `overflow_threshold`, or on an unknown rule.
     """
+    settings.check_name("rule", rule, settings.Rule)
     (rho,) = conditional.as_floats(rho)
-    k = overflow_threshold(beds, gamma)
+    return _risk_curve(rho, overflow_threshold(beds, gamma), _mask_of(rho, mask), rule)
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _risk_curve(rho, k, mask, rule: str):
     if k.ndim == 0:
         return _risk(rho, k, rule, mask)
     return jax.lax.map(lambda k: _risk(rho, k, rule, mask), k)
@@ -226,7 +238,11 @@ def erlang_b(
             raise ValueError(f"need 0 <= c <= max_servers = {max_servers}, got {c}")
     (a,) = conditional.as_floats(a)
     c, a = jnp.broadcast_arrays(jnp.asarray(c).astype(jnp.int32), a)
+    return _erlang_b(c, a, last)
 
+
+@functools.partial(jax.jit, static_argnums=2)
+def _erlang_b(c, a, last: int):
     def add_server(blocking, j):
         lost = a * blocking
         return jnp.where(j <= c, lost / (j.astype(a.dtype) + lost), blocking), None
@@ -247,8 +263,11 @@ def beds_erlang(
     if not isinstance(blocking, Tracer) and not 0.0 < float(blocking) < 1.0:
         raise ValueError(f"blocking must be in (0, 1), got {blocking}")
     (a,) = conditional.as_floats(a)
-    blocking = jnp.asarray(blocking).astype(a.dtype)
+    return _beds_erlang(a, jnp.asarray(blocking).astype(a.dtype), bed_cap)
 
+
+@functools.partial(jax.jit, static_argnums=2)
+def _beds_erlang(a, blocking, bed_cap: int):
     def short(state):
         c, lost_share = state
         return (lost_share > blocking) & (c < bed_cap)
@@ -301,7 +320,11 @@ def census_recursion(
     """
     if not isinstance(los, Tracer) and np.any(np.asarray(los) < 1.0):
         raise ValueError(f"los must be at least 1 day, got {los}")
-    n, los, initial = conditional.as_floats(n, los, initial)
+    return _census_recursion(*conditional.as_floats(n, los, initial))
+
+
+@jax.jit
+def _census_recursion(n, los, initial):
     stay = jnp.broadcast_to(jnp.where(los >= 1.0, 1.0 - 1.0 / los, jnp.nan), n.shape)
 
     def day(census, today):
@@ -327,8 +350,12 @@ def occupancy_cohort(lam: Float[Array, " T"], mu: Float[Array, " T"]) -> Float[A
     return jnp.cumsum(lam.at[gone].add(-lam, mode="drop"))
 
 
+def _check_gamma(gamma) -> None:
+    if isinstance(gamma, Tracer) or not 0.0 < gamma <= 1e3 or round(gamma * 1e6) == 0:
+        raise ValueError(f"gamma must be a static number in [1e-6, 1000], got {gamma}")
+
+
 def _risk(rho, k, rule: str, mask: Mask):
-    settings.check_name("rule", rule, settings.Rule)
     daily = poisson.tail(rho, k)
     return _mean(daily, mask) if rule == "average" else _maximum(daily, mask)
 

@@ -8,7 +8,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxlab.queueing import settings
 from jaxlab.queueing.census import occupancy, poisson
@@ -41,6 +41,41 @@ def initial_survivors(
     return jnp.where(alive, chance, jnp.nan)
 
 
+def initial_mean(
+    ages: Int[Array, " n0"],
+    t: Int[Array, " K"],
+    surv_fn: conditional.Survival,
+    *,
+    convention: settings.Convention = "ceil",
+) -> Float[Array, " K"]:
+    """Computes the mean number of initial patients still in bed, sum_j k(a_j + t) / k(a_j).
+
+    k is the weight of `occupancy.census_weight`, so that the patients found by the census of day 0
+    are counted as later admissions are.
+
+    Args:
+        ages: `[n0]` whole days from admission to day 0; negative is an empty place.
+        t: `[K]` whole days after day 0, >= 0.
+        surv_fn: elementwise S.
+        convention: as in `census_weight`, static.
+    """
+    return _initial_mean(ages, t, surv_fn, convention)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _initial_mean(ages, t, surv_fn, convention):
+    there = ages >= 0
+    (age,) = conditional.as_floats(jnp.maximum(ages, 0))
+
+    def one_day(day):
+        later = occupancy.census_weight(age + day, surv_fn, convention)
+        chance = jnp.where(now > 0.0, later / jnp.where(now > 0.0, now, 1.0), 0.0)
+        return jnp.sum(jnp.where(there, chance, 0.0))
+
+    now = occupancy.census_weight(age, surv_fn, convention)
+    return jax.lax.map(one_day, t.astype(age.dtype))
+
+
 def initial_moments(
     survivors: Float[Array, "K n0"], rho_new: Float[Array, " K"]
 ) -> tuple[Float[Array, " K"], Float[Array, " K"]]:
@@ -53,6 +88,7 @@ def initial_moments(
     return mean, (survivors * (1.0 - survivors)).sum(axis=1) + rho_new
 
 
+@functools.partial(jax.jit, static_argnames=("surv_fn", "n_max"))
 def initial_occupancy_pmf(
     ages: Float[Array, " n0"],
     mask: Bool[Array, " n0"],
@@ -116,10 +152,15 @@ def residual_survival(
     if rate.shape != (num_lags + 1,):
         raise ValueError(f"history must have num_lags + 1 = {num_lags + 1} days, got {rate.shape}")
 
+    return _residual_survival(t, rate.astype(t.dtype), surv_fn, convention)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _residual_survival(t, rate, surv_fn, convention):
     def lag(total, day):
         age, rate_then = day
         return total + rate_then * occupancy.census_weight(age + t, surv_fn, convention), None
 
-    ages = jnp.arange(num_lags + 1, dtype=t.dtype)
-    total, _ = jax.lax.scan(lag, jnp.zeros_like(t), (ages, rate.astype(t.dtype)))
+    ages = jnp.arange(rate.size, dtype=t.dtype)
+    total, _ = jax.lax.scan(lag, jnp.zeros_like(t), (ages, rate))
     return total[1:] / total[0]

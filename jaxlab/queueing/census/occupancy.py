@@ -147,8 +147,11 @@ def occupancy_mean_general(
     """
     if jnp.ndim(surv) != 2 or jnp.shape(lam) != jnp.shape(surv)[:1]:
         raise ValueError(f"need lam [T], surv [T, U+1], got {jnp.shape(lam)}, {jnp.shape(surv)}")
-    lam, surv = conditional.as_floats(lam, surv)
+    return _general(*conditional.as_floats(lam, surv))
 
+
+@jax.jit
+def _general(lam, surv):
     def lag(rho, column):
         return delay(rho) + lam * column, None
 
@@ -277,6 +280,7 @@ def departure_rate(lam: Float[Array, " T"], surv: Float[Array, "T U1"]) -> Float
     return delay(occupancy_mean_general(lam, ended))
 
 
+@jax.jit
 def occupancy_cov(
     lam: Float[Array, " T"], surv: Float[Array, "T U1"], lags: Int[Array, " H"]
 ) -> Float[Array, "H T"]:
@@ -311,6 +315,43 @@ def stationary_excess(surv: Float[Array, " U1"]) -> Float[Array, " U1"]:
     return rest / rest[0]
 
 
+def dispersion_spread(
+    surv: Float[Array, " U1"], num_days: int
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Computes mean and SD of variance / mean of a census over T days, at a constant arrival rate.
+
+    Poisson demand has variance / mean = 1 in the long run. Over T days its census, whose days are
+    alike (`stationary_excess` r_h), gives about
+
+        1 - V with V = sum_{|h|<T} (1 - |h|/T) r_h / T,  and  Var = 2 tr((M R M)^2) / T^2
+
+    for the matrix R of r_{|s-t|} and the centering M: about sqrt(2 E[stay] / T) for exponential
+    stays. The higher cumulants of the Poisson law cancel in the ratio, to first order.
+
+    Args:
+        surv: `[U+1]` P(stay > u), u = 0..U.
+        num_days: T, static.
+
+    Returns:
+        `(mean, sd)` of the ratio, variance with divisor T.
+
+    Source: Bartlett 1946, moments of quadratic forms; Eick, Massey and Whitt 1993, covariances.
+    """
+    if num_days < 2:
+        raise ValueError(f"num_days must be at least 2, got {num_days}")
+    excess = stationary_excess(surv)[:num_days]
+    corr = jnp.pad(excess, (0, num_days - excess.size))
+    pairs = 2.0 * (num_days - jnp.arange(num_days, dtype=corr.dtype))
+    pairs = pairs.at[0].set(num_days)  # (s, t) at each distance
+    # Row sums of R: the correlations to the right of a day and to the left of it.
+    right = jnp.cumsum(corr)
+    rows = right[::-1] + right - corr[0]
+    total = jnp.sum(rows)
+    square = jnp.sum(pairs * corr**2) - 2.0 * jnp.sum(rows**2) / num_days + (total / num_days) ** 2
+    return 1.0 - total / num_days**2, jnp.sqrt(2.0 * square) / num_days
+
+
+@functools.partial(jax.jit, static_argnames=("surv_fn", "horizon"))
 def sinusoid_transform(
     frequency: float | Float[Array, ""], surv_fn: conditional.Survival, horizon: int
 ) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
@@ -321,7 +362,7 @@ def sinusoid_transform(
 
     Args:
         frequency: g, radians per day, up to about 2 pi.
-        surv_fn: elementwise S.  horizon: static whole days, where S has become negligible.
+        surv_fn: elementwise S, static.  horizon: static whole days, where S is negligible.
     """
 
     def day(total, start):
@@ -376,6 +417,15 @@ def _occupancy(lam, mu, sig2, kappa, family, smax, num_lags, queue: QueueModel, 
     lam, mu, sig2, kappa = conditional.as_floats(lam, mu, sig2, kappa)
     kappa = jnp.broadcast_to(kappa, (num_sites,))
     smax, codes = jnp.asarray(smax).astype(jnp.int32), jnp.asarray(codes)
+    rho = _site_by_site(
+        (lam, mu, sig2, kappa, codes, smax), names, num_lags, same_smax, queue, power
+    )
+    return rho[0] if single else rho
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2, 3, 4, 5))
+def _site_by_site(given, names, num_lags: int, same_smax: bool, queue: QueueModel, power: int):
+    lam, mu, sig2, *rest = given
     history = num_lags if queue.warmup == "backfill" else 0
     lam, mu, sig2 = (extend_back(x, history, queue.backfill) for x in (lam, mu, sig2))
 
@@ -399,8 +449,7 @@ def _occupancy(lam, mu, sig2, kappa, family, smax, num_lags, queue: QueueModel, 
         valid = (smax >= 0) & (smax <= num_lags) & (code >= 0) & (code < len(names))
         return jnp.where(valid, rho, jnp.nan)[history:]
 
-    rho = jax.lax.map(site, (lam, mu, sig2, kappa, codes, smax))
-    return rho[0] if single else rho
+    return jax.lax.map(site, (lam, mu, sig2, *rest))
 
 
 def _site_families(family: Family, num_sites: int, queue: QueueModel):

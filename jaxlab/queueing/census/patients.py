@@ -87,33 +87,43 @@ def make_law(
     if not isinstance(inputs.family, Tracer):
         families = tuple(sorted(set(np.asarray(inputs.family).tolist())))
 
-    def tabulate(inputs, lam_max, initial_ages):
-        lam, mu, sig2, kappa = conditional.as_floats(*inputs[:4])
-        inputs = inputs._replace(lam=lam, mu=mu, sig2=sig2, kappa=kappa)
-        site = functools.partial(
-            _site_chances, families=families, num_lags=num_lags, history=history, queue=queue
-        )
-        ages = None if initial_ages is None else initial_ages.astype(mu.dtype)
-        weight, residual = jax.lax.map(site, (inputs, ages))
-        stay, sound = _fixed_point(weight)
-        lam = occupancy.extend_back(lam, history, queue.backfill)
-        sound &= (lam >= 0.0) & (lam < jnp.inf)
-        rate, accept = lam, None
-        if lam_max is not None:
-            rate = occupancy.extend_back(lam_max.astype(lam.dtype), history, queue.backfill)
-            sound &= (rate >= lam) & (rate < jnp.inf)
-            share = jnp.where(sound & (rate > 0.0), lam / jnp.where(rate > 0.0, rate, 1.0), 0.0)
-            accept = jnp.round(share * _ONE).astype(jnp.int32)
-        powers = jnp.left_shift(1, jnp.arange(stay.shape[-1].bit_length(), dtype=jnp.int32))
-        depth = (inputs.smax[:, None] + 1 >= powers[None]).sum(axis=1, dtype=jnp.int32)
-        rate = jnp.where(sound, rate, 0.0).astype(jnp.float32)
-        invalid = jnp.sum(~sound, dtype=jnp.int32)
-        if ages is not None:
-            residual, sound = _fixed_point(residual)
-            invalid += jnp.sum(~sound, dtype=jnp.int32)
-        return Law(rate, accept, stay, depth, residual, invalid)
+    return _tabulate(inputs, lam_max, initial_ages, families, num_lags, history, queue)
 
-    return jax.jit(tabulate)(inputs, lam_max, initial_ages)
+
+@functools.partial(jax.jit, static_argnums=(3, 4, 5, 6))
+def _tabulate(
+    inputs: QueueInputs,
+    lam_max: Float[Array, "I T"] | None,
+    initial_ages: Float[Array, "I P"] | None,
+    families: tuple[int, ...],
+    num_lags: int,
+    history: int,
+    queue: QueueModel,
+) -> Law:
+    lam, mu, sig2, kappa = conditional.as_floats(*inputs[:4])
+    inputs = inputs._replace(lam=lam, mu=mu, sig2=sig2, kappa=kappa)
+    site = functools.partial(
+        _site_chances, families=families, num_lags=num_lags, history=history, queue=queue
+    )
+    ages = None if initial_ages is None else initial_ages.astype(mu.dtype)
+    weight, residual = jax.lax.map(site, (inputs, ages))
+    stay, sound = _fixed_point(weight)
+    lam = occupancy.extend_back(lam, history, queue.backfill)
+    sound &= (lam >= 0.0) & (lam < jnp.inf)
+    rate, accept = lam, None
+    if lam_max is not None:
+        rate = occupancy.extend_back(lam_max.astype(lam.dtype), history, queue.backfill)
+        sound &= (rate >= lam) & (rate < jnp.inf)
+        share = jnp.where(sound & (rate > 0.0), lam / jnp.where(rate > 0.0, rate, 1.0), 0.0)
+        accept = jnp.round(share * _ONE).astype(jnp.int32)
+    powers = jnp.left_shift(1, jnp.arange(stay.shape[-1].bit_length(), dtype=jnp.int32))
+    depth = (inputs.smax[:, None] + 1 >= powers[None]).sum(axis=1, dtype=jnp.int32)
+    rate = jnp.where(sound, rate, 0.0).astype(jnp.float32)
+    invalid = jnp.sum(~sound, dtype=jnp.int32)
+    if ages is not None:
+        residual, sound = _fixed_point(residual)
+        invalid += jnp.sum(~sound, dtype=jnp.int32)
+    return Law(rate, accept, stay, depth, residual, invalid)
 
 
 def static_lags(smax: Int[Array, " I"], num_lags: int | None) -> int:
@@ -150,7 +160,7 @@ def net_flow(
     Raises:
         ValueError: on a key of another kind, an unsuitable number, or more than 2^31 entries.
     """
-    _check_threefry(key)
+    check_threefry(key)
     if num_replications < 1 or tile < 1 or tile % _ROW:
         raise ValueError(
             "need num_replications >= 1 and tile a positive multiple of "
@@ -162,6 +172,13 @@ def net_flow(
     shape = (num_sites, num_groups, num_days + 1, group)
     if math.prod(shape) + size * group >= 2**31:
         raise ValueError(f"{num_replications} replications at once are too many, divide them")
+    return _draw(key, law, shape, tile)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _draw(key: Array, law: Law, shape: tuple[int, int, int, int], tile: int):
+    num_sites, num_groups, num_days, group = shape
+    num_days -= 1
     key_count, key_patient, key_residual = jax.random.split(key, 3)
 
     # Cells are (site, group, day), and each owns whole rows of the list.
@@ -306,7 +323,7 @@ def _add_initial(key, residual, flow):
     stay = _leading(residual, place, (word >> 8).astype(jnp.int32), depth)
     real = (stay > 0).astype(jnp.int32)  # an empty place is not there on day 0
     site, _, slab, replication = jnp.indices(stay.shape, dtype=jnp.int32, sparse=True)
-    flow = flow.at[:, :, 0].add(real.sum(axis=1))
+    flow = flow.at[:, :, 0].add(real.sum(axis=1, dtype=jnp.int32))
     return flow.at[site, slab, jnp.minimum(stay, num_days - 1), replication].add(-real)
 
 
@@ -338,7 +355,8 @@ def _check_inputs(inputs, queue: QueueModel, lam_max, initial_ages) -> None:
             raise ValueError(f"initial_ages must be [{num_sites}, P], got {initial_ages.shape}")
 
 
-def _check_threefry(key) -> None:
+def check_threefry(key) -> None:
+    """Raises a ValueError that says what is wanted if `key` is no typed threefry key."""
     typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
     if not typed or "threefry2x32" not in str(jax.random.key_impl(key)):
         raise ValueError(f"need a typed threefry key such as jax.random.key(0), got {key.dtype}")

@@ -71,8 +71,11 @@ def quantile(
         (np.asarray(level) > 0) & (np.asarray(level) < 1)
     ):
         raise ValueError(f"level must be in (0, 1), got {level}")
-    risk = 1.0 - level
-    rho, risk = _operands(rho, risk)
+    return _quantile(*_operands(rho, 1.0 - level))
+
+
+@jax.jit
+def _quantile(rho, risk):
     # P(N > high) < 1e-30 for every rho.
     high = jnp.ceil(rho + 12.0 * jnp.sqrt(rho) + 60.0).astype(jnp.int32)
 

@@ -11,6 +11,7 @@ stream of arrivals by the same uniforms, and their stays are quantiles of the sa
 `lam_max` that holds of scenarios that share lam.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -18,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxlab.core import sharding
 from jaxlab.core.types import Algorithm, Metrics
@@ -61,7 +62,7 @@ class MonteCarloState(NamedTuple):
         path_m2: sum of squared deviations from that mean.
         invalid: int32, see `SimSummary`.
         beds: `[I, B]` int32, thresholds.
-        first_day: `[I]` int32, first day that counts in path statistics.
+        counted: `[I, T]` bool, days that count in path statistics.
     """
 
     key: Array
@@ -72,7 +73,7 @@ class MonteCarloState(NamedTuple):
     path_m2: PathStats
     invalid: Int[Array, ""]
     beds: Int[Array, "I B"]
-    first_day: Int[Array, " I"]
+    counted: Bool[Array, "I T"]
 
 
 class SimSummary(NamedTuple):
@@ -128,6 +129,7 @@ def make_monte_carlo(
     queue: QueueModel = settings.PAPER_QUEUE,
     lam_max: Float[Array, "I T"] | None = None,
     initial_ages: Float[Array, "I P"] | None = None,
+    mask: Bool[Array, "I T"] | None = None,
     hist_size: int = 256,
     tile: int = 131072,
     num_blocks: int = 1,
@@ -152,6 +154,7 @@ def make_monte_carlo(
         initial_ages: `[I, P]` stay so far of the patients found by the census of day 0, days; a
             negative age is an empty place. They stay on by the law of day 0 given their age, at
             most S_max + 1 days in all.
+        mask: `[I, T]` days that count in path statistics; by default those of the warm-up.
         hist_size: H, static.
         tile: patients per pass of the inner loop, a multiple of 32, static; larger on an
             accelerator. It does not change the draws.
@@ -165,20 +168,25 @@ def make_monte_carlo(
 
     Source: arXiv:2510.02852, infinite-server model.
     """
-    num_days = inputs.lam.shape[-1]
     beds = _per_site_beds(beds, inputs.lam.shape[0], hist_size)
     if replications_per_step % num_blocks:
         raise ValueError(f"{replications_per_step=} must be a multiple of {num_blocks=}")
     if mesh is not None and num_blocks % mesh.shape["data"]:
         raise ValueError(f"{num_blocks=} must be a multiple of the devices, {mesh.shape['data']}")
     law, history = _make_law(inputs, num_lags, queue, lam_max, initial_ages)
-    counted = occupancy.warm_mask(num_days, inputs.smax, queue.warmup)
-    first_day = (num_days - counted.sum(axis=-1)).astype(jnp.int32)
+    counted = _counted_days(mask, inputs, queue)
+    sizes = (replications_per_step, num_blocks, hist_size, tile)
+    return _algorithm(law, beds, counted, history, sizes, mesh)
+
+
+def _algorithm(law: patients.Law, beds, counted, history: int, sizes, mesh) -> Algorithm:
+    """Makes the simulation of a tabulated law."""
+    replications_per_step, num_blocks, hist_size, tile = sizes
     block_size = replications_per_step // num_blocks
 
     def block(key):
         flow = patients.net_flow(key, law, num_replications=block_size, tile=tile)
-        return _observe(flow, history, block_size, hist_size, beds, first_day)
+        return _observe(flow, history, block_size, hist_size, beds, counted)
 
     def init(key: Array) -> MonteCarloState:
         shapes = jax.eval_shape(block, key)
@@ -187,7 +195,7 @@ def make_monte_carlo(
             jax.tree.map(lambda x: jnp.zeros(x.shape[1:], x.dtype), shapes[2]) for _ in range(2)
         )
         # Copies, because a donated state must not take what `step` closes over with it.
-        settings = jax.tree.map(jnp.copy, (law.invalid, beds, first_day))
+        settings = jax.tree.map(jnp.copy, (law.invalid, beds, counted))
         return MonteCarloState(
             key, jnp.zeros((), jnp.int32), hist, max_hist, path_mean, path_m2, *settings
         )
@@ -201,8 +209,8 @@ def make_monte_carlo(
         state = state._replace(
             key=key,
             replications=state.replications + replications_per_step,
-            hist=state.hist + hist.sum(axis=0),
-            max_hist=state.max_hist + max_hist.sum(axis=0),
+            hist=state.hist + hist.sum(axis=0, dtype=jnp.int32),
+            max_hist=state.max_hist + max_hist.sum(axis=0, dtype=jnp.int32),
             path_mean=path_mean,
             path_m2=path_m2,
         )
@@ -234,7 +242,7 @@ def summarize(state: MonteCarloState) -> SimSummary:
     num_above = jnp.einsum("ith,ibh->ibt", hist, above.astype(jnp.int32))
 
     path, path_sd = state.path_mean, jax.tree.map(lambda x: jnp.sqrt(x / degrees), state.path_m2)
-    counted = jnp.arange(num_days, dtype=jnp.int32)[None] >= state.first_day[:, None]
+    counted = state.counted
     num_counted = counted.sum(axis=1).astype(jnp.float32)
     day_var = jnp.where(counted, var, 0.0).sum(axis=1) / num_counted
     return SimSummary(
@@ -282,6 +290,7 @@ def simulate_free(
     queue: QueueModel = settings.PAPER_QUEUE,
     lam_max: Float[Array, "I T"] | None = None,
     initial_ages: Float[Array, "I P"] | None = None,
+    mask: Bool[Array, "I T"] | None = None,
     hist_size: int = 256,
     tile: int = 131072,
 ) -> SimSummary:
@@ -302,21 +311,20 @@ def simulate_free(
         replications_per_step = max(d for d in divisors if num_replications % d == 0)
     if num_replications % replications_per_step:
         raise ValueError(f"{num_replications=} must be a multiple of {replications_per_step=}")
-    algorithm = make_monte_carlo(
-        inputs,
-        beds=beds,
-        replications_per_step=replications_per_step,
-        num_lags=num_lags,
-        queue=queue,
-        lam_max=lam_max,
-        initial_ages=initial_ages,
-        hist_size=hist_size,
-        tile=tile,
-    )
+    beds = _per_site_beds(beds, inputs.lam.shape[0], hist_size)
+    law, history = _make_law(inputs, num_lags, queue, lam_max, initial_ages)
+    counted = _counted_days(mask, inputs, queue)
+    sizes = (replications_per_step, 1, hist_size, tile)
+    patients.check_threefry(key)
+    num_steps = num_replications // replications_per_step
+    return _run(key, law, beds, counted, history, sizes, num_steps)
+
+
+@functools.partial(jax.jit, static_argnums=(4, 5, 6))
+def _run(key: Array, law: patients.Law, beds, counted, history: int, sizes, num_steps: int):
+    algorithm = _algorithm(law, beds, counted, history, sizes, None)
     state, _ = jax.lax.scan(
-        lambda state, _: (algorithm.step(state)[0], None),
-        algorithm.init(key),
-        length=num_replications // replications_per_step,
+        lambda state, _: (algorithm.step(state)[0], None), algorithm.init(key), length=num_steps
     )
     return summarize(state)
 
@@ -366,6 +374,18 @@ def _make_law(inputs, num_lags, queue: QueueModel, lam_max, initial_ages):
     return law, history
 
 
+def _counted_days(mask, inputs: QueueInputs, queue: QueueModel) -> Bool[Array, "I T"]:
+    """Returns the days of path statistics, `[I, T]`."""
+    shape = inputs.lam.shape
+    if mask is None:
+        return jnp.broadcast_to(occupancy.warm_mask(shape[-1], inputs.smax, queue.warmup), shape)
+    if jnp.shape(mask) != shape or not jnp.issubdtype(jnp.result_type(mask), jnp.bool_):
+        raise ValueError(
+            f"mask must be bool {shape} like lam, got {jnp.result_type(mask)}{jnp.shape(mask)}"
+        )
+    return jnp.asarray(mask)
+
+
 def _per_site_beds(beds, num_sites: int, hist_size: int) -> Int[Array, "I B"]:
     beds = jnp.zeros((0,), jnp.int32) if beds is None else jnp.asarray(beds)
     if not jnp.issubdtype(beds.dtype, jnp.integer) or beds.shape[:-1] not in ((), (num_sites,)):
@@ -380,7 +400,7 @@ def _per_site_beds(beds, num_sites: int, hist_size: int) -> Int[Array, "I B"]:
     return jnp.broadcast_to(beds.astype(jnp.int32), (num_sites, beds.shape[-1]))
 
 
-def _observe(flow, history: int, num_replications: int, hist_size: int, beds, first_day):
+def _observe(flow, history: int, num_replications: int, hist_size: int, beds, counts):
     """Walks along the days: `(hist [T, I, H], max_hist [I, H], PathStats [R, ...])`."""
     num_sites, num_groups, num_days, group = flow.shape
     num_days -= 1 + history
@@ -400,7 +420,7 @@ def _observe(flow, history: int, num_replications: int, hist_size: int, beds, fi
         census, total, peak, days, episodes, run, longest = carry
         change = jax.lax.dynamic_index_in_dim(flow, history + day, 2, keepdims=False)
         census = census + join_groups(change)
-        counted = (day >= first_day)[:, None]
+        counted = jax.lax.dynamic_index_in_dim(counts, day, 1)
         total = total + jnp.where(counted, census, 0)
         peak = jnp.maximum(peak, jnp.where(counted, census, 0))
         above = (census[:, None] > beds[..., None]) & counted[..., None]
@@ -409,13 +429,13 @@ def _observe(flow, history: int, num_replications: int, hist_size: int, beds, fi
         episodes = episodes + (run == 1).astype(jnp.int32)
         return (census, total, peak, days, episodes, run, jnp.maximum(longest, run)), count(census)
 
-    start = join_groups(flow[:, :, :history].sum(axis=2))
+    start = join_groups(flow[:, :, :history].sum(axis=2, dtype=jnp.int32))
     zero = jnp.zeros_like(start)
     none = jnp.zeros_like(start, shape=(num_sites, beds.shape[1], num_replications))
     carry = (start, zero, zero, none, none, none, none)
     carry, hist = jax.lax.scan(one_day, carry, jnp.arange(num_days, dtype=jnp.int32))
     _, total, peak, days, episodes, _, longest = carry
-    num_counted = (num_days - first_day)[:, None].astype(jnp.float32)
+    num_counted = counts.sum(axis=1)[:, None].astype(jnp.float32)
     stats = PathStats(
         mean=total.astype(jnp.float32) / num_counted,
         peak=peak.astype(jnp.float32),

@@ -443,3 +443,25 @@ def test_sinusoid(x64, frequency):
     )
     got = occupancy.sinusoid_mean(jnp.array([t]), a, b, g, transform)
     np.testing.assert_allclose(got, want, rtol=1e-9)
+
+
+def test_spread_of_the_dispersion_is_that_of_simulated_units():
+    mean, num_days, repeats = 5.0, 200, 1500
+    surv = np.exp(-np.arange(120) / mean)
+    with jax.enable_x64(True):
+        expected, sd = occupancy.dispersion_spread(jnp.asarray(surv), num_days)
+    rest = surv[::-1].cumsum()[::-1] / surv.sum()
+    r = np.pad(rest, (0, num_days))[np.abs(np.subtract.outer(*[np.arange(num_days)] * 2))]
+    centered = r - r.mean(0) - r.mean(1)[:, None] + r.mean()
+    exact = np.sqrt(2 * (centered * centered.T).sum()) / num_days
+    assert float(sd) == pytest.approx(exact, rel=1e-9)
+    assert float(expected) == pytest.approx(1 - r.mean(), rel=1e-9)
+    rng = np.random.default_rng(0)
+    arrivals = rng.poisson(4.0, (repeats, num_days + 60))
+    census = np.zeros((repeats, num_days + 60))
+    for day in range(num_days + 60):  # a geometric stay leaves each day with one chance
+        left = census[:, day - 1] if day else np.zeros(repeats)
+        census[:, day] = rng.binomial(left.astype(int), np.exp(-1 / mean)) + arrivals[:, day]
+    ratio = census[:, 60:].var(axis=1) / census[:, 60:].mean(axis=1)
+    assert ratio.mean() == pytest.approx(float(expected), abs=4 * ratio.std() / repeats**0.5)
+    assert ratio.std() == pytest.approx(float(sd), rel=0.08)
