@@ -6,6 +6,7 @@ count the noise twice. `resample_stays` is the other half of honesty: it draws a
 observed one again, and the pipeline on many such draws gives the interval of every bed count.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -74,7 +75,7 @@ def sample_stays(key: jax.Array, truth: Truth, *, room: int) -> tuple[Patients, 
     day, weight, overflow = _arrivals(key_arrival, truth.lam, room)
     dtype = truth.lam.dtype
     p = jax.random.uniform(key_stay, day.shape, dtype, minval=jnp.finfo(dtype).eps)
-    stay = jax.lax.map(lambda x: _quantile(*x), (truth.family, p, truth.params, truth.longest))
+    stay = _stays_of(truth.family, p, truth.params, truth.longest)
     return Patients(day, jnp.where(weight > 0, stay, 1.0), jnp.ones_like(weight), weight), overflow
 
 
@@ -94,8 +95,11 @@ def resample_stays(
     position = jax.random.uniform(key_stay, day.shape, cumulative.dtype) * cumulative[:, -1:]
     drawn = jax.vmap(lambda c, x: jnp.searchsorted(c, x, side="right"))(cumulative, position)
     drawn = jnp.minimum(drawn, cumulative.shape[1] - 1)
-    los, event = (jnp.take_along_axis(x, drawn, axis=1) for x in (patients.los, patients.event))
-    return Patients(day, jnp.where(weight > 0, los, 1.0), event, weight), overflow
+    own = (patients.los, patients.event, patients.by_date, patients.offset)
+    own = jax.tree.map(lambda x: jnp.take_along_axis(x, drawn, axis=1), own)
+    los, event, by_date, offset = own
+    los = jnp.where(weight > 0, los, 1.0)
+    return Patients(day, los, event, weight, by_date, offset), overflow
 
 
 def patient_room(lam: np.ndarray, *, multiple: int = 1024) -> int:
@@ -114,6 +118,11 @@ def true_beds(
         alphas: overflow risks.
         u_max: lags summed; the law should have died out by then.
     """
+    return _true_beds(truth, tuple(alphas), u_max)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _true_beds(truth: Truth, alphas: tuple[float, ...], u_max: int) -> Int[Array, "A I"]:
     days = jnp.arange(u_max + 1, dtype=truth.lam.dtype)
 
     def site(lam, family, params, longest):
@@ -159,7 +168,14 @@ def null_calibration(
         num_days, start_weekday=start_weekday, trend="linear", harmonics=2, weekday=True
     )
     matrix = jnp.asarray(design.matrix, truth.lam.dtype)
+    keys = jax.random.split(key, num_repeats)
+    alphas = tuple(alphas)
+    found = _null_repeats(keys, truth, matrix, pipeline, room, u_max, alphas)
+    return NullCalibration(true_beds(truth, alphas=alphas), *found)
 
+
+@functools.partial(jax.jit, static_argnums=(3, 4, 5, 6))
+def _null_repeats(keys, truth, matrix, pipeline, room: int, u_max: int, alphas: tuple[float, ...]):
     def repeat(key):
         patients, overflow = sample_stays(key, truth, room=room)
         outcome = pipeline(patients)
@@ -175,8 +191,7 @@ def null_calibration(
         )
         return outcome.beds.risk, constant, regressed, regression.dispersion, overflow
 
-    keys = jax.random.split(key, num_repeats)
-    return NullCalibration(true_beds(truth, alphas=alphas), *jax.lax.map(repeat, keys))
+    return jax.lax.map(repeat, keys)
 
 
 def _arrivals(key, lam, room):
@@ -190,6 +205,11 @@ def _arrivals(key, lam, room):
     day = jnp.minimum(day, lam.shape[1] - 1).astype(jnp.int32)
     weight = jnp.arange(room, dtype=jnp.int32)[None] < count[:, None]
     return day, weight.astype(lam.dtype), count > room
+
+
+@jax.jit
+def _stays_of(*laws):
+    return jax.lax.map(lambda x: _quantile(*x), laws)
 
 
 def _beds(lam, law, alphas):

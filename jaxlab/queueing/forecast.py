@@ -3,12 +3,14 @@
 Paper: Akbari-Moghaddam et al. 2025, arXiv:2510.02852 (projection to 2030).
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jaxlab.queueing import scenario
@@ -252,6 +254,16 @@ def project_beds(
             f"draws must be [R, Y, I] for admissions [Y, I], got {draws.arrival.shape} and "
             f"{admissions.shape}"
         )
+    if not isinstance(history.smax, Tracer) and model.num_lags is None:
+        model = model._replace(num_lags=int(np.asarray(history.smax).max()))
+    known = scenario.known_family(history.family)
+    return _project(history._replace(years=()), admissions, draws, model, chunk, known)
+
+
+@functools.partial(jax.jit, static_argnums=(3, 4, 5))
+def _project(history, admissions, draws, model: BedModel, chunk: int, known) -> ProjectedBeds:
+    if known is not None:
+        history = history._replace(family=np.array(known, np.int32))
     site = jnp.arange(admissions.shape[1], dtype=jnp.int32)
     shape = history.lam / jnp.sum(history.lam, axis=-1, keepdims=True)
 

@@ -16,10 +16,11 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxlab.queueing import settings
 from jaxlab.queueing.arrivals import decomposition
-from jaxlab.queueing.census import capacity, occupancy
+from jaxlab.queueing.census import capacity, initial, occupancy
 from jaxlab.queueing.census.occupancy import QueueInputs
-from jaxlab.queueing.data import daily
+from jaxlab.queueing.data import daily, windows
 from jaxlab.queueing.data.records import Patients
+from jaxlab.queueing.data.windows import Windows
 from jaxlab.queueing.settings import BedRules, QueueModel
 from jaxlab.queueing.stays import censoring, conditional, fit
 
@@ -27,6 +28,7 @@ MIN_MEAN_LOS = 0.01
 """Least mean length of stay that the trend may fall to, days."""
 ALPHAS = settings.PAPER_RULES.alphas
 """The paper's two overflow risks."""
+_TAIL_STEPS = 24
 
 
 class SeriesOptions(NamedTuple):
@@ -75,6 +77,8 @@ class SeriesEstimates(NamedTuple):
         mu: `[I, T]` mean stay by day of admission, days.
         sig2: `[I, T]` variance of the stay, days squared.
         window: `[I]` chosen window of the rolling variance, days (0 with pooled individual stays).
+        inside: `[I, T]` days of each site's own window; on others lam is 0, mu and sig2 are means.
+        profile: `[I, 24]` share of the admissions in each hour of the day; None with bins of a day.
     """
 
     daily: daily.DailySeries
@@ -84,11 +88,14 @@ class SeriesEstimates(NamedTuple):
     mu: Float[Array, "I T"]
     sig2: Float[Array, "I T"]
     window: Int[Array, " I"]
+    inside: Bool[Array, "I T"]
+    profile: Float[Array, "I H"] | None = None
 
     @property
     def rate(self) -> Float[Array, " I"]:
-        """Mean admissions per day."""
-        return self.daily.counts.mean(axis=1)
+        """Mean admissions per day of the site's own window."""
+        days = self.inside.sum(axis=1).astype(self.daily.counts.dtype)
+        return self.daily.counts.sum(axis=1) / days
 
 
 class LawEstimates(NamedTuple):
@@ -101,6 +108,8 @@ class LawEstimates(NamedTuple):
         family: `[I]` its code in `conditional.FAMILIES`; -1 if there is none.
         smax: `[I]` its truncation lag, days.
         mean_los: `[I]` mean stay over patients, days.
+        by_date: `[I]` share of the patients whose stay is a count of whole days; None if no
+            patient's is.
     """
 
     fits: fit.LOSFit
@@ -109,6 +118,7 @@ class LawEstimates(NamedTuple):
     family: Int[Array, " I"]
     smax: Int[Array, " I"]
     mean_los: Float[Array, " I"]
+    by_date: Float[Array, " I"] | None = None
 
 
 class Beds(NamedTuple):
@@ -135,52 +145,76 @@ class Plan(NamedTuple):
     Attributes:
         series: see `SeriesEstimates`.
         laws: see `LawEstimates`.
-        rho: `[I, T]` mean occupancy, beds; NaN at a site without a law.
-        mask: `[I, T]` days that averages take in (all, unless the warm-up is dropped).
+        inputs: what drives the queue, by day or by hour: the estimates, with the mean stays of
+            `queue_inputs`.
+        rho: `[I, T]` mean occupancy, beds (`[I, 24 T]` by hour); NaN at a site without a law, and
+            on days outside the site's own window.
+        mask: likewise, days (or hours) that averages take in: the window, without the warm-up if
+            that is dropped.
         beds: see `Beds`.
     """
 
     series: SeriesEstimates
     laws: LawEstimates
+    inputs: QueueInputs
     rho: Float[Array, "I T"]
     mask: Bool[Array, "I T"]
     beds: Beds
 
-    @property
-    def inputs(self) -> QueueInputs:
-        """What drives the queue."""
-        lam, mu, sig2 = self.series.lam, self.series.mu, self.series.sig2
-        return QueueInputs(lam, mu, sig2, self.laws.kappa, self.laws.family, self.laws.smax)
-
 
 @settings.accepts_fields(options=PAPER_SERIES)
 def estimate_series(
-    patients: Patients, num_days: int, options: SeriesOptions = PAPER_SERIES
+    patients: Patients,
+    num_days: int,
+    options: SeriesOptions = PAPER_SERIES,
+    *,
+    own: Windows | None = None,
+    bin: daily.Bin = "1d",
+    convention: settings.Convention = "ceil",
 ) -> SeriesEstimates:
     """Estimates arrival rates, and mean and variance of the stay by day of admission.
 
-    Censored stays enter the means as `censoring.complete_stays`. All sites share one window of
-    days: give a site that opened later its own (`data.take_site`).
+    Censored stays enter the means as `censoring.complete_stays`.
 
     Args:
         patients: `[I, N]` patients.
         num_days: length T of the daily series; patients admitted outside are left out of it.
         options: how to estimate, static.
+        own: `[I, 2]` int32 first and last day of each site's own window, of 14 days at least: each
+            is estimated as it would be alone. None: all days of all sites.
+        bin: step of the occupancy to come, static. "1h" adds the share of the admissions in each
+            hour, from `Patients.offset`; rates and mean stays are still those of days.
+        convention: how whole-day stays were counted, see `fit.counted_survival`; static.
 
     Raises:
-        ValueError: on an option that is unknown, or as `decomposition.stl_grid_select`.
+        ValueError: on an option that is unknown, hours without times of admission, or as
+            `decomposition.stl_grid_select`.
 
     Source: arXiv:2510.02852, estimation of arrivals and of the moments of the stay.
     """
     settings.check(options, SeriesOptions)
+    settings.check_name("bin", bin, daily.Bin)
+    profile = _hour_profile(patients) if bin == "1h" else None
     num_sites = patients.los.shape[0]
     site = jnp.broadcast_to(jnp.arange(num_sites, dtype=jnp.int32)[:, None], patients.los.shape)
-    day, site, los, weight = (
-        x.reshape(-1) for x in (patients.day, site, _completed(patients), patients.weight)
-    )
+    day, weight, size = jnp.asarray(patients.day), jnp.asarray(patients.weight), None
+    inside = jnp.ones((num_sites, num_days), bool)
+    if own is not None:
+        own = jnp.asarray(own, jnp.int32)
+        size = windows.sizes(own)
+        day = day - own[:, :1]
+        weight = jnp.where((day >= 0) & (day < size[:, None]), weight, 0.0)
+        inside = windows.to_own_days(windows.inside(own, num_days), own)
+    stays = _completed(patients, convention)
+    day, site, los, weight = (x.reshape(-1) for x in (day, site, stays, weight))
     series = daily.stays_to_daily(day, site, los, num_sites, num_days, weight=weight)
     both = jnp.concatenate([series.counts, series.mean_los])
-    chosen = decomposition.stl_grid_select(both, options.grid, degree2=options.degree2)
+    chosen = decomposition.stl_grid_select(
+        both,
+        options.grid,
+        degree2=options.degree2,
+        size=None if size is None else jnp.concatenate([size, size]),
+    )
     arrivals = jax.tree.map(lambda x: x[:num_sites], chosen)
     stays = jax.tree.map(lambda x: x[num_sites:], chosen)
     lam, mu = (
@@ -189,16 +223,34 @@ def estimate_series(
     )
     lam, mu = jnp.maximum(lam, 0.0), jnp.maximum(mu, MIN_MEAN_LOS)
     if options.spread == "daily_mean":
-        sig2, window = decomposition.rolling_variance_select(stays.result.resid)
+        sig2, window = decomposition.rolling_variance_select(stays.result.resid, size=size)
     else:
         sig2 = daily.individual_variance(day, site, los, mu, weight=weight)
         window = jnp.zeros(num_sites, jnp.int32)
-    return SeriesEstimates(series, arrivals, stays, lam, mu, sig2, window)
+    if own is None:
+        return SeriesEstimates(series, arrivals, stays, lam, mu, sig2, window, inside, profile)
+    first_last = own
+    lam = jnp.where(inside, lam, 0.0)
+    mu, sig2 = (windows.fill(x, inside, days=num_days) for x in (mu, sig2))
+    arrivals, stays = (
+        part._replace(
+            result=jax.tree.map(lambda x: windows.to_calendar(x, first_last), part.result)
+        )
+        for part in (arrivals, stays)
+    )
+    series, lam, mu, sig2, inside = jax.tree.map(
+        lambda x: windows.to_calendar(x, first_last), (series, lam, mu, sig2, inside)
+    )
+    return SeriesEstimates(series, arrivals, stays, lam, mu, sig2, window, inside, profile)
 
 
 @settings.accepts_fields(options=PAPER_LAWS)
 def estimate_laws(
-    patients: Patients, options: LawOptions = PAPER_LAWS, *, u_max: int
+    patients: Patients,
+    options: LawOptions = PAPER_LAWS,
+    *,
+    u_max: int,
+    convention: settings.Convention = "ceil",
 ) -> LawEstimates:
     """Fits every family at every site and chooses one.
 
@@ -206,6 +258,7 @@ def estimate_laws(
         patients: `[I, N]` patients.
         options: candidate laws and how one is chosen, static.
         u_max: static bound of S_max, days; the longest stay is always enough.
+        convention: how whole-day stays were counted, see `fit.counted_survival`; static.
 
     Raises:
         ValueError: on an unknown family or criterion, or as `fit.fit_los`.
@@ -213,17 +266,119 @@ def estimate_laws(
     Source: arXiv:2510.02852, choice of the length-of-stay law.
     """
     settings.check(options, LawOptions)
-    fits = jax.vmap(
-        lambda x, event, w: fit.fit_families(x, event, options.families, weight=w, u_max=u_max)
-    )(patients.los, patients.event, patients.weight)
+
+    def site(los, event, weight, by_date):
+        return fit.fit_families(
+            los,
+            event,
+            options.families,
+            weight=weight,
+            by_date=by_date,
+            convention=convention,
+            u_max=u_max,
+        )
+
+    fits = jax.vmap(site)(patients.los, patients.event, patients.weight, patients.by_date)
     choice = fit.select_los(fits, options.criterion)
     best = jnp.maximum(choice, 0)[:, None]
     kappa, smax = (jnp.take_along_axis(x, best, axis=1)[:, 0] for x in (fits.kappa, fits.smax))
     codes = jnp.asarray([conditional.FAMILIES.index(name) for name in options.families], jnp.int32)
     family = jnp.where(choice >= 0, codes[best[:, 0]], -1)
-    total = jnp.sum(patients.weight, axis=1)
-    mean_los = jnp.sum(patients.weight * _completed(patients), axis=1) / jnp.maximum(total, 1.0)
-    return LawEstimates(fits, choice, kappa, family, smax, mean_los)
+    stays = _completed(patients, convention)
+
+    def mean(x):
+        total = jnp.maximum(jnp.sum(patients.weight, axis=1), 1.0)
+        return jnp.sum(patients.weight * x, axis=1) / total
+
+    share = None if patients.by_date is None else mean(patients.by_date.astype(stays.dtype))
+    return LawEstimates(fits, choice, kappa, family, smax, mean(stays), share)
+
+
+@settings.accepts_fields(queue=settings.PAPER_QUEUE)
+def queue_inputs(
+    series: SeriesEstimates,
+    laws: LawEstimates,
+    *,
+    num_lags: int,
+    queue: QueueModel = settings.PAPER_QUEUE,
+    tail: settings.Tail = "cut",
+) -> QueueInputs:
+    """Puts the estimates together, with mean stays that the queue's law gives back.
+
+    The queue sums S_max + 1 daily weights of a continuous law. With `tail="keep"`, and where
+    stays are whole days, they sum to the mean stay over patients, so that the mean occupancy is
+    admissions times mean stay (Little's law), for which three things are put right. A count of
+    days begun ("ceil") is longer than the stay by delta = sum_u (S(u) - int_0^1 S(u + v) dv), about
+    half a day, and whole-day stays give it back. What the law has beyond S_max is lost, so the mean
+    is raised by a factor. And a mean of daily means is not the mean over patients.
+
+    Args:
+        series: rates and moments of the stay.
+        laws: chosen laws.
+        num_lags: static bound of S_max, days.
+        queue: how the laws are read, static.
+        tail: whether what S_max cuts off the mean is made up for, static.
+
+    Returns:
+        The inputs. A log-logistic law in a reading without the given mean is left as it is
+        published.
+    """
+    settings.check(queue, QueueModel)
+    inputs = QueueInputs(series.lam, series.mu, series.sig2, laws.kappa, laws.family, laws.smax)
+    settings.check_name("tail", tail, settings.Tail)
+    if laws.by_date is None and tail == "cut":
+        return inputs
+    return inputs._replace(mu=_matched_mean(series, laws, num_lags, queue, tail))
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3, 4))
+def _matched_mean(
+    series: SeriesEstimates,
+    laws: LawEstimates,
+    num_lags: int,
+    queue: QueueModel,
+    tail: settings.Tail,
+) -> Float[Array, "I T"]:
+    """Computes the mean stays of `queue_inputs` by a fixed point of factor and delta."""
+    share = laws.by_date
+    share = jnp.zeros_like(laws.mean_los) if share is None else share
+    days = jnp.sum(series.inside, axis=1).astype(series.sig2.dtype)
+    sig2 = jnp.sum(jnp.where(series.inside, series.sig2, 0.0), axis=1) / days
+    total = jnp.sum(series.lam, axis=1)
+    by_day = jnp.sum(series.lam * series.mu, axis=1) / jnp.where(total > 0, total, 1.0)
+    begun = share if queue.convention == "ceil" else jnp.zeros_like(share)
+    raised = jnp.ones_like(share, bool) if tail == "keep" else share > 0
+    if queue.variant != "fisk_mean":
+        raised &= laws.family != conditional.FAMILIES.index("fisk")
+
+    def site(args):
+        mean, sig2, kappa, family, smax, begun, raised = args
+        family, lags = jnp.maximum(family, 0), jnp.arange(num_lags + 1, dtype=jnp.int32)
+
+        def step(carry, _):
+            scale, delta = carry
+            stay = mean - begun * delta
+            surv_fn = conditional.law(
+                family, scale * stay, sig2, kappa, variant=queue.variant, moments=queue.moments
+            )
+            begins, lasts = (
+                jnp.sum(jnp.where(lags <= smax, occupancy.census_weight(lags, surv_fn, name), 0.0))
+                for name in ("ceil", "midnight")
+            )
+            scale = jnp.where(raised, jnp.minimum(scale * stay / lasts, 1e3), 1.0)
+            return (scale, begins - lasts), None
+
+        start = (jnp.ones_like(mean), jnp.full_like(mean, 0.5))
+        (scale, delta), _ = jax.lax.scan(step, start, None, length=_TAIL_STEPS)
+        return scale, begun * delta
+
+    known = (laws.mean_los, sig2, laws.kappa, laws.family, laws.smax, begun, raised)
+    scale, delta = jax.lax.map(site, known)
+    level = jnp.where(
+        raised & (by_day > 0), laws.mean_los / jnp.where(by_day > 0, by_day, 1.0), 1.0
+    )
+    mu = series.mu * level[:, None] - delta[:, None]
+    return jnp.maximum(mu, MIN_MEAN_LOS) * scale[:, None]
 
 
 @settings.accepts_fields(queue=settings.PAPER_QUEUE, rules=settings.PAPER_RULES)
@@ -234,6 +389,9 @@ def size_beds(
     num_lags: int,
     queue: QueueModel = settings.PAPER_QUEUE,
     rules: BedRules = settings.PAPER_RULES,
+    tail: settings.Tail = "cut",
+    own: Windows | None = None,
+    ages: Int[Array, "I P"] | None = None,
 ) -> Plan:
     """Computes the mean occupancy of the estimated queue and sizes every site by every rule.
 
@@ -243,24 +401,47 @@ def size_beds(
         num_lags: static bound of S_max, days.
         queue: how the laws are read and the census is taken, static.
         rules: how much overflow is accepted, static.
+        tail: as in `queue_inputs`, static.
+        own: `[I, 2]` int32 first and last day of each site's own window, as in `estimate_series`.
+        ages: `[I, P]` int32 patients who were in bed when the window opened, see
+            `data.initial_ages`; they add `initial.initial_mean`. With the warm-up "backfill" the
+            made-up days stand for them.
 
     Raises:
         ValueError: on a setting that is unknown or out of range.
 
     Source: arXiv:2510.02852, mean occupancy and capacity rules.
     """
-    inputs = QueueInputs(series.lam, series.mu, series.sig2, laws.kappa, laws.family, laws.smax)
-    rho = occupancy.occupancy_mean(*inputs, num_lags=num_lags, queue=queue)
-    mask = occupancy.warm_mask(rho.shape[1], laws.smax, queue.warmup)
+    daily_inputs = queue_inputs(series, laws, num_lags=num_lags, queue=queue, tail=tail)
+    inputs, inside, num_lags = _in_bins(daily_inputs, series, num_lags, queue)
+    num_steps, driven = inputs.lam.shape[1], inputs
+    if own is not None:
+        # On own days, so that the warm-up comes before the site's first; later days do not count.
+        own = jnp.asarray(own, jnp.int32) * (num_steps // series.lam.shape[1])
+        inside = windows.to_own_days(inside, own)
+        lam, mu, sig2 = (
+            windows.fill(windows.to_own_days(x, own), inside, days=occupancy.YEAR_DAYS)
+            for x in inputs[:3]
+        )
+        driven = inputs._replace(lam=lam, mu=mu, sig2=sig2)
+    rho = occupancy.occupancy_mean(*driven, num_lags=num_lags, queue=queue)
+    if ages is not None and queue.warmup != "backfill":
+        rho = rho + _initial_mean(ages, driven, queue)
+    mask = inside & occupancy.warm_mask(num_steps, inputs.smax, queue.warmup)
+    if own is not None:
+        rho = jnp.where(inside, rho, jnp.nan)
+        rho, mask = windows.to_calendar(rho, own), windows.to_calendar(mask, own)
 
-    def site(rho, lam, mu, mask):
-        peak, naive_peak = capacity.beds_max(rho, mask), capacity.beds_naive_peak(lam, mu)
+    def site(rho, mask, lam, mu, inside):
+        peak, naive_peak = capacity.beds_max(rho, mask), capacity.beds_naive_peak(lam, mu, inside)
         risk = capacity.beds_risk(rho, rules, mask)
         return risk, peak, naive_peak, capacity.beds_rule85(rho, mask=mask)
 
-    risk, peak, naive_peak, rule85 = jax.vmap(site)(rho, series.lam, series.mu, mask)
+    found = jax.vmap(site)(rho, mask, series.lam, series.mu, series.inside)
+    risk, peak, naive_peak, rule85 = found
     average = capacity.beds_average(series.rate, laws.mean_los)
-    return Plan(series, laws, rho, mask, Beds(average, risk.T, peak, naive_peak, rule85))
+    beds = Beds(average, risk.T, peak, naive_peak, rule85)
+    return Plan(series, laws, inputs, rho, mask, beds)
 
 
 @settings.accepts_fields(
@@ -278,6 +459,10 @@ def plan(
     rules: BedRules = settings.PAPER_RULES,
     series_options: SeriesOptions = PAPER_SERIES,
     law_options: LawOptions = PAPER_LAWS,
+    bin: daily.Bin = "1d",
+    tail: settings.Tail = "cut",
+    own: Windows | None = None,
+    ages: Int[Array, "I P"] | None = None,
 ) -> Plan:
     """Runs the whole pipeline; the defaults are the paper's.
 
@@ -291,6 +476,12 @@ def plan(
         rules: how much overflow is accepted.
         series_options: how rates and moments of the stay are estimated.
         law_options: candidate laws and how one is chosen.
+        bin: step of the occupancy: "1h" spreads the day's arrivals over its hours as the patients'
+            times of admission do, and shows the peaks within the day.
+        tail: what becomes of the mean stay beyond S_max, see `queue_inputs`.
+        own: `[I, 2]` int32 first and last day of each site's own window, at least 14 days; None is
+            all days for all sites. Values, not static: one program for all windows.
+        ages: `[I, P]` int32 patients in bed when the window opened, see `data.initial_ages`.
 
     Returns:
         The plan. Take it in float64 (`with jax.enable_x64(True)`) when single beds matter. A site
@@ -301,9 +492,14 @@ def plan(
 
     Source: arXiv:2510.02852.
     """
-    series = estimate_series(patients, num_days, series_options)
-    laws = estimate_laws(patients, law_options, u_max=u_max)
-    return size_beds(series, laws, num_lags=u_max, queue=queue, rules=rules)
+    convention = queue.convention
+    series = estimate_series(
+        patients, num_days, series_options, own=own, bin=bin, convention=convention
+    )
+    laws = estimate_laws(patients, law_options, u_max=u_max, convention=convention)
+    return size_beds(
+        series, laws, num_lags=u_max, queue=queue, rules=rules, tail=tail, own=own, ages=ages
+    )
 
 
 def compile_plan(
@@ -315,7 +511,11 @@ def compile_plan(
     rules: BedRules = settings.PAPER_RULES,
     series_options: SeriesOptions = PAPER_SERIES,
     law_options: LawOptions = PAPER_LAWS,
-) -> Callable[[Patients], Plan]:
+    bin: daily.Bin = "1d",
+    tail: settings.Tail = "cut",
+    own: Windows | None = None,
+    ages: Int[Array, "I P"] | None = None,
+) -> Callable[..., Plan]:
     """Compiles `plan` for patients of one shape as three programs, side by side.
 
     On two cores this starts in about half the time of one program, and further calls with the same
@@ -325,22 +525,89 @@ def compile_plan(
         patients: `[I, N]` patients, or their `jax.ShapeDtypeStruct`; only shapes and dtypes count.
         num_days: length T of the daily series.
         u_max: static bound of S_max and of the lags of the queue, days.
-        queue, rules, series_options, law_options: as in `plan`.
+        queue, rules, series_options, law_options, bin, tail: as in `plan`.
+        own, ages: as in `plan`; here too only shapes and dtypes count.
 
     Returns:
-        `fn(patients) -> Plan`; call it under the same `jax.enable_x64` setting.
+        `fn(patients, own=None, ages=None) -> Plan`, with `own` and `ages` where they were given
+        here; call it under the same `jax.enable_x64` setting.
     """
-    first = jax.jit(functools.partial(estimate_series, num_days=num_days, options=series_options))
-    second = jax.jit(functools.partial(estimate_laws, options=law_options, u_max=u_max))
-    third = jax.jit(functools.partial(size_beds, num_lags=u_max, queue=queue, rules=rules))
-    series, laws = first.eval_shape(patients), second.eval_shape(patients)
-    lowered = [second.lower(patients), first.lower(patients), third.lower(series, laws)]
+    counted = {"convention": queue.convention}
+    first = functools.partial(
+        estimate_series, num_days=num_days, options=series_options, bin=bin, **counted
+    )
+    second = functools.partial(estimate_laws, options=law_options, u_max=u_max, **counted)
+    third = functools.partial(size_beds, num_lags=u_max, queue=queue, rules=rules, tail=tail)
+    first, second, third = (jax.jit(stage) for stage in (first, second, third))
+    series, laws = first.eval_shape(patients, own=own), second.eval_shape(patients)
+    lowered = [
+        second.lower(patients),
+        first.lower(patients, own=own),
+        third.lower(series, laws, own=own, ages=ages),
+    ]
     with futures.ThreadPoolExecutor() as pool:  # XLA compiles one program on one core
         laws_of, series_of, beds_of = pool.map(lambda program: program.compile(), lowered)
-    return lambda patients: beds_of(series_of(patients), laws_of(patients))
+
+    def planner(patients: Patients, own: Windows | None = None, ages: Array | None = None) -> Plan:
+        series, laws = series_of(patients, own=own), laws_of(patients)
+        return beds_of(series, laws, own=own, ages=ages)
+
+    return planner
 
 
-def _completed(patients: Patients) -> Float[Array, "I N"]:
-    return jax.vmap(lambda x, event, w: censoring.complete_stays(x, event, weight=w))(
-        patients.los, patients.event, patients.weight
-    )
+def _hour_profile(patients: Patients) -> Float[Array, "I H"]:
+    """Returns the share of the admissions in each hour of the day; even where there is none."""
+    if patients.offset is None:
+        raise ValueError(
+            "bin='1h' needs the times of admission, Patients.offset is None; read a file with "
+            "times, or take bin='1d'"
+        )
+    weight = jnp.asarray(patients.weight)
+    hour = jnp.clip(jnp.floor(24 * jnp.asarray(patients.offset)), 0, 23).astype(jnp.int32)
+    counts = jax.vmap(lambda h, w: jnp.zeros((24,), w.dtype).at[h].add(w))(hour, weight)
+    total = jnp.sum(counts, axis=1, keepdims=True)
+    return jnp.where(total > 0, counts / jnp.where(total > 0, total, 1.0), 1 / 24)
+
+
+def _in_bins(inputs: QueueInputs, series: SeriesEstimates, num_lags: int, queue: QueueModel):
+    """Returns inputs, days of the windows and bound of the lags in steps of a day or of an hour."""
+    if series.profile is None:
+        return inputs, series.inside, num_lags
+    if queue.warmup == "backfill":
+        raise ValueError(
+            "bin='1h' has no days before day 0 to make up, got the warm-up 'backfill'; take 'drop' "
+            "or 'zero'"
+        )
+    num_sites, num_days = inputs.lam.shape
+    lam = (inputs.lam[:, :, None] * series.profile[:, None]).reshape(num_sites, 24 * num_days)
+    mu, sig2, inside = (jnp.repeat(x, 24, axis=1) for x in (inputs.mu, inputs.sig2, series.inside))
+    hourly = QueueInputs(lam, 24 * mu, 576 * sig2, *inputs[3:5], 24 * inputs.smax + 23)
+    return hourly, inside, 24 * num_lags + 23
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _initial_mean(ages, inputs: QueueInputs, queue: QueueModel) -> Float[Array, "I T"]:
+    """Computes the mean occupancy by patients of before day 0, under the law of day 0."""
+    days = jnp.arange(inputs.lam.shape[1], dtype=jnp.int32)
+
+    def site(args):
+        ages, mu, sig2, kappa, family = args
+        surv_fn = conditional.law(
+            jnp.maximum(family, 0),
+            mu[0],
+            sig2[0],
+            kappa,
+            variant=queue.variant,
+            moments=queue.moments,
+        )
+        return initial.initial_mean(ages, days, surv_fn, convention=queue.convention)
+
+    return jax.lax.map(site, (jnp.asarray(ages), inputs.mu, inputs.sig2, *inputs[3:5]))
+
+
+def _completed(patients: Patients, convention: settings.Convention) -> Float[Array, "I N"]:
+    """Returns the stays as the census counts them, open ones completed."""
+    los, event, weight = (jnp.asarray(x) for x in patients[1:4])
+    if patients.by_date is not None:
+        los = fit.counted_days(los, event, jnp.asarray(patients.by_date), convention)
+    return jax.vmap(lambda x, e, w: censoring.complete_stays(x, e, weight=w))(los, event, weight)

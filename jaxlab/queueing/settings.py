@@ -24,6 +24,9 @@ Warmup = Literal["zero", "drop", "backfill"]
 """What comes before day 0; see `QueueModel`."""
 Backfill = Literal["year_mean", "calendar"]
 """What the days before day 0 are made of."""
+Tail = Literal["cut", "keep"]
+"""Whether the part of the mean stay that lies beyond S_max is lost, as in the paper, or the law's
+scale is raised until what comes before has the mean of the stays."""
 Rule = Literal["average", "max"]
 """Whether the average or the worst day's risk of overflow is held to alpha."""
 

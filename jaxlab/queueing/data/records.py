@@ -88,12 +88,16 @@ class Patients(NamedTuple):
         los: `[I, N]` float64 days; padding is 1, so that logarithms stay finite.
         event: `[I, N]` bool; padding is True.
         weight: `[I, N]` float64, 1 for a patient and 0 for padding.
+        by_date: `[I, N]` bool, as in `Stays`; padding is False. None where no stay is such.
+        offset: `[I, N]` float64, as in `Stays`; padding is 0. None where nobody asks.
     """
 
     day: np.ndarray | jax.Array
     los: np.ndarray | jax.Array
     event: np.ndarray | jax.Array
     weight: np.ndarray | jax.Array
+    by_date: np.ndarray | jax.Array | None = None
+    offset: np.ndarray | jax.Array | None = None
 
 
 class Processed(NamedTuple):
@@ -151,27 +155,79 @@ def one_window(num_sites: int, num_days: int) -> np.ndarray:
     return np.tile(np.array([0, num_days - 1], np.int32), (num_sites, 1))
 
 
-def pooled_by_site(stays: Stays, *, multiple: int = 1024) -> Patients:
+def pooled_by_site(stays: Stays, *, multiple: int = 1024, times: bool = False) -> Patients:
     """Puts each site's stays in one row, padded to a common multiple of `multiple` patients.
 
     The rounding keeps the shape stable from one data set to the next, so that jitted fits are
-    compiled once.
+    compiled once. Patients admitted outside the window of their site are left out: those who were
+    in bed before it are in `initial_ages`.
+
+    Args:
+        stays: the patients.
+        multiple: patients are padded to a multiple of this many.
+        times: whether to hand on the times of admission.
+
+    Raises:
+        ValueError: if `multiple` is below 1, or a time of admission is asked for and not known.
     """
     if multiple < 1:
         raise ValueError(f"multiple must be at least 1, got {multiple}")
-    sizes = np.bincount(stays.site, minlength=stays.num_sites)
+    if times and (unknown := int(np.isnan(stays.offset).sum())):
+        raise ValueError(
+            f"the time of admission is needed for every stay, {unknown} of {stays.offset.size} "
+            "have a date alone; read a file with times, or take bin='1d'"
+        )
+    first, last = stays.windows[stays.site].T
+    admitted = np.flatnonzero((stays.day >= first) & (stays.day <= last))
+    sizes = np.bincount(stays.site[admitted], minlength=stays.num_sites)
     width = max(-(-int(sizes.max(initial=0)) // multiple), 1) * multiple
-    order = np.argsort(stays.site, kind="stable")
+    order = admitted[np.argsort(stays.site[admitted], kind="stable")]
     row = stays.site[order]
     column = np.arange(row.size) - (np.cumsum(sizes) - sizes)[row]
     day = np.zeros((stays.num_sites, width), np.int32)
     los = np.ones((stays.num_sites, width))
     event = np.ones((stays.num_sites, width), bool)
     weight = np.zeros((stays.num_sites, width))
+    by_date, offset = np.zeros(weight.shape, bool), np.zeros(weight.shape)
     day[row, column] = stays.day[order]
     los[row, column], event[row, column] = stays.los[order], stays.event[order]
-    weight[row, column] = 1.0
-    return Patients(day, los, event, weight)
+    weight[row, column], by_date[row, column] = 1.0, stays.by_date[order]
+    offset[row, column] = stays.offset[order]
+    return Patients(
+        day, los, event, weight, by_date if by_date.any() else None, offset if times else None
+    )
+
+
+def initial_ages(stays: Stays, *, hourly: bool = False, multiple: int = 16) -> np.ndarray | None:
+    """Returns how long each patient had been in bed when the window of the site opened.
+
+    Counted are those admitted before the window's first day and still in bed at its end.
+
+    Args:
+        stays: the patients.
+        hourly: count whole hours to the window's first hour, from known times of admission.
+        multiple: places are padded to a multiple of this many.
+
+    Returns:
+        `[I, P]` int32, whole days from admission to the window's first day, at least 1; -1 is an
+        empty place. None if nobody was in bed.
+    """
+    first = stays.windows[stays.site, 0]
+    exact = np.where(np.isnan(stays.offset), np.ceil(stays.los), np.floor(stays.offset + stays.los))
+    leave = stays.day + np.where(stays.by_date, stays.los, exact)
+    leave = np.where(stays.discharge_day >= 0, stays.discharge_day, leave)
+    found = np.flatnonzero((stays.day < first) & (leave > first))
+    if not found.size:
+        return None
+    site = stays.site[found]
+    sizes = np.bincount(site, minlength=stays.num_sites)
+    ages = np.full((stays.num_sites, -(-int(sizes.max()) // multiple) * multiple), -1, np.int32)
+    order = np.argsort(site, kind="stable")
+    row = site[order]
+    column = np.arange(row.size) - (np.cumsum(sizes) - sizes)[row]
+    age = 24 * first - np.floor(24 * (stays.day + stays.offset)) if hourly else first - stays.day
+    ages[row, column] = age[found][order]
+    return ages
 
 
 def dates(origin: datetime.date, num_days: int) -> np.ndarray:
