@@ -46,6 +46,8 @@ class Config:
     """When the census is taken; model and observed census share it."""
     warmup: Literal["zero", "drop", "backfill"] = "drop"
     """The unit starts empty: keep those days (zero), drop them, or fill in history (backfill)."""
+    tail: Literal["cut", "keep"] = "cut"
+    """Stays beyond the longest one that counts (S_max): lost from the mean, or made up for."""
     gamma: float = 1.0
     """Share of the beds that may be filled before a day counts as overflow."""
     seed: int = 2025

@@ -62,7 +62,10 @@ def draw(
     )
     curves = [_risk_curve(study, i) for i in range(stays.num_sites)]
     counts = q.stack_rules(plan.beds)
-    exceed, exceed_se = np.asarray(summary.exceed), np.asarray(summary.exceed_se)
+    # The shares of days that count as overflow follow those of days over the beds.
+    exceed, exceed_se = (
+        np.asarray(x)[:, len(counts) :] for x in (summary.exceed, summary.exceed_se)
+    )
     overflow_risk(
         out / files["risk"],
         names,

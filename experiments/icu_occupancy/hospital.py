@@ -17,6 +17,7 @@ from experiments.harness.units import Unit
 from experiments.icu_occupancy import Config
 from jaxlab import queueing as q
 from jaxlab.core import logging, loop, sharding
+from jaxlab.queueing.data import windows
 
 REPLICATIONS_PER_STEP = 1024
 NUM_BLOCKS = 4
@@ -238,9 +239,8 @@ def about_study(study: q.Study) -> dict[str, Any]:
     labels = (stays.num_days, stays.site_names, stays.origin, stays.windows.tolist())
     labels = repr(labels).encode()
     digest = hashlib.sha256(columns + labels).hexdigest()
-    return result.encode(
-        {"stays": digest, "queue": study.queue._asdict(), "rules": study.rules._asdict()}
-    )
+    options = {"queue": study.queue._asdict(), "rules": study.rules._asdict(), "tail": study.tail}
+    return result.encode({"stays": digest} | options)
 
 
 def _bootstrap(keys: jax.Array, study: q.Study, folder: pathlib.Path) -> np.ndarray:
@@ -248,24 +248,40 @@ def _bootstrap(keys: jax.Array, study: q.Study, folder: pathlib.Path) -> np.ndar
 
 
 def _simulate(study: q.Study, about: dict[str, Any], folder: pathlib.Path) -> q.SimSummary:
-    """Simulates patient by patient through the training loop, so that a killed run goes on."""
+    """Simulates patient by patient through the training loop, so that a killed run goes on.
+
+    Each site starts on the first day of its own window, with the patients who were in bed then.
+    Thresholds are the beds of every rule, and then the census from which a day counts as overflow.
+    """
+    own = jnp.asarray(study.stays.windows, jnp.int32)
+    inside = windows.to_own_days(jnp.asarray(study.plan.series.inside), own)
     inputs = jax.tree.map(
         lambda x: jnp.asarray(x, jnp.float32 if np.issubdtype(x.dtype, np.floating) else jnp.int32),
         study.plan.inputs,
     )
+    series = [windows.to_own_days(x, own) for x in inputs[:3]]
+    backfill = study.queue.warmup == "backfill"
+    if backfill:  # the days made up are like those of the window
+        series = [windows.fill(x, inside, days=365) for x in series]
+    inputs = q.QueueInputs(*series, *inputs[3:])
+    ages = None if backfill or study.ages is None else jnp.asarray(study.ages, jnp.float32)
     # Processes share units, not their devices.
     num_devices = math.gcd(NUM_BLOCKS, jax.device_count()) if jax.process_count() == 1 else 1
     mesh = sharding.make_mesh({"data": num_devices}) if num_devices > 1 else None
-    beds = q.overflow_threshold(q.stack_rules(study.plan.beds).T, study.rules.gamma)
+    beds = q.stack_rules(study.plan.beds).T
+    full = np.asarray(q.overflow_threshold(beds, study.rules.gamma))
+    highest = int(3 * np.nanmax(study.plan.rho)) + (0 if ages is None else ages.shape[1])
     algorithm = q.make_monte_carlo(
         inputs,
-        beds=beds,
+        beds=jnp.asarray(np.concatenate([beds, full], axis=1)),
         replications_per_step=REPLICATIONS_PER_STEP,
         num_blocks=NUM_BLOCKS,
         mesh=mesh,
         num_lags=_round_up(int(inputs.smax.max()), 64),
         queue=study.queue,
-        hist_size=max(128, _round_up(int(3 * study.plan.rho.max()) + 32, 64)),
+        initial_ages=ages,
+        mask=windows.to_own_days(jnp.asarray(study.plan.mask), own),
+        hist_size=max(128, _round_up(max(highest, int(beds.max())) + 32, 64)),
     )
     num_steps = -(-about["replications"] // REPLICATIONS_PER_STEP)
     done = loop.run(
@@ -284,7 +300,19 @@ def _simulate(study: q.Study, about: dict[str, Any], folder: pathlib.Path) -> q.
             f"the simulation is incomplete: {summary.invalid} invalid cells, share beyond the "
             f"histogram {summary.hist_overflow}"
         )
-    return summary
+    return _on_the_calendar(summary, study.stays.windows)
+
+
+def _on_the_calendar(summary: q.SimSummary, own: np.ndarray) -> q.SimSummary:
+    """Moves the series of a simulation from the days of each site's window to those of the data."""
+
+    def move(x: np.ndarray, axis: int) -> np.ndarray:
+        rows = [np.roll(row, first, axis - 1) for row, first in zip(x, own[:, 0], strict=True)]
+        return np.stack(rows)
+
+    by_day = ("mean", "var", "mean_se", "quantiles", "hist")
+    moved = {name: move(np.asarray(getattr(summary, name)), 1) for name in by_day}
+    return summary._replace(**moved, exceed_daily=move(np.asarray(summary.exceed_daily), 2))
 
 
 def _round_up(value: int, multiple: int) -> int:

@@ -81,32 +81,45 @@ def law_table(study: q.Study, title: str) -> Table:
     )
 
 
-def utilization_table(measured: Measured, title: str) -> Table:
-    """Shows what each rule would have meant: utilization by the census, overflow by simulation."""
+def utilization_table(measured: Measured, title: str, *, actual: tuple[int, ...] = ()) -> Table:
+    """Shows what the beds there are and those of each rule would mean.
+
+    Utilization and full days by the census, the risk of a full day by the model and by simulation.
+    """
     study, summary = measured.study, measured.summary
     counts = q.stack_rules(study.plan.beds)
+    names, gamma = q.rule_names(study.rules), study.rules.gamma
+    if actual:
+        counts, names = np.vstack([np.asarray(actual)[None], counts]), ("beds today", *names)
     over_rules = jax.vmap(lambda n, b, m: q.utilization_metrics(n, b, mask=m), (None, 0, None))
     found = jax.device_get(
         jax.jit(jax.vmap(over_rules, (0, 1, 0)))(
-            jnp.asarray(study.census, jnp.float32),
+            jnp.asarray(np.nan_to_num(study.census), jnp.float32),
             jnp.asarray(counts),
             jnp.asarray(study.plan.mask),
         )
     )  # [site, rule]
+    full = np.asarray(q.overflow_threshold(counts, gamma))
     rows = []
-    for i, name in enumerate(study.stays.site_names):
-        for r, rule in enumerate(q.rule_names(study.rules)):
+    for i, site in enumerate(study.stays.site_names):
+        rho = study.plan.rho[i][study.plan.mask[i]]
+        for r, rule in enumerate(names):
             metrics = jax.tree.map(lambda x, i=i, r=r: x[i, r], found)
+            simulated = r - bool(actual)  # the beds there are were not simulated
+            risk = [100 * scipy.stats.poisson.sf(counts[r, i], rho).mean()]
+            if gamma < 1:
+                risk.append(100 * scipy.stats.poisson.sf(full[r, i], rho).mean())
             rows.append(
                 (
-                    name,
+                    site,
                     rule,
                     int(counts[r, i]),
                     f"{metrics.mean:.1f} ({metrics.sd:.1f})",
                     round(float(metrics.pct_over), 1),
                     round(float(metrics.pct_under), 1),
-                    round(100 * float(summary.exceed[i, r]), 1),
-                    round(float(summary.episode_days[i, r]), 1),
+                    *(round(float(x), 1) for x in risk),
+                    round(100 * float(summary.exceed[i, simulated]), 1) if simulated >= 0 else "–",
+                    round(float(summary.episode_days[i, simulated]), 1) if simulated >= 0 else "–",
                 )
             )
     return Table(
@@ -118,12 +131,61 @@ def utilization_table(measured: Measured, title: str) -> Table:
             "Utilization %, mean (SD)",
             "Days over 100 %, % observed",
             "Days under 70 %, % observed",
+            "Days over 100 %, % by the model",
+            *((f"Days over {gamma:.0%}, % by the model",) if gamma < 1 else ()),
             "Days over 100 %, % simulated",
             "Days an overflow lasts",
         ),
         tuple(rows),
-        "Observed: the census of the data. Simulated: patient-level Monte Carlo of unconstrained "
-        f"demand, {int(summary.replications):,} replications.",
+        "Over 100 %: more patients than beds. Observed: the census of the data. By the model: the "
+        "Poisson law of unconstrained demand. Simulated: the same patient by patient, "
+        f"{int(summary.replications):,} replications.",
+    )
+
+
+def truncation_table(study: q.Study, title: str) -> Table:
+    """Shows what each law has beyond S_max, the longest stay that counts."""
+    rows = []
+    for i, name in enumerate(study.stays.site_names):
+        share, mean, kept = (x[i] for x in study.truncation)
+        made_up = "made up for" if kept else "lost"
+        rows.append(
+            (
+                name,
+                q.FAMILIES[study.plan.laws.family[i]],
+                int(study.plan.laws.smax[i]),
+                round(100 * float(share), 2),
+                round(100 * float(mean), 2),
+                made_up,
+            )
+        )
+    return Table(
+        title,
+        (
+            "Site",
+            "Law",
+            "S_max, days",
+            "Stays beyond it, %",
+            "Their share of the mean stay, %",
+            "In the mean occupancy",
+        ),
+        tuple(rows),
+        "A stay counts for S_max days and a day at most. What is lost of the mean stay is lost of "
+        "the mean occupancy, and so of the beds; --tail keep makes up for it. Stays known in whole "
+        "days are always made up for.",
+    )
+
+
+def cut_in_short(study: q.Study) -> str:
+    """Says at which sites a cut at S_max loses more than 2 % of the mean occupancy."""
+    lost = np.flatnonzero((study.truncation.mean > 0.02) & ~study.truncation.kept)
+    if not lost.size:
+        return ""
+    said = ", ".join(
+        f"{100 * study.truncation.mean[i]:.0f} % at {study.stays.site_names[i]}" for i in lost
+    )
+    return (
+        f" Stays beyond S_max are cut off, and with them of the mean occupancy {said}: --tail keep."
     )
 
 
@@ -142,6 +204,7 @@ def fit_table(study: q.Study, title: str) -> Table:
                 round(float(np.sqrt(np.mean((census - rho) ** 2))), 2),
                 round(100 * float(np.mean((census >= low) & (census <= high))), 1),
                 round(float(census.var() / census.mean()), 2),
+                _expected_dispersion(study, i, census.size),
             )
         )
     return Table(
@@ -153,12 +216,24 @@ def fit_table(study: q.Study, title: str) -> Table:
             "RMSE, beds",
             "Days inside the 90 % band, %",
             "Census variance / mean",
+            "The same of Poisson demand, mean (SD)",
         ),
         tuple(rows),
         "The rates follow the data's own trend, so the band holds more of the days they were "
         "estimated from than it promises for days to come. A unit that turns patients away has a "
-        "ratio well below 1; Poisson demand has 1, give or take 0.1 or so over a few years.",
+        "ratio more than two SD below what Poisson demand at a constant rate has over as many days "
+        "of this unit: days are alike, so that a few years hold few independent ones.",
     )
+
+
+def _expected_dispersion(study: q.Study, site: int, num_days: int) -> str:
+    """Returns variance / mean that a Poisson census of this site's stays has over so many days."""
+    laws = study.plan.laws
+    best, family = laws.choice[site], q.FAMILIES[laws.family[site]]
+    params = q.LOSParams(*(jnp.asarray(x[site, best], jnp.float32) for x in laws.fits.params))
+    days = jnp.arange(int(laws.smax[site]) + 1, dtype=jnp.float32)
+    mean, sd = q.dispersion_spread(q.los.sf(family, days, params), num_days)
+    return f"{float(mean):.2f} ({float(sd):.2f})"
 
 
 def headline_rows(measured: Measured, where: str, *, compare: bool) -> tuple[Row, ...]:
@@ -166,17 +241,17 @@ def headline_rows(measured: Measured, where: str, *, compare: bool) -> tuple[Row
     study, summary = measured.study, measured.summary
     counts = q.stack_rules(study.plan.beds)
     weights = study.plan.series.rate
-    limit = np.asarray(q.overflow_threshold(counts, study.rules.gamma))
     observed = np.array(
         [
-            [np.mean(study.census[i][study.plan.mask[i]] > limit[r, i]) for r in range(len(counts))]
+            [np.mean(study.census[i][study.plan.mask[i]] > beds) for beds in counts[:, i]]
             for i in range(study.stays.num_sites)
         ]
     )
     low, high = (end[1].sum() for end in measured.interval)
     low_days, high_days = published.OVERFLOW_DAYS
-    share, seen = (100 * np.average(x, weights=weights, axis=0) for x in (summary.exceed, observed))
-    spread = 100 * summary.exceed[:, 0]
+    over = summary.exceed[:, : len(counts)]  # of the beds; then come those that count as overflow
+    share, seen = (100 * np.average(x, weights=weights, axis=0) for x in (over, observed))
+    spread = 100 * over[:, 0]
     return (
         Row(
             "Beds follow from an explicit risk of overflow, not from an average",

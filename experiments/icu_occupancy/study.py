@@ -39,7 +39,7 @@ def run(config: Config, out: pathlib.Path) -> Result:
             f"{', '.join(stays.site_names)}"
         )
     queue, rules = hospital.settings_of(config)
-    study = q.plan_study(stays, queue=queue, rules=rules)
+    study = q.plan_study(stays, queue=queue, rules=rules, tail=config.tail)
     parts = [_plan(study, config, out, where)]
     if config.bin == "1h":
         parts.append(hospital.by_the_hour(stays, config, out))
@@ -61,7 +61,8 @@ def run(config: Config, out: pathlib.Path) -> Result:
         title="ICU bed planning",
         summary=f"{len(stays.day):,} stays at {stays.num_sites} sites over {stays.num_days} days, "
         f"from {source}: the rule for a 5 % overflow risk asks for {beds.risk[0].sum()} beds, "
-        f"the usual 85 % rule for {beds.rule85.sum()}.{hospital.in_short(rejects)}",
+        f"the usual 85 % rule for {beds.rule85.sum()}."
+        f"{rows.cut_in_short(study)}{hospital.in_short(rejects)}",
         paper=published.PAPER,
         interval_label="interval; the note says of what",
     )
@@ -88,8 +89,9 @@ def _plan(study: q.Study, config: Config, out: pathlib.Path, where: str) -> Part
     _write_tables(measured, out)
     shown = (
         rows.bed_table(measured, f"Beds by rule: {where}", actual=config.beds),
-        rows.utilization_table(measured, "What each rule would mean"),
+        rows.utilization_table(measured, "What each rule would mean", actual=config.beds),
         rows.law_table(study, "Length-of-stay laws"),
+        rows.truncation_table(study, "Stays beyond the longest that counts"),
         rows.fit_table(study, "The model against the observed census"),
     )
     stated = rows.headline_rows(measured, where, compare=config.data is None)
@@ -105,13 +107,14 @@ def _write_tables(measured: hospital.Measured, out: pathlib.Path) -> None:
     inputs = jax.tree.map(np.asarray, plan.inputs)
     q.write_processed(out / "inputs.csv", inputs, site_names=stays.site_names, origin=stays.origin)
     bands = np.asarray(summary.quantiles).reshape(-1, len(simulate.LEVELS))
-    q.write_table(
-        out / "occupancy.csv",
-        {
-            "site": np.asarray(stays.site_names)[index],
-            "date": day,
-            "mean_occupancy": np.asarray(plan.rho).reshape(-1),
-            "observed_census": study.census.reshape(-1),
-        }
-        | {f"simulated_{100 * level:g}%": bands[:, k] for k, level in enumerate(simulate.LEVELS)},
-    )
+    columns = {
+        "site": np.asarray(stays.site_names)[index],
+        "date": day,
+        "mean_occupancy": np.asarray(plan.rho).reshape(-1),
+        "observed_census": study.census.reshape(-1),
+    }
+    columns |= {
+        f"simulated_{100 * level:g}%": bands[:, k] for k, level in enumerate(simulate.LEVELS)
+    }
+    own = np.asarray(plan.series.inside).reshape(-1)  # days of the site's own window
+    q.write_table(out / "occupancy.csv", {name: column[own] for name, column in columns.items()})
