@@ -162,8 +162,8 @@ def run_suite(
             start_s = 0.0 if at_work else START_S
             entry = next((e for e in waiting if start_s + pace * e.estimate_s <= left), None)
             if entry is None:
-                names = ", ".join(entry.name for entry in waiting)
-                say(f"{left:.0f} s left, too little for any of: {names}")
+                more = f" and {len(waiting) - 1} more" if len(waiting) > 1 else ""
+                say(f"{left:.0f} s left, too little for {waiting[0].name}{more}")
                 break
             waiting.remove(entry)
             say(f"{entry.name} ({entry.kind}, about {pace * entry.estimate_s:.0f} s) ...")

@@ -156,7 +156,7 @@ def test_what_does_not_fit_is_passed_over_for_what_does(tmp_path):
     entries = (entry("check", 1.0), entry("benchmark", 1000.0), entry("silent_check", 1.0))
     written, said = run(entries, tmp_path, budget_s=100.0, device=pretend())
     assert [record.name for record in written] == ["check", "silent_check"]
-    assert said[-1] == "98 s left, too little for any of: benchmark"
+    assert said[-1] == "98 s left, too little for benchmark"
     assert run(entries, tmp_path / "none", budget_s=0.5, device=pretend())[0] == []
 
 
