@@ -164,33 +164,45 @@ def in_short(rejects: q.Rejects | None) -> str:
     return said
 
 
-def by_the_hour(stays: q.Stays, config: Config, out: pathlib.Path) -> Part:
-    """Shows how full each site was by the hour of the day, and keeps the series."""
-    with jax.enable_x64(True):
-        census = q.observed_census(
-            stays.day,
-            stays.site,
-            stays.los,
-            stays.num_sites,
-            stays.num_days,
-            offset=stays.offset,
-            convention=config.convention,
-            bin="1h",
-        )
-    census, names = np.asarray(census), np.asarray(stays.site_names)
-    days = np.arange(stays.num_days)
-    inside = (days >= stays.windows[:, :1]) & (days <= stays.windows[:, 1:])
-    site, hour = np.nonzero(np.repeat(inside, 24, axis=1))
+def by_the_hour(study: q.Study, out: pathlib.Path) -> Part:
+    """Plans the hospital by the hour, beside its plan by the day, and keeps the series."""
+    hourly = q.plan_study(
+        study.stays, queue=study.queue, rules=study.rules, bin="1h", tail=study.tail
+    )
+    part = hours(study.stays, hourly.census, np.asarray(hourly.plan.rho), out)
+    by_day, by_hour = (q.stack_rules(plan.beds) for plan in (study.plan, hourly.plan))
+    rows = [
+        (name, *(f"{by_day[r, i]} / {by_hour[r, i]}" for r in range(len(by_day))))
+        for i, name in enumerate(study.stays.site_names)
+    ]
+    names = [name[0].upper() + name[1:] for name in q.rule_names(study.rules)]
+    note = "Risks are shares of days, and shares of hours; peaks are those of days, and of hours."
+    beds = Table("Beds by the day / by the hour", ("Site", *names), tuple(rows), note)
+    return Part(tables=(beds, *part.tables))
+
+
+def hours(stays: q.Stays, census: np.ndarray, rho: np.ndarray, out: pathlib.Path) -> Part:
+    """Shows how full each site was by the hour of the day, and keeps the series.
+
+    Args:
+        stays: the patients.
+        census: `[I, 24 T]` observed census, NaN outside each site's own window.
+        rho: `[I, 24 T]` mean occupancy of the model.
+        out: the run folder.
+    """
+    site, hour = np.nonzero(~np.isnan(census))
     columns = {
-        "site": names[site],
+        "site": np.asarray(stays.site_names)[site],
         "hour": (np.datetime64(stays.origin, "h") + hour).astype(str),
+        "mean_occupancy": rho[site, hour],
         "observed_census": census[site, hour],
     }
     q.write_table(out / "occupancy_by_hour.csv", columns)
     rows = []
-    for i in np.flatnonzero(inside.any(axis=1)):
-        mean = census[i].reshape(-1, 24)[inside[i]].mean(axis=0)
-        rows.append((str(names[i]), *(round(float(x), 1) for x in (*mean[::3], mean.max()))))
+    for name, mean in zip(
+        stays.site_names, np.nanmean(census.reshape(stays.num_sites, -1, 24), axis=1), strict=True
+    ):
+        rows.append((name, *(round(float(x), 1) for x in (*mean[::3], mean.max()))))
     header = ("Site", *(f"{h:02}:00" for h in range(0, 24, 3)), "Fullest hour")
     note = (
         "Means over the site's own window; occupancy_by_hour.csv in the run folder has every hour."

@@ -42,7 +42,7 @@ def run(config: Config, out: pathlib.Path) -> Result:
     study = q.plan_study(stays, queue=queue, rules=rules, tail=config.tail)
     parts = [_plan(study, config, out, where)]
     if config.bin == "1h":
-        parts.append(hospital.by_the_hour(stays, config, out))
+        parts.append(hospital.by_the_hour(study, out))
     if rejects is not None:
         parts.append(hospital.about_file(stays, rejects, out))
     if config.data is None:

@@ -7,6 +7,7 @@ import pytest
 
 from experiments import __main__ as command_line
 from experiments.icu_occupancy import Config, hospital
+from jaxlab import queueing as q
 
 
 @pytest.fixture
@@ -106,9 +107,9 @@ def test_the_report_says_how_a_file_was_read(stays, tmp_path):
 def test_hours_are_those_of_the_clock(stays, tmp_path):
     """Day cases from 8:00 to 14:00, two a day: two beds from eight to two, none at night."""
     rows = [f"Day,2023-01-{d:02} 08:00,2023-01-{d:02} 14:00" for d in range(1, 15) for _ in "ab"]
-    config = Config(data=str(stays(*rows)), bin="1h", convention="midnight")
-    found, _ = hospital.read(config)
-    (table,) = hospital.by_the_hour(found, config, tmp_path).tables
+    found, _ = hospital.read(Config(data=str(stays(*rows)), bin="1h"))
+    census = q.observed(found, "midnight", bin="1h")
+    (table,) = hospital.hours(found, census, np.zeros_like(census), tmp_path).tables
     assert table.columns[1:9] == tuple(f"{h:02}:00" for h in range(0, 24, 3))
     # 6:00 stands for the hour up to seven o'clock, 9:00 for the one up to ten.
     assert table.rows == (("Day", 0.0, 0.0, 0.0, 2.0, 2.0, 0.0, 0.0, 0.0, 2.0),)
@@ -120,3 +121,23 @@ def test_hours_are_those_of_the_clock(stays, tmp_path):
     dated = stays("Day,2023-01-01,2023-01-03")
     with pytest.raises(ValueError, match="1 of 1 stays have a date alone"):
         hospital.read(Config(data=str(dated), bin="1h"))
+
+
+@pytest.mark.slow  # two plans are compiled
+def test_beds_by_the_hour_stand_beside_those_by_the_day(stays, tmp_path):
+    """Two day cases, one after the other: two patients by the day, one at most by the hour."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for day in np.datetime64("2023-01-01") + np.arange(60):
+        for hour in (8, 14):
+            length = np.timedelta64(int(rng.integers(150, 270)), "m")
+            begin = day.astype("datetime64[m]") + np.timedelta64(60 * hour, "m")
+            rows.append(f"Day,{begin},{begin + length}")
+    found, _ = hospital.read(Config(data=str(stays(*rows)), bin="1h"))
+    queue, rules = hospital.settings_of(Config(convention="touch"))
+    study = q.plan_study(found, queue=queue, rules=rules)
+    beds, by_hour = hospital.by_the_hour(study, tmp_path).tables
+    assert by_hour.rows[0][0] == "Day" and by_hour.rows[0][-1] <= 1.0
+    by_day, by_the_hour = map(int, beds.rows[0][2].split(" / "))  # for a risk of 5 %
+    assert by_day > by_the_hour + 1
+    assert study.census[0].mean() == 2.0
