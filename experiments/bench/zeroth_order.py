@@ -132,7 +132,12 @@ def streamed_gpu(n: int = 1_000_000, num_directions: int = 256) -> list[timing.M
     """Times a step with a million variables; its note says how much memory it takes."""
     problem = zo.sphere(n, jax.random.key(0))
     config = zo.ZOFLConfig(
-        eta=0.5 * num_directions / n, u=1.0, B=num_directions, kind="hadamard", chunk=1
+        eta=0.5 * num_directions / n,
+        u=1.0,
+        B=num_directions,
+        kind="hadamard",
+        chunk=1,
+        control=False,
     )
     algorithm = zo.make_zofl(problem, config)
     state = jax.jit(algorithm.init)(jax.random.key(1))
@@ -229,11 +234,11 @@ def _scipy(one: CurvedQuadratic, method: str, tolerance: float) -> np.ndarray:
 
 def solver(num_steps: int, **options: Any) -> Callable:
     """Returns `solve(key, one) -> x` of ZOFL; options as in `ZOFLConfig`."""
-    config = zo.ZOFLConfig(eta=ETA, gain=GAIN, u=RADIUS)._replace(**options)
+    config = zo.ZOFLConfig(eta=ETA, gain=GAIN, u=RADIUS, control=False)._replace(**options)
 
     def solve(key: jax.Array, one: CurvedQuadratic) -> jax.Array:
         algorithm = zo.make_zofl(zo.curved_quadratic(one), config)
-        return zo.run(algorithm, key, num_steps=num_steps, log_every=num_steps)[0].x
+        return zo.run(algorithm, key, num_steps=num_steps, log_every=num_steps)[0].next_x
 
     return solve
 
@@ -246,9 +251,11 @@ def tuned_solver() -> Callable:
 def optimum(one: CurvedQuadratic) -> jax.Array:
     """Returns the objective at the optimum, by first-order FL run for long."""
     problem = zo.curved_quadratic(one)
-    algorithm = zo.make_zofl(problem, zo.ZOFLConfig(eta=ETA, gain=GAIN, kind="exact"))
+    algorithm = zo.make_zofl(
+        problem, zo.ZOFLConfig(eta=ETA, gain=GAIN, kind="exact", control=False)
+    )
     state, _ = zo.run(algorithm, jax.random.key(0), num_steps=5000, log_every=5000)
-    return exact_of(problem)(state.x)[0]
+    return exact_of(problem)(state.next_x)[0]
 
 
 def is_solved(data: CurvedQuadratic, x: jax.Array, f_star: np.ndarray) -> np.ndarray:

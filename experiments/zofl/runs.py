@@ -229,7 +229,7 @@ def _check_queries(record: Record, task: Task, chosen_method: Method) -> None:
     made = record.queries[..., -1].max()
     most = start + per_step * chosen_method.num_steps(task)
     if made > task.budget or (
-        (record.status == method.RUNNING).all()
+        (record.status < method.BUDGET_SPENT).all()
         and not (made == most or (chosen_method.most_steps and made <= most))
     ):
         raise RuntimeError(f"{chosen_method.label} made {made} queries on {task.name}, not {most}")

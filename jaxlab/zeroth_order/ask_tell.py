@@ -54,6 +54,7 @@ def external_problem(
     upper: PyTree | float | None = None,
     sigma: float = 0.0,
     feasibility_tol: float = 1e-4,
+    max_queries: int | None = None,
     name: str = "",
 ) -> Problem:
     """Describes a problem whose values only `tell` knows; arguments as in `make_problem`.
@@ -72,6 +73,7 @@ def external_problem(
         upper=upper,
         sigma=sigma,
         feasibility_tol=feasibility_tol,
+        max_queries=max_queries,
         name=name,
     )
     return described._replace(q=_not_callable, exact=None)

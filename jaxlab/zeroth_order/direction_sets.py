@@ -4,6 +4,7 @@ Every set S `[n, B]` comes with the scale c that makes E[c S S'] = I, so that c 
 gradient from the directional differences D. Source: arXiv:2509.24056, section on estimation.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Literal, get_args
 
@@ -50,11 +51,18 @@ def directions(
         ValueError: if the kind is unknown or B does not fit it.
     """
     check_directions(n, B, kind)
+    return _directions(key, n, B, kind, jnp.dtype(dtype)), scale(n, B, kind)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2, 3, 4))
+def _directions(
+    key: Array, n: int, B: int, kind: Kind, dtype: jnp.dtype | type
+) -> Float[Array, "n B"]:
     if kind == "orthonormal":
-        return _orthonormalize(_normal(key, n * B, dtype).reshape(B, n)).T, scale(n, B, kind)
+        return _orthonormalize(_normal(key, n * B, dtype).reshape(B, n)).T
     if kind == "coordinate":
-        return jnp.eye(n, dtype=dtype), 1.0
-    return make_column_draw(key, n, B, kind, dtype)(jnp.arange(B)), scale(n, B, kind)
+        return jnp.eye(n, dtype=dtype)
+    return make_column_draw(key, n, B, kind, dtype)(jnp.arange(B))
 
 
 def make_column_draw(

@@ -11,6 +11,7 @@ D_h v = -K h holds exactly, whatever the directions, as long as they are at leas
 active constraints (arXiv:2509.24056 and card of its derived forms).
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -42,6 +43,7 @@ class Probe(NamedTuple):
         lift: `[B] -> [n]`, the combination S v of the directions.
         rows: `[k] -> [k, B]`, the given rows of S: derivatives of single variables.
         c: scale of the directions.
+        rounding: `[1 + m]`, length of the error that rounding leaves in the estimated gradients.
         hessian: `[B, B]`, second derivatives of f along pairs of directions, where asked for.
     """
 
@@ -51,6 +53,7 @@ class Probe(NamedTuple):
     lift: Callable[[Array], Array]
     rows: Callable[[Array], Array]
     c: float | Array
+    rounding: Float[Array, " d"]
     hessian: Float[Array, "B B"] | None = None
 
 
@@ -184,7 +187,9 @@ def exact_probe(exact: Callable[[Array], tuple[Array, Array]], x: Float[Array, "
 
     q0 = stacked(x)
     jacobian = jax.jacrev if q0.shape[0] < x.shape[0] else jax.jacfwd
-    return Probe(q0, jacobian(stacked)(x), None, lambda v: v, _unit_rows(x), 1.0)
+    D = jacobian(stacked)(x)
+    rounding = float(jnp.finfo(x.dtype).eps) * jnp.linalg.norm(D, axis=1)
+    return Probe(q0, D, None, lambda v: v, _unit_rows(x), 1.0, rounding)
 
 
 def probe(
@@ -251,7 +256,8 @@ def probe(
         S = 0.5 * (S + S_minus)
     D, curvature, measured = _drop_failed(D, curvature)
     S = S * measured[None]
-    return Probe(q0, D, curvature, lambda v: S @ v, lambda idx: S[idx], c, hessian)
+    rounding = _rounding(q0, stencil, c * x.shape[0])
+    return Probe(q0, D, curvature, lambda v: S @ v, lambda idx: S[idx], c, rounding, hessian)
 
 
 def streamed_probe(
@@ -279,42 +285,61 @@ def streamed_probe(
     keys = estimators.probe_keys(key_noise, stencil)
     keys_center, keys_outer = keys[:center_repeats], keys[center_repeats:]
     keys_outer = keys_outer.reshape(-1, B // chunk, chunk).swapaxes(0, 1)
-    chunks = jnp.arange(B).reshape(-1, chunk)
-    draw = direction_sets.make_column_draw(key_directions, n, B, kind, x.dtype)
-
-    part_of_it = stencil._replace(B=chunk, center_repeats=1)
-
-    def measure(_: None, part: tuple[Array, Array]) -> tuple[None, Array]:
-        idx, keys = part
-        points = estimators.probe_points(x, draw(idx), part_of_it)[1:]
-        return None, estimators.evaluate(q, points, keys.reshape(-1))
-
-    center = jnp.broadcast_to(x, (center_repeats, n))
-    values = jax.lax.scan(measure, None, (chunks, keys_outer))[1]  # [B / chunk, sides * chunk, d]
-    values = values.reshape(B // chunk, -1, chunk, values.shape[-1]).swapaxes(0, 1)
-    values = jnp.concatenate(
-        [estimators.evaluate(q, center, keys_center), values.reshape(-1, values.shape[-1])]
+    values = _streamed_values(
+        q, key_directions, x, stencil.u, keys_outer, kind=kind, central=stencil.central
     )
+    values = values.swapaxes(0, 1).reshape(-1, values.shape[-1])  # [sides * B, d]
+    center = jnp.broadcast_to(x, (center_repeats, n))
+    values = jnp.concatenate([estimators.evaluate(q, center, keys_center), values])
     q0, D, curvature = estimators.read_probe(values, stencil)
     D, curvature, measured = _drop_failed(D, curvature)
 
     def lift(v: Array) -> Array:
-        def add(total: Array, part: tuple[Array, Array]) -> tuple[Array, None]:
-            idx, v = part
-            return total + draw(idx) @ v, None
-
-        return jax.lax.scan(add, jnp.zeros_like(x), (chunks, (measured * v).reshape(-1, chunk)))[0]
+        again = jax.random.clone(key_directions)  # the same directions on purpose
+        return _streamed_lift(again, x, (measured * v).reshape(-1, chunk), kind=kind)
 
     def no_rows(idx: Array) -> Array:
         raise ValueError("streamed directions have no rows; keep the box by bounds='clip'")
 
-    return Probe(q0, D, curvature, lift, no_rows, direction_sets.scale(n, B, kind))
+    c = direction_sets.scale(n, B, kind)
+    return Probe(q0, D, curvature, lift, no_rows, c, _rounding(q0, stencil, c * n))
+
+
+@functools.partial(jax.jit, static_argnames=("q", "kind", "central"))
+def _streamed_values(
+    q: Oracle, key: Array, x: Array, u: float | Array, keys: Array, *, kind: Kind, central: bool
+) -> Float[Array, "chunks sides C d"]:
+    """Evaluates q at x + u s, and at x - u s, chunk by chunk; `keys` `[chunks, sides, C]`."""
+    num_chunks, sides, chunk = keys.shape
+    draw = direction_sets.make_column_draw(key, x.shape[0], num_chunks * chunk, kind, x.dtype)
+    stencil = Stencil(chunk, u, central)
+
+    def measure(_: None, part: tuple[Array, Array]) -> tuple[None, Array]:
+        idx, keys = part
+        points = estimators.probe_points(x, draw(idx), stencil)[1:]
+        values = estimators.evaluate(q, points, keys.reshape(-1))
+        return None, values.reshape(sides, chunk, -1)
+
+    return jax.lax.scan(measure, None, (jnp.arange(num_chunks * chunk).reshape(-1, chunk), keys))[1]
+
+
+@functools.partial(jax.jit, static_argnames="kind")
+def _streamed_lift(key: Array, x: Array, v: Array, *, kind: Kind) -> Float[Array, " n"]:
+    """Returns S v, `v` `[chunks, C]`, with directions drawn again chunk by chunk."""
+    draw = direction_sets.make_column_draw(key, x.shape[0], v.size, kind, x.dtype)
+
+    def add(total: Array, part: tuple[Array, Array]) -> tuple[Array, None]:
+        idx, v = part
+        return total + draw(idx) @ v, None
+
+    idx = jnp.arange(v.size).reshape(v.shape)
+    return jax.lax.scan(add, jnp.zeros_like(x), (idx, v))[0]
 
 
 def plug_in(found: Probe, x: Float[Array, " n"]) -> Probe:
     """Turns directional derivatives into estimated gradients c D S', as if they were exact."""
     D = found.c * jax.vmap(found.lift)(found.D)
-    return Probe(found.q0, D, None, lambda v: v, _unit_rows(x), 1.0)
+    return Probe(found.q0, D, None, lambda v: v, _unit_rows(x), 1.0, found.rounding)
 
 
 def _drop_failed(D: Array, curvature: Array | None) -> tuple[Array, Array | None, Array]:
@@ -323,6 +348,15 @@ def _drop_failed(D: Array, curvature: Array | None) -> tuple[Array, Array | None
     if curvature is not None:
         curvature = jnp.where(finite[None], curvature, 0.0)
     return jnp.where(finite[None], D, 0.0), curvature, finite.astype(D.dtype)
+
+
+def _rounding(q0: Array, stencil: Stencil, inflation: float | Array) -> Array:
+    """Returns the length of c S d, where every difference has an error d of eps |q| / u.
+
+    E|c S d|^2 = c n d^2 for each of the direction sets.
+    """
+    eps = float(jnp.finfo(q0.dtype).eps)
+    return eps * jnp.abs(q0) / stencil.u * jnp.sqrt(jnp.asarray(inflation, q0.dtype))
 
 
 def _unit_rows(x: Array) -> Callable[[Array], Array]:

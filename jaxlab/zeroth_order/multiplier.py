@@ -5,9 +5,12 @@ The control input lam of arXiv:2503.12665 solves
     min over lam_I >= 0, lam_E free of  1/2 lam' A lam + b' lam,   A = J T J',  b = J T grad - K h.
 
 Systems are first scaled to a unit diagonal, so that rescaling a constraint changes nothing, and
-regularized by a ridge whose effect is removed again where A is regular.
+regularized by a ridge whose effect is removed again where A is regular. A row whose diagonal is
+zero belongs to a constraint that no direction changes: it takes no part, its multiplier is 0, and
+what it asks for in vain stands in the residual.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
@@ -22,6 +25,8 @@ SOLVERS: tuple[str, ...] = get_args(Solver)
 Factor = Array | list[list[Array]]
 
 SWEEPS_PER_FACE = 5
+STEPS_PER_FACE = 20
+"""Iterations of FISTA or ADMM between two minimizations over a face."""
 MOST_UNROLLED = 8
 MOST_ENUMERATED = 6
 PASSES = 3
@@ -53,8 +58,9 @@ def fl_multiplier(
         ridge: regularization relative to the diagonal, at least ten machine epsilons.
         iterations: most sweeps (Hildreth) or iterations (FISTA, ADMM).
         solver: method for the inequalities, see `nnqp`.
-        max_multiplier: cap on max |lam_i|, by a common factor; nearly dependent constraints that
-            ask for different things make lam grow. The residual is that of the capped multiplier.
+        max_multiplier: cap on max |lam_i|, by a common factor, or None; nearly dependent
+            constraints that ask for different things make lam grow. The factor shortens the
+            multipliers of all constraints. The residual is that of the capped multiplier.
 
     Returns:
         `(lam, residual)`: `[m]` and the largest violation of the optimality conditions,
@@ -65,14 +71,37 @@ def fl_multiplier(
 
     Source: arXiv:2503.12665, multiplier for equality and inequality constraints.
     """
-    m = b.shape[0]
-    if A.shape != (m, m) or not 0 <= m_eq <= m:
-        raise ValueError(f"A must be [m, m] and 0 <= m_eq <= m, got {A.shape}, m = {m}, {m_eq}")
+    m = _check_system(A, b, m_eq)
     if mode not in get_args(Mode):
         raise ValueError(f"mode must be one of {get_args(Mode)}, got {mode!r}")
+    _check_solver(m - m_eq, iterations, solver)
     if m == 0:
         return b, jnp.zeros((), b.dtype)
-    if mode == "nnqp" and m_eq < m:
+    return _fl_multiplier(
+        A,
+        b,
+        m_eq,
+        mode,
+        ridge=ridge,
+        iterations=iterations,
+        solver=solver,
+        max_multiplier=max_multiplier,
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("m_eq", "mode", "iterations", "solver"))
+def _fl_multiplier(
+    A: Array,
+    b: Array,
+    m_eq: int,
+    mode: Mode,
+    *,
+    ridge: float | Array,
+    iterations: int,
+    solver: Solver,
+    max_multiplier: float | Array | None,
+) -> tuple[Array, Array]:
+    if mode == "nnqp" and m_eq < b.shape[0]:
         lam, _ = nnqp(A, b, m_eq, ridge=ridge, iterations=iterations, solver=solver)
     else:
         lam = solve_free(A, b, ridge=ridge)
@@ -151,27 +180,29 @@ def nnqp(
     """Minimizes 1/2 lam' A lam + b' lam over lam_I >= 0, with lam_E free.
 
     lam_E is eliminated exactly (Schur complement). The rest is solved by Hildreth's sweeps, each
-    five followed by an exact minimization over the entries they have made positive, until the
-    conditions hold to rounding (mostly at once) or `iterations` are used up.
-    `fista`, `admm` and, for up to six inequalities, `enumerate` are alternatives: matrix products
-    only, one factorization, or every active set at once.
+    five followed by an exact minimization over the entries they have made positive, until every row
+    meets its conditions to its own rounding (mostly at once) or `iterations` are used up.
+    `fista` and `admm` do the same with steps of theirs in place of the sweeps, which are products
+    of matrices alone; `enumerate` tries every active set at once, of up to six inequalities.
 
     Returns:
         `(lam, residual)`, see `residual`.
 
     Raises:
-        ValueError: if the solver is unknown, `iterations` is not positive, or there are too many
-            inequalities to enumerate.
+        ValueError: if shapes do not fit, the solver is unknown, `iterations` is not positive, or
+            there are too many inequalities to enumerate.
 
     Source: Hildreth 1957; arXiv:2509.24056 asks for 50 to 200 fixed sweeps.
     """
-    m_ineq = b.shape[0] - m_eq
-    if solver not in SOLVERS:
-        raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, got {solver!r}")
-    if iterations < 1:
-        raise ValueError(f"iterations must be at least 1, got {iterations}")
-    if solver == "enumerate" and m_ineq > MOST_ENUMERATED:
-        raise ValueError(f"cannot enumerate more than {MOST_ENUMERATED} inequalities, got {m_ineq}")
+    m = _check_system(A, b, m_eq)
+    _check_solver(m - m_eq, iterations, solver)
+    return _nnqp(A, b, m_eq, ridge=ridge, iterations=iterations, solver=solver)
+
+
+@functools.partial(jax.jit, static_argnames=("m_eq", "iterations", "solver"))
+def _nnqp(
+    A: Array, b: Array, m_eq: int, *, ridge: float | Array, iterations: int, solver: Solver
+) -> tuple[Array, Array]:
     unscaled_A, unscaled_b = A, b
     A, b, d = _equilibrate(A, b)
     reduced_A, reduced_b = A[m_eq:, m_eq:], b[m_eq:]
@@ -181,8 +212,12 @@ def nnqp(
         factor = _factor(A_eq, ridge)
         reduced_A = reduced_A - to_eq.T @ _regular_solve(factor, A_eq, to_eq)
         reduced_b = reduced_b - to_eq.T @ _regular_solve(factor, A_eq, b_eq)
-    solve = {"hildreth": _hildreth, "fista": _fista, "admm": _admm, "enumerate": _enumerate}[solver]
-    lam = _differentiable(solve, ridge, iterations)(reduced_A, reduced_b)
+        # What they leave of an inequality may be rounding: then it is not free to change.
+        rounding = 1e3 * float(jnp.finfo(b.dtype).eps)
+        reduced_A, reduced_b = _without_flat(reduced_A, reduced_b, rounding)
+    advance = {"hildreth": _sweeps, "fista": _fista, "admm": _admm}
+    solve = _enumerate if solver == "enumerate" else functools.partial(_by_faces, advance[solver])
+    lam = _differentiable(solve, iterations)(reduced_A, reduced_b, jnp.asarray(ridge, b.dtype))
     if factor is not None:
         lam_eq = _regular_solve(factor, A[:m_eq, :m_eq], -(b_eq + to_eq @ lam))
         lam = jnp.concatenate([lam_eq, lam])
@@ -190,27 +225,87 @@ def nnqp(
     return lam, residual(unscaled_A, unscaled_b, lam, m_eq)
 
 
+def _check_system(A: Array, b: Array, m_eq: int) -> int:
+    """Returns m, the number of constraints.
+
+    Raises:
+        ValueError: if the shapes do not fit.
+    """
+    m = b.shape[0]
+    if A.shape != (m, m) or not 0 <= m_eq <= m:
+        raise ValueError(f"A must be [m, m] and 0 <= m_eq <= m, got {A.shape}, m = {m}, {m_eq}")
+    return m
+
+
+def _check_solver(m_ineq: int, iterations: int, solver: str) -> None:
+    if solver not in SOLVERS:
+        raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, got {solver!r}")
+    if iterations < 1:
+        raise ValueError(f"iterations must be at least 1, got {iterations}")
+    if solver == "enumerate" and m_ineq > MOST_ENUMERATED:
+        raise ValueError(f"cannot enumerate more than {MOST_ENUMERATED} inequalities, got {m_ineq}")
+
+
 def _differentiable(
-    solve: Callable[..., Array], ridge: float | Array, iterations: int
-) -> Callable[[Array, Array], Array]:
+    solve: Callable[..., Array], iterations: int
+) -> Callable[[Array, Array, Array], Array]:
     """Gives a solver the derivative of its solution: lam solves A lam = -b where it is positive."""
 
     @jax.custom_jvp
-    def solution(A: Array, b: Array) -> Array:
+    def solution(A: Array, b: Array, ridge: Array) -> Array:
         return solve(A, b, ridge, iterations)
 
     @solution.defjvp
     def derivative(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
-        (A, b), (dA, db) = primals, tangents
-        lam = solution(A, b)
+        (A, b, ridge), (dA, db, _) = primals, tangents  # the ridge leaves no trace
+        lam = solution(A, b, ridge)
         return lam, _on_active_set(A, dA @ lam + db, lam > 0.0, ridge, _regular_solve)
 
     return solution
 
 
-def _hildreth(A: Array, b: Array, ridge: float | Array, iterations: int) -> Array:
-    tolerance = 50.0 * float(jnp.finfo(b.dtype).eps) * (1.0 + jnp.max(jnp.abs(b)))
-    diagonal = jnp.maximum(jnp.diagonal(A), _least_ridge(A))
+def _by_faces(
+    advance: Callable[..., tuple[Array, int]],
+    A: Array,
+    b: Array,
+    ridge: float | Array,
+    iterations: int,
+) -> Array:
+    """Alternates iterations that free entries with exact minimizations over the freed ones.
+
+    Args:
+        advance: `advance(A, b, lam) -> (lam, iterations made)`.
+        A, b: of a diagonal that is 1, or less by what equalities have taken.
+    """
+    eps = float(jnp.finfo(b.dtype).eps)
+
+    def unsolved(lam: Array) -> Array:
+        """Says whether a row misses its conditions by more than its own terms round to."""
+        slope, rounding = A @ lam + b, 50.0 * eps * (jnp.abs(A) @ lam + jnp.abs(b))
+        return jnp.any((slope < -rounding) | ((slope > rounding) & (lam > 0.0)))
+
+    def advance_and_minimize(carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        count, lam = carry
+        lam, made = advance(A, b, lam)
+        return count + made, _minimize_on_face(A, b, lam, ridge)
+
+    def unfinished(carry: tuple[Array, Array]) -> Array:
+        count, lam = carry
+        return (count < iterations) & unsolved(lam)
+
+    start = (jnp.asarray(0, jnp.int32), jnp.zeros_like(b))
+    _, lam = jax.lax.while_loop(unfinished, advance_and_minimize, start)
+    # No entry leaves if the constraints contradict each other: then meet them by least squares.
+    error = residual(A, b, lam, 0)
+    scale = jnp.max(jnp.where(lam > 0.0, jnp.abs(b), 0.0))
+    contradicted = (error > 1e-6 * scale) & (jnp.max(lam) > UNBOUNDED * scale)
+    compromise = _on_active_set(A, b, lam > 0.0, ridge, _regular_solve)
+    return jnp.where(contradicted, compromise, lam)
+
+
+def _sweeps(A: Array, b: Array, lam: Array) -> tuple[Array, int]:
+    """Makes Hildreth's sweeps: each entry in turn minimizes, the others as they are."""
+    diagonal = jnp.diagonal(A)
 
     def update(i: Array, lam: Array) -> Array:
         return lam.at[i].set(jnp.maximum(0.0, lam[i] - (A[i] @ lam + b[i]) / diagonal[i]))
@@ -218,23 +313,7 @@ def _hildreth(A: Array, b: Array, ridge: float | Array, iterations: int) -> Arra
     def sweep(_: Array, lam: Array) -> Array:
         return jax.lax.fori_loop(0, b.shape[0], update, lam)
 
-    def sweeps_and_face(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        count, lam, _ = carry
-        lam = jax.lax.fori_loop(0, SWEEPS_PER_FACE, sweep, lam)
-        lam = _minimize_on_face(A, b, lam, ridge)
-        return count + SWEEPS_PER_FACE, lam, residual(A, b, lam, 0)
-
-    def unfinished(carry: tuple[Array, Array, Array]) -> Array:
-        count, _, error = carry
-        return (count < iterations) & (error > tolerance)
-
-    zero = jnp.zeros_like(b)
-    start = (jnp.asarray(0, jnp.int32), zero, residual(A, b, zero, 0))
-    _, lam, error = jax.lax.while_loop(unfinished, sweeps_and_face, start)
-    # No entry leaves if the constraints contradict each other: then meet them by least squares.
-    contradicted = (error > 1e-6 * (1.0 + jnp.max(jnp.abs(b)))) & (jnp.max(lam) > UNBOUNDED)
-    compromise = _on_active_set(A, b, lam > 0.0, ridge, _regular_solve)
-    return jnp.where(contradicted, compromise, lam)
+    return jax.lax.fori_loop(0, SWEEPS_PER_FACE, sweep, lam), SWEEPS_PER_FACE
 
 
 def _minimize_on_face(A: Array, b: Array, lam: Array, ridge: float | Array) -> Array:
@@ -261,7 +340,7 @@ def _minimize_on_face(A: Array, b: Array, lam: Array, ridge: float | Array) -> A
     return jnp.where(jnp.isfinite(face).all(), face, lam)
 
 
-def _fista(A: Array, b: Array, ridge: float | Array, iterations: int) -> Array:
+def _fista(A: Array, b: Array, lam: Array) -> tuple[Array, int]:
     step = 1.0 / jnp.max(jnp.sum(jnp.abs(A), axis=1))  # the row sums bound the largest eigenvalue
 
     def iterate(_: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
@@ -273,11 +352,11 @@ def _fista(A: Array, b: Array, ridge: float | Array, iterations: int) -> Array:
         ahead = following + (momentum - 1.0) / momentum_next * (following - lam)
         return following, ahead, momentum_next
 
-    zero = jnp.zeros_like(b)
-    return jax.lax.fori_loop(0, iterations, iterate, (zero, zero, jnp.ones((), b.dtype)))[0]
+    start = (lam, lam, jnp.ones((), b.dtype))
+    return jax.lax.fori_loop(0, STEPS_PER_FACE, iterate, start)[0], STEPS_PER_FACE
 
 
-def _admm(A: Array, b: Array, ridge: float | Array, iterations: int) -> Array:
+def _admm(A: Array, b: Array, lam: Array) -> tuple[Array, int]:
     weight = 0.5  # of the unit diagonal
     factor = _factor(A, weight)
 
@@ -288,8 +367,8 @@ def _admm(A: Array, b: Array, ridge: float | Array, iterations: int) -> Array:
         clipped = jnp.maximum(0.0, relaxed + dual)
         return clipped, dual + relaxed - clipped
 
-    zero = jnp.zeros_like(b)
-    return jax.lax.fori_loop(0, iterations, iterate, (zero, zero))[0]
+    start = (lam, -(A @ lam + b) / weight)  # the dual of a solution
+    return jax.lax.fori_loop(0, STEPS_PER_FACE, iterate, start)[0], STEPS_PER_FACE
 
 
 def _enumerate(A: Array, b: Array, ridge: float | Array, iterations: int) -> Array:
@@ -310,12 +389,17 @@ def _on_active_set(
 
 
 def _equilibrate(A: Array, b: Array) -> tuple[Array, Array, Array]:
-    """Returns A and b scaled to a unit diagonal, and d with lam = scaled lam / d."""
-    diagonal = jnp.diagonal(A)
-    least = float(jnp.finfo(b.dtype).eps) ** 2 * jnp.max(diagonal)
-    d = jnp.sqrt(jnp.maximum(diagonal, least))
-    d = jnp.where(d > 0.0, d, 1.0)
-    return A / (d[:, None] * d[None, :]), b / d, d
+    """Returns A and b scaled to a unit diagonal, without flat rows, and d: lam = scaled lam / d."""
+    A, b = _without_flat(A, b, float(jnp.finfo(b.dtype).tiny))
+    d = jnp.sqrt(jnp.diagonal(A))
+    return A / d[:, None] / d[None, :], b / d, d  # one by one: the product of two may underflow
+
+
+def _without_flat(A: Array, b: Array, least: float) -> tuple[Array, Array]:
+    """Makes rows whose diagonal is below `least` those of the identity, with b = 0."""
+    flat = jnp.diagonal(A) < least
+    identity = jnp.eye(b.shape[0], dtype=b.dtype)
+    return jnp.where(flat[:, None] | flat[None, :], identity, A), jnp.where(flat, 0.0, b)
 
 
 def _factor(A: Array, ridge: float | Array) -> Factor:

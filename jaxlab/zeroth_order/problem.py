@@ -37,6 +37,8 @@ class Problem(NamedTuple):
         name: short name for tables.
         feasibility_tol: largest violation of a point that counts as feasible, in the units of h.
             Every method orders the points it has measured by it.
+        max_queries: most joint queries of a run, which then ends with the status `BUDGET_SPENT`, or
+            None. The first update is made in any case.
     """
 
     q: Oracle
@@ -52,6 +54,7 @@ class Problem(NamedTuple):
     unravel: Callable[[Array], PyTree] = lambda x: x
     name: str = ""
     feasibility_tol: float | Array = 1e-4
+    max_queries: int | Array | None = None
 
     @property
     def n(self) -> int:
@@ -74,6 +77,7 @@ def make_problem(
     takes_key: bool = False,
     sigma: float | Array = 0.0,
     feasibility_tol: float | Array = 1e-4,
+    max_queries: int | Array | None = None,
     f_star: float | None = None,
     x_star: PyTree | None = None,
     name: str = "",
@@ -91,24 +95,28 @@ def make_problem(
         takes_key: `fun` is noisy and draws from the key it is given.
         sigma: standard deviation of that noise, which chooses default radii and gains.
         feasibility_tol: largest violation of a point that counts as feasible, in the units of h.
+        max_queries: most joint queries of a run, at least 1; None for no limit.
         f_star: optimal value, if known.  x_star: a minimizer like `x0`, if known.
         name: short name for tables.
 
     Raises:
         ValueError: if `x0` is not finite, not floating or outside the bounds, a bound has another
-            structure, `sigma` or `feasibility_tol` is negative, `fun` does not return
-            `(scalar, vector)`, or it has fewer than `m_eq` constraints.
+            structure, `sigma` or `feasibility_tol` is negative, `max_queries` is below 1, `fun`
+            does not return `(scalar, vector)`, or it has fewer than `m_eq` constraints.
     """
     dtypes = {leaf.dtype for leaf in map(jnp.asarray, jax.tree.leaves(x0))}
     if not dtypes or not all(jnp.issubdtype(dtype, jnp.floating) for dtype in dtypes):
         raise ValueError(f"x0 must hold floating arrays, got {sorted(map(str, dtypes))}")
     check_level(sigma, "sigma")
     check_tolerance(feasibility_tol)
+    check_budget(max_queries)
     start, unravel = ravel_pytree(x0)
     lb = _bound(lower, -jnp.inf, x0, start, "lower")
     ub = _bound(upper, jnp.inf, x0, start, "upper")
     check_start(start, lb, ub)
 
+    # Compiled by itself too: a function that loops would otherwise be compiled at every plain call.
+    @jax.jit
     def q(x: Array, key: Array) -> tuple[Array, Array]:
         value = fun(unravel(x), key) if takes_key else fun(unravel(x))
         pair = isinstance(value, (tuple, list)) and len(value) == 2
@@ -132,6 +140,7 @@ def make_problem(
         ub=ub,
         sigma=sigma,
         feasibility_tol=feasibility_tol,
+        max_queries=max_queries,
         exact=exact,
         f_star=f_star,
         x_star=x_star,
@@ -165,6 +174,21 @@ def check_tolerance(feasibility_tol: float | Array) -> None:
             "compared with the largest violation, so divide the constraints by their own scales"
         )
     check_level(feasibility_tol, "feasibility_tol")
+
+
+def check_budget(max_queries: int | Array | None) -> None:
+    """Checks a concrete number of queries.
+
+    Raises:
+        ValueError: if it is not an integer of at least 1.
+    """
+    if max_queries is None or isinstance(max_queries, Tracer):
+        return
+    if not hasattr(max_queries, "__index__") or not 1 <= int(max_queries) < 2**31:
+        raise ValueError(
+            f"max_queries must be an integer between 1 and 2^31 - 1, got {max_queries!r}; leave it "
+            "out for no limit"
+        )
 
 
 def check_start(x0: Array, lb: Array, ub: Array) -> None:

@@ -56,10 +56,19 @@ class ZOFLConfig(NamedTuple):
         integral_gain: K_I <= 0 of FL-PI, with diagonal feedback.
         ridge: regularization of the multiplier's system, relative to its diagonal.
         iterations: most sweeps of the multiplier.  solver: see `multiplier.nnqp`.
-        max_multiplier: cap on every |lam_i|.
+        max_multiplier: cap on every |lam_i|, or None; see `multiplier.fl_multiplier`.
         max_velocity: cap on the norm of the velocity, or None.
         newton_fill: curvature in place of those that are not positive.
-        armijo: number of trial steps eta, eta/2, ... of a line search on f + mu sum violation.
+        control: adapts the step at the values measured anyway, see `control`: a point with a higher
+            f + mu sum violation than the last is turned down, a step that does what it should
+            grows (a step that is given, or noise: up to itself), and no constraint asks for a
+            correction longer than max(1, |x|) at once. None: on where the velocity descends on
+            that merit, which is the subspace form or exact derivatives, with full feedback,
+            `nnqp`, bounds among the constraints, no Adam, no ema and no Armijo search. False is
+            the method of the theory, whose step does not look back.
+        armijo: number of trial steps eta, eta/2, ... of a line search on f + mu sum violation; the
+            metric `zo/line_search` is 0 where none of them decreased it, and the last was taken.
+        tolerance: what may be left of the gradient of f for the status `CONVERGED`, as a share.
         central: central or forward differences.
         center_repeats: queries of the iterate whose mean is its value.
         common_noise: both sides of a difference share their noise key.
@@ -84,10 +93,12 @@ class ZOFLConfig(NamedTuple):
     ridge: float | Array = 1e-8
     iterations: int = 200
     solver: multiplier.Solver = "hildreth"
-    max_multiplier: float | Array = 1e6
+    max_multiplier: float | Array | None = None
     max_velocity: float | Array | None = None
     newton_fill: float | Array = 1.0
+    control: bool | None = None
     armijo: int = 0
+    tolerance: float | Array = 1e-4
     central: bool = True
     center_repeats: int = 1
     common_noise: bool = False
@@ -135,6 +146,8 @@ def resolve(problem: Problem, config: ZOFLConfig) -> ZOFLConfig:
     _check_numbers(config._replace(gain=gain, u=u), m)
     config = config._replace(B=B, gain=gain, u=u)
     _check_combinations(problem, config, exact)
+    if config.control is None:
+        config = config._replace(control=_descends(problem, config))
     return config
 
 
@@ -205,7 +218,7 @@ def _check_numbers(config: ZOFLConfig, m: int) -> None:
             raise ValueError(f"{name} must be in {opening}{low}, {high}{closing}, got {value}")
 
     infinity = float("inf")
-    for name in ("eta", "K", "max_velocity", "max_multiplier", "newton_fill"):
+    for name in ("eta", "K", "max_velocity", "max_multiplier", "newton_fill", "tolerance"):
         check(name, 0.0, infinity)
     check("gain", 0.0, 2.0)
     check("beta", 0.0, 1.0, "[")
@@ -221,6 +234,17 @@ def _check_numbers(config: ZOFLConfig, m: int) -> None:
     for name, least in {"iterations": 1, "center_repeats": 1, "armijo": 0}.items():
         if getattr(config, name) < least:
             raise ValueError(f"{name} must be at least {least}, got {getattr(config, name)}")
+
+
+def _descends(problem: Problem, config: ZOFLConfig) -> bool:
+    """Says whether the velocity descends on f + mu sum violation, whatever the directions."""
+    projected = config.bounds == "clip" and is_boxed(problem)
+    return (
+        (config.form == "subspace" or config.kind == "exact")
+        and (config.ineq, config.feedback) == ("nnqp", "full")
+        and config.scheme != "adam"
+        and not (is_averaging(config) or projected or config.armijo)
+    )
 
 
 def _check_combinations(problem: Problem, config: ZOFLConfig, exact: bool) -> None:
@@ -276,6 +300,11 @@ def _check_combinations(problem: Problem, config: ZOFLConfig, exact: bool) -> No
         (
             config.feedback == "diagonal" and config.ineq == "slack",
             "the diagonal feedback has no slack form; use ineq='nnqp'",
+        ),
+        (
+            bool(config.control) and not _descends(problem, config),
+            "control needs a velocity that descends on the merit, which this one need not; leave "
+            "it at None, which then means off",
         ),
         (
             integral and config.feedback != "diagonal",

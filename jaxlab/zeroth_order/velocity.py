@@ -5,6 +5,7 @@ bounds inside the multiplier are derived.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,12 +13,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxlab.zeroth_order import estimators, field, kkt, multiplier, settings
+from jaxlab.zeroth_order import direction_sets, estimators, field, kkt, multiplier, settings
+from jaxlab.zeroth_order.control import Control
 from jaxlab.zeroth_order.estimators import Stencil
 from jaxlab.zeroth_order.problem import Problem
 from jaxlab.zeroth_order.settings import ZOFLConfig
 
 BOUND_GAIN = 1.0  # a bound is linear and free of noise: it may be reached in one step
+LEAST_SHARE = 0.01  # of a measured gradient that may be true: all of one may be noise
 
 
 class Memory(NamedTuple):
@@ -30,6 +33,8 @@ class Memory(NamedTuple):
         integral: `[m]`, accumulated constraint values (FL-PI).
         average: `([1 + m, n], bool)`, averaged gradient estimates, and whether there are any (ema).
         moments: `(first, second, count)`, `[n]` twice and int32 (adam).
+        control: what the control of the step knows.
+        first: `(gradient, rounding)` of the first field, by which its status is judged; -1 before.
     """
 
     eta: Any = ()
@@ -38,6 +43,8 @@ class Memory(NamedTuple):
     integral: Any = ()
     average: Any = ()
     moments: Any = ()
+    control: Control | tuple[()] = ()
+    first: Any = ()
 
 
 class Field(NamedTuple):
@@ -47,8 +54,12 @@ class Field(NamedTuple):
         F: `[n]`, velocity.
         lam: `[m + bounds]`, multiplier of the constraints, then of lower and upper bounds.
         residual: what the multiplier's solver left unsolved.
-        gap: estimated KKT gap, bounds included.
+        gap: estimated KKT gap, bounds included; at least what rounding leaves of a gradient.
         q0: `[1 + m]`, values at the point.
+        rate: `[1 + m]`, derivative of the values along F.
+        slope: length of the gradient of the Lagrangian.  gradient: length of that of f.
+        rounding: length of the error that rounding leaves in the first.
+        complementarity: |lam' h| over inequalities and bounds.
         memory: updated memory.  eta: `()`, step.
         found: the directional derivatives.  metric: the metric on the directions.
     """
@@ -58,6 +69,11 @@ class Field(NamedTuple):
     residual: Float[Array, ""]
     gap: Float[Array, ""]
     q0: Float[Array, " d"]
+    rate: Float[Array, " d"]
+    slope: Float[Array, ""]
+    gradient: Float[Array, ""]
+    rounding: Float[Array, ""]
+    complementarity: Float[Array, ""]
     memory: Memory
     eta: Array
     found: field.Probe
@@ -92,7 +108,8 @@ def zofl_field(
     if config.eta is None:
         eta = memory.eta
         if found.curvature is not None:  # the measurement at the start has failed: use this one
-            eta = jnp.where(eta > 0.0, eta, initial_step(found, x, problem.m_eq, config))
+            now = initial_step(found, x, problem.m_eq, config, sigma=problem.sigma, u=u)
+            eta = jnp.where(eta > 0.0, eta, now)
         memory = memory._replace(eta=eta)
     else:
         eta = settings.at(config.eta, t, x.dtype)
@@ -122,6 +139,8 @@ def controlled(
     assert config.gain is not None  # resolved
     K = config.gain / eta if config.K is None else config.K
     K = jnp.broadcast_to(jnp.asarray(K, dtype), (m,))
+    if memory.control:
+        K = K * memory.control.pull
     fed = h
     if not isinstance(memory.integral, tuple):
         integral = memory.integral + h
@@ -133,6 +152,8 @@ def controlled(
         outside = jnp.concatenate([(problem.lb - x)[lower_idx], (x - problem.ub)[upper_idx]])
         h, fed = jnp.concatenate([h, outside]), jnp.concatenate([fed, outside])
         K = jnp.concatenate([K, jnp.full(outside.shape, BOUND_GAIN, dtype) / eta])
+    if config.control:
+        K = K * _within_reach(found, D_h, eta * K * kkt.violation(fed, m_eq), x)
 
     solve = functools.partial(_solve, config=config, K=K, slack=memory.slack)
     v, lam, residual = field.feedback(found.D[0], D_h, fed, K, m_eq, metric=metric, solve=solve)
@@ -140,46 +161,116 @@ def controlled(
         # An inequality that is slack and does not act must not wind up (conditional integration).
         idle = (jnp.arange(m) >= m_eq) & (lam[:m] == 0.0) & (h[:m] < 0.0)
         memory = memory._replace(integral=jnp.where(idle, memory.integral, integral))
-    slope = found.c * found.lift(found.D[0] + lam @ D_h)  # gradient of the Lagrangian
-    F = -slope if config.metric == "identity" else found.lift(v)
-    gap = jnp.maximum(jnp.linalg.norm(slope), jnp.abs(jnp.sum(lam[m_eq:] * h[m_eq:])))
+    lagrangian = found.c * found.lift(found.D[0] + lam @ D_h)  # its gradient
+    F, rate = -lagrangian if config.metric == "identity" else found.lift(v), found.D @ v
+    slope, complementarity = jnp.linalg.norm(lagrangian), jnp.abs(jnp.sum(lam[m_eq:] * h[m_eq:]))
+    rounding = found.rounding[0] + jnp.abs(lam[:m]) @ found.rounding[1:]
+    gap = jnp.maximum(jnp.maximum(slope, rounding), complementarity)
     gap = jnp.maximum(gap, kkt.max_violation(h, m_eq))
     if config.max_velocity is not None:
         norm = jnp.linalg.norm(F)
-        F = F * jnp.where(norm > config.max_velocity, config.max_velocity / norm, 1.0)
-    return Field(F, lam, residual, gap, found.q0, memory, jnp.asarray(eta, dtype), found, metric)
+        share = jnp.where(norm > config.max_velocity, config.max_velocity / norm, 1.0)
+        F, rate = F * share, rate * share
+    return Field(
+        F=F,
+        lam=lam,
+        residual=residual,
+        gap=gap,
+        q0=found.q0,
+        rate=rate,
+        slope=slope,
+        gradient=jnp.linalg.norm(found.c * found.lift(found.D[0])),
+        rounding=rounding,
+        complementarity=complementarity,
+        memory=memory,
+        eta=jnp.asarray(eta, dtype),
+        found=found,
+        metric=metric,
+    )
+
+
+def is_stationary(
+    here: Field, first: tuple[Array, Array], x: Float[Array, " n"], m_eq: int, config: ZOFLConfig
+) -> Array:
+    """Says whether nothing is left to do but for the feasibility of the point.
+
+    The gradient of the Lagrangian must be below `config.tolerance` times the gradient of f, here or
+    at the start, or be lost in rounding that is no worse than at the start; complementarity
+    likewise, times max(1, |x|), the change of f that such a gradient is worth. Active constraints
+    as many as the directions hide the gradient from them: then nothing is said.
+
+    Args:
+        here: the field at x.
+        first: gradient of f and rounding of the first field, `Field.gradient` and `rounding`.
+        x: `[n]`.  m_eq: number of equalities.
+        config: settings that `settings.resolve` has completed.
+    """
+    gradient, rounding = first
+    scale = config.tolerance * jnp.maximum(here.gradient, gradient)
+    small = jnp.maximum(here.slope, here.rounding) <= scale
+    lost = (here.slope <= 2.0 * here.rounding) & (here.rounding <= 2.0 * rounding)
+    balanced = here.complementarity <= scale * jnp.maximum(1.0, jnp.linalg.norm(x))
+    num_active = m_eq + jnp.sum(here.lam[m_eq:] > 0.0)
+    B = here.found.D.shape[1]
+    return (small | lost) & balanced & ((num_active < B) | (B >= x.shape[0]))
 
 
 def initial_step(
-    found: field.Probe, x: Float[Array, " n"], m_eq: int, config: ZOFLConfig
+    found: field.Probe,
+    x: Float[Array, " n"],
+    m_eq: int,
+    config: ZOFLConfig,
+    *,
+    sigma: float | Array = 0.0,
+    u: float | Array | None = None,
 ) -> Float[Array, ""]:
-    """Returns a step for the scale of the problem: a quarter of the inverse curvature there.
+    """Returns a step for the problem at hand: 1 / (4 L r), L its curvature and r >= 1 the spread.
 
-    The curvature is the Lagrangian's, the largest one along the probe's directions, at the
+    L is the curvature of the Lagrangian, the largest one along the probe's directions, at the
     multiplier that keeps the constraints where they are; directions miss part of it, and it grows
-    along the way, hence the quarter. The first step moves by max(1, |x|) at most.
+    along the way, hence the quarter. r = E|g|^2 / |E g|^2 is how much longer estimated gradients g
+    are than the true one: n / B for orthonormal directions (`gram_inflation`), and more with noise.
+    A step along g lowers a quadratic on average up to 2 / (L r). The first step moves by
+    max(1, |x|) at most.
 
     Args:
         found: a probe at x with curvatures.  x: `[n]`.  m_eq: number of equalities.
-        config: momentum adds up 1 / (1 - beta) steps, and takes that share of one.
+        config: its directions, and momentum, which adds up 1 / (1 - beta) steps and takes that
+            share of one.
+        sigma: standard deviation of the noise on every value.
+        u: radius of the probe; None takes its curvatures for exact.
 
     Raises:
         ValueError: if the probe has no curvatures, as those of forward differences and exact ones.
     """
     if found.curvature is None:
         raise ValueError("a first step needs curvatures; take a probe by central differences")
-    m = found.q0.shape[0] - 1
-    still = jnp.zeros((m,), x.dtype)
+    n, m, B, dtype = x.shape[0], found.q0.shape[0] - 1, found.D.shape[1], x.dtype
+    still = jnp.zeros((m,), dtype)
     v, lam, _ = field.feedback(
         found.D[0], found.D[1:], still, still, m_eq, metric=field.scalar_metric(found.c)
     )
-    curvature = jnp.max(jnp.abs(found.curvature[0] + lam @ found.curvature[1:]))
+    along = jnp.abs(found.curvature[0] + lam @ found.curvature[1:])
+    curvature, variance = jnp.max(along), jnp.zeros((), dtype)
+    if u is not None:
+        sigma = jnp.asarray(sigma, dtype) * jnp.sqrt(1.0 + jnp.sum(lam**2))
+        values = jnp.abs(found.q0[0]) + jnp.abs(lam) @ jnp.abs(found.q0[1:])
+        error = 6.0**0.5 * (sigma + float(jnp.finfo(dtype).eps) * values) / u**2
+        # Without its error the largest of B would be less by so much; the mean errs less.
+        lucky = (2.0 * math.log(2.0 * B)) ** 0.5 * error
+        mean = jnp.abs(jnp.mean(found.curvature[0] + lam @ found.curvature[1:]))
+        curvature = jnp.minimum(curvature, jnp.maximum(curvature - lucky, mean + error / B**0.5))
+        variance = found.c * n * sigma**2 / (2.0 * u**2)  # of c S D, as `noise_variance`
     # A unit direction has length |s|^2 = n / (B c); Gaussian ones are longer.
     curvature = curvature / _squared_length(found)
     # A velocity that is 0 up to rounding must not make the step infinite, nor must no curvature.
     slope = jnp.linalg.norm(found.c * found.lift(found.D[0]))
-    speed = jnp.maximum(jnp.linalg.norm(found.lift(v)), 1e-3 * jnp.maximum(1.0, slope))
+    length = jnp.linalg.norm(found.lift(v))
+    speed = jnp.maximum(length, 1e-3 * jnp.maximum(1.0, slope))
     reach = jnp.maximum(1.0, jnp.linalg.norm(x)) / speed
+    true_share = jnp.maximum(1.0 - variance / jnp.maximum(length, 1e-3 * speed) ** 2, LEAST_SHARE)
+    spread = 1.0 if config.kind == "exact" else direction_sets.gram_inflation(n, B, config.kind)
+    curvature = curvature * spread / true_share
     eta = jnp.minimum(0.25 / jnp.maximum(curvature, 0.25 / reach), reach)
     return eta * (1.0 - config.beta) if config.scheme == "momentum" else eta
 
@@ -277,11 +368,25 @@ def _solve(
     )
 
 
-def _squared_length(found: field.Probe) -> float | Array:
+def _within_reach(found: field.Probe, D_h: Array, asked: Array, x: Array) -> Array:
+    """Returns the share of each decay that a move of max(1, |x|) can bring about alone, `[k]`.
+
+    A constraint that is violated where it is all but flat asks for a move without bounds, and would
+    take the step for itself.
+
+    Args:
+        D_h: `[k, B]`, derivatives.  asked: `[k]`, change of the violated ones that is asked for.
+    """
+    longest = jnp.maximum(1.0, jnp.linalg.norm(x))
+    can = longest * jnp.linalg.norm(D_h, axis=1) / jnp.sqrt(_squared_length(found))
+    return jnp.where((asked > can) & (can > 0.0), can / jnp.where(asked > 0.0, asked, 1.0), 1.0)
+
+
+def _squared_length(found: field.Probe) -> Array:
     """Returns the mean squared length of the directions, from E[c S S'] = I: n / (B c)."""
     B = found.D.shape[1]
     n = jax.eval_shape(found.lift, found.D[0]).shape[0]
-    return n / (B * found.c)
+    return jnp.asarray(n / (B * found.c), found.q0.dtype)
 
 
 def _curvature_noise(problem: Problem, found: field.Probe, u: Array) -> Array:

@@ -1,8 +1,8 @@
 """ZOFL: feedback linearization on differences of function values, and its first-order twin.
 
 The iterate follows the velocity of `velocity.zofl_field`, which descends on f while every
-constraint decays like dh/dt = -K h. Source: arXiv:2509.24056 (ZOFL, midpoint scheme);
-arXiv:2503.12665 (Euler, momentum, Newton).
+constraint decays like dh/dt = -K h; `control` watches its step. Source: arXiv:2509.24056 (ZOFL,
+midpoint scheme); arXiv:2503.12665 (Euler, momentum, Newton).
 """
 
 import functools
@@ -13,7 +13,16 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxlab.core.types import Algorithm
-from jaxlab.zeroth_order import estimators, field, kkt, method, multiplier, settings, velocity
+from jaxlab.zeroth_order import (
+    control,
+    estimators,
+    field,
+    kkt,
+    method,
+    multiplier,
+    settings,
+    velocity,
+)
 from jaxlab.zeroth_order.problem import Problem
 from jaxlab.zeroth_order.settings import ZOFLConfig
 from jaxlab.zeroth_order.velocity import Field, Memory
@@ -31,7 +40,8 @@ def make_zofl(
     """Builds ZOFL, or first-order FL with `kind="exact"`.
 
     Queries of a step: 1 + 2B, or 1 + B with forward differences; twice that for `midpoint`, one
-    more for `mid_reuse`. With no constraints (m = 0) it is zeroth-order gradient descent.
+    more for `mid_reuse`. With no constraints (m = 0) it is zeroth-order gradient descent. A step
+    that has led to a worse point is taken back by half (`ZOFLConfig.control`).
 
     Args:
         problem: the problem; `problem.exact` is used by `kind="exact"` alone.
@@ -40,21 +50,32 @@ def make_zofl(
 
     Returns:
         `(init, step)` over `method.State`. Metrics besides the common ones: `zo/kkt_gap`
-        (estimated), `zo/multiplier_max`, `zo/multiplier_residual`, `zo/velocity`.
+        (estimated, at least its rounding), `zo/multiplier_max`, `zo/multiplier_residual`,
+        `zo/velocity`, `zo/step` (eta), and with an Armijo search `zo/line_search` (1 if it found a
+        step, 0 if it failed).
 
     Raises:
         ValueError: if settings contradict each other or the problem.
     """
     config = settings.resolve(problem, config)
     dtype = problem.x0.dtype
+    # A step that is given, or measured under noise, whose floor grows with it, is the longest one.
+    free = config.eta is None
+    most = jnp.where(jnp.asarray(problem.sigma) > 0.0, 1.0, jnp.inf if free else 1.0).astype(dtype)
     field_at = functools.partial(velocity.zofl_field, config=config, evaluate=evaluate)
 
     def init_inner(key: Array, x0: Array) -> tuple[Memory, int]:
-        memory, queries = Memory(), 0
+        unknown = jnp.full((), -1.0, dtype)
+        memory, queries = Memory(first=(unknown, unknown)), 0
+        if config.control:
+            memory = memory._replace(control=control.start(x0, problem.m))
         if config.ineq == "slack" or config.eta is None:
             start, queries = _start(key, problem, x0, config, evaluate)
             if config.eta is None:
-                eta = velocity.initial_step(start, x0, problem.m_eq, config)
+                u = settings.at(config.u, jnp.asarray(0, jnp.int32), dtype)
+                eta = velocity.initial_step(
+                    start, x0, problem.m_eq, config, sigma=problem.sigma, u=u
+                )
                 memory = memory._replace(eta=jnp.where(jnp.isfinite(eta), eta, 0.0))
             if config.ineq == "slack":
                 h_ineq = start.q0[1 + problem.m_eq :]
@@ -76,20 +97,21 @@ def make_zofl(
         key: Array, x: Array, memory: Memory, t: Array, step_scale: Array
     ) -> method.Proposal:
         key, key_half, key_search = jax.random.split(key, 3)
-        at = x
+        at, before = x, memory
         if config.scheme == "momentum":
             at = _project(problem, x + config.beta * (x - memory.x_prev))
             memory = memory._replace(x_prev=x)
-        here = field_at(key, problem, at, t=t, memory=memory, step_scale=step_scale)
+        scale, reach = step_scale, 1.0
+        if memory.control:
+            scale = step_scale * memory.control.scale
+        here = field_at(key, problem, at, t=t, memory=memory, step_scale=scale)
         eta = here.eta
         used, queries = here, velocity.probe_queries(config)
         if config.scheme in ("midpoint", "mid_reuse"):
             half = _project(problem, x + 0.5 * eta * here.F)
             memory_half = _slide(problem, here.memory, here, 0.5 * eta)
             if config.scheme == "midpoint":
-                used = field_at(
-                    key_half, problem, half, t=t, memory=memory_half, step_scale=step_scale
-                )
+                used = field_at(key_half, problem, half, t=t, memory=memory_half, step_scale=scale)
                 queries *= 2
             else:
                 h_half = _constraints(key_half, problem, half, config, evaluate)
@@ -103,17 +125,57 @@ def make_zofl(
         F = used.F
         if config.scheme == "adam":
             F, memory = _adam(F, memory)
-        if config.armijo:
-            eta = _line_search(key_search, problem, config, here, at, eta, evaluate)
-            queries += config.armijo
         metrics = {
             "zo/kkt_gap": here.gap,
             "zo/multiplier_max": jnp.max(jnp.abs(here.lam), initial=0.0),
             "zo/multiplier_residual": here.residual,
             "zo/velocity": jnp.linalg.norm(F),
         }
-        following = _project(problem, at + eta * F)
-        return method.Proposal(following, memory, at, here.q0[0], here.q0[1:], queries, metrics)
+        if config.armijo:
+            eta, found = _line_search(key_search, problem, config, here, at, eta, evaluate)
+            metrics["zo/line_search"] = found.astype(dtype)
+            queries += config.armijo
+        metrics["zo/step"] = eta
+
+        now = here.gradient, here.rounding
+        first = jax.tree.map(lambda a, b: jnp.where(a < 0.0, b, a), before.first, now)
+        memory = memory._replace(first=first)
+        stationary = velocity.is_stationary(here, first, at, problem.m_eq, config)
+        kept = jnp.asarray(True)
+        if before.control:
+            kept, watched = control.judge(
+                before.control,
+                here.q0,
+                problem.m_eq,
+                sigma=problem.sigma,
+                most=most,
+                friction=1.0 - config.beta if config.scheme == "momentum" else 1.0,
+            )
+            reach = watched.reach
+            change = reach * eta * used.rate
+            lam = here.lam[: problem.m]
+            moved = control.follow(watched, at, here.q0, change, lam, here.found.D)
+            memory = memory._replace(control=moved)
+        following = _project(problem, at + reach * eta * F)
+        if before.control:
+            back = control.step_back(watched, at)
+            stopped = before._replace(control=watched)
+            if config.scheme == "momentum":
+                stopped = stopped._replace(x_prev=back)
+            following, memory = jax.tree.map(
+                lambda a, b: jnp.where(kept, a, b), (following, memory), (back, stopped)
+            )
+        return method.Proposal(
+            x=following,
+            inner=memory,
+            at=at,
+            f=here.q0[0],
+            h=here.q0[1:],
+            queries=queries,
+            metrics=metrics,
+            kept=kept,
+            stationary=stationary,
+        )
 
     return method.make_algorithm(problem, init_inner=init_inner, update=update)
 
@@ -171,8 +233,12 @@ def _line_search(
     x: Array,
     eta: Array,
     evaluate: Callable,
-) -> Array:
-    """Returns the largest of eta, eta/2, ... with enough decrease of f + mu sum violation."""
+) -> tuple[Array, Array]:
+    """Searches eta, eta/2, ... for enough decrease of f + mu sum violation.
+
+    Returns:
+        `(eta, found)`: the largest such step, or the smallest one tried, and whether it is such.
+    """
     mu = 1.1 * jnp.max(jnp.abs(here.lam), initial=0.0)
 
     def merit(q: Array) -> Array:
@@ -186,7 +252,8 @@ def _line_search(
         values = evaluate(problem.q, points, jax.random.split(key, config.armijo))
     enough = merit(here.q0) - ARMIJO_SLOPE * etas * jnp.sum(here.F**2)
     passed = jax.vmap(merit)(values) <= enough
-    return jnp.where(jnp.any(passed), etas[jnp.argmax(passed)], etas[-1])
+    found = jnp.any(passed)
+    return jnp.where(found, etas[jnp.argmax(passed)], etas[-1]), found
 
 
 def _project(problem: Problem, x: Array) -> Array:

@@ -105,7 +105,9 @@ def test_hopeless_instances_freeze_and_spare_their_neighbours(key):
     starts = jnp.array([[1.0, 2.0], [100.0, 0.0], [1.0, -1.0], [0.5, 0.5]])
     etas = jnp.array([0.1, 0.1, 0.1, 1e30])
     state, history = jax.jit(jax.vmap(solve))(keys, starts, etas)
-    np.testing.assert_array_equal(state.status[:3], [method.RUNNING, method.BAD_START, 0])
+    np.testing.assert_array_equal(
+        state.status[:3], [method.CONVERGED, method.BAD_START, method.CONVERGED]
+    )
     assert int(state.status[3]) == method.DIVERGED
     assert bool(jnp.isfinite(state.x).all())
     np.testing.assert_array_equal(state.x[1], starts[1])
@@ -125,7 +127,7 @@ def test_rare_crashes_do_not_stop_a_run(key):
     )
     quiet = zofl.make_zofl(quadratic(1), ZOFLConfig(eta=0.1))
     expected, _ = jax.jit(lambda k: method.run(quiet, k, num_steps=800, log_every=800))(key)
-    np.testing.assert_array_equal(state.status, method.RUNNING)
+    assert (state.status < method.BUDGET_SPENT).all()
     # Only a failure at the iterate itself rejects an update: 5 % of them, within five sigma.
     spread = 5.0 * np.sqrt(0.05 * 0.95 / (16 * 800))
     assert abs(np.asarray(state.rejected).mean() / 800 - 0.05) < spread
@@ -140,12 +142,12 @@ def test_directions_that_failed_are_left_out_and_the_constraints_still_decay(key
         return jnp.where(x[0] > base.x0[0] + 1e-6, jnp.nan, f), h
 
     problem = base._replace(q=crash_to_the_right)
-    config = ZOFLConfig(eta=0.05, gain=0.4, kind="block", B=4)
+    config = ZOFLConfig(eta=0.05, gain=0.4, kind="block", B=4, control=False)
     algorithm = zofl.make_zofl(problem, config)
     keys = jax.random.split(key, 20)
     state = jax.jit(jax.vmap(lambda k: algorithm.step(algorithm.init(k))[0]))(keys)
-    h = jax.vmap(lambda x: base.exact(x)[1])(state.x)
-    np.testing.assert_array_equal(state.x[:, 0], base.x0[0])  # the failed coordinate stays
+    h = jax.vmap(lambda x: base.exact(x)[1])(state.next_x)
+    np.testing.assert_array_equal(state.next_x[:, 0], base.x0[0])  # the failed coordinate stays
     np.testing.assert_allclose(h, np.tile(0.6 * base.exact(base.x0)[1], (20, 1)), atol=1e-9)
 
 

@@ -208,9 +208,8 @@ def test_crashed_queries_are_survived_beside_healthy_neighbors(key):
     keys = jax.random.split(key, 4)
     mixed = run(jnp.array([0.0, 0.05, 1.0, 0.0]), keys)
     healthy = run(jnp.zeros(4), keys)
-    np.testing.assert_array_equal(
-        mixed.status, [method.RUNNING, method.RUNNING, method.BAD_START, method.RUNNING]
-    )
+    good = method.FEASIBLE  # without a multiplier nobody says that it has converged
+    np.testing.assert_array_equal(mixed.status, [good, good, method.BAD_START, good])
     # One of two queries fails with probability 1 - 0.95^2: 29 of 300 expected, deviation 5.
     assert 10 < int(mixed.rejected[1]) < 55
     assert int(mixed.rejected[2]) == method.MAX_REJECTIONS
@@ -240,7 +239,7 @@ def test_a_simulator_that_breaks_down_later_is_diverged_at_the_last_good_point(k
         return good, bad
 
     good, bad = run(rate)
-    assert int(good.status) == method.RUNNING
+    assert int(good.status) < method.BUDGET_SPENT
     assert int(bad.status) == method.DIVERGED
     assert int(bad.rejected) == method.MAX_REJECTIONS
     np.testing.assert_array_equal(bad.x, good.good_x)

@@ -31,7 +31,7 @@ def test_contradictory_constraints_are_met_halfway(key, x64, name, form):
     )
     algorithm = zo.make_zofl(p, zo.ZOFLConfig(eta=0.1, form=form))
     state, history = jax.jit(lambda k: zo.run(algorithm, k, num_steps=300))(key)
-    assert state.status == 0
+    assert state.status == zo.INFEASIBLE and state.best_violation > 0.1
     assert np.abs(history["zo/violation_eq"]).max() + history["zo/violation_ineq"].max() < 6.0
     assert abs(state.x[-1]) < 1e-6  # the coordinate that no constraint holds
     assert history["zo/multiplier_residual"][-1] > 0.1

@@ -19,10 +19,12 @@ from tests.zeroth_order.quadratics import matrices, quadratic
 
 
 def _steps(problem, config, key, num_steps=1):
-    """The iterates x_0 .. x_num_steps."""
-    algorithm = zofl.make_zofl(problem, config)
+    """The iterates x_0 .. x_num_steps, with the step of the theory."""
+    algorithm = zofl.make_zofl(problem, config._replace(control=False))
     run = jax.jit(
-        lambda k: method.run(algorithm, k, num_steps=num_steps, observe=lambda s: (s.x, s.queries))
+        lambda k: method.run(
+            algorithm, k, num_steps=num_steps, observe=lambda s: (s.next_x, s.queries)
+        )
     )
     state, (x, queries) = run(key)
     return np.concatenate([np.asarray(problem.x0)[None], x]), np.asarray(queries), state
@@ -34,8 +36,8 @@ def _paths(problem, configure, values, key, num_steps=1):
     @jax.jit
     @jax.vmap
     def run(value):
-        algorithm = zofl.make_zofl(problem, configure(value))
-        return method.run(algorithm, key, num_steps=num_steps, observe=lambda s: s.x)[1]
+        algorithm = zofl.make_zofl(problem, configure(value)._replace(control=False))
+        return method.run(algorithm, key, num_steps=num_steps, observe=lambda s: s.next_x)[1]
 
     x = np.asarray(run(jnp.asarray(values)))
     start = np.broadcast_to(problem.x0, (len(values), 1, problem.n))
@@ -166,7 +168,7 @@ def test_scaling_and_permuting_constraints_leaves_the_path(key, x64):
 def test_lyapunov_function_decreases(key, x64):
     """Oracle 12: f + mu sum |h| with mu above the multipliers, at a small step."""
     problem = hock_schittkowski.hs("HS77")
-    algorithm = zofl.make_zofl(problem, ZOFLConfig(eta=2e-3, K=2.0, kind="exact"))
+    algorithm = zofl.make_zofl(problem, ZOFLConfig(eta=2e-3, K=2.0, kind="exact", control=False))
     _, (x, lam) = jax.jit(
         lambda k: method.run(
             algorithm, k, num_steps=1500, observe=lambda s: (s.x, s.extras["zo/multiplier_max"])
@@ -365,7 +367,9 @@ def test_violation_floor_under_noise(key):
 
     @jax.jit
     def floor(keys, a):
-        config = ZOFLConfig(eta=0.1, gain=a, kind="coordinate", common_noise=True, u=0.1)
+        config = ZOFLConfig(
+            eta=0.1, gain=a, kind="coordinate", common_noise=True, u=0.1, control=False
+        )
         algorithm = zofl.make_zofl(problem, config)
         _, h = jax.vmap(
             lambda k: method.run(

@@ -51,7 +51,7 @@ def follow_all(*, twins: bool) -> tuple[dict[str, np.ndarray], float]:
     steps, betas = jnp.asarray([0.25, 0.1]), jnp.asarray([0.0, 0.7])
 
     def observe(state: method.State) -> tuple[jax.Array, jax.Array]:
-        return exact_gap(problem, state.x, K), exact_of(problem)(state.x)[0]
+        return exact_gap(problem, state.next_x, K), exact_of(problem)(state.next_x)[0]
 
     def follow(algorithm: Algorithm) -> Any:
         return method.run(algorithm, jax.random.key(0), num_steps=NTH - 1, observe=observe)[1]
@@ -60,7 +60,9 @@ def follow_all(*, twins: bool) -> tuple[dict[str, np.ndarray], float]:
         """Runs proximal FL and momentum in one program: without momentum beta is 0."""
 
         def one(eta: jax.Array, beta: jax.Array) -> Any:
-            config = ZOFLConfig(eta=eta, K=K, scheme="momentum", beta=beta, **options)
+            config = ZOFLConfig(
+                eta=eta, K=K, scheme="momentum", beta=beta, control=False, **options
+            )
             return follow(zofl.make_zofl(problem, config))
 
         return jax.jit(jax.vmap(one))(steps, betas)
@@ -68,7 +70,7 @@ def follow_all(*, twins: bool) -> tuple[dict[str, np.ndarray], float]:
     def alone(algorithm: Algorithm) -> Any:
         return jax.jit(lambda: follow(algorithm))()
 
-    newton = ZOFLConfig(eta=0.2, K=K, metric="newton")
+    newton = ZOFLConfig(eta=0.2, K=K, metric="newton", control=False)
     values = {"twin, u = 1e-5": {"B": problem.n, "u": 1e-5}} if twins else {}
     start = float(jax.jit(lambda: exact_gap(problem, problem.x0, K))())
     found, f = {}, math.nan

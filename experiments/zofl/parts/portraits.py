@@ -130,7 +130,7 @@ def circle() -> Problem:
 
 
 def _methods() -> dict[str, tuple[Callable[[Problem], Algorithm], int]]:
-    ours = ZOFLConfig(eta=ETA, gain=GAIN)
+    ours = ZOFLConfig(eta=ETA, gain=GAIN, control=False)
     theirs = {"alpha": 0.05, "beta": 0.1}
     return {
         "ZOFL, Euler": (lambda p: zofl.make_zofl(p, ours), NUM_STEPS),
@@ -161,7 +161,7 @@ def _paths(
             build(problem._replace(x0=x0)),
             key,
             num_steps=num_steps,
-            observe=lambda state: jnp.where(state.status == method.RUNNING, state.x, jnp.nan),
+            observe=lambda state: jnp.where(state.status < method.DIVERGED, state.next_x, jnp.nan),
         )[1]
         return jnp.concatenate([x0[None], x])
 

@@ -27,12 +27,14 @@ def measure(config: Config) -> Part:
     # With B = n the directions hardly matter, and the simulator is dear.
     keys = jax.random.split(jax.random.key(config.seed), min(config.num_seeds, 3))
     settings: dict[str, ZOFLConfig] = {
-        "eta 0.3": ZOFLConfig(eta=0.3, gain=0.5, B=5),
-        "eta 0.8": ZOFLConfig(eta=0.8, gain=0.5, B=5),
-        "eta 0.3, midpoint": ZOFLConfig(eta=0.3, gain=0.5, B=5, scheme="midpoint"),
-        "eta 0.3, momentum 0.8": ZOFLConfig(eta=0.3, gain=0.5, B=5, scheme="momentum", beta=0.8),
+        "eta 0.3": ZOFLConfig(eta=0.3, gain=0.5, B=5, control=False),
+        "eta 0.8": ZOFLConfig(eta=0.8, gain=0.5, B=5, control=False),
+        "eta 0.3, midpoint": ZOFLConfig(eta=0.3, gain=0.5, B=5, control=False, scheme="midpoint"),
+        "eta 0.3, momentum 0.8": ZOFLConfig(
+            eta=0.3, gain=0.5, B=5, control=False, scheme="momentum", beta=0.8
+        ),
         "eta 0.3, diagonal metric": ZOFLConfig(
-            eta=0.3, gain=0.5, B=5, metric="diagonal", newton_fill=0.1
+            eta=0.3, gain=0.5, B=5, control=False, metric="diagonal", newton_fill=0.1
         ),
     }
     found = {
@@ -82,7 +84,7 @@ def _follow_power_flow(
     """Returns f - f* and the largest constraint value of every iterate, `[seeds, updates]`."""
 
     def observe(state: method.State) -> tuple[jax.Array, jax.Array]:
-        f, h = exact_of(problem)(state.x)
+        f, h = exact_of(problem)(state.next_x)
         return f - f_star_of(problem), jnp.max(h)
 
     def follow(key: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -88,7 +88,9 @@ def iterations_to_gap(
     def gaps(key: jax.Array) -> jax.Array:
         problem = without_bounds(qcqp.random_qcqp(key, inequality=True))
         problem = as_scripted(problem) if scripted else problem
-        options = ZOFLConfig(kind="exact", eta=ETA, K=K, scheme="momentum", beta=beta)
+        options = ZOFLConfig(
+            kind="exact", control=False, eta=ETA, K=K, scheme="momentum", beta=beta
+        )
         return method.run(
             zofl.make_zofl(problem, options),
             key,
@@ -184,10 +186,10 @@ def gain_part(config: Config, out: pathlib.Path, *, updates: int = 10_000) -> Pa
             problem = without_bounds(qcqp.random_qcqp(key, inequality=kind == "inequalities"))
 
             def observe(state: method.State) -> tuple[jax.Array, jax.Array]:
-                f, h = exact_of(problem)(state.x)
+                f, h = exact_of(problem)(state.next_x)
                 return kkt.max_violation(h, problem.m_eq), f
 
-            options = ZOFLConfig(kind="exact", eta=ETA, K=K)
+            options = ZOFLConfig(kind="exact", control=False, eta=ETA, K=K)
             return method.run(
                 zofl.make_zofl(problem, options),
                 key,

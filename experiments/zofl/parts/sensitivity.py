@@ -29,8 +29,8 @@ NUM_SEEDS = 4
 SIGMAS = (0.0, 1e-4, 1e-3, 1e-2, 1e-1)
 ROBUST = ("HS7", "HS40", "HS43", "HS78")
 FORMS: dict[str, ZOFLConfig] = {
-    "subspace, Euler": ZOFLConfig(),
-    "subspace, midpoint": ZOFLConfig(scheme="midpoint"),
+    "subspace, Euler": ZOFLConfig(control=False),
+    "subspace, midpoint": ZOFLConfig(scheme="midpoint", control=False),
     "plug-in sphere, Euler": ZOFLConfig(form="plugin", kind="sphere"),
 }
 
@@ -62,14 +62,14 @@ def last_part(
     noisy = noise.with_noise(test, sigma)
 
     def observe(state: method.State) -> Final:
-        f, h = exact_of(test)(state.x)
+        f, h = exact_of(test)(state.next_x)
         return Final(jnp.abs(f - f_star_of(test)), kkt.max_violation(h, test.m_eq))
 
     state, history = method.run(
         zofl.make_zofl(noisy, options), key, num_steps=updates, observe=observe
     )
     end = jax.tree.map(lambda x: jnp.mean(x[-(updates // 5) :]), history)
-    lost = (state.status != method.RUNNING) | ~((end.gap < 1e3) & (end.violation < 1e3))
+    lost = (state.status >= method.DIVERGED) | ~((end.gap < 1e3) & (end.violation < 1e3))
     return jax.tree.map(lambda x: jnp.where(lost, jnp.nan, x), end)
 
 
@@ -81,7 +81,7 @@ def step_and_gain(config: Config, out: pathlib.Path) -> Part:
     for scheme in schemes:
 
         def cell(key: jax.Array, a: jax.Array, eta: jax.Array, scheme: Scheme = scheme) -> Final:
-            options = ZOFLConfig(eta=eta, gain=a, scheme=scheme)
+            options = ZOFLConfig(eta=eta, gain=a, scheme=scheme, control=False)
             return last_part(key, test, 0.0, options, updates=NUM_STEPS)
 
         found = _over_grid(cell, keys, GAINS, ETAS)
@@ -106,7 +106,7 @@ def radius_and_noise(config: Config, out: pathlib.Path) -> Part:
     test, keys = hock_schittkowski.hs(PROBLEM), _keys(config)
 
     def cell(key: jax.Array, sigma: jax.Array, u: jax.Array) -> Final:
-        options = ZOFLConfig(eta=0.03, gain=0.1, u=u)
+        options = ZOFLConfig(eta=0.03, gain=0.1, u=u, control=False)
         return last_part(key, test, sigma, options, updates=NUM_STEPS)
 
     found = _over_grid(cell, keys, NOISES, RADII)

@@ -79,12 +79,14 @@ def noise_floor(
     noisy = noise.with_noise(plain, sigma)
 
     def follow(key: jax.Array, a: jax.Array) -> tuple[jax.Array, jax.Array]:
-        algorithm = zofl.make_zofl(noisy, ZOFLConfig(eta=eta, gain=a, u=u, kind="coordinate"))
+        algorithm = zofl.make_zofl(
+            noisy, ZOFLConfig(eta=eta, gain=a, u=u, kind="coordinate", control=False)
+        )
         h, speed = method.run(
             algorithm,
             key,
             num_steps=num_steps,
-            observe=lambda state: (exact_of(plain)(state.x)[1], state.extras["zo/velocity"]),
+            observe=lambda state: (exact_of(plain)(state.next_x)[1], state.extras["zo/velocity"]),
         )[1]
         late = num_steps // 4
         return jnp.mean(h[late:] ** 2), jnp.mean(speed[late:] ** 2)
@@ -175,13 +177,13 @@ def envelope_part(config: Config, out: pathlib.Path) -> Part:
 
     def follow(key: jax.Array, sigma: jax.Array) -> tuple[jax.Array, jax.Array]:
         noisy = noise.with_noise(away, sigma)
-        algorithm = zofl.make_zofl(noisy, ZOFLConfig(eta=eta, gain=a, u=u, B=5))
+        algorithm = zofl.make_zofl(noisy, ZOFLConfig(eta=eta, gain=a, u=u, B=5, control=False))
         return method.run(
             algorithm,
             key,
             num_steps=num_steps,
             observe=lambda state: (
-                kkt.max_violation(exact_of(away)(state.x)[1], 1),
+                kkt.max_violation(exact_of(away)(state.next_x)[1], 1),
                 state.extras["zo/velocity"],
             ),
         )[1]

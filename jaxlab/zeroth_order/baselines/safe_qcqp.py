@@ -6,6 +6,7 @@ here by exact coordinate ascent on its dual. Source: Guo, Jiang, Ferrari-Trecate
 "Safe zeroth-order optimization using quadratic local approximations" (arXiv:2303.16659).
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -127,6 +128,7 @@ def make_szo_qq(
     return method.make_algorithm(problem, init_inner=init_inner, update=update)
 
 
+@functools.partial(jax.jit, static_argnames="num_sweeps")
 def solve_qcqp(
     g: Float[Array, " n"],
     mu: float | Array,

@@ -55,6 +55,7 @@ def system() -> tuple[Float[np.ndarray, "4 4"], Float[np.ndarray, "4 2"]]:
     return A, B
 
 
+@jax.jit
 def rollout(
     gain: Float[Array, "2 4"], kicks: Float[Array, "T E 2"]
 ) -> tuple[Float[Array, "T+1 E 4"], Float[Array, "T E 2"]]:
@@ -138,6 +139,7 @@ def policy_search_problem(*, horizon: int = HORIZON, process_noise: float | Arra
     if concrete and process_noise == 0.0:
         return problem
 
+    @jax.jit
     def q(x: Array, key: Array) -> tuple[Array, Array]:
         scale = jnp.asarray(process_noise, x.dtype)
         return evaluate(problem.unravel(x), scale * jax.random.normal(key, shape, x.dtype))

@@ -66,7 +66,9 @@ def test_trajectory_equals_a_numpy_loop(x64, key):
         algorithm = barrier.make_lb_sgd(
             p, M0=M0, M=M, eta=eta, omega=omega, T_in=T_in, B=B, u=u, delta=delta, reg=reg
         )
-        return method.run(algorithm, key, num_steps=40, observe=lambda s: (s.x, s.extras["zo/eta"]))
+        return method.run(
+            algorithm, key, num_steps=40, observe=lambda s: (s.next_x, s.extras["zo/eta"])
+        )
 
     state, (path, etas) = jax.jit(run)(key, jnp.asarray(M0), jnp.asarray(M), jnp.asarray(delta))
 
@@ -110,13 +112,13 @@ def test_every_query_is_feasible_under_noise(key, d):
     algorithm = barrier.make_lb_sgd(p, M0=0.5 / d, M=0.0)
     keys = jax.random.split(key, 32)
     state, path = jax.jit(
-        jax.vmap(lambda key: method.run(algorithm, key, num_steps=90, observe=lambda s: s.x))
+        jax.vmap(lambda key: method.run(algorithm, key, num_steps=90, observe=lambda s: s.next_x))
     )(keys)
     np.testing.assert_array_equal(state.rejected, 0)
     np.testing.assert_array_equal(state.queries, 90 * 2 * (d // 2))
     bound = 1.0 / np.sqrt(d)
     assert np.abs(path).max() <= bound  # the last iterate, not queried yet, included
-    shortfall = bound - np.asarray(state.x)
+    shortfall = bound - np.asarray(state.next_x)
     assert np.mean(shortfall) < 0.12 * bound
 
 
@@ -129,13 +131,13 @@ def test_exact_values_on_a_curved_constraint(key):
     algorithm = barrier.make_lb_sgd(p, M0=0.1, M=jnp.array([1.0, 0.0]), B=2, omega=0.9)
     keys = jax.random.split(key, 8)
     state, path = jax.jit(
-        jax.vmap(lambda key: method.run(algorithm, key, num_steps=300, observe=lambda s: s.x))
+        jax.vmap(lambda key: method.run(algorithm, key, num_steps=300, observe=lambda s: s.next_x))
     )(keys)
     np.testing.assert_array_equal(state.queries, 300 * 3)
     x = np.asarray(path, np.float64)
     assert np.max(np.sum(x**2, axis=-1)) < 1.0
     assert np.max(x[..., 1]) < 0.3
-    assert np.mean(np.asarray(state.x)[:, 0]) > 0.95
+    assert np.mean(np.asarray(state.next_x)[:, 0]) > 0.95
     assert np.all(np.asarray(state.best_violation) == 0.0)
 
 
@@ -144,8 +146,8 @@ def test_it_stays_where_no_slack_is_certain(key):
     p = half_disc(sigma=0.1)._replace(exact=None, x0=jnp.array([0.0, 0.295]))
     algorithm = barrier.make_lb_sgd(p, M0=1.0, M=1.0)
     state, _ = jax.jit(lambda key: method.run(algorithm, key, num_steps=5))(key)
-    np.testing.assert_array_equal(state.x, p.x0)
-    assert int(state.status) == method.RUNNING
+    np.testing.assert_array_equal(state.next_x, p.x0)
+    assert int(state.status) < method.BUDGET_SPENT
     assert int(state.rejected) == 0
 
 

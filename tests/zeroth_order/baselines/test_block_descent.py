@@ -86,7 +86,7 @@ def test_equals_a_loop_over_its_own_queries(x64, key, smoothed, m):
         z = (1 - gamma) * z + gamma * x
         moved[block] += 1
     assert capped and np.all(moved > 0)
-    np.testing.assert_allclose(state.x, x, rtol=1e-9)
+    np.testing.assert_allclose(state.next_x, x, rtol=1e-9)
     np.testing.assert_allclose(state.inner.y if smoothed else state.inner, y, atol=1e-10)
     if smoothed:
         np.testing.assert_allclose(state.inner.z, z, rtol=1e-9)
@@ -101,7 +101,7 @@ def test_every_coordinate_is_drawn_equally_often(key):
     num_steps = 2000
     state, _ = jax.jit(lambda key: method.run(algorithm, key, num_steps=num_steps))(key)
     # Every draw lowers its coordinate by 1, up to the rounding of slopes in float32.
-    counts, share = -np.asarray(state.x), B_SIZE / N
+    counts, share = -np.asarray(state.next_x), B_SIZE / N
     deviation = np.sqrt(num_steps * share * (1 - share))
     np.testing.assert_allclose(counts, num_steps * share, atol=4 * deviation)
     np.testing.assert_allclose(counts.sum(), num_steps * B_SIZE, rtol=0.01)
@@ -115,7 +115,7 @@ def test_default_blocks(key, n, gda, sgda):
     states = jax.jit(lambda key: [a.step(a.init(key))[0] for a in both])(key)
     for state, block in zip(states, (gda, sgda), strict=True):
         assert int(state.queries) == block + 1
-        assert int(np.sum(np.asarray(state.x) != 1.0)) == block
+        assert int(np.sum(np.asarray(state.next_x) != 1.0)) == block
 
 
 def test_moved_points_by_hand(x64):
@@ -153,7 +153,7 @@ def test_no_query_leaves_the_box(key, smoothed):
     else:
         algorithm = block_descent.make_zob_gda(prob, u=0.3, block_size=3)
     state, iterates = jax.jit(
-        lambda key: method.run(algorithm, key, num_steps=40, observe=lambda state: state.x)
+        lambda key: method.run(algorithm, key, num_steps=40, observe=lambda state: state.next_x)
     )(key)
     asked, iterates = np.array(points), np.asarray(iterates)
     assert np.all(asked >= lower) and np.all(asked <= upper)
@@ -189,7 +189,7 @@ def test_reaches_the_saddle_point_with_the_published_settings(x64, key, smoothed
     )(jax.random.split(key, 4))
     y = np.asarray(states.inner.y if smoothed else states.inner)
     # The step u_k = 0.003 / sqrt(6000) = 4e-5 biases the gradient by up to u_k (1 + 2y) / 2.
-    np.testing.assert_allclose(states.x, np.tile(X_STAR, (4, 1)), atol=2e-4)
+    np.testing.assert_allclose(states.next_x, np.tile(X_STAR, (4, 1)), atol=2e-4)
     np.testing.assert_allclose(y[:, 2], np.full(4, Y_BALL), atol=5e-4)
 
 
@@ -208,8 +208,8 @@ def test_speed_of_the_center(x64, key, num_steps, beta, gamma):
         ball_and_line(), num_steps=num_steps, beta=beta, block_size=2
     )
     state, _ = jax.jit(lambda key: algorithm.step(algorithm.init(key)))(key)
-    np.testing.assert_allclose(state.inner.z, gamma * state.x, rtol=1e-12)  # z started at 0
-    assert np.abs(state.x).max() > 0.01
+    np.testing.assert_allclose(state.inner.z, gamma * state.next_x, rtol=1e-12)  # z started at 0
+    assert np.abs(state.next_x).max() > 0.01
 
 
 def test_settings_can_be_traced(x64, key):
@@ -222,7 +222,7 @@ def test_settings_can_be_traced(x64, key):
             block_descent.make_zob_gda(prob, **settings),
             block_descent.make_zob_sgda(prob, num_steps=20, **settings),
         )
-        return [method.run(algorithm, key, num_steps=20)[0].x for algorithm in algorithms]
+        return [method.run(algorithm, key, num_steps=20)[0].next_x for algorithm in algorithms]
 
     together = jax.jit(jax.vmap(final))(jnp.array([0.02, 0.1]), jnp.array([0.01, 0.2]))
     alone = jax.jit(lambda: final(0.1, 0.2))()

@@ -30,7 +30,7 @@ def test_trajectory_equals_a_numpy_loop(x64, key):
     algorithm = conex.make_szo_conex(p, alpha=alpha, beta=beta, u=u, theta=theta)
 
     def observe(state):
-        return state.x, state.inner.y, state.key
+        return state.next_x, state.inner.y, state.key
 
     state, (path, duals, _) = jax.jit(
         lambda key: method.run(algorithm, key, num_steps=steps, observe=observe)
@@ -103,7 +103,7 @@ def test_without_constraints_it_is_gradient_descent(key):
     state, _ = jax.jit(lambda key: method.run(conex.make_szo_conex(p, u=1e-2), key, num_steps=600))(
         key
     )
-    np.testing.assert_allclose(state.x, jnp.ones(3), atol=0.1)
+    np.testing.assert_allclose(state.next_x, jnp.ones(3), atol=0.1)
     assert int(state.queries) == 2 * 600
     assert state.inner.y.shape == (0,)
 

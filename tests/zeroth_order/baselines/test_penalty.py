@@ -61,7 +61,7 @@ def test_trajectory_equals_a_numpy_loop(x64, key, name):
     else:
         algorithm = penalty.make_quadratic_penalty(p, rho=rho, **settings)
     state, path = jax.jit(
-        lambda key: method.run(algorithm, key, num_steps=30, observe=lambda s: s.x)
+        lambda key: method.run(algorithm, key, num_steps=30, observe=lambda s: s.next_x)
     )(key)
 
     def split(x):
@@ -144,7 +144,7 @@ def test_switching_stays_within_its_tolerance(key, equality):
     alpha, tau = 0.01, 1e-3
     algorithm = penalty.make_switching(p._replace(x0=jnp.asarray(Z, jnp.float32)), alpha=alpha)
     _state, path = jax.jit(
-        lambda key: method.run(algorithm, key, num_steps=800, observe=lambda s: s.x)
+        lambda key: method.run(algorithm, key, num_steps=800, observe=lambda s: s.next_x)
     )(key)
     tail = np.asarray(path, np.float64)[300:]
     violation = np.abs(tail @ A) if equality else tail @ A
@@ -165,9 +165,9 @@ def test_without_constraints_all_three_are_gradient_descent(key):
         jax.jit(lambda key, make=make: method.run(make(p, **settings), key, num_steps=60)[0])(key)
         for make in makers
     ]
-    np.testing.assert_allclose(runs[0].x, jnp.ones(6), atol=1e-3)
-    np.testing.assert_allclose(runs[1].x, runs[0].x, atol=1e-5)
-    np.testing.assert_allclose(runs[2].x, runs[0].x, atol=1e-5)
+    np.testing.assert_allclose(runs[0].next_x, jnp.ones(6), atol=1e-3)
+    np.testing.assert_allclose(runs[1].next_x, runs[0].next_x, atol=1e-5)
+    np.testing.assert_allclose(runs[2].next_x, runs[0].next_x, atol=1e-5)
     assert int(runs[0].queries) == 60 * 7
 
 
@@ -185,7 +185,7 @@ def test_no_query_leaves_the_box(key):
     keys = jax.random.split(key, 8)
     state, _ = jax.jit(jax.vmap(lambda key: method.run(algorithm, key, num_steps=50)))(keys)
     np.testing.assert_array_equal(state.rejected, 0)
-    assert np.all(np.asarray(state.x) <= high)
+    assert np.all(np.asarray(state.next_x) <= high)
 
 
 @pytest.mark.parametrize(

@@ -106,7 +106,7 @@ def test_minmax_equals_a_loop_over_its_own_queries(x64, key, m):
         np.testing.assert_allclose(history["zo/f"][t], f, rtol=1e-10)
         np.testing.assert_allclose(history["zo/dual_max"][t], max(y, default=0.0), atol=1e-10)
     assert capped
-    np.testing.assert_allclose(state.x, x, rtol=1e-10)
+    np.testing.assert_allclose(state.next_x, x, rtol=1e-10)
     np.testing.assert_allclose(state.inner.y, y, atol=1e-10)
     np.testing.assert_allclose(state.h, host_values(coefficients, x)[1], atol=1e-9)
     assert int(state.queries) == len(points) == 1 + 2 * num_steps
@@ -130,7 +130,7 @@ def test_zoagp_equals_a_loop_with_the_differences_in_closed_form(x64, key):
         # Rounding of values of order 10 divided by u > 0.01.
         np.testing.assert_allclose(history["zo/f"][t - 1], f, rtol=1e-10)
     assert capped
-    np.testing.assert_allclose(state.x, x, rtol=1e-10)
+    np.testing.assert_allclose(state.next_x, x, rtol=1e-10)
     np.testing.assert_allclose(state.inner.y, y, atol=1e-10)
     assert int(state.queries) == len(points) == 1 + num_steps * (N + 1)
     assert len({point.tobytes() for point in points}) == len(points)
@@ -155,7 +155,7 @@ def test_zoceg_equals_a_loop_with_the_differences_in_closed_form(x64, key):
             x - alpha * forward_gradient(coefficients, m_eq, x_trial, y_trial, u),
             ascend(y, x_trial),
         )
-    np.testing.assert_allclose(state.x, x, rtol=1e-10)
+    np.testing.assert_allclose(state.next_x, x, rtol=1e-10)
     np.testing.assert_allclose(state.inner, y, atol=1e-10)
     assert int(state.queries) == len(points) == num_steps * 2 * (N + 1)
     assert len({point.tobytes() for point in points}) == len(points)
@@ -190,7 +190,7 @@ def test_zoeg_equals_a_loop_over_its_own_queries(x64, key):
         x, y = x - alpha * grad, np.maximum(y + alpha * h, 0.0)
         assert np.max(np.abs(S @ S_trial.T)) < 0.999  # new directions at the trial point
     # Reading directions off x + u s loses 1e-15 / u; five iterations multiply it by about 10.
-    np.testing.assert_allclose(state.x, x, rtol=1e-9)
+    np.testing.assert_allclose(state.next_x, x, rtol=1e-9)
     np.testing.assert_allclose(state.inner, y, atol=1e-9)
     assert int(state.queries) == len(points) == num_steps * 2 * (B + 1)
     assert len({point.tobytes() for point in points}) == len(points)
@@ -215,7 +215,7 @@ def test_no_query_leaves_the_box(key, name):
     )
     state, iterates = jax.jit(
         lambda key: method.run(
-            BUILDERS[name](prob), key, num_steps=25, observe=lambda state: state.x
+            BUILDERS[name](prob), key, num_steps=25, observe=lambda state: state.next_x
         )
     )(key)
     asked = np.array(points)
@@ -238,7 +238,7 @@ def test_cut_off_directions_shrink_the_gradient_and_mix_nothing(x64, key):
     algorithm = primal_dual.make_zo_minmax(prob, alpha=1.0, B=B)
     state, _ = jax.jit(lambda key: method.run(algorithm, key, num_steps=1))(key)
     # One direction's estimate has a deviation of at most n |g| = 15 a component: 4.5 deviations.
-    np.testing.assert_allclose(-state.x, [0.5, -1.0, 3.0, 0.5], atol=4.5 * 15 / B**0.5)
+    np.testing.assert_allclose(-state.next_x, [0.5, -1.0, 3.0, 0.5], atol=4.5 * 15 / B**0.5)
 
 
 Z = np.array([1.4, 2.0, -1.0, 0.4])
@@ -260,7 +260,7 @@ def test_zoceg_reaches_the_saddle_point(x64, key):
     algorithm = primal_dual.make_zoceg(ball_and_line(), alpha=0.1, u=1e-6)
     state, history = jax.jit(lambda key: method.run(algorithm, key, num_steps=2000))(key)
     # Forward differences of step u move the saddle point by O(u).
-    np.testing.assert_allclose(state.x, X_STAR, atol=1e-5)
+    np.testing.assert_allclose(state.next_x, X_STAR, atol=1e-5)
     lam = lagrangian.multipliers(state.inner, 1)
     np.testing.assert_allclose(lam, [Y_LINE, Y_BALL], atol=1e-5)
     np.testing.assert_allclose(history["zo/f"][-1], 0.5 * np.sum((X_STAR - Z) ** 2), atol=1e-5)
@@ -278,7 +278,7 @@ def test_zoagp_follows_the_regularized_saddle_point(x64, key):
     c = pairs(np.asarray(state.h), 1)
     np.testing.assert_allclose(c[active], decay * y[active], atol=1e-4)
     # The violation lambda y moves x by about as much.
-    np.testing.assert_allclose(state.x, X_STAR, atol=2.0 * decay * y.max())
+    np.testing.assert_allclose(state.next_x, X_STAR, atol=2.0 * decay * y.max())
 
 
 @pytest.mark.parametrize("name", ["minmax", "zoeg"])
@@ -293,10 +293,10 @@ def test_random_methods_reach_the_saddle_point(x64, key, name):
     states, _ = jax.jit(
         jax.vmap(lambda key: method.run(algorithm, key, num_steps=3000, log_every=3000))
     )(keys)
-    spread = np.std(states.x, axis=0, ddof=1) / 4.0
+    spread = np.std(states.next_x, axis=0, ddof=1) / 4.0
     assert spread.max() < 1e-3
     # Three deviations of the mean of 16 runs, and the bias O(n u) of forward differences.
-    assert np.all(np.abs(np.mean(states.x, axis=0) - X_STAR) < 3.0 * spread + 1e-4)
+    assert np.all(np.abs(np.mean(states.next_x, axis=0) - X_STAR) < 3.0 * spread + 1e-4)
 
 
 @pytest.mark.parametrize("name", BUILDERS)
@@ -310,7 +310,7 @@ def test_without_constraints_it_is_gradient_descent(x64, key, name):
     }[name]()
     state, history = jax.jit(lambda key: method.run(algorithm, key, num_steps=500))(key)
     # Linear convergence down to the bias u/2 of forward differences, n u/2 along one direction.
-    np.testing.assert_allclose(state.x, Z, atol=5e-5)
+    np.testing.assert_allclose(state.next_x, Z, atol=5e-5)
     assert float(history["zo/dual_max"][-1]) == 0.0
 
 
@@ -325,7 +325,7 @@ def test_settings_can_be_traced(x64, key):
             primal_dual.make_zoeg(prob, alpha=alpha, u=0.1 * beta),
             primal_dual.make_zoceg(prob, alpha=alpha, u=0.1 * beta),
         )
-        return [method.run(algorithm, key, num_steps=20)[0].x for algorithm in algorithms]
+        return [method.run(algorithm, key, num_steps=20)[0].next_x for algorithm in algorithms]
 
     together = jax.jit(jax.vmap(final))(jnp.array([0.02, 0.1]), jnp.array([0.01, 0.2]))
     alone = jax.jit(lambda: final(0.1, 0.2))()

@@ -83,7 +83,7 @@ def test_trajectory_equals_a_numpy_loop(x64, key):
 
     def run(key, M, mu):
         algorithm = safe_qcqp.make_szo_qq(p, M=M, mu=mu, u=u)
-        return method.run(algorithm, key, num_steps=8, observe=lambda s: s.x)
+        return method.run(algorithm, key, num_steps=8, observe=lambda s: s.next_x)
 
     state, path = jax.jit(run)(key, jnp.asarray(M), jnp.asarray(mu))
 
@@ -149,7 +149,7 @@ def test_every_query_is_feasible(x64, key, dtype, sigma, near, share):
     def run(key, x0):
         p = problem.make_problem(poisoned, x0, takes_key=True, sigma=sigma)
         algorithm = safe_qcqp.make_szo_qq(p, M=1.0, u=1e-2 if sigma else None)
-        return method.run(algorithm, key, num_steps=80, observe=lambda s: s.x)
+        return method.run(algorithm, key, num_steps=80, observe=lambda s: s.next_x)
 
     keys = jax.random.split(key, len(starts))
     state, path = jax.jit(jax.vmap(run))(keys, jnp.asarray(starts, dtype))
@@ -158,7 +158,7 @@ def test_every_query_is_feasible(x64, key, dtype, sigma, near, share):
     assert h.max() <= 0.0
     target = np.array([1.0, -0.2])
     best = (np.linalg.norm(target) - 1.0) ** 2
-    reached = np.sum((np.asarray(state.x) - target) ** 2, axis=1)
+    reached = np.sum((np.asarray(state.next_x) - target) ** 2, axis=1)
     assert np.mean(reached < best + near) > share
 
 
@@ -197,11 +197,11 @@ def test_bound_and_constraint_active_together(x64, key):
     p = problem.make_problem(fun, jnp.array([0.1, -0.5]), upper=0.8)
     algorithm = safe_qcqp.make_szo_qq(p, M=1.0, mu=1.0)
     state, path = jax.jit(
-        lambda key: method.run(algorithm, key, num_steps=200, observe=lambda s: s.x)
+        lambda key: method.run(algorithm, key, num_steps=200, observe=lambda s: s.next_x)
     )(key)
     assert np.max(path) <= 0.8
     assert np.max(np.sum(np.asarray(path) ** 2, axis=1)) <= 1.0
-    np.testing.assert_allclose(state.x, [0.8, 0.6], atol=1e-2)
+    np.testing.assert_allclose(state.next_x, [0.8, 0.6], atol=1e-2)
 
 
 def test_without_constraints_it_is_gradient_descent(key):
@@ -210,7 +210,7 @@ def test_without_constraints_it_is_gradient_descent(key):
     algorithm = safe_qcqp.make_szo_qq(p, M=1.0, mu=2.0, u=1e-2)
     state, _ = jax.jit(lambda key: method.run(algorithm, key, num_steps=4))(key)
     # Forward differences of ||x - 1||^2 shift the minimizer by u / 2.
-    np.testing.assert_allclose(state.x, (1.0 - 0.5**4) * (1.0 - 0.005), rtol=1e-4)
+    np.testing.assert_allclose(state.next_x, (1.0 - 0.5**4) * (1.0 - 0.005), rtol=1e-4)
 
 
 def test_bad_settings():

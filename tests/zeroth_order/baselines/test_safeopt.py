@@ -100,7 +100,7 @@ def test_decisions_equal_a_brute_force_search(x64, key):
             resolution=9,
         )
         return method.run(
-            algorithm, key, num_steps=26, observe=lambda s: (s.x, s.extras["zo/safe_share"])
+            algorithm, key, num_steps=26, observe=lambda s: (s.next_x, s.extras["zo/safe_share"])
         )
 
     lengthscale = np.array([0.35, 0.5])
@@ -152,13 +152,15 @@ def test_every_query_is_feasible_under_noise(key):
     keys = jax.random.split(key, 20)
     state, (path, queries) = jax.jit(
         jax.vmap(
-            lambda key: method.run(algorithm, key, num_steps=22, observe=lambda s: (s.x, s.queries))
+            lambda key: method.run(
+                algorithm, key, num_steps=22, observe=lambda s: (s.next_x, s.queries)
+            )
         )
     )(keys)
     np.testing.assert_array_equal(state.rejected, 0)
     assert np.abs(path).max() <= 1.0 / np.sqrt(2.0)
     np.testing.assert_array_equal(queries, np.minimum(np.arange(1, 23), 20)[None].repeat(20, 0))
-    np.testing.assert_allclose(state.x, 0.6, rtol=1e-6)
+    np.testing.assert_allclose(state.next_x, 0.6, rtol=1e-6)
     np.testing.assert_array_equal(path[:, 19:], path[:, -1:].repeat(3, 1))
     np.testing.assert_allclose(state.f, (2.0 - 0.6) ** 2 / 4.0, atol=5 * SIGMA)
 
@@ -173,7 +175,9 @@ def test_without_noise_no_point_is_measured_twice(x64, key):
     )
     algorithm = safeopt.make_safeopt(p, capacity=48, resolution=21)
     state, (path, queries) = jax.jit(
-        lambda key: method.run(algorithm, key, num_steps=48, observe=lambda s: (s.x, s.queries))
+        lambda key: method.run(
+            algorithm, key, num_steps=48, observe=lambda s: (s.next_x, s.queries)
+        )
     )(key)
     used = int(state.queries)
     assert 3 < used < 40
