@@ -94,33 +94,55 @@ def lines(
 def progress(
     path: pathlib.Path, bands: Mapping[str, Band], *, ours: Sequence[str], tol: float, title: str
 ) -> None:
-    """Draws gap and violation of the iterates against queries: median and middle half of seeds."""
+    """Draws gap and violation of the iterates against queries: median and middle half of seeds.
+
+    Each axis shows the decades in which there is something to see. What is smaller than `LEAST`, or
+    nothing, runs along the bottom of one that reaches so far.
+    """
     with plt.rc_context(drawing.STYLE):
         figure, axes = plt.subplots(2, 1, figsize=(5.4, 5.8), sharex=True, layout="constrained")
+        shown: list[list[np.ndarray]] = [[], []]
         for name, (x, *values), style in _styled(bands, ours):
-            for axis, value in zip(axes, values, strict=True):
+            for axis, value, seen in zip(axes, values, shown, strict=True):
                 value = np.clip(np.nan_to_num(value, nan=MOST), LEAST, MOST)
                 low, middle, high = np.quantile(value, [0.25, 0.5, 0.75], axis=0)
                 axis.fill_between(x, low, high, color=style["color"], alpha=0.16, lw=0)
                 axis.plot(x, middle, label=name, **style)
-        axes[1].axhline(tol, color=drawing.INK, lw=0.9, ls=":")
-        axes[1].annotate(
-            "feasible below",
-            (0.01, tol),
-            xycoords=("axes fraction", "data"),
-            va="bottom",
-            fontsize=8,
-            color=drawing.MUTED,
-        )
-        for axis, label in zip(axes, ("|f − f*|, relative", "largest violation"), strict=True):
+                seen += [low, high]
+        for axis, seen, label in zip(
+            axes, shown, ("|f − f*|, relative", "largest violation"), strict=True
+        ):
             axis.set_xscale("log")
             axis.set_yscale("log")
-            axis.set_ylim(0.5 * LEAST, min(axis.get_ylim()[1], MOST))
+            axis.set_ylim(*limits(np.concatenate(seen)))
             axis.set_ylabel(label)
+        if max(np.max(values) for values in shown[1]) <= LEAST:
+            axes[1].set_ylim(0.5 * LEAST, 1.0)
+            axes[1].tick_params(axis="y", which="both", left=False, labelleft=False)
+            axes[1].text(0.5, 0.5, "no violation", transform=axes[1].transAxes, ha="center")
+        elif limits(np.concatenate(shown[1]))[0] < tol < limits(np.concatenate(shown[1]))[1]:
+            axes[1].axhline(tol, color=drawing.INK, lw=0.9, ls=":")
+            # Beside the axes, where no curve runs through it.
+            axes[1].text(
+                1.01,
+                tol,
+                "feasible\nbelow",
+                transform=axes[1].get_yaxis_transform(),
+                va="top",
+                fontsize=8,
+                color=drawing.MUTED,
+            )
         axes[0].set_title(title)
         axes[1].set_xlabel("queries")
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
         drawing.save(figure, path)
+
+
+def limits(values: np.ndarray) -> tuple[float, float]:
+    """Returns the ends of a logarithmic axis: two decades or more, and a third of one to spare."""
+    low, high = np.log10(np.min(values)), np.log10(np.max(values))
+    spare = max(1.0 / 3.0, 1.0 - 0.5 * (high - low))
+    return 10.0 ** (low - spare), 10.0 ** (high + spare)
 
 
 def two_profiles(

@@ -42,15 +42,17 @@ def rows(comparison: Comparison) -> tuple[Row, ...]:
 
 
 def summary(comparison: Comparison) -> str:
-    """Says in two sentences how ZOFL fares at the first noise level."""
+    """Says in a few words how ZOFL fares at the first noise level."""
     counts, losers = count_duels(comparison, 0)
     sigma = comparison.config.sigmas[0]
     lost = f" ({', '.join(losers)})" if losers else ""
+    decided = _won_by_feasibility(comparison, _duels(comparison, 0), 0)
     return (
         f"On {len(comparison.tasks)} problems at equal queries and equal tuning "
         f"({noise_name(sigma)}), ZOFL ends with a smaller gap than the best of "
         f"{len(comparison.rivals)} zeroth-order rivals on {counts[BETTER]}, ties on {counts[TIE]} "
-        f"and loses on {counts[WORSE]}{lost}. The rival is chosen per problem in hindsight."
+        f"and loses on {counts[WORSE]}{lost}. The rival is chosen per problem in hindsight, and an "
+        f"infeasible end counts as a gap of 1{decided}."
     )
 
 
@@ -95,12 +97,23 @@ def _wins(comparison: Comparison, level: int) -> Row:
         won,
         ("problems on which the best rival beats ZOFL", lost),
         f"Smaller final gap on {comparison.config.num_seeds} paired seeds; "
-        "an infeasible end counts as a gap of 1; gaps are tied "
+        f"an infeasible end counts as a gap of 1{_won_by_feasibility(comparison, duels, level)}; "
+        "gaps are tied "
         f"below {tasks.allowance(comparison.config.sigmas[level]):g} times the sum of the "
         "multipliers (1 at least), for violation can buy as much. "
         f"Ties: {counts[TIE]}{neither}. The best of {len(comparison.rivals)} rivals is chosen per "
         f"problem in hindsight. ZOFL loses on: {', '.join(losers) if losers else 'none'}.",
     )
+
+
+def _won_by_feasibility(comparison: Comparison, duels: dict[str, analysis.Duel], level: int) -> str:
+    """Names the problems that ZOFL wins over an infeasible rival, and what it leaves there."""
+    named = [
+        f"{task}, of whose gap ZOFL leaves {100.0 * duel.ours:.2g} %"
+        for task, duel in duels.items()
+        if duel.outcome == BETTER and not analysis.is_feasible(comparison, task, duel.rival, level)
+    ]
+    return f", which decides {'; '.join(named)}" if named else ""
 
 
 def _of_problems(

@@ -28,6 +28,8 @@ LEAST = 1e-6
 """Of the two factors."""
 MOST_FAILURES = 5
 """Points turned down in a row before the last one that was kept is measured again."""
+CONTRADICTION = 1e-2
+"""Share of what a step does that may be a violation which it is expected to make worse."""
 ROUNDING = 100.0
 """Rounding of a merit, in machine epsilons of its terms."""
 FLATTEST = 1e-3
@@ -41,7 +43,9 @@ class Control(NamedTuple):
 
     Attributes:
         x: `[n]`, the last point that was kept.
-        q: `[1 + m]`, stacked values measured there; infinite before the first.
+        q: `[1 + m]`, stacked values measured there.
+        known: bool, whether the next point is judged by them: not before the first, nor where the
+            constraints contradict each other, whose compromise is no descent.
         expected: `[1 + m]`, values that its derivatives predict at the point to be measured next.
         weights: `[m]`, mu, the price of a violation there.
         budget: `()`, rise of the merit that is allowed: what momentum has gained.
@@ -56,6 +60,7 @@ class Control(NamedTuple):
 
     x: Float[Array, " n"]
     q: Float[Array, " d"]
+    known: Bool[Array, ""]
     expected: Float[Array, " d"]
     weights: Float[Array, " m"]
     budget: Float[Array, ""]
@@ -67,10 +72,11 @@ class Control(NamedTuple):
 
 def start(x0: Float[Array, " n"], m: int) -> Control:
     """Returns the control of a run whose start is yet to be measured."""
-    one, unknown = jnp.ones((), x0.dtype), jnp.full((1 + m,), jnp.inf, x0.dtype)
+    one, unknown = jnp.ones((), x0.dtype), jnp.zeros((1 + m,), x0.dtype)
     return Control(
         x=x0,
         q=unknown,
+        known=jnp.asarray(False),
         expected=unknown,
         weights=jnp.zeros((m,), x0.dtype),
         budget=0.0 * one,
@@ -104,9 +110,8 @@ def judge(
         `(kept, control)`, the control still of the last point; if the new one is kept, `follow` is
         to move it there.
     """
-    known = jnp.isfinite(control.q[0])
-    last = jnp.where(known, control.q, q)
-    expected = jnp.where(known, control.expected, q)
+    last = jnp.where(control.known, control.q, q)
+    expected = jnp.where(control.known, control.expected, q)
 
     def price(q: Array) -> Array:
         return control.weights @ kkt.violation(q[1:], m_eq)
@@ -157,6 +162,7 @@ def follow(
     change: Float[Array, " d"],
     lam: Float[Array, " m"],
     D: Float[Array, "d B"],
+    m_eq: int,
 ) -> Control:
     """Moves the control to a point that was kept.
 
@@ -165,7 +171,7 @@ def follow(
         x: `[n]`, the point.  q: `[1 + m]`, values measured there.
         change: `[1 + m]`, change of the values that their derivatives predict for the step.
         lam: `[m]`, multiplier there.
-        D: `[1 + m, B]`, derivatives along the directions.
+        D: `[1 + m, B]`, derivatives along the directions.  m_eq: number of equalities.
     """
     # A constraint without a multiplier has a price too, its share of the slope of f: a step must
     # not buy a lower f with a violation that nobody has asked about yet.
@@ -174,4 +180,9 @@ def follow(
     steepness = jnp.maximum(slopes[1:], flattest)
     share = slopes[0] / jnp.where(steepness > 0.0, steepness, jnp.inf)
     weights = jnp.maximum(1.1 * jnp.abs(lam), share)
-    return control._replace(x=x, q=q, expected=q + change, weights=weights)
+    expected = q + change
+    less = kkt.violation(q[1:], m_eq) - kkt.violation(expected[1:], m_eq)
+    # Only constraints that contradict each other make one of them worse to first order.
+    harm, good = weights @ jnp.maximum(-less, 0.0), weights @ jnp.maximum(less, 0.0)
+    known = harm <= CONTRADICTION * (good + jnp.abs(change[0]))
+    return control._replace(x=x, q=q, known=known, expected=expected, weights=weights)

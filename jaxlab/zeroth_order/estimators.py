@@ -199,7 +199,11 @@ def probe_keys(key: Array, stencil: Stencil) -> Array:
     plus = jax.random.split(key_plus, stencil.B)
     parts = [jax.random.split(key_center, stencil.center_repeats), plus]
     if stencil.central:
-        parts.append(jax.random.clone(plus) if stencil.common_noise else jax.random.split(key_minus, stencil.B))
+        parts.append(
+            jax.random.clone(plus)
+            if stencil.common_noise
+            else jax.random.split(key_minus, stencil.B)
+        )
     return jnp.concatenate(parts)
 
 

@@ -72,6 +72,7 @@ def make_zofl(
         if config.ineq == "slack" or config.eta is None:
             start, queries = _start(key, problem, x0, config, evaluate)
             if config.eta is None:
+                assert config.u is not None  # resolved
                 u = settings.at(config.u, jnp.asarray(0, jnp.int32), dtype)
                 eta = velocity.initial_step(
                     start, x0, problem.m_eq, config, sigma=problem.sigma, u=u
@@ -154,7 +155,7 @@ def make_zofl(
             reach = watched.reach
             change = reach * eta * used.rate
             lam = here.lam[: problem.m]
-            moved = control.follow(watched, at, here.q0, change, lam, here.found.D)
+            moved = control.follow(watched, at, here.q0, change, lam, here.found.D, problem.m_eq)
             memory = memory._replace(control=moved)
         following = _project(problem, at + reach * eta * F)
         if before.control:

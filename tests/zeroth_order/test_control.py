@@ -1,4 +1,4 @@
-"""The control of the step: its rule by hand, and the problems that a step that is not watched loses."""
+"""The control of the step: its rule by hand, and problems that a step without it loses."""
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ def test_rule_by_hand(precision):
     with jax.enable_x64(precision == "float64"):
         start = control.start(jnp.asarray([4.0]), 1)._replace(
             q=jnp.asarray([8.0, 1.0]),
+            known=jnp.asarray(True),
             expected=jnp.asarray([5.0, 0.5]),
             weights=jnp.asarray([2.0]),
             scale=jnp.asarray(0.8),
@@ -67,7 +68,9 @@ def test_a_price_for_every_constraint(x64):
         jnp.zeros(4),
         jnp.asarray([-7.0, 0.0, 0.0]),
         jnp.asarray([[3.0, 4.0], [1.0, 0.0], [0.0, 0.0], [0.0, 0.0]]),
+        1,
     )
+    assert bool(moved.known)
     np.testing.assert_allclose(moved.weights, [7.7, 5.0 / (1e-3 * 2.0 / 5.0), 0.0])
 
 

@@ -1,4 +1,4 @@
-"""What a state says of itself: its status, values that belong to its point, keys and compilations."""
+"""What a state says of itself: status, values that belong to its point, keys, compilations."""
 
 import jax
 import jax.numpy as jnp
@@ -159,9 +159,9 @@ def test_no_key_is_used_twice(key, settings):
         step = jax.jit(algorithm.step)
         for _ in range(2):
             state, _ = step(state)
-        states, _ = jax.jit(
-            jax.vmap(lambda k: method.run(algorithm, k, num_steps=8, log_every=4))
-        )(jax.random.split(jax.random.clone(key), 2))
+        states, _ = jax.jit(jax.vmap(lambda k: method.run(algorithm, k, num_steps=8, log_every=4)))(
+            jax.random.split(jax.random.clone(key), 2)
+        )
     assert jnp.isfinite(states.f).all() and jnp.isfinite(state.f)
 
 
@@ -212,9 +212,15 @@ def test_plain_calls_with_new_values_compile_nothing(key, compilations):
         ),
         "directions": lambda i: zo.directions(jax.random.key(i), 6, 3),
         "streamed_probe": streamed,
-        "probe": lambda i: zo.probe(
-            jax.random.key(i), problem.q, problem.x0 + i, zo.Stencil(3, 1e-2), kind="orthonormal"
-        ).D,
+        "probe": lambda i: (
+            zo.probe(
+                jax.random.key(i),
+                problem.q,
+                problem.x0 + i,
+                zo.Stencil(3, 1e-2),
+                kind="orthonormal",
+            ).D
+        ),
         "zofl_field": fields,
         "run": lambda i: zo.run(algorithm, jax.random.key(i), num_steps=4, log_every=2),
         "rollout": lambda i: policy_search.rollout(grid[i].reshape(2, 4), kicks + i),
