@@ -77,8 +77,15 @@ def test_host_code_behind_the_same_oracle(key):
     ids=["euler", "midpoint", "mid_reuse", "armijo", "slack"],
 )
 def test_ask_and_tell_follow_the_same_path(key, x64, config):
-    p = hock_schittkowski.hs("HS71")
-    outside = ask_tell.external_problem(p.x0, m_eq=1, m_ineq=1, lower=1.0, upper=5.0)
+    p = problem.make_problem(
+        lambda x: (jnp.sum((x - 1.0) ** 2) + x[0] ** 3, jnp.stack([x[0] * x[1] - 2.0, 3.0 - x[1]])),
+        jnp.array([1.5, 2.0]),
+        m_eq=1,
+        lower=jnp.array([1.0, -jnp.inf]),
+    )
+    outside = ask_tell.external_problem(
+        p.x0, m_eq=1, m_ineq=1, lower=jnp.array([1.0, -jnp.inf]), max_queries=1000
+    )
     loop = ask_tell.make_ask_tell(outside, config)
     state = loop.init(key)
     measure = jax.jit(jax.vmap(p.exact))

@@ -184,7 +184,7 @@ def test_plain_calls_with_new_values_compile_nothing(key, compilations):
     problem, noisy = quadratic(0, m_ineq=2), zo.policy_search_problem(process_noise=1e-3)
     algorithm = zo.make_zofl(problem)
     rng = np.random.default_rng(0)
-    grid = jnp.linspace(0.0, 0.1, 40).reshape(5, 8)
+    grid = np.linspace(0.0, 0.1, 40, dtype=np.float32).reshape(5, 8)  # sliced before it is JAX's
     kicks = jnp.zeros((7, policy_search.INITIAL.shape[0], 2))
     power, search = zo.opf9_blackbox(), zo.policy_search_problem()
 
@@ -208,7 +208,7 @@ def test_plain_calls_with_new_values_compile_nothing(key, compilations):
         "clip": lambda i: zo.fl_multiplier(*system(i), 1, "clip"),
         "nnqp": lambda i: [zo.nnqp(*system(i), 0, solver=s) for s in ("hildreth", "fista", "admm")],
         "fl_field": lambda i: zo.fl_field(
-            grid[i, :5], grid[:2, :5], grid[i, :2], jnp.asarray(2.0), 1
+            *map(jnp.asarray, (grid[i, :5], grid[:2, :5], grid[i, :2])), jnp.asarray(2.0), 1
         ),
         "directions": lambda i: zo.directions(jax.random.key(i), 6, 3),
         "streamed_probe": streamed,
@@ -223,7 +223,7 @@ def test_plain_calls_with_new_values_compile_nothing(key, compilations):
         ),
         "zofl_field": fields,
         "run": lambda i: zo.run(algorithm, jax.random.key(i), num_steps=4, log_every=2),
-        "rollout": lambda i: policy_search.rollout(grid[i].reshape(2, 4), kicks + i),
+        "rollout": lambda i: policy_search.rollout(jnp.asarray(grid[i].reshape(2, 4)), kicks + i),
         "policy search": lambda i: search.exact(search.x0 + grid[i]),
         "noisy policy search": lambda i: noisy.q(noisy.x0 + grid[i], jax.random.key(i)),
         "power flow": lambda i: power.exact(power.x0 + grid[i, :5]),

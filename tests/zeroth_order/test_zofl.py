@@ -226,7 +226,7 @@ def test_queries_are_counted_and_made(key, changes, queries):
 def test_defaults_reach_the_published_optimum(key, x64, name):
     """Oracle 10 on all Hock-Schittkowski problems, step and radius chosen by the method."""
     problem = hock_schittkowski.hs(name)
-    num_steps = {"HS26": 20_000, "HS100": 20_000, "HS113": 20_000}.get(name, 5000)
+    num_steps = 5000
     algorithm = zofl.make_zofl(problem)
     state, _ = jax.jit(
         lambda k: method.run(algorithm, k, num_steps=num_steps, log_every=num_steps)
