@@ -80,7 +80,7 @@ def _solve(problem, key, num_steps, log_every=None, **settings):
     return zo.run(algorithm, key, num_steps=num_steps, log_every=log_every)
 
 
-@pytest.mark.parametrize("precision", ["float32", "float64"])
+@pytest.mark.parametrize("precision", ["float32", pytest.param("float64", marks=pytest.mark.slow)])
 def test_few_directions_for_many_variables(key, precision):
     """16 directions: a step of eta c = 1/2 along them keeps 1 - 3/4 * 16 / n of f a step."""
     with jax.enable_x64(precision == "float64"):
