@@ -208,8 +208,9 @@ def test_crashed_queries_are_survived_beside_healthy_neighbors(key):
     keys = jax.random.split(key, 4)
     mixed = run(jnp.array([0.0, 0.05, 1.0, 0.0]), keys)
     healthy = run(jnp.zeros(4), keys)
-    good = method.FEASIBLE  # without a multiplier nobody says that it has converged
-    np.testing.assert_array_equal(mixed.status, [good, good, method.BAD_START, good])
+    going_on = np.asarray(mixed.status) < method.BUDGET_SPENT
+    np.testing.assert_array_equal(going_on, [True, True, False, True])
+    assert int(mixed.status[2]) == method.BAD_START
     # One of two queries fails with probability 1 - 0.95^2: 29 of 300 expected, deviation 5.
     assert 10 < int(mixed.rejected[1]) < 55
     assert int(mixed.rejected[2]) == method.MAX_REJECTIONS
