@@ -162,7 +162,6 @@ class Plan(NamedTuple):
     beds: Beds
 
 
-@settings.accepts_fields(options=PAPER_SERIES)
 def estimate_series(
     patients: Patients,
     num_days: int,
@@ -244,7 +243,6 @@ def estimate_series(
     return SeriesEstimates(series, arrivals, stays, lam, mu, sig2, window, inside, profile)
 
 
-@settings.accepts_fields(options=PAPER_LAWS)
 def estimate_laws(
     patients: Patients,
     options: LawOptions = PAPER_LAWS,
@@ -294,7 +292,6 @@ def estimate_laws(
     return LawEstimates(fits, choice, kappa, family, smax, mean(stays), share)
 
 
-@settings.accepts_fields(queue=settings.PAPER_QUEUE)
 def queue_inputs(
     series: SeriesEstimates,
     laws: LawEstimates,
@@ -381,7 +378,6 @@ def _matched_mean(
     return jnp.maximum(mu, MIN_MEAN_LOS) * scale[:, None]
 
 
-@settings.accepts_fields(queue=settings.PAPER_QUEUE, rules=settings.PAPER_RULES)
 def size_beds(
     series: SeriesEstimates,
     laws: LawEstimates,
@@ -444,12 +440,6 @@ def size_beds(
     return Plan(series, laws, inputs, rho, mask, beds)
 
 
-@settings.accepts_fields(
-    queue=settings.PAPER_QUEUE,
-    rules=settings.PAPER_RULES,
-    series_options=PAPER_SERIES,
-    law_options=PAPER_LAWS,
-)
 def plan(
     patients: Patients,
     num_days: int,

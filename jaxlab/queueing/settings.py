@@ -4,14 +4,8 @@ Plain records of static values. Each is checked once, by the public function tha
 Paper: Akbari-Moghaddam et al. 2025, arXiv:2510.02852, whose choices are the defaults.
 """
 
-import functools
 import typing
-import warnings
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar
-
-Params = ParamSpec("Params")
-Result = TypeVar("Result")
+from typing import Literal, NamedTuple
 
 Variant = Literal["fisk_mean", "fisk_paper", "burr_tool"]
 """Reading of the log-logistic law "fisk": with the given mean, as published, or as in the companion
@@ -107,36 +101,3 @@ def check_name(what: str, value: object, kind: object) -> None:
     names = typing.get_args(kind) if typing.get_origin(kind) is Literal else ()
     if names and not (isinstance(value, str) and value in names):
         raise ValueError(f"{what} must be one of {names}, got {value!r}")
-
-
-def accepts_fields(
-    **records: NamedTuple,
-) -> Callable[[Callable[Params, Result]], Callable[Params, Result]]:
-    """Lets a function take the fields of its records as keywords of its own, as in 0.4.0.
-
-    Until 0.6.0 such a keyword warns and is put into its record.
-
-    Args:
-        records: default record of each of the function's keywords that holds one.
-    """
-
-    def decorate(function: Callable[Params, Result]) -> Callable[Params, Result]:
-        @functools.wraps(function)
-        def call(*args: Params.args, **keywords: Params.kwargs) -> Result:
-            for name, default in records.items():
-                old = {field: keywords.pop(field) for field in default._fields if field in keywords}
-                if old:
-                    fields = ", ".join(f"{field}=..." for field in old)
-                    warnings.warn(
-                        f"{function.__name__}({fields}) is deprecated and goes in 0.6.0; write "
-                        f"{name}={type(default).__name__}({fields})",
-                        DeprecationWarning,
-                        stacklevel=2,
-                    )
-                    record: Any = keywords.get(name, default)
-                    keywords[name] = record._replace(**old)
-            return function(*args, **keywords)
-
-        return call
-
-    return decorate

@@ -71,48 +71,13 @@ def test_a_record_of_another_kind_is_refused(call, message):
         call()
 
 
-def test_keywords_of_the_last_version_warn_and_mean_the_same():
+def test_a_record_is_read_and_its_fields_are_no_keywords():
     paper, kept = (
         q.occupancy_mean(*INPUTS, queue=q.QueueModel(name)) for name in ("fisk_paper", "fisk_mean")
     )
     assert abs(paper - kept).max() > 0.1
-    advice = r"occupancy_mean\(variant=...\) is deprecated .*write queue=QueueModel\(variant=...\)"
-    with pytest.warns(DeprecationWarning, match=advice) as caught:
-        found = q.occupancy_mean(*INPUTS, variant="fisk_mean")
-    assert caught[0].filename == __file__
-    np.testing.assert_array_equal(found, kept)  # one program, run twice
-    with pytest.warns(DeprecationWarning, match="write queue"):
-        both = q.occupancy_mean(*INPUTS, queue=q.QueueModel("fisk_mean"), convention="ceil")
-    np.testing.assert_array_equal(both, kept)
-    with pytest.raises(TypeError, match="unexpected keyword argument 'kind'"):
-        q.occupancy_mean(*INPUTS, kind="fisk_mean")
-
-
-def test_every_keyword_of_the_last_plan_finds_its_record():
-    def plan(*, queue, rules):
-        return queue, rules
-
-    accept = settings.accepts_fields(queue=q.QueueModel(), rules=q.BedRules())
-    with pytest.warns(DeprecationWarning) as caught:
-        found = accept(plan)(
-            alphas=(0.1,), warmup="drop", gamma=0.9, queue=q.QueueModel("fisk_mean")
-        )
-    assert found == (q.QueueModel("fisk_mean", warmup="drop"), q.BedRules((0.1,), gamma=0.9))
-    assert [str(warning.message).split("write ")[1] for warning in caught] == [
-        "queue=QueueModel(warmup=...)",
-        "rules=BedRules(alphas=..., gamma=...)",
-    ]
-    for call, wrong in [
-        (lambda **old: q.plan(None, 9, u_max=9, **old), {"degree2": "cubic"}),
-        (lambda **old: q.estimate_series(None, 9, **old), {"spread": "pooled"}),
-        (lambda **old: q.estimate_laws(None, u_max=9, **old), {"criterion": "best"}),
-        (lambda **old: q.simulate_free(None, INPUTS, num_replications=8, **old), {"moments": "3"}),
-    ]:
-        with (
-            pytest.warns(DeprecationWarning, match=next(iter(wrong))),
-            pytest.raises(ValueError, match=f"{next(iter(wrong))} must be one of"),
-        ):
-            call(**wrong)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'variant'"):
+        q.occupancy_mean(*INPUTS, variant="fisk_mean")
 
 
 def test_the_defaults_are_those_of_the_paper():

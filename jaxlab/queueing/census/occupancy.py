@@ -46,7 +46,6 @@ class QueueInputs(NamedTuple):
     smax: Int[Array, " I"]
 
 
-@settings.accepts_fields(queue=settings.PAPER_QUEUE)
 def occupancy_mean(
     lam: Float[Array, "*I T"],
     mu: Float[Array, "*I T"],
@@ -89,7 +88,6 @@ def occupancy_mean(
     return _occupancy(lam, mu, sig2, kappa, family, smax, num_lags, queue, 1)
 
 
-@settings.accepts_fields(queue=settings.PAPER_QUEUE)
 def occupancy_batch(
     lam: Float[Array, "*I T"],
     mu: Float[Array, "*I T"],

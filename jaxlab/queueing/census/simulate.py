@@ -119,7 +119,6 @@ class SimSummary(NamedTuple):
     invalid: Int[Array, ""]
 
 
-@settings.accepts_fields(queue=settings.PAPER_QUEUE)
 def make_monte_carlo(
     inputs: QueueInputs,
     *,
@@ -278,7 +277,6 @@ def quantile_bands(hist: Int[Array, "*S H"], levels: tuple[float, ...]) -> Int[A
     return jnp.stack([jnp.argmax(r, axis=-1) for r in reached], axis=-1).astype(jnp.int32)
 
 
-@settings.accepts_fields(queue=settings.PAPER_QUEUE)
 def simulate_free(
     key: Array,
     inputs: QueueInputs,
@@ -329,7 +327,6 @@ def _run(key: Array, law: patients.Law, beds, counted, history: int, sizes, num_
     return summarize(state)
 
 
-@settings.accepts_fields(queue=settings.PAPER_QUEUE)
 def simulate_paths(
     key: Array,
     inputs: QueueInputs,
