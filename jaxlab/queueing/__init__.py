@@ -176,18 +176,9 @@ from jaxlab.queueing.settings import BedRules, QueueModel
 from jaxlab.queueing.stays import los
 from jaxlab.queueing.stays.censoring import complete_stays
 from jaxlab.queueing.stays.conditional import FAMILIES, has_mean, survival
-from jaxlab.queueing.stays.fit import (
-    FAMILIES_DEFAULT,
-    LOSFit,
-    counted_days,
-    counted_survival,
-    empirical_law,
-    fit_families,
-    fit_los,
-    kaplan_meier,
-    scaled_law,
-    select_los,
-)
+from jaxlab.queueing.stays.counts import counted_days, counted_survival
+from jaxlab.queueing.stays.empirical import empirical_law, kaplan_meier, scaled_law
+from jaxlab.queueing.stays.fit import FAMILIES_DEFAULT, LOSFit, fit_families, fit_los, select_los
 from jaxlab.queueing.stays.los import LOSParams, lognormal_from_moments, lognormal_from_quantiles
 from jaxlab.queueing.stays.mixture import (
     MixtureFit,

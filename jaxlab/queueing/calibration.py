@@ -19,7 +19,7 @@ from jaxlab.queueing.arrivals import glm, rates
 from jaxlab.queueing.census import capacity, occupancy, poisson
 from jaxlab.queueing.data.records import Patients
 from jaxlab.queueing.pipeline import ALPHAS, Plan
-from jaxlab.queueing.stays import conditional, fit, los
+from jaxlab.queueing.stays import conditional, empirical, los
 
 
 class Truth(NamedTuple):
@@ -180,7 +180,7 @@ def _null_repeats(keys, truth, matrix, pipeline, room: int, u_max: int, alphas: 
         patients, overflow = sample_stays(key, truth, room=room)
         outcome = pipeline(patients)
         counts = outcome.series.daily.counts
-        law = jax.vmap(lambda x, e, w: fit.empirical_law(x, e, u_max, weight=w))(
+        law = jax.vmap(lambda x, e, w: empirical.empirical_law(x, e, u_max, weight=w))(
             patients.los, patients.event, patients.weight
         )
         regression = jax.vmap(lambda n: glm.poisson_glm(n, matrix))(counts)

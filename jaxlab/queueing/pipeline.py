@@ -22,7 +22,7 @@ from jaxlab.queueing.data import daily, windows
 from jaxlab.queueing.data.records import Patients
 from jaxlab.queueing.data.windows import Windows
 from jaxlab.queueing.settings import BedRules, QueueModel
-from jaxlab.queueing.stays import censoring, conditional, fit
+from jaxlab.queueing.stays import censoring, conditional, counts, fit
 
 MIN_MEAN_LOS = 0.01
 """Least mean length of stay that the trend may fall to, days."""
@@ -183,7 +183,7 @@ def estimate_series(
             is estimated as it would be alone. None: all days of all sites.
         bin: step of the occupancy to come, static. "1h" adds the share of the admissions in each
             hour, from `Patients.offset`; rates and mean stays are still those of days.
-        convention: how whole-day stays were counted, see `fit.counted_survival`; static.
+        convention: how whole-day stays were counted, see `counts.counted_survival`; static.
 
     Raises:
         ValueError: on an option that is unknown, hours without times of admission, or as
@@ -256,7 +256,7 @@ def estimate_laws(
         patients: `[I, N]` patients.
         options: candidate laws and how one is chosen, static.
         u_max: static bound of S_max, days; the longest stay is always enough.
-        convention: how whole-day stays were counted, see `fit.counted_survival`; static.
+        convention: how whole-day stays were counted, see `counts.counted_survival`; static.
 
     Raises:
         ValueError: on an unknown family or criterion, or as `fit.fit_los`.
@@ -599,5 +599,5 @@ def _completed(patients: Patients, convention: settings.Convention) -> Float[Arr
     """Returns the stays as the census counts them, open ones completed."""
     los, event, weight = (jnp.asarray(x) for x in patients[1:4])
     if patients.by_date is not None:
-        los = fit.counted_days(los, event, jnp.asarray(patients.by_date), convention)
+        los = counts.counted_days(los, event, jnp.asarray(patients.by_date), convention)
     return jax.vmap(lambda x, e, w: censoring.complete_stays(x, e, weight=w))(los, event, weight)

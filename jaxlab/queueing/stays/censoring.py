@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from jaxlab.queueing.stays import fit
+from jaxlab.queueing.stays import empirical
 
 
 def complete_stays(
@@ -31,7 +31,7 @@ def complete_stays(
     """
     weight = jnp.ones_like(los) if weight is None else weight
     time = jnp.sort(jnp.where(weight > 0, los, 0.0))
-    surv = fit.kaplan_meier(los, event, time, weight=weight)
+    surv = empirical.kaplan_meier(los, event, time, weight=weight)
     width = jnp.append(jnp.diff(time), jnp.zeros_like(time[:1]))
     area = lax.cumsum(surv * width, reverse=True)  # of the curve to the right of each stay
     at = jnp.searchsorted(time, los, side="right") - 1

@@ -1,10 +1,10 @@
 """Fitting a length-of-stay law to censored stays, and choosing the family.
 
-Stays that are known in whole days only are interval-censored: see `counted_survival`.
+Stays that are known in whole days only are interval-censored: see `counts`.
 
 Source: Akbari-Moghaddam et al. (arXiv:2510.02852): maximum likelihood per site, the family whose
-survival function is nearest to the Kaplan-Meier curve (1958) at whole days, truncation at
-S_max = floor(min(longest stay, fitted 99th percentile)); Anderson & Darling (1954).
+survival function is nearest to the Kaplan-Meier curve at whole days (`empirical`), truncation at
+S_max = floor(min(longest stay, fitted 99th percentile)).
 
 All functions take one site as `[N]` arrays; `jax.vmap` them over sites padded with weight 0.
 """
@@ -16,12 +16,12 @@ from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.scipy import special
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from jaxlab.queueing import settings
+from jaxlab.queueing.stays import counts, empirical
 from jaxlab.queueing.stays import los as laws
 
 FAMILIES_DEFAULT = ("exponential", "weibull", "lognormal", "gamma", "fisk")  # of the paper
@@ -36,8 +36,6 @@ weight; a stay of positive weight not in (0, inf), or a weight not in [0, inf)."
 _NEWTON_STEPS = 30
 _MAX_LOG_PARAMS = (math.log(1e3), 20.0)  # the scale relative to the geometric mean of the stays
 _GAMMA_NODES = 512
-_COUNT_NODES, _COUNT_WEIGHTS = np.polynomial.legendre.leggauss(4)
-_COUNT_NODES, _COUNT_WEIGHTS = 0.5 * (_COUNT_NODES + 1.0), 0.5 * _COUNT_WEIGHTS  # on [0, 1]
 
 
 class LOSFit(NamedTuple):
@@ -70,70 +68,6 @@ class _Sample(NamedTuple):
     whole: Array | None = None  # True where the stay is a number of days that were counted
 
 
-class _Counted(NamedTuple):
-    """Stays in whole days as weights on d = 0, ..., u_max, and where the law is looked at."""
-
-    ended: Array
-    open: Array
-    at: Array  # ln P(counted days >= d), d = 0, ..., u_max + 1, is that of a mean of S over a row
-    node_weight: Array
-
-
-def kaplan_meier(
-    los: Float[ArrayLike, " N"],
-    event: ArrayLike,
-    grid: Float[ArrayLike, " G"],
-    *,
-    weight: ArrayLike | None = None,
-) -> Float[Array, " G"]:
-    """Estimates P(X > u) by the product-limit estimator, right-continuous, ties allowed.
-
-    Args:
-        los: `[N]` stays, days.
-        event: `[N]` True (or 1) if the stay ended, False (or 0) if it is right-censored; a stay
-            censored at u is still at risk at u.
-        grid: `[G]` times u, days, in any order.
-        weight: `[N]` non-negative case weights, 0 for padding; ones by default.
-
-    Returns:
-        `[G]` probabilities: constant beyond the longest stay, 1 if no weight is positive, NaN if a
-        stay of positive weight is NaN.
-
-    Raises:
-        ValueError: if the arrays are empty, not one-dimensional or differ in length.
-    """
-    los, event, weight = check_stays(los, event, weight)
-    bad = jnp.any(jnp.isnan(los) & (weight > 0))
-    time, event, weight = _sort_stays(los, event, weight)
-    km = _product_limit(event, weight)
-    return jnp.where(bad, jnp.nan, _step_function(time, km, jnp.asarray(grid, time.dtype)))
-
-
-def empirical_law(
-    los: Float[ArrayLike, " N"], event: ArrayLike, u_max: int, *, weight: ArrayLike | None = None
-) -> Float[Array, " U1"]:
-    """Takes the Kaplan-Meier curve as the law: `[u_max + 1]` values P(X > u), u = 0..u_max.
-
-    Choose `u_max` at or above the longest stay, or the curve is cut before its end.
-    """
-    los, event, weight = check_stays(los, event, weight)
-    return kaplan_meier(los, event, _day_grid(u_max, los.dtype), weight=weight)
-
-
-def scaled_law(
-    surv: Float[Array, " U1"], mu: Float[ArrayLike, "..."], *, mean: ArrayLike | None = None
-) -> Float[Array, "... U1"]:
-    """Stretches an empirical law in time to the mean mu: S(u | mu) = S(u mean / mu).
-
-    Takes `surv` at u = 0..U, linear between days and constant beyond U, and the wanted means `mu`,
-    days; `mean` is by default that of the linear curve, its area. Returns `[..., U + 1]`.
-    """
-    days = jnp.arange(surv.shape[0], dtype=surv.dtype)
-    mean = jnp.trapezoid(surv) if mean is None else jnp.asarray(mean, surv.dtype)
-    times = jnp.multiply.outer(mean / jnp.asarray(mu, surv.dtype), days)
-    return jnp.interp(times, days, surv)
-
-
 def fit_los(
     los: Float[ArrayLike, " N"],
     event: ArrayLike,
@@ -157,7 +91,7 @@ def fit_los(
         by_date: `[N]` True where the stay is a whole number of days that were counted, 0 allowed:
             the likelihood takes the probability of that count, and of that count or more if the
             stay is censored. None: all stays are exact.
-        convention: how the days were counted, see `counted_survival`; static.
+        convention: how the days were counted, see `counts.counted_survival`; static.
         u_max: last day of the grid on which S is compared with the Kaplan-Meier curve.
 
     Returns:
@@ -194,8 +128,8 @@ def fit_families(
     if not families:
         raise ValueError(f"families must hold at least one of {FAMILIES_DEFAULT}, got none")
     settings.check_name("convention", convention, settings.Convention)
-    los, event, weight = check_stays(los, event, weight)
-    _day_grid(u_max, los.dtype)
+    los, event, weight = empirical.check_stays(los, event, weight)
+    empirical.day_grid(u_max, los.dtype)
     for family in families:
         laws.check_family(family)
     whole = None
@@ -203,7 +137,7 @@ def fit_families(
         whole = jnp.asarray(by_date).astype(bool)
         if whole.shape != los.shape:
             raise ValueError(f"by_date must be {los.shape} like los, got {whole.shape}")
-        los = counted_days(los, event, whole, convention)
+        los = counts.counted_days(los, event, whole, convention)
     return _fit_families(los, event, weight, whole, u_max, tuple(families), convention)
 
 
@@ -217,9 +151,12 @@ def _fit_families(
     families: tuple[str, ...],
     convention: settings.Convention,
 ) -> LOSFit:
-    grid = _day_grid(u_max, los.dtype)
+    grid = empirical.day_grid(u_max, los.dtype)
     sample = _prepare(los, event, weight, whole)
-    counted = None if sample.whole is None else _count(sample, sample.whole, grid, convention)
+    counted = None
+    if sample.whole is not None:
+        mass = jnp.where(sample.whole, sample.weight, 0.0)
+        counted = counts.gather(sample.time, sample.event, mass, grid, convention)
     fitted = [_fit_one(family, sample, grid, counted) for family in families]
     fitted = jax.tree.map(lambda *leaves: jnp.stack(leaves), *fitted)
     params, converged, loglik, q99, log_after, log_before, surv = fitted
@@ -242,12 +179,13 @@ def _fit_families(
     num_params = jnp.asarray(
         [1 if family == "exponential" else 2 for family in families], los.dtype
     )
-    squared = (surv - _step_function(sample.time, sample.km, grid)[None]) ** 2
+    squared = (surv - empirical.step_function(sample.time, sample.km, grid)[None]) ** 2
     common = jnp.where(status == OK, jnp.max(jnp.where(status == OK, smax, 0)), u_max + 1)
     rmse, rmse_common = (
-        jnp.where(last <= u_max, _rmse(squared, grid, last), jnp.inf) for last in (smax, common)
+        jnp.where(last <= u_max, empirical.rmse(squared, grid, last), jnp.inf)
+        for last in (smax, common)
     )
-    distance = jax.vmap(_kolmogorov_smirnov, (0, 0, None))
+    distance = jax.vmap(empirical.kolmogorov_smirnov, (0, 0, None))
     return LOSFit(
         params=params,
         kappa=params.shape,
@@ -255,7 +193,7 @@ def _fit_families(
         aic=2 * num_params - 2 * loglik,
         bic=num_params * jnp.log(jnp.maximum(total, 1.0)) - 2 * loglik,
         ks=distance(jnp.exp(log_after), jnp.exp(log_before), sample.km),
-        ad=total * jax.vmap(_anderson_darling, (0, None))(log_after, sample.km),
+        ad=total * jax.vmap(empirical.anderson_darling, (0, None))(log_after, sample.km),
         rmse=rmse,
         rmse_common=rmse_common,
         q99=q99,
@@ -263,48 +201,6 @@ def _fit_families(
         converged=converged & ~no_events & ~sample.bad,
         status=status,
     )
-
-
-def counted_days(
-    los: Float[Array, "*N"],
-    event: Float[Array, "*N"],
-    by_date: Bool[Array, "*N"],
-    convention: settings.Convention,
-) -> Float[Array, "*N"]:
-    """Returns the days that a census counts of stays known by dates; other stays as they are.
-
-    A same-day stay is one day begun under "ceil", and a stay of no night otherwise. An open stay
-    of c days has c days or more when it ends: it is put half a day before c, for c not to be ruled
-    out.
-
-    Args:
-        los: `[...]` stays, days.
-        event: `[...]` 1 if the stay ended, 0 if it is open.
-        by_date: `[...]` True where the stay is a count of whole days.
-        convention: one of `settings.Convention`, static.
-    """
-    days = jnp.maximum(los, 1.0) if convention == "ceil" else los
-    days = jnp.where(event.astype(bool), days, jnp.maximum(days - 0.5, 0.0))
-    return jnp.where(by_date, days, los)
-
-
-def counted_survival(
-    surv_fn: Callable[[Array], Array], days: Float[Array, " U"], convention: settings.Convention
-) -> Float[Array, " U"]:
-    """Returns P(counted days >= d) of a stay with survival S, the time of admission unknown.
-
-    "ceil" counts days begun, P = P(ceil X >= d) = S(d - 1). Otherwise the count of a stay known by
-    its dates is the number of midnights in it, and with an admission uniform in the day
-    P = int_0^1 S(d - 1 + v) dv. Both are 1 at d = 0, and the stay lies in (d - 1, d] or, by its
-    dates, in (d - 1, d + 1).
-
-    Args:
-        surv_fn: elementwise S.
-        days: `[U]` whole days d >= 0.
-        convention: one of `settings.Convention`, static.
-    """
-    at, weight = _count_nodes(days, convention)
-    return jnp.sum(weight * surv_fn(at), axis=-1)
 
 
 def select_los(fits: LOSFit, criterion: Criterion = "rmse") -> Int[Array, "..."]:
@@ -375,48 +271,6 @@ def initial_phi(
     return jnp.stack(start)
 
 
-def check_stays(los, event, weight) -> tuple[Array, Array, Array]:
-    """Casts stays, event indicators and weights to one float dtype and checks their shapes."""
-    los = jnp.asarray(los)
-    if not jnp.issubdtype(los.dtype, jnp.floating):
-        los = los.astype(jnp.result_type(float))
-    event = jnp.asarray(event).astype(bool).astype(los.dtype)
-    weight = jnp.ones_like(los) if weight is None else jnp.asarray(weight).astype(los.dtype)
-    if los.ndim != 1 or los.size == 0 or not los.shape == event.shape == weight.shape:
-        raise ValueError(
-            "los, event and weight must be non-empty arrays of one shape [N], got "
-            f"{los.shape}, {event.shape} and {weight.shape}; vmap over sites"
-        )
-    return los, event, weight
-
-
-def _day_grid(u_max: int, dtype) -> Array:
-    if u_max < 1:
-        raise ValueError(f"u_max must be at least 1 day, got {u_max}")
-    return jnp.arange(u_max + 1, dtype=dtype)
-
-
-def _sort_stays(time: Array, event: Array, weight: Array, *more: Array) -> tuple[Array, ...]:
-    """Sorts by stay, discharges before censored stays of equal length, weightless stays last."""
-    time = jnp.where(weight > 0, time, jnp.inf)
-    time, censored, weight, *rest = lax.sort((time, 1 - event, weight, *more), num_keys=2)
-    return time, 1 - censored, jnp.where(weight > 0, weight, 0.0), *rest
-
-
-def _product_limit(event: Array, weight: Array) -> Array:
-    """Computes survival just after each of the sorted stays.
-
-    Tied discharges need no grouping: their factors (n - 1)/n, (n - 2)/(n - 1), ... telescope.
-    """
-    at_risk = lax.cumsum(weight, reverse=True)
-    return lax.cumprod(1 - event * weight / jnp.where(at_risk > 0, at_risk, 1.0))
-
-
-def _step_function(time: Array, km: Array, grid: Array) -> Array:
-    km = jnp.concatenate([jnp.ones_like(km[:1]), km])
-    return km[jnp.searchsorted(time, grid, side="right")]
-
-
 def _prepare(los: Array, event: Array, weight: Array, whole: Array | None) -> _Sample:
     good_los = jnp.isfinite(los) & (los > 0)
     if whole is not None:
@@ -427,64 +281,12 @@ def _prepare(los: Array, event: Array, weight: Array, whole: Array | None) -> _S
     longest = jnp.max(jnp.where(weight > 0, los, 0.0))
     longest = jnp.where(longest > 0, longest, 1.0)
     more = () if whole is None else (whole,)
-    time, event, weight, *more = _sort_stays(los, event, weight, *more)
+    time, event, weight, *more = empirical.sort_stays(los, event, weight, *more)
     time = jnp.where(weight > 0, time, longest)
-    return _Sample(time, event, weight, _product_limit(event, weight), longest, bad, *more)
+    return _Sample(time, event, weight, empirical.product_limit(event, weight), longest, bad, *more)
 
 
-def _count_nodes(days: Array, convention: str) -> tuple[Array, Array]:
-    """Returns where S is looked at for P(counted days >= d), and with which weights: `[U, n]`."""
-    before = (days - 1)[:, None]
-    if convention == "ceil":
-        return before, jnp.ones_like(before)
-    shape = (days.size, _COUNT_NODES.size)
-    before, node, weight = (
-        jnp.broadcast_to(jnp.asarray(x, days.dtype), shape)
-        for x in (before, _COUNT_NODES, _COUNT_WEIGHTS)
-    )
-    # v = x^2 in the first day, where S may have an infinite slope; before it S is 1.
-    first = before == 0
-    place = jnp.where(first, node**2, node)
-    return jnp.where(before < 0, 0.0, before + place), jnp.where(first, 2 * node * weight, weight)
-
-
-def _count(sample: _Sample, whole: Array, grid: Array, convention: str) -> _Counted:
-    """Gathers the stays in whole days by their number."""
-    edges = jnp.arange(grid.size + 1, dtype=grid.dtype)
-    day, mass = _day_index(sample.time, grid), jnp.where(whole, sample.weight, 0.0)
-    ended, still = (
-        jnp.zeros_like(grid).at[day].add(mass * x) for x in (sample.event, 1 - sample.event)
-    )
-    return _Counted(ended, still, *_count_nodes(edges, convention))
-
-
-def _day_index(time: Array, grid: Array) -> Array:
-    return jnp.clip(jnp.ceil(time), 0, grid.size - 1).astype(jnp.int32)
-
-
-def _log_counted(
-    family: str, counted: _Counted, params: laws.LOSParams, unit: Array | float = 1.0
-) -> Array:
-    """Evaluates ln P(counted days >= d) for d = 0, ..., u_max + 1; `params` in units of `unit`."""
-    at = counted.at / unit
-    log_sf = laws.log_survival(family, at.reshape(-1), params).reshape(at.shape)
-    log_sf = jnp.maximum(log_sf, -1e6)  # a difference of infinities is not a number
-    return special.logsumexp(log_sf, b=counted.node_weight, axis=-1)
-
-
-def _count_loglik(log_reached: Array, counted: _Counted) -> Array:
-    """Sums the log likelihood of the counts: P(d) = P(>= d) - P(>= d + 1)."""
-    least = float(jnp.finfo(log_reached.dtype).eps) ** 2  # keeps second derivatives finite
-    drop = jnp.maximum(log_reached[:-1] - log_reached[1:], least)
-    exactly = log_reached[:-1] + jax.nn.log1mexp(drop)
-
-    def total(mass, value):
-        return jnp.sum(mass * jnp.where(mass > 0, value, 0.0))
-
-    return total(counted.ended, exactly) + total(counted.open, log_reached[:-1])
-
-
-def _fit_one(family: str, sample: _Sample, grid: Array, counted: _Counted | None):
+def _fit_one(family: str, sample: _Sample, grid: Array, counted: counts.Counted | None):
     """Returns the fit and what its goodness is read from.
 
     Parameters, convergence, log likelihood, q99, ln P(stay > t) and ln P(stay >= t) at the stays
@@ -497,18 +299,19 @@ def _fit_one(family: str, sample: _Sample, grid: Array, counted: _Counted | None
     loglik = sample.weight * jnp.where(sample.event > 0, log_pdf, log_sf)
     if counted is None or sample.whole is None:
         return params, converged, jnp.sum(loglik), laws.q99(family, params), log_sf, log_sf, surv
-    log_reached = _log_counted(family, counted, params)
-    loglik = jnp.sum(jnp.where(sample.whole, 0.0, loglik)) + _count_loglik(log_reached, counted)
+    log_reached = counts.log_reached(family, counted, params)
+    loglik = jnp.sum(jnp.where(sample.whole, 0.0, loglik))
+    loglik += counts.log_likelihood(log_reached, counted)
     share = _weighted_mean(sample.whole.astype(grid.dtype), sample.weight)
     surv = (1 - share) * surv + share * jnp.exp(log_reached[1:])
-    day = _day_index(sample.time, grid)
+    day = counts.day_index(sample.time, grid)
     before = jnp.where(sample.whole, log_reached[day], log_sf)
     after = jnp.where(sample.whole, log_reached[day + 1], log_sf)
     return params, converged, loglik, laws.q99(family, params), after, before, surv
 
 
 def _fit_params(
-    family: str, sample: _Sample, counted: _Counted | None
+    family: str, sample: _Sample, counted: counts.Counted | None
 ) -> tuple[laws.LOSParams, Array]:
     """Returns the maximum likelihood estimate and whether it is an interior maximum."""
     time, event, weight = sample.time, sample.event, sample.weight
@@ -527,7 +330,7 @@ def _fit_params(
 
 
 def _fit_counted(
-    family: str, sample: _Sample, whole: Array, counted: _Counted
+    family: str, sample: _Sample, whole: Array, counted: counts.Counted
 ) -> tuple[laws.LOSParams, Array]:
     """Does what `_fit_params` does where some stays are counts of whole days."""
     event, weight = sample.event, sample.weight
@@ -540,8 +343,8 @@ def _fit_counted(
 
     def with_counts(exact):
         def objective(phi):
-            log_reached = _log_counted(family, counted, natural_params(family, phi), unit)
-            value = share * exact(phi) + _count_loglik(log_reached, counted) / total
+            log_reached = counts.log_reached(family, counted, natural_params(family, phi), unit)
+            value = share * exact(phi) + counts.log_likelihood(log_reached, counted) / total
             # The exponential law has no shape: hold it at 1.
             return value - 0.5 * phi[0] ** 2 if family == "exponential" else value
 
@@ -672,40 +475,3 @@ def _climb(objective, start: Array, num_steps: int) -> tuple[Array, Array]:
     best = start, jnp.full_like(start[0], -jnp.inf), zero, jnp.multiply.outer(zero, zero)
     (best, _), _ = lax.scan(body, (best, jnp.ones_like(start[0])), None, length=num_steps)
     return best[0], best[3]
-
-
-def _rmse(squared: Array, grid: Array, last: Array) -> Array:
-    mask = grid[None] <= last.astype(grid.dtype)[:, None]
-    return jnp.sqrt(jnp.mean(squared, axis=1, where=mask))
-
-
-def _kolmogorov_smirnov(after: Array, before: Array, km: Array) -> Array:
-    """Computes sup |S - KM|, attained just before or just after an observed stay."""
-    km_before = jnp.concatenate([jnp.ones_like(km[:1]), km[:-1]])
-    return jnp.max(jnp.maximum(jnp.abs(after - km), jnp.abs(before - km_before)))
-
-
-def _anderson_darling(log_sf: Array, km: Array) -> Array:
-    """Computes int (S - KM)^2 / (S (1 - S)) dF over the intervals on which KM is constant.
-
-    By its antiderivative, or by three-point Gauss-Legendre where that would cancel (narrow ones).
-    """
-    right = jnp.clip(log_sf, -1e9, -float(jnp.finfo(log_sf.dtype).tiny))
-    left = jnp.concatenate([jnp.zeros_like(right[:1]), right[:-1]])
-    before = jnp.concatenate([jnp.ones_like(km[:1]), km[:-1]])
-    surv_left, surv_right, cdf_left = jnp.exp(left), jnp.exp(right), -jnp.expm1(left)
-    width = surv_left - surv_right
-
-    narrow = width < 0.1 * jnp.minimum(cdf_left, surv_right)
-    gauss = jnp.zeros_like(width)
-    for node, weight in ((-math.sqrt(0.6), 5), (0.0, 8), (math.sqrt(0.6), 5)):
-        shift = 0.5 * (1 + node) * width
-        surv, cdf = surv_left - shift, cdf_left + shift
-        gauss += weight / 18 * width * (surv - before) ** 2 / jnp.where(narrow, surv * cdf, 1.0)
-
-    log_cdf = jax.nn.log1mexp(-right)
-    log_cdf_left = jnp.concatenate([jnp.zeros_like(log_cdf[:1]), log_cdf[:-1]])  # 1 - KM = 0 there
-    exact = (1 - before) ** 2 * (log_cdf - log_cdf_left) + before**2 * (left - right) - width
-    # Beyond the longest stay KM = 0, unless that stay is censored: then the integral ends there.
-    tail = jnp.where(km[-1] <= 0, -log_cdf[-1] - surv_right[-1], 0.0)
-    return jnp.sum(jnp.where(narrow, gauss, exact)) + tail

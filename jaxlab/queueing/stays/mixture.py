@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray
 
-from jaxlab.queueing.stays import fit
+from jaxlab.queueing.stays import empirical, fit
 from jaxlab.queueing.stays import los as laws
 
 MIXTURE_FAMILIES = ("exponential", "weibull", "lognormal", "gamma")
@@ -99,7 +99,7 @@ def fit_mixture(
             "num_components, num_starts and max_iters must be at least 1, got "
             f"{num_components}, {num_starts} and {max_iters}"
         )
-    data = fit.check_stays(los, event, weight)
+    data = empirical.check_stays(los, event, weight)
     return _fit_mixture(key, data, family, num_components, num_starts, max_iters, float(tol))
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jaxlab.queueing.stays import conditional, fit
+from jaxlab.queueing.stays import conditional, empirical, fit
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -67,7 +67,7 @@ def km_loop(x, event, weight, grid):
 def test_kaplan_meier_matches_lifelines_with_ties_and_censoring(x64):
     x, event = stays(seed=1)
     grid = np.concatenate([np.arange(60.0), [3.5, 1e4, 0.0]])
-    got = jax.jit(jax.vmap(lambda x, e: fit.kaplan_meier(x, e, grid)))(x, event)
+    got = jax.jit(jax.vmap(lambda x, e: empirical.kaplan_meier(x, e, grid)))(x, event)
     for i in range(len(x)):
         km = lifelines.KaplanMeierFitter().fit(x[i], event[i])
         np.testing.assert_allclose(got[i], km.predict(grid).to_numpy(), atol=1e-12)
@@ -78,8 +78,8 @@ def test_kaplan_meier_conventions(x64):
     x, event = np.array([2.0, 2.0, 2.0, 5.0, 7.0]), np.array([0, 1, 1, 1, 0])
     grid = np.array([0, 1.999, 2, 4.999, 5, 100])
     want = [1, 1, 3 / 5, 3 / 5, 3 / 10, 3 / 10]
-    np.testing.assert_allclose(fit.kaplan_meier(x, event, grid), want, atol=1e-15)
-    assert float(fit.kaplan_meier(x, np.ones(5), grid)[-1]) == 0.0  # exactly
+    np.testing.assert_allclose(empirical.kaplan_meier(x, event, grid), want, atol=1e-15)
+    assert float(empirical.kaplan_meier(x, np.ones(5), grid)[-1]) == 0.0  # exactly
 
 
 def test_kaplan_meier_weights_and_padding(x64):
@@ -90,12 +90,12 @@ def test_kaplan_meier_weights_and_padding(x64):
 
     @jax.jit
     def km(x, event, weight):
-        return fit.kaplan_meier(x, event, grid, weight=weight)
+        return empirical.kaplan_meier(x, event, grid, weight=weight)
 
     np.testing.assert_allclose(
         km(x, event, count), km_loop(x, event, count.astype(float), grid), atol=1e-12
     )
-    repeated = fit.kaplan_meier(np.repeat(x, count), np.repeat(event, count), grid)
+    repeated = empirical.kaplan_meier(np.repeat(x, count), np.repeat(event, count), grid)
     np.testing.assert_allclose(km(x, event, count), repeated, atol=1e-12)
     fraction = rng.random(40)
     np.testing.assert_allclose(
@@ -110,10 +110,10 @@ def test_kaplan_meier_weights_and_padding(x64):
 def test_empirical_law_and_its_scaling(x64):
     x, event = stays(seed=3, censored=False)
     x = np.ceil(x[4])
-    surv = jax.jit(lambda x, e: fit.empirical_law(x, e, 70))(x, event[4])
+    surv = jax.jit(lambda x, e: empirical.empirical_law(x, e, 70))(x, event[4])
     np.testing.assert_allclose(surv, [(x > u).mean() for u in range(71)], atol=1e-12)
     mean = float(np.trapezoid(surv))
-    scaled_law = jax.jit(fit.scaled_law)
+    scaled_law = jax.jit(empirical.scaled_law)
     np.testing.assert_allclose(scaled_law(surv, mean), surv, atol=1e-12)
     mu = np.array([[3.0, 6.0, 9.0]])
     scaled = scaled_law(surv, mu)
@@ -428,7 +428,7 @@ def test_bad_arguments():
     with pytest.raises(ValueError, match="one shape"):
         fit.fit_los(x, np.ones(4), "gamma", u_max=10)
     with pytest.raises(ValueError, match="one shape"):
-        fit.kaplan_meier(np.ones((2, 5)), np.ones((2, 5)), np.arange(3.0))
+        empirical.kaplan_meier(np.ones((2, 5)), np.ones((2, 5)), np.arange(3.0))
     with pytest.raises(ValueError, match="u_max must be at least 1"):
         fit.fit_los(x, x, "gamma", u_max=0)
 
