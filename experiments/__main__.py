@@ -174,8 +174,10 @@ def _resume(args: Sequence[str], names: Names) -> int:
     flags.known(start.preset, package.PRESETS, "preset")
     try:
         config = result.decode(package.Config, start.config)
-    except ValueError as error:
+    except result.Misfit as error:
         raise flags.Mistake(f"{out / 'config.json'} does not fit this version: {error}") from None
+    except ValueError as error:  # what it needs has changed: data that are gone
+        raise flags.Mistake(f"{out} cannot go on: {error}") from None
     now = result.versions() | {"commit": result.commit()}
     for what, then in (start.versions | {"commit": start.commit}).items():
         if now.get(what, then) != then:

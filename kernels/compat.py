@@ -7,13 +7,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import mosaic_gpu as plgpu
 
+try:
+    from jax.experimental.pallas import mosaic_gpu as _mosaic_gpu
+except ImportError:  # it needs absl-py, which JAX does not bring along
+    _mosaic_gpu = None
 try:
     from jax.experimental.pallas import triton as _triton
 except ImportError:  # JAX has announced that it will go
     _triton = None
 
+plgpu: Any = _mosaic_gpu
+"""Pallas' Mosaic backend for Hopper GPUs, None where it cannot be imported."""
 pltriton: Any = _triton
 """Pallas' Triton backend, None where this version of JAX has none."""
 
@@ -58,6 +63,17 @@ def target(device_kind: str = "NVIDIA H100 80GB HBM3", num_cores: int = 132):
     except (ImportError, TypeError):
         return contextlib.nullcontext()  # JAX 0.10 takes a Hopper GPU for granted
     return jax.sharding.use_abstract_mesh(mesh)
+
+
+def why_not_hopper() -> str:
+    """Says why kernels for Hopper GPUs cannot run here, "" if they can."""
+    if (platform := jax.default_backend()) != "gpu":
+        return f"the backend is {platform}, not gpu"
+    if (capability := compute_capability()) != 9.0:
+        return f"compute capability {capability} is not 9.0"
+    if plgpu is None:
+        return "JAX's Mosaic backend cannot be imported: pip install absl-py"
+    return ""
 
 
 def num_processors() -> int:

@@ -13,11 +13,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from . import compat
+from .compat import plgpu
 
-ACC: Any = plgpu.ACC  # pyright: ignore[reportPrivateImportUsage]
+ACC: Any = getattr(plgpu, "ACC", None)
 """Accumulator of the tensor cores, in registers."""
 ROWS = 64
 """Rows of a tile of the tensor cores."""

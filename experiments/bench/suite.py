@@ -7,6 +7,7 @@ budget loses nothing that was measured before.
 """
 
 import argparse
+import collections
 import contextlib
 import dataclasses
 import math
@@ -131,7 +132,8 @@ def run_suite(
     """Runs the cells that are missing, those that failed before coming last.
 
     A cell starts if its estimate fits what is left of the budget; one that does not is passed over
-    for one that does. Estimates grow with what the cells of this call took beyond theirs.
+    for one that does. Estimates grow with what the cells of this call took beyond theirs. When two
+    cells of a module have hung, its others come last: a kernel that never ends would take it all.
 
     Args:
         entries: Cells, the most valuable first.
@@ -153,6 +155,7 @@ def run_suite(
     ]
     say(f"{len(entries) - len(missing) - len(failed)} of {len(entries)} cells measured before")
     waiting, written = missing + failed, []
+    hung: collections.Counter[str] = collections.Counter()
     taken = estimated = 0.0
     environment = at_work.environment
     try:
@@ -191,6 +194,9 @@ def run_suite(
             seconds = device.clock() - start
             if answer.status == "ok":
                 taken, estimated = taken + seconds, estimated + entry.estimate_s
+            elif answer.status == "timeout":
+                hung[_module(entry)] += 1
+                waiting.sort(key=lambda e: hung[_module(e)] > 1)
             record = _record(entry, answer, seconds, environment)
             keep(record)
             written.append(record)
@@ -200,6 +206,10 @@ def run_suite(
         if at_work:
             device.stop(at_work)
     return written
+
+
+def _module(entry: Entry) -> str:
+    return entry.target.partition(":")[0]
 
 
 def _record(
@@ -358,7 +368,9 @@ def main(
     runs: pathlib.Path = pathlib.Path("runs/gpu"),
     prog: str = "python -m experiments.bench.suite",
 ) -> int:
-    """Runs the command `gpu` and returns the exit status: 1 if a cell failed, 2 for a mistake.
+    """Runs the command `gpu` and returns the exit status.
+
+    It is 1 if a cell failed, or none that was tried can run here, and 2 for a mistake.
 
     Args:
         args: What was typed after the command; `sys.argv` by default.
@@ -401,11 +413,16 @@ def _run(
     out = given.out or runs / device
     # A CPU's figures do not go among the accelerators'; what --out keeps is brought home first.
     merging = given.out is None and environment.platform != "cpu"
-    found = _readable(out)
-
     try:
         out.mkdir(parents=True, exist_ok=True)
-    except OSError:
+        found = records(out)
+        for record in found.values():
+            if (other := record.environment.device) != environment.device:
+                raise ValueError(
+                    f"{out} holds results of {other}, this is {environment.device}: take another "
+                    "folder"
+                )
+    except (OSError, ValueError):
         HERE.stop(at_work)
         raise
 
@@ -429,6 +446,9 @@ def _run(
         )
         if given.out is not None and written and environment.platform != "cpu":
             say(f"python -m experiments gpu --merge {out} adds them to the committed results")
+        if written and all(record.status == "not here" for record in written):
+            say(f"nothing can run here: {_last_line(written[0].error)}")
+            return 1
     return 0 if all(record.status in ("ok", "not here") for record in written) else 1
 
 

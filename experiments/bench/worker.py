@@ -6,6 +6,7 @@ parent starts another. A process whose device is broken by a cell that raised en
 """
 
 import contextlib
+import ctypes
 import gc
 import importlib
 import json
@@ -177,6 +178,7 @@ def _last_line(said: str) -> str:
 
 def main(descriptor: int) -> None:
     """Answers with the environment, then to every line of the standard input."""
+    _end_with_parent()
     with os.fdopen(descriptor, "w") as answers:
 
         def answer(data: Any) -> None:
@@ -186,6 +188,15 @@ def main(descriptor: int) -> None:
         answer(result.environment())
         for line in sys.stdin:
             answer(_run(**json.loads(line)))
+
+
+def _end_with_parent() -> None:
+    """Has this process killed when its parent is, by the limit of a lease: it may hang in a cell.
+
+    Linux can; elsewhere it ends when it asks for its next cell.
+    """
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def _run(target: str, args: dict[str, Any]) -> dict[str, Any]:

@@ -89,7 +89,6 @@ def train(task: envs.Task, name: str, config: Config, folder: pathlib.Path) -> O
             directory=folder,
             evaluate=evaluate,
             save_every=config.save_every,
-            max_to_keep=1,
             config=settings(name, config),
         )
     except loop.NonFiniteError:

@@ -36,9 +36,13 @@ def known(name: str, among: Iterable[str], what: str, hint: str = "") -> None:
 
 
 def positive(name: str, value: float | None) -> None:
-    """Raises a `Mistake` unless a number that was given is positive and finite."""
-    if value is not None and not 0.0 < value < math.inf:
+    """Raises a `Mistake` unless a time that was given is positive, and one that clocks can wait."""
+    if value is None:
+        return
+    if not 0.0 < value < math.inf:
         raise Mistake(f"{name} must be positive, got {value:g}")
+    if value > 1e6:
+        raise Mistake(f"{name} must be at most 1,000,000, got {value:g}")
 
 
 def reason(error: OSError) -> str:

@@ -220,6 +220,10 @@ class Start:
     layout: int = 0
 
 
+class Misfit(ValueError):
+    """Data are not what a type asks for: another version, or another program, wrote them."""
+
+
 def assemble(
     parts: Sequence[Part],
     *,
@@ -387,7 +391,8 @@ def decode(kind: Any, data: Any, where: str = "") -> Any:
         where: Name of the field, for messages.
 
     Raises:
-        ValueError: if the data do not fit; the message names the field.
+        Misfit: if the data do not fit; the message names the field.
+        ValueError: if they do, but a dataclass refuses their values.
     """
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin is typing.Annotated:
@@ -420,23 +425,23 @@ def decode(kind: Any, data: Any, where: str = "") -> Any:
     elif kind in (bool, int, str) and type(data) is kind:
         return data
     expected = kind.__name__ if isinstance(kind, type) and not args else str(kind)
-    raise ValueError(f"field {where!r}: expected {expected}, got {data!r}")
+    raise Misfit(f"field {where!r}: expected {expected}, got {data!r}")
 
 
 def _decode_dataclass(kind: Any, data: Any, where: str) -> Any:
     if not isinstance(data, dict):
-        raise ValueError(f"field {where!r}: expected a {kind.__name__}, got {data!r}")
+        raise Misfit(f"field {where!r}: expected a {kind.__name__}, got {data!r}")
     hints = typing.get_type_hints(kind, include_extras=True)
     fields = {field.name: field for field in dataclasses.fields(kind) if field.init}
     unknown = sorted(set(data) - set(fields))
     if unknown:
-        raise ValueError(
+        raise Misfit(
             f"unknown field {_join(where, unknown[0])!r}; a {kind.__name__} has {', '.join(fields)}"
         )
     missing = dataclasses.MISSING
     for name, field in fields.items():
         if name not in data and field.default is missing and field.default_factory is missing:
-            raise ValueError(f"field {_join(where, name)!r} is missing")
+            raise Misfit(f"field {_join(where, name)!r} is missing")
     return kind(
         **{name: decode(hints[name], item, _join(where, name)) for name, item in data.items()}
     )

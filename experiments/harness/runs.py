@@ -142,9 +142,11 @@ def carry_out(
         if isinstance(stop, SystemExit):  # SIGTERM, its exit status
             raise
         return 130
-    except flags.Mistake:
+    except flags.Mistake as mistake:
         if first and not resumed:
             _discard(out)
+            if not out.exists():  # it has been named above
+                raise flags.Mistake(f"{mistake}; {out} is removed again") from None
         raise
     except lock.LockedError as error:  # of a notebook, say, that computes units in this folder
         raise flags.Mistake(error) from None

@@ -5,10 +5,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import rich.console
-import rich.table
-import rich.text
-
 from experiments.harness import result
 
 SHAPES = {
@@ -145,6 +141,8 @@ def comparison(row: result.Row) -> tuple[str, str, str, str, str]:
 
 def show(outcome: result.Result) -> None:
     """Prints a result to the terminal: device, comparison with the paper, tables."""
+    import rich.console  # here: the accelerator suite may have JAX alone
+
     console = rich.console.Console(highlight=False)
     for told in (device(outcome.environment), versions(outcome.environment)):
         console.print(told, style="dim", markup=False)
@@ -157,16 +155,15 @@ def show(outcome: result.Result) -> None:
 
 
 def _print_table(
-    console: rich.console.Console,
-    columns: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    title: str = "",
+    console: Any, columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = ""
 ) -> None:
-    printed = rich.table.Table(title=rich.text.Text(title) if title else None, title_justify="left")
+    from rich import table, text
+
+    printed = table.Table(title=text.Text(title) if title else None, title_justify="left")
     for name in columns:
-        printed.add_column(rich.text.Text(name), overflow="fold")
+        printed.add_column(text.Text(name), overflow="fold")
     for row in rows:
-        printed.add_row(*map(rich.text.Text, row))  # as text: brackets are no markup
+        printed.add_row(*map(text.Text, row))  # as text: brackets are no markup
     console.print(printed)
 
 

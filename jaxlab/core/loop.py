@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlab.core import checkpoint, finite, lock, logging, sharding
-from jaxlab.core.types import Algorithm, Mean, Metrics, PyTree
+from jaxlab.core.types import Algorithm, Mean, Metrics, PyTree, name_of
 
 
 class LoopResult(NamedTuple):
@@ -119,7 +119,8 @@ def run(
     for name, value in counts.items():
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
-    settings, name = _as_stored(config), _name(algorithm)
+    settings = _as_stored(config)
+    name = algorithm.name or name_of(algorithm.step)
     init = jax.jit(algorithm.init, out_shardings=state_sharding).lower(key).compile()
     like = _with_shardings(jax.eval_shape(algorithm.init, key), init.output_shardings)
     alone = checkpoint.is_alone(like)
@@ -297,14 +298,6 @@ def _check_config(now: dict[str, Any], stored: dict[str, Any], folder: pathlib.P
                 f"{folder} holds a run with {name}={stored.get(name)!r}, now it is "
                 f"{now.get(name)!r}; resume with the same settings or use a new folder"
             )
-
-
-def _name(algorithm: Algorithm) -> str:
-    """What checkpoints call the algorithm: its name, or that of the function `step`."""
-    step = algorithm.step
-    while isinstance(step, functools.partial):
-        step = step.func
-    return algorithm.name or getattr(step, "__qualname__", type(step).__qualname__)
 
 
 def _lock(stack: contextlib.ExitStack, folder: pathlib.Path, writes: bool, alone: bool) -> None:

@@ -1,5 +1,6 @@
 """Records that every system shares."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -58,6 +59,13 @@ class Algorithm(NamedTuple):
     seed_axes: Any = 0
     check: Callable[[PyTree], None] | None = None
     name: str = ""
+
+
+def name_of(fn: Callable) -> str:
+    """Returns the name of the function that is called in the end, behind partials and wrappers."""
+    while isinstance(fn, functools.partial) or hasattr(fn, "__wrapped__"):
+        fn = fn.func if isinstance(fn, functools.partial) else fn.__wrapped__
+    return getattr(fn, "__qualname__", type(fn).__qualname__)
 
 
 class Transition(NamedTuple):

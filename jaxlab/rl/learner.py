@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxlab.core import types
 from jaxlab.core.types import Algorithm, Mean, Metrics, PyTree
 from jaxlab.envs import Env, spaces
 from jaxlab.learning import collecting, normalization
@@ -217,9 +218,8 @@ def make_learner(
     def check(settings: Any) -> None:
         settings_lib.check_given(settings, numbers, RULES)
 
-    return Algorithm(
-        init, step, seed_axes=SEED_AXES, check=check, name=getattr(policy.loss, "__qualname__", "")
-    )
+    name = f"{types.name_of(policy.loss)} {policy.name}".rstrip()
+    return Algorithm(init, step, seed_axes=SEED_AXES, check=check, name=name)
 
 
 def join_obs(env: Env, obs: PyTree) -> jax.Array:

@@ -193,6 +193,7 @@ def make_mirror_descent(
         alpha_every=2 if dual else alpha_every,
         alpha_learning_rate=3e-4 if dual else 7e-3,
         loss_settings={"temperature": temperature} if divides else {},
+        name=generator.kind,
     )
 
 

@@ -97,6 +97,7 @@ class Policy(NamedTuple):
             first of an observation: what follows is for critics alone.
         loss_settings: Numbers by name that the loss finds in `Context.settings`, so that they may
             be swept.
+        name: What tells it from others that the same function made, for the learner's checkpoints.
     """
 
     action_size: int
@@ -114,6 +115,7 @@ class Policy(NamedTuple):
     refine: Callable[[jax.Array, Any, Context], Any] | None = None
     obs_size: int | None = None
     loss_settings: Mapping[str, float] = NOTHING
+    name: str = ""
 
 
 def decaying_adam(

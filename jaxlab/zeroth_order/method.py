@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxlab.core.types import Algorithm, Metrics, PyTree
+from jaxlab.core.types import Algorithm, Metrics, PyTree, name_of
 from jaxlab.zeroth_order import kkt
 from jaxlab.zeroth_order.problem import Problem, check_tolerance
 
@@ -243,7 +243,7 @@ def make_algorithm(
         return following, _metrics(following, problem.m_eq) | following.extras
 
     # By its update checkpoints tell a method from the others, whose `step` is this one too.
-    return Algorithm(init, step, name=getattr(update, "__qualname__", ""))
+    return Algorithm(init, step, name=name_of(update))
 
 
 def run(

@@ -263,15 +263,11 @@ def why_not(impl: str, call: Call) -> str:
     platform, capability = jax.default_backend(), compat.compute_capability()
     if impl == "mosaic_tpu":
         return f"the backend is {platform}, not tpu" if platform != "tpu" else _tpu_limits(call)
+    if impl == "mosaic_gpu":
+        return compat.why_not_hopper() or _hopper_limits(call)
     if platform != "gpu":
         return f"the backend is {platform}, not gpu"
-    if impl == "triton":
-        return (
-            f"compute capability {capability} < 8.0" if capability < 8.0 else _triton_limits(call)
-        )
-    return (
-        f"compute capability {capability} is not 9.0" if capability != 9.0 else _hopper_limits(call)
-    )
+    return f"compute capability {capability} < 8.0" if capability < 8.0 else _triton_limits(call)
 
 
 def _hopper_limits(call: Call) -> str:

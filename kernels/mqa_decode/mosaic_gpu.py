@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from .. import compat, hopper
+from ..compat import plgpu
 from ..hopper import ROWS
 from ..scaling import power_of_two
 from .plan import Plan, merge_partials

@@ -140,17 +140,15 @@ def why_not(impl: str, q: jax.Array | jax.ShapeDtypeStruct) -> str:
         raise ValueError(f"impl must be one of {', '.join(IMPLS)} or None, got {impl!r}")
     if impl == "xla":
         return ""
-    platform, capability, C = jax.default_backend(), compat.compute_capability(), q.shape[-1]
+    platform, C = jax.default_backend(), q.shape[-1]
     if impl == "mosaic_tpu":
         if platform != "tpu":
             return f"the backend is {platform}, not tpu"
         if C % 128 or q.dtype == jnp.float64:
             return f"it takes head dimensions in multiples of 128, no float64; got {C}, {q.dtype}"
         return ""
-    if platform != "gpu":
-        return f"the backend is {platform}, not gpu"
-    if capability != 9.0:
-        return f"compute capability {capability} is not 9.0"
+    if reason := compat.why_not_hopper():
+        return reason
     if C % 64 or C > 256:
         return f"the head dimension must be 64, 128, 192 or 256, got {C}"
     if q.dtype not in (jnp.bfloat16, jnp.float16):

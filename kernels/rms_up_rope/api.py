@@ -94,7 +94,7 @@ def why_not(impl: str, low: Any, up: Any) -> str:
         raise ValueError(f"impl must be one of {', '.join(IMPLS)} or None, got {impl!r}")
     if impl == "xla":
         return ""
-    platform, capability = jax.default_backend(), compat.compute_capability()
+    platform = jax.default_backend()
     R, C = low.shape[1], up.shape[2]
     if impl == "mosaic_tpu":
         if platform != "tpu":
@@ -102,10 +102,8 @@ def why_not(impl: str, low: Any, up: Any) -> str:
         if C % 256 or R % 128 or low.dtype == jnp.float64:
             return f"it takes C in multiples of 256, R of 128, no float64; got {C}, {R}"
         return ""
-    if platform != "gpu":
-        return f"the backend is {platform}, not gpu"
-    if capability != 9.0:
-        return f"compute capability {capability} is not 9.0"
+    if reason := compat.why_not_hopper():
+        return reason
     if C % (2 * mosaic_gpu.WIDTH) or R % mosaic_gpu.DEPTH:
         return f"it takes C in multiples of 128 and R of 64, got {C} and {R}"
     if low.dtype not in (jnp.bfloat16, jnp.float16):

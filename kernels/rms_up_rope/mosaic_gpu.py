@@ -10,9 +10,9 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from .. import compat, hopper
+from ..compat import plgpu
 from ..hopper import ROWS
 
 NUM_COMPUTE = 2

@@ -1,5 +1,6 @@
 """The training loop: equal to a Python loop, and bit-exact through every kind of interruption."""
 
+import functools
 import importlib.util
 import os
 import pathlib
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from jaxlab.core import checkpoint, lock, logging, loop, types
+from jaxlab.learning import seeds
 
 WALK = pathlib.Path(__file__).with_name("walk.py")
 _spec = importlib.util.spec_from_file_location("walk", WALK)
@@ -309,6 +311,14 @@ def test_another_algorithm_does_not_go_on_with_a_folder(tmp_path, key):
     for algorithm, name in ((other, r"\.<lambda>"), (named, "another walk")):
         with pytest.raises(ValueError, match=rf"'walk.<locals>.step', now it is '.*{name}'"):
             loop.run(algorithm, key, num_steps=10, chunk_size=5, directory=tmp_path)
+
+
+def test_names_look_behind_partials_and_wrappers():
+    """What lays seeds side by side wraps the step, which may be a partial of another function."""
+    step = functools.partial(lambda rate, state: (state, {}), 0.1)
+    wrapped = seeds.over_seeds(walk()._replace(step=step), 2)
+    assert types.name_of(wrapped.step) == types.name_of(jax.jit(step)) == step.func.__qualname__
+    assert types.name_of(seeds.over_seeds(walk(), 2).step) == "walk.<locals>.step"
 
 
 def test_a_damaged_log_is_cut_and_a_step_that_was_saved_is_in_it(tmp_path, key):

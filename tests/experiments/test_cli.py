@@ -174,7 +174,8 @@ def test_resume_tells_of_other_versions(call, tmp_path):
         (["run", "toy", "--rule", "min"], ["'min'", "--rule", "mean", "max"]),
         (["run", "toy", "--num-steps", "-1"], ["must not be negative, got -1"]),
         (["run", "toy", "--num-steps", "2000"], ["num_steps is beyond what a toy"]),
-        (["run", "toy", "--data", "gone.csv"], ["gone.csv"]),
+        (["run", "toy", "--data", "gone.csv"], ["gone.csv", "; runs/toy/", " is removed again"]),
+        (["run", "toy", "--minutes", "1e30"], ["minutes must be at most"]),
         (["run", "toy", "--minutes", "0"], ["minutes must be positive, got 0"]),
         (["run", "toy", "--minutes", "nan"], ["minutes must be positive, got nan"]),
         (["run", "toy", "--minutes", "-inf"], ["minutes must be positive, got -inf"]),
@@ -193,6 +194,7 @@ def test_resume_tells_of_other_versions(call, tmp_path):
         (["resume", "stranger"], ["unknown experiment stranger", "there is: toy"]),
         (["resume", "retired"], ["unknown preset huge", "smoke, cpu, gpu"]),
         (["resume", "old"], ["old was begun by jaxlab 0.4.0", "start a new run"]),
+        (["resume", "refused"], ["refused cannot go on: num_steps must not be negative, got -1"]),
         (["resume", "outdated"], ["does not fit this version", "momentum"]),
         (["report"], ["no results yet", "python -m experiments run toy"]),
         (["report", "full"], ["full holds no result.json"]),
@@ -210,6 +212,7 @@ def test_mistakes_are_one_line_and_leave_nothing(call, tmp_path, args, expected)
         "stranger": result.Start("stranger", "smoke", {}, "", "", {}, layout=result.LAYOUT),
         "retired": result.Start("toy", "huge", {}, "", "", {}, layout=result.LAYOUT),
         "outdated": result.Start("toy", "smoke", {"momentum": 1}, "", "", {}, layout=result.LAYOUT),
+        "refused": result.Start("toy", "smoke", {"num_steps": -1}, "", "", {}, layout=1),
         "old": result.Start("toy", "smoke", {}, "", "", {"jaxlab": "0.4.0"}),
     }.items():
         result.write(tmp_path / folder / "config.json", changed)

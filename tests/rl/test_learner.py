@@ -234,6 +234,16 @@ def test_one_trace_and_seeds_in_one_program(usual, key):
     assert out.updates == alone.updates and out.replay.position == alone.replay.position
 
 
+def test_checkpoints_tell_all_methods_apart():
+    """Some have states of the same shapes, and some are made by one function."""
+    makers = (rl.fpmd_r, rl.fpmd_m, rl.dpmd, rl.sdac, rl.qvpo, rl.dipo, rl.qsm, rl.dacer, rl.dime)
+    policies = [make(3, 1) for make in (*makers, rl.sac, rl.td3)]
+    names = [tiny(policy).name for policy in policies]
+    assert len(set(names)) == len(names), names
+    partial = policies[-1]._replace(loss=functools.partial(policies[-1].loss))
+    assert tiny(partial).name == names[-1]
+
+
 def test_returns_of_episodes_count_once_where_they_end(usual, key):
     """Seven steps of two environments an episode, two steps of them in one of the learner."""
     state = usual.init(key)  # thirty steps: two of the fifth episode

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import time
@@ -122,6 +123,46 @@ def _alive(pid):
     return state != "Z"
 
 
+KILLED = """
+import sys
+sys.path.insert(0, sys.argv[2])
+from experiments.bench import suite
+
+cells = [suite.Entry(name, "check", f"toy_targets:{name}", 5.0) for name in ("check", "hang")]
+suite.main(["--allow-cpu", "--budget", "300", "--out", sys.argv[1]], cells)
+"""
+
+
+def test_a_suite_that_is_killed_takes_a_cell_that_hangs_with_it(tmp_path):
+    """As the limit of a lease does; the device would be held, and the next suite find no memory."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(tmp_path / "out"), str(HERE)],
+        cwd=worker.REPOSITORY,
+        stdout=subprocess.DEVNULL,
+    )
+    child = tmp_path / "pid"  # of the worker, which hangs now
+    while not (child.exists() and child.read_text()):
+        assert process.poll() is None
+        time.sleep(0.05)
+    (at_work,) = _children(process.pid)
+    process.kill()
+    process.wait()
+    for _ in range(50):
+        if not _alive(at_work):
+            break
+        time.sleep(0.1)
+    assert not _alive(at_work)
+    os.kill(int(child.read_text()), signal.SIGKILL)
+    # What was measured before is there, whole.
+    assert [kept.status for kept in suite.records(tmp_path / "out").values()] == ["ok"]
+
+
+def _children(pid):
+    return [
+        int(found) for found in pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    ]
+
+
 def test_cells_share_a_process_until_one_breaks_it(tmp_path):
     names = ("process", "broken", "process again", "crash", "process anew")
     entries = [dataclasses.replace(entry(n.split()[0]), name=n) for n in names]
@@ -158,6 +199,19 @@ def test_what_does_not_fit_is_passed_over_for_what_does(tmp_path):
     assert [record.name for record in written] == ["check", "silent_check"]
     assert said[-1] == "98 s left, too little for benchmark"
     assert run(entries, tmp_path / "none", budget_s=0.5, device=pretend())[0] == []
+
+
+def test_modules_that_hang_come_last(tmp_path):
+    """A kernel that never ends would take a minute for each of its cells, one after the other."""
+    names = ("first", "second", "third", "other", "fourth")
+    entries = [
+        suite.Entry(name, "check", f"{'b' if name == 'other' else 'a'}:{name}", 10.0)
+        for name in names
+    ]
+    device = pretend(lambda entry: 1e9 if entry.target[0] == "a" else 10.0)
+    written, _ = run(entries, tmp_path, budget_s=220.0, device=device)
+    assert [record.name for record in written] == ["first", "second", "other"]
+    assert [record.status for record in written] == ["timeout", "timeout", "ok"]
 
 
 def test_each_record_is_there_before_the_next_cell_starts(tmp_path):
@@ -201,6 +255,26 @@ def test_a_device_that_is_gone_ends_the_suite(tmp_path):
     written, said = run((entry("crash"), entry("check")), tmp_path, device=device)
     assert [record.status for record in written] == ["failed"]
     assert said[-1] == "the device is gone: a new process sees cpu"
+
+
+def test_what_a_folder_holds_of_others_is_not_written_over(tmp_path, capsys):
+    """Finished cells of another device, or of another version, whose records it cannot read."""
+    out = tmp_path / "out"
+    suite.write(out, {"check": record("check")})
+    assert suite.main(["--allow-cpu", "--out", str(out)], (entry("check"),), root=tmp_path) == 2
+    said = capsys.readouterr().err
+    assert "holds results of NVIDIA H100 80GB HBM3" in said and said.count("\n") == 1
+    assert suite.records(out) == {"check": record("check")}
+    (out / "results.json").write_text('[{"cell": 1}]')
+    assert suite.main(["--allow-cpu", "--out", str(out)], (entry("check"),), root=tmp_path) == 2
+    assert "results.json" in capsys.readouterr().err
+    assert (out / "results.json").read_text() == '[{"cell": 1}]'
+
+
+def test_a_suite_of_which_nothing_can_run_has_not_succeeded(tmp_path, capsys):
+    given = ["--allow-cpu", "--out", str(tmp_path / "out")]
+    assert suite.main(given, (entry("elsewhere"),), root=tmp_path) == 1
+    assert "nothing can run here: " in capsys.readouterr().out.splitlines()[-1]
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, capsys):
@@ -401,6 +475,23 @@ def test_a_bare_checkout_with_what_a_bare_image_has(tmp_path):
     assert kept.status == "ok" and kept.details["largest error"] < 2e-2
     done = call("-m", "experiments", "gpu", "--merge", out)
     assert done.returncode == 2 and "figures of a CPU" in done.stderr
+
+
+def test_kernels_are_checked_and_timed_with_jax_alone(tmp_path):
+    """Nothing else is installed, not even what JAX's own Mosaic backend needs."""
+    (tmp_path / "sitecustomize.py").write_text(
+        BLOCKED.format(names=(*ABSENT, *"absl chex flax jaxtyping optax orbax rich torch".split()))
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", FIRST_CELL.replace("suite.SUITE:", "():"), str(tmp_path / "home")],
+        cwd=worker.REPOSITORY,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr + done.stdout
+    (kept,) = suite.records(tmp_path / "home").values()
+    assert kept.status == "ok" and kept.details["largest error"] < 2e-2
 
 
 @pytest.mark.slow
