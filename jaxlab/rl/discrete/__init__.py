@@ -1,6 +1,7 @@
 """Actions of K tokens: diffusion policies over sequences, and how mirror descent trains them."""
 
 from jaxlab.rl.discrete import enhancers, matching, targets, tasks
+from jaxlab.rl.discrete.convolutions import DenoisingConv, make_conv_policy
 from jaxlab.rl.discrete.matching import (
     bound_logp,
     forward_kl,
@@ -15,6 +16,7 @@ from jaxlab.rl.discrete.policies import (
     make_mlp_policy,
     make_table_policy,
 )
+from jaxlab.rl.discrete.pretraining import PretrainState, log_likelihood, pretrain
 from jaxlab.rl.discrete.sequences import SequenceState, forward, reverse, unique_share
 from jaxlab.rl.discrete.targets import (
     divergence,
@@ -30,7 +32,9 @@ from jaxlab.rl.discrete.transformers import (
 )
 
 __all__ = [
+    "DenoisingConv",
     "DenoisingMlp",
+    "PretrainState",
     "SequenceState",
     "TokenPolicy",
     "WritingPolicy",
@@ -41,6 +45,8 @@ __all__ = [
     "exact_target",
     "forward",
     "forward_kl",
+    "log_likelihood",
+    "make_conv_policy",
     "make_factored_policy",
     "make_mlp_policy",
     "make_table_policy",
@@ -48,6 +54,7 @@ __all__ = [
     "make_writing_policy",
     "matching",
     "mean_field_logp",
+    "pretrain",
     "reverse",
     "reverse_kl",
     "sample_weights",

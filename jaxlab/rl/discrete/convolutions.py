@@ -1,0 +1,131 @@
+"""A denoiser for long sequences: residual dilated convolutions, such as reads regulatory DNA.
+
+Stark et al. 2024, arXiv:2402.05841, and the released code of arXiv:2410.13643 (DRAKES).
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxlab.diffusion.discrete.masked import Denoise
+from jaxlab.nn.mlp import fan_in_normal
+from jaxlab.rl.discrete.policies import TokenPolicy, check_sizes
+
+DILATIONS = (1, 1, 4, 16, 64)
+
+
+class DenoisingConv(nn.Module):
+    """A convolution, layers x + relu(conv(norm(x))) of rising dilation, and a head of two layers.
+
+    Layers of one dilation are scanned.
+
+    Attributes:
+        vocab: V.
+        hidden: channels of all layers.
+        repeats: layers of each dilation: 4 make the 20 layers of the published network.
+        width: places that a convolution covers, odd.
+        dilations: distance between them, by group of layers.
+    """
+
+    vocab: int
+    hidden: int = 128
+    repeats: int = 4
+    width: int = 9
+    dilations: tuple[int, ...] = DILATIONS
+
+    @nn.compact
+    def __call__(self, tokens: Int[Array, "*B L"]) -> Float[Array, "*B L V"]:
+        H = self.hidden
+        shown = jax.nn.one_hot(tokens, self.vocab + 1)
+        x = shown.reshape(-1, *shown.shape[-2:])
+        first = self.param("first", fan_in_normal, (self.width, self.vocab + 1, H))
+        bias = self.param("first_bias", nn.initializers.zeros_init(), (H,))
+        x = jax.nn.relu(dilated_conv(x, first, 1) + _wide(bias, x.ndim))
+        shapes = {
+            "kernel": (self.repeats, self.width, H, H),
+            "bias": (self.repeats, H),
+            "scale": (self.repeats, H),
+            "shift": (self.repeats, H),
+        }
+        starts: dict[str, Any] = {
+            "kernel": _stacked,
+            "bias": nn.initializers.zeros_init(),
+            "scale": nn.initializers.ones_init(),
+            "shift": nn.initializers.zeros_init(),
+        }
+        for i, dilation in enumerate(self.dilations):
+            layers = {
+                name: self.param(f"layers_{i}_{name}", starts[name], shape)
+                for name, shape in shapes.items()
+            }
+
+            def layer(
+                x: Array, w: dict[str, Array], dilation: int = dilation
+            ) -> tuple[Array, None]:
+                h = _layer_norm(x) * _wide(w["scale"], x.ndim) + _wide(w["shift"], x.ndim)
+                h = dilated_conv(h, w["kernel"], dilation) + _wide(w["bias"], x.ndim)
+                return x + jax.nn.relu(h), None
+
+            x, _ = jax.lax.scan(layer, x, layers)
+        x = jax.nn.relu(nn.Dense(H, kernel_init=fan_in_normal)(x))
+        logits = nn.Dense(self.vocab, kernel_init=nn.initializers.zeros_init())(x)
+        return logits.reshape(*tokens.shape, self.vocab)
+
+
+def make_conv_policy(
+    vocab: int, length: int, *, hidden: int = 128, repeats: int = 4
+) -> TokenPolicy:
+    """Makes a policy of a `DenoisingConv`; the defaults are the published network's.
+
+    Raises:
+        ValueError: if a size is below 1.
+    """
+    check_sizes(vocab, length, hidden, repeats)
+    network = DenoisingConv(vocab, hidden, repeats)
+
+    def denoise(params: Any) -> Denoise:
+        return lambda tokens, level: network.apply(params, tokens)  # pyright: ignore
+
+    return TokenPolicy(
+        vocab, length, lambda key: network.init(key, jnp.zeros((1, length), jnp.int32)), denoise
+    )
+
+
+def dilated_conv(
+    x: Float[Array, "B L C"], kernel: Float[Array, "W C D"], dilation: int
+) -> Float[Array, "B L D"]:
+    """Returns the convolution of the same length, zero beyond both ends, W odd.
+
+    Places of equal remainder are put beside each other in the batch and convolved without
+    dilation: XLA has fast plain convolutions on CPUs, and slow dilated ones.
+    """
+    batch, length, channels = x.shape
+    if dilation > 1:
+        padded = -(-length // dilation) * dilation
+        x = jnp.pad(x, ((0, 0), (0, padded - length), (0, 0)))
+        x = x.reshape(batch, padded // dilation, dilation, channels).swapaxes(1, 2)
+        x = x.reshape(batch * dilation, padded // dilation, channels)
+    y = jax.lax.conv_general_dilated(
+        x, kernel, (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC")
+    )
+    if dilation > 1:
+        y = y.reshape(batch, dilation, -1, y.shape[-1]).swapaxes(1, 2)
+        y = y.reshape(batch, -1, y.shape[-1])[:, :length]
+    return y
+
+
+def _layer_norm(x: Array) -> Array:
+    x = x - jnp.mean(x, axis=-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.mean(x**2, axis=-1, keepdims=True) + 1e-6)
+
+
+def _stacked(key: Array, shape: tuple[int, ...]) -> Array:
+    """Draws kernels of several layers, each by its own fan-in."""
+    return jax.vmap(lambda key: fan_in_normal(key, shape[1:]))(jax.random.split(key, shape[0]))
+
+
+def _wide(x: Array, rank: int) -> Array:
+    return x.reshape((1,) * (rank - 1) + (-1,))

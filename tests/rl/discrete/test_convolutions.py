@@ -1,0 +1,77 @@
+"""The convolutional denoiser and its pre-training."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxlab.diffusion.discrete import exact, schedules
+from jaxlab.rl import discrete
+from jaxlab.rl.discrete.convolutions import dilated_conv
+
+
+@pytest.mark.parametrize("dilation", [1, 4, 7, 30])
+def test_dilated_convolution_is_laxs(dilation, x64):
+    rng = np.random.default_rng(dilation)
+    x, kernel = jnp.asarray(rng.normal(size=(2, 25, 3))), jnp.asarray(rng.normal(size=(9, 3, 4)))
+    expected = jax.lax.conv_general_dilated(
+        x, kernel, (1,), "SAME", rhs_dilation=(dilation,), dimension_numbers=("NWC", "WIO", "NWC")
+    )
+    np.testing.assert_allclose(dilated_conv(x, kernel, dilation), expected, rtol=1e-11, atol=1e-11)
+
+
+def test_a_far_token_is_seen_and_hidden_ones_count_as_hidden():
+    policy = discrete.make_conv_policy(4, 40, hidden=16, repeats=1)
+    params = policy.init(jax.random.key(0))
+    head = params["params"]["Dense_1"]
+    head["kernel"] = jax.random.normal(jax.random.key(1), head["kernel"].shape)
+    tokens = jnp.full((3, 40), 4).at[1, 39].set(0).at[2, 39].set(1)
+    logits = policy.denoise(params)(tokens, jnp.ones(3))
+    first = np.asarray(logits[:, :3])  # 36 places away and more
+    assert (abs(first[0] - first[1]) > 1e-6).any() and (abs(first[1] - first[2]) > 1e-6).any()
+
+
+@pytest.mark.usefixtures("optax_promotes")
+def test_pretraining_reaches_the_entropy_of_its_corpus():
+    """Two bits that are equal, and a third that is one in four: the bound's least is known."""
+    joint = np.zeros((2, 2, 2))
+    joint[0, 0], joint[1, 1] = [0.375, 0.125], [0.375, 0.125]
+    entropy = -(joint[joint > 0] * np.log(joint[joint > 0])).sum()
+    sequences = exact.sequences(2, 3)
+    corpus = jnp.asarray(np.repeat(sequences, (joint.ravel() * 64).astype(int), axis=0))
+    policy = discrete.make_table_policy(2, 3)
+    algorithm = discrete.pretrain(
+        policy, corpus, batch=64, learning_rate=5e-2, max_grad_norm=10.0, average=0.9
+    )
+    state, _ = jax.jit(
+        lambda key: jax.lax.scan(
+            lambda state, _: algorithm.step(state), algorithm.init(key), length=600
+        )
+    )(jax.random.key(0))
+    bound = exact.nelbo_subsets(policy.denoise(state.average), vocab=2, length=3)
+    reached = float(joint.ravel()[joint.ravel() > 0] @ np.asarray(bound)[joint.ravel() > 0])
+    assert entropy < reached < entropy + 0.03
+    keys = jax.random.split(jax.random.key(1), 400)
+    each = jax.vmap(
+        lambda key: discrete.log_likelihood(
+            key, policy, state.average, jnp.asarray(sequences[:1]), 8
+        )
+    )(keys)
+    schedule = schedules.make_schedule(8)
+    expected = -exact.nelbo_steps(policy.denoise(state.average), schedule, vocab=2, length=3)[0]
+    error = float(jnp.std(each)) / 20
+    assert abs(float(jnp.mean(each)) - float(expected)) < 5 * error
+
+
+@pytest.mark.parametrize(
+    ("corpus", "message"),
+    [
+        (np.zeros((0, 3), np.int32), "corpus"),
+        (np.zeros((4, 2), np.int32), "corpus"),
+        (np.full((4, 3), 2, np.int32), "tokens 0 .. 1"),
+        (np.zeros((4, 3)), "integers"),
+    ],
+)
+def test_a_bad_corpus_is_refused(corpus, message):
+    with pytest.raises(ValueError, match=message):
+        discrete.pretrain(discrete.make_table_policy(2, 3), jnp.asarray(corpus))
