@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None, names: Names | None = None) -> int:
     except OSError as error:
         if sys.flags.dev_mode or not result.is_storage(error):
             raise
-        print(f"error: {flags.reason(error)}", file=sys.stderr)
+        print(f"error: {result.reason(error)}", file=sys.stderr)
         return 2
 
 

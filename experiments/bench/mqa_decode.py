@@ -158,7 +158,14 @@ def _rest(work: Workload) -> tuple:
 
 def _call(work: Workload, spec: Spec) -> api.Call:
     return api.Call(
-        spec.S_q, spec.H, spec.C, spec.page, work.q.dtype, work.k_pages.dtype, spec.kv == "direct"
+        spec.S_q,
+        spec.H,
+        spec.C,
+        spec.page,
+        work.q.dtype,
+        work.k_pages.dtype,
+        spec.kv == "direct",
+        num_slots=work.k_pages.shape[0] * spec.page,
     )
 
 

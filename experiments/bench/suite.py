@@ -396,7 +396,8 @@ def main(
         print("\nstopped", file=sys.stderr)
         return 130
     except (ValueError, OSError, RuntimeError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        said = result.reason(error) if isinstance(error, OSError) else str(error)
+        print(f"error: {' '.join(said.split())}", file=sys.stderr)
         return 2
 
 

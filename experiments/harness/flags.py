@@ -45,11 +45,6 @@ def positive(name: str, value: float | None) -> None:
         raise Mistake(f"{name} must be at most 1,000,000, got {value:g}")
 
 
-def reason(error: OSError) -> str:
-    """Says in one line what the system did not let us do, and why."""
-    return f"{error.filename or 'cannot write'}: {error.strerror}"
-
-
 def parse(kind: Any, args: Sequence[str], command: str) -> Any:
     """Parses flags into a dataclass.
 

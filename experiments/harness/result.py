@@ -310,6 +310,14 @@ def is_storage(error: BaseException) -> bool:
     )
 
 
+def reason(error: OSError) -> str:
+    """Says what the system did not let us do, and why; what has no number of the system's is ours.
+
+    "results.json: File exists", and not "[Errno 17] File exists: 'results.json'".
+    """
+    return f"{error.filename or 'cannot write'}: {error.strerror}" if error.errno else str(error)
+
+
 def new_folder(parent: pathlib.Path) -> pathlib.Path:
     """Creates `parent/<date-time>` and returns it; never one that exists."""
     stamp = f"{datetime.datetime.now():%Y-%m-%d_%H%M%S}"

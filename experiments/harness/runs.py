@@ -153,7 +153,7 @@ def carry_out(
     except OSError as error:
         if sys.flags.dev_mode or not result.is_storage(error):
             raise
-        raise flags.Mistake(f"{flags.reason(error)}; {told}") from None
+        raise flags.Mistake(f"{result.reason(error)}; {told}") from None
     words.show(outcome)  # last: who reads along may have left
     print(page)
     return 0

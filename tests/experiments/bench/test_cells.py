@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from experiments.bench import ceilings, mqa_decode, mqa_prefill, projections, timing
-from jaxlab.kernels.mqa_decode import specs
+from jaxlab.kernels import compat
+from jaxlab.kernels.mqa_decode import api, specs
 
 DECODE = {"B": 2, "S": 100, "H": 2, "C": 16}
 
@@ -91,6 +92,17 @@ def test_a_wrong_kernel_is_not_timed(monkeypatch):
     monkeypatch.setattr(api, "mqa_decode", lambda *x, **options: 1.1 * right(*x, **options))
     with pytest.raises(AssertionError, match="off by"):
         mqa_decode.cell(kv="f32", **DECODE)
+
+
+def test_the_implementation_that_is_named_is_the_one_that_is_timed(monkeypatch):
+    """Triton cannot count the elements of so many pages, and XLA computes."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(compat, "compute_capability", lambda: 8.0)
+    for num_pages, named in ((2**16, "triton"), (2**17, "xla")):
+        pages = jax.ShapeDtypeStruct((num_pages, 64, 256), jnp.bfloat16)
+        work = specs.Workload(pages, pages, pages, None, None, {}, 0, 0)
+        spec = specs.Spec(B=64, S=131_072)
+        assert api.choose(mqa_decode._call(work, spec)) == named
 
 
 def test_experts_and_projections_agree_with_their_rivals():
