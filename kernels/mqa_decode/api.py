@@ -102,7 +102,8 @@ def mqa_decode(
     Raises:
         ValueError: if shapes or dtypes do not fit; if concrete lengths or page numbers lie outside
             the table or the pages (traced ones are checked under `checkify`, and spoil their own
-            request alone); if both `impl` and `config` are given; if `plan` is of other sizes.
+            request alone); if both `impl` and `config` are given; if `plan` is of other sizes, or
+            of lengths that take other numbers of pages.
         NotImplementedError: if `impl` is given and cannot run; it says why.
 
     Source: Step-3, arXiv:2507.19427, section 4; split-KV decoding, Dao et al. 2023.
@@ -114,7 +115,7 @@ def mqa_decode(
         raise ValueError(f"give impl or config, not both; got {impl!r} and {config}")
     B, P = page_table.shape
     if plan is not None:
-        check_plan(plan, B, P)
+        check_plan(plan, lens, P, call.page)
     config = config or heuristic(call, B, P, impl)
     _check_config(config, call)
     if reason := why_not(config.impl, call):

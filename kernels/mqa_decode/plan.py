@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.experimental import checkify
 
 from .. import compat, paged
 
@@ -74,12 +75,15 @@ def decode_plan(
     return _divided(lens, page_table, page=page, num_parts=num_parts)
 
 
-def check_plan(plan: Plan, B: int, P: int) -> None:
-    """Checks that a plan is of B requests of P pages, and that its lengths were in range.
+def check_plan(plan: Plan, lens: jax.Array, P: int, page: int) -> None:
+    """Checks that a plan is of requests of P pages, of as many as these lengths take.
 
     Raises:
-        ValueError: if it is of other sizes, or a concrete status is not `FINE`.
+        ValueError: if it is of other sizes, a concrete status is not `FINE`, or concrete lengths
+            take other numbers of pages, as those of a later step may; traced ones are checked under
+            `checkify`.
     """
+    B = lens.shape[0]
     num_parts = plan.begin.shape[0]
     sizes = plan.flat_page.shape[0], plan.first.shape[0], plan.slot_request.shape[0]
     if sizes != (B * P, B + 1, num_parts + B):
@@ -91,6 +95,15 @@ def check_plan(plan: Plan, B: int, P: int) -> None:
     if wrong is not None:
         why = "negative" if int(plan.status[wrong]) == NEGATIVE else "beyond its pages"
         raise ValueError(f"plan was made of a length that is {why}, that of request {wrong}")
+    num_pages = plan.first[1:] - plan.first[:-1]
+    amiss = num_pages != (jnp.clip(lens, 0, P * page) + page - 1) // page
+    wrong = paged.first_where(amiss, lambda amiss: amiss)
+    if wrong is not None:
+        raise ValueError(
+            f"plan gives request {wrong} {int(num_pages[wrong])} pages of {page} tokens, it has "
+            f"{int(lens[wrong])} tokens; make a plan for each step"
+        )
+    checkify.debug_check(~jnp.any(amiss), "plan is of other lengths; make one for each step")
 
 
 @functools.partial(jax.jit, static_argnames=("page", "num_parts"))

@@ -185,6 +185,15 @@ def test_a_plan_is_of_its_requests():
     spoiled = jax.jit(lambda x: plan.decode_plan(x, table, page=16, num_parts=4))(lens - 30)
     with pytest.raises(ValueError, match="negative, that of request 1"):
         api.mqa_decode(q, k, v, table, lens, plan=spoiled)
+    # That of an earlier step: the kernel would leave out the page that the last token began.
+    within = plan.decode_plan(lens - jnp.array([0, 3]), table, page=16, num_parts=4)
+    api.mqa_decode(q, k, v, table, lens, plan=within)  # the same pages, which a plan is of
+    stale = plan.decode_plan(lens - jnp.array([0, 4]), table, page=16, num_parts=4)
+    with pytest.raises(ValueError, match="gives request 1 1 pages of 16 tokens, it has 20 tokens"):
+        api.mqa_decode(q, k, v, table, lens, plan=stale)
+    decode = checkify.checkify(jax.jit(lambda *x: api.mqa_decode(*x[:5], plan=x[5])))
+    assert decode(q, k, v, table, lens, fine)[0].get() is None
+    assert "make one for each step" in decode(q, k, v, table, lens, stale)[0].get()
     for message, bad in (
         ("must be int32", {"lens": lens.astype(jnp.int16)}),
         ("lens must be .B. and page_table .B, P.", {"lens": lens[:1]}),
