@@ -42,8 +42,9 @@ class Config:
     """Longest time without admissions that is believed, days; rows beyond it are set aside."""
     variant: Literal["fisk_mean", "fisk_paper", "burr_tool"] = "fisk_mean"
     """Reading of the log-logistic law in your study: mean-preserving, or the published one."""
-    convention: Literal["ceil", "midnight", "touch"] = "ceil"
-    """When the census is taken; model and observed census share it."""
+    convention: Literal["ceil", "midnight", "bed_days", "touch"] = "ceil"
+    """When the census is taken; model and observed census share it. A day's average, bed_days, is
+    simulated at midnight."""
     warmup: Literal["zero", "drop", "backfill"] = "drop"
     """The unit starts empty: keep those days (zero), drop them, or fill in history (backfill)."""
     tail: Literal["cut", "keep"] = "cut"

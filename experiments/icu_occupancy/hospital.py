@@ -48,6 +48,14 @@ def settings_of(config: Config) -> tuple[q.QueueModel, q.BedRules]:
     return queue, q.BedRules(gamma=config.gamma)
 
 
+def countable(queue: q.QueueModel) -> q.QueueModel:
+    """Returns how the demand is simulated: by counts of patients, not by an average over the day.
+
+    At midnight, which instead of "bed_days" is taken, as many are in bed on average.
+    """
+    return queue._replace(convention="midnight") if queue.convention == "bed_days" else queue
+
+
 def read(config: Config) -> tuple[q.Stays, q.Rejects]:
     """Reads the CSV as the flags say.
 
@@ -290,7 +298,7 @@ def _simulate(study: q.Study, about: dict[str, Any], folder: pathlib.Path) -> q.
         num_blocks=NUM_BLOCKS,
         mesh=mesh,
         num_lags=_round_up(int(inputs.smax.max()), 64),
-        queue=study.queue,
+        queue=countable(study.queue),
         initial_ages=ages,
         mask=windows.to_own_days(jnp.asarray(study.plan.mask), own),
         hist_size=max(128, _round_up(max(highest, int(beds.max())) + 32, 64)),

@@ -7,7 +7,7 @@ import scipy.stats
 
 from experiments.harness.result import Row, Table
 from experiments.icu_occupancy import published
-from experiments.icu_occupancy.hospital import Measured
+from experiments.icu_occupancy.hospital import Measured, countable
 from jaxlab import queueing as q
 
 
@@ -100,6 +100,7 @@ def utilization_table(measured: Measured, title: str, *, actual: tuple[int, ...]
         )
     )  # [site, rule]
     full = np.asarray(q.overflow_threshold(counts, gamma))
+    at = "" if countable(study.queue) == study.queue else ", at midnight"
     rows = []
     for i, site in enumerate(study.stays.site_names):
         rho = study.plan.rho[i][study.plan.mask[i]]
@@ -138,7 +139,7 @@ def utilization_table(measured: Measured, title: str, *, actual: tuple[int, ...]
         ),
         tuple(rows),
         "Over 100 %: more patients than beds. Observed: the census of the data. By the model: the "
-        "Poisson law of unconstrained demand. Simulated: the same patient by patient, "
+        f"Poisson law of unconstrained demand. Simulated: the same patient by patient{at}, "
         f"{int(summary.replications):,} replications.",
     )
 

@@ -336,44 +336,59 @@ def _matched_mean(
     queue: QueueModel,
     tail: settings.Tail,
 ) -> Float[Array, "I T"]:
-    """Computes the mean stays of `queue_inputs` by a fixed point of factor and delta."""
+    """Computes the mean stays of `queue_inputs` by a fixed point of factor and delta.
+
+    What is cut off grows faster than the mean stay, so that it is averaged over two points that
+    have the mean and the variance of the days' mean stays.
+    """
     share = laws.by_date
     share = jnp.zeros_like(laws.mean_los) if share is None else share
     days = jnp.sum(series.inside, axis=1).astype(series.sig2.dtype)
     sig2 = jnp.sum(jnp.where(series.inside, series.sig2, 0.0), axis=1) / days
     total = jnp.sum(series.lam, axis=1)
-    by_day = jnp.sum(series.lam * series.mu, axis=1) / jnp.where(total > 0, total, 1.0)
+    weight = series.lam / jnp.where(total > 0, total, 1.0)[:, None]
+    by_day = jnp.sum(weight * series.mu, axis=1)
+    by_day = jnp.where(by_day > 0, by_day, laws.mean_los)  # no admission at all
+    spread = jnp.sqrt(jnp.sum(weight * (series.mu - by_day[:, None]) ** 2, axis=1)) / by_day
     begun = share if queue.convention == "ceil" else jnp.zeros_like(share)
     raised = jnp.ones_like(share, bool) if tail == "keep" else share > 0
     if queue.variant != "fisk_mean":
         raised &= laws.family != conditional.FAMILIES.index("fisk")
 
     def site(args):
-        mean, sig2, kappa, family, smax, begun, raised = args
+        mean, spread, sig2, kappa, family, smax, begun, raised = args
         family, lags = jnp.maximum(family, 0), jnp.arange(num_lags + 1, dtype=jnp.int32)
+        around = 1 + jnp.minimum(spread, 0.9) * jnp.asarray([-1.0, 1.0], mean.dtype)
+
+        def counted(convention, means):
+            def days(mean):
+                surv_fn = conditional.law(
+                    family, mean, sig2, kappa, variant=queue.variant, moments=queue.moments
+                )
+                weights = occupancy.census_weight(lags, surv_fn, convention)
+                return jnp.sum(jnp.where(lags <= smax, weights, 0.0))
+
+            return jnp.mean(jax.vmap(days)(means))
 
         def step(carry, _):
             scale, delta = carry
             stay = mean - begun * delta
-            surv_fn = conditional.law(
-                family, scale * stay, sig2, kappa, variant=queue.variant, moments=queue.moments
-            )
-            begins, lasts = (
-                jnp.sum(jnp.where(lags <= smax, occupancy.census_weight(lags, surv_fn, name), 0.0))
-                for name in ("ceil", "midnight")
-            )
+            means = scale * jnp.maximum(mean * around - begun * delta, MIN_MEAN_LOS)
+            if queue.convention == "ceil":
+                lasts = counted("midnight", means)
+                delta = counted("ceil", means) - lasts
+            else:  # a stay touches a day more than it lasts
+                lasts = counted(queue.convention, means) - float(queue.convention == "touch")
             scale = jnp.where(raised, jnp.minimum(scale * stay / lasts, 1e3), 1.0)
-            return (scale, begins - lasts), None
+            return (scale, delta), None
 
         start = (jnp.ones_like(mean), jnp.full_like(mean, 0.5))
         (scale, delta), _ = jax.lax.scan(step, start, None, length=_TAIL_STEPS)
         return scale, begun * delta
 
-    known = (laws.mean_los, sig2, laws.kappa, laws.family, laws.smax, begun, raised)
+    known = (laws.mean_los, spread, sig2, laws.kappa, laws.family, laws.smax, begun, raised)
     scale, delta = jax.lax.map(site, known)
-    level = jnp.where(
-        raised & (by_day > 0), laws.mean_los / jnp.where(by_day > 0, by_day, 1.0), 1.0
-    )
+    level = jnp.where(raised, laws.mean_los / by_day, 1.0)
     mu = series.mu * level[:, None] - delta[:, None]
     return jnp.maximum(mu, MIN_MEAN_LOS) * scale[:, None]
 

@@ -42,6 +42,8 @@ REASONS = {
 """Why `read_stays` sets a row aside: code -> meaning."""
 ID_COLUMNS = ("patient_id", "patient")
 """Columns that say by default which rows are one stay."""
+QUIET_DAYS = 31
+"""More days than this without a discharge may have come after the end of the data."""
 MAX_DAYS = 1826.0
 """Five years: no stay is believed to be longer, no gap between admissions either."""
 
@@ -76,7 +78,8 @@ def read_stays(
     patient without either (or with a date such as 9999-12-31) is still in bed at the end of the
     data if there is a column `discharge_date` or `event` to say so; so is one whose `los_days`
     reach that day and who has no discharge date and no event where others have. The end of the
-    data is `end`, or else the last admission or discharge in the file.
+    data is `end`, or else the last admission or discharge in the file (but for one discharge in a
+    hundred or fewer that come more than `QUIET_DAYS` after all others).
 
     Window: days are counted from the first admission or `start`, to the last one or `end`; each
     site's own window runs from its first to its last admission, the stays of the last patients
@@ -212,11 +215,20 @@ def _number(date, default):
 
 
 def _end_of_data(columns, reason, end):
-    """Returns the last day of the data: `end`, or the last admission or discharge in the file."""
+    """Returns the last day of the data: `end`, or the last admission or discharge in the file.
+
+    One discharge in a hundred or fewer, `QUIET_DAYS` after all others, do not decide it: they may
+    be slips of the pen, and the length of every open stay would follow them.
+    """
     good = reason == ""
     if end < np.inf or not good.any():  # of no rows any day will do
         return end
-    return int(np.nanmax([columns.admission.day[good], columns.discharge.day[good]]))
+    admitted, leaves = columns.admission.day[good].max(), columns.discharge.day[good]
+    leaves = np.sort(leaves[~np.isnan(leaves)])
+    days = np.concatenate([[admitted], leaves[leaves > admitted]])
+    later = days.size - 1 - np.arange(days.size - 1)  # how many come after each gap
+    alone = np.flatnonzero((np.diff(days) > QUIET_DAYS) & (100 * later <= leaves.size))
+    return int(days[alone[0]] if alone.size else days[-1])
 
 
 def _ids(table, path, id_column):
@@ -282,8 +294,15 @@ def _about_open(columns, lengths, good, last):
         f"{tables.count(int(still.sum()), 'patient')} without a discharge: still in bed at the end "
         f"of the data, {times.date_of(last)}, the longest since {times.date_of(first)}"
     )
-    if last - latest > 31:
+    if last - latest > QUIET_DAYS:
         notice += f"; the last admission is of {times.date_of(latest)}, --end sets another end"
+    beyond = columns.discharge.day[good & (columns.discharge.day > last)]
+    if beyond.size and latest <= last:
+        few, first = tables.count(beyond.size, "discharge"), times.date_of(beyond.min())
+        notice += (
+            f"; {few} from {first} on, long after all others, did not decide it: correct the date, "
+            "or --end sets another end"
+        )
     return [notice]
 
 

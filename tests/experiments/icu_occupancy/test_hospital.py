@@ -27,6 +27,7 @@ def stays(tmp_path):
     [
         (("--data", "/nope.csv"), "there is no file /nope.csv"),
         (("--data", "/"), "there is a folder /"),
+        (("--data", "/nope.csv", "--convention", "bed_days"), "there is no file /nope.csv"),
         (("--gamma", "2"), "gamma must lie in (0, 1], got 2.0"),
         (("--gamma", "nan"), "gamma must lie in (0, 1], got nan"),
         (("--gamma", "0"), "gamma must lie in (0, 1], got 0.0"),

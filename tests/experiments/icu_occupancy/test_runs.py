@@ -14,6 +14,7 @@ from jaxlab import queueing as q
 
 ROOT = pathlib.Path(__file__).parents[3]
 QUICK = ("--bootstrap", "2", "--replications", "2048")
+HOW = ("by the model", "simulated")
 
 
 def run(*arguments, **options):
@@ -75,6 +76,19 @@ def test_a_users_csv_becomes_beds_figures_and_a_report(csv, tmp_path):
     assert steps(out) == [1, 2]
     inputs = q.read_processed(out / "inputs.csv")
     assert inputs.site_names == ("Site 4", "Site 5") and inputs.inputs.lam.shape == (2, 730)
+
+
+@pytest.mark.slow
+def test_a_days_average_is_simulated_at_midnight(csv, tmp_path):
+    out = tmp_path / "run"
+    options = ("--data", csv, *QUICK, "--convention", "bed_days", "--out", out)
+    process = run("run", "icu_occupancy", *options)
+    assert process.returncode == 0, process.stderr[-2000:]
+    table = result.read(out / "result.json", result.Result).tables[1]
+    assert "patient by patient, at midnight" in table.note
+    model, simulated = (table.columns.index(f"Days over 100 %, % {how}") for how in HOW)
+    for row in table.rows:
+        assert abs(row[model] - row[simulated]) < 3
 
 
 def test_strict_refuses_the_file_in_one_line(csv, tmp_path):

@@ -364,6 +364,24 @@ def test_what_ends_the_data_and_what_is_open(tmp_path):
     assert stay_files.read_stays(path)[1].counts() == {"missing_los": 1}
 
 
+def test_a_slip_in_one_discharge_does_not_lengthen_all_open_stays(tmp_path):
+    rows = [("A", _iso(d), _iso(d + 5)) for d in range(95) for _ in range(2)]
+    rows += [("A", _iso(d), "") for d in range(95, 100)]
+    slip = ("A", _iso(50), _iso(50 + 1100))
+    path = _file(tmp_path, "site,admission_date,discharge_date", [*rows, slip])
+    stays, rejects = stay_files.read_stays(path)
+    still = ~stays.event
+    np.testing.assert_array_equal(stays.los[still], [5, 4, 3, 2, 1])  # to the end of day 99
+    assert stays.los.max() == 1100 and not rejects.rows.size
+    assert any(f"1 discharge from {_iso(1150)} on" in notice for notice in rejects.notices)
+    end = _iso(1150).item()
+    assert stay_files.read_stays(path, end=end)[0].los[still].min() == 1052
+    # More than a few are no slips: the file has been kept up to that day.
+    later = [("A", _iso(50 + d), _iso(150 + d)) for d in range(4)]
+    path = _file(tmp_path, "site,admission_date,discharge_date", [*rows, *later])
+    assert stay_files.read_stays(path)[0].los[190:195].max() == 154 - 95
+
+
 def test_each_site_has_its_own_window_and_start_and_end_are_for_all(tmp_path):
     rng = np.random.default_rng(2)
     late, los = _ward(rng, 365, 4.0, 6.0)
