@@ -129,6 +129,9 @@ def run(
     look = finite.make_look(algorithm.axes)
     with contextlib.ExitStack() as stack:
         stack.enter_context(sharding.named_if_lost())
+        for logger in loggers:
+            if close := getattr(logger, "close", None):
+                stack.callback(close)
         manager, start, state, frozen, at_start = None, 0, None, {}, {}
         if directory is not None:
             folder = pathlib.Path(directory)
@@ -143,24 +146,20 @@ def run(
                 _check_config(settings, restored.config, folder)
                 start, state, frozen = restored.step, restored.state, restored.frozen
                 at_start = restored.at_start
-                if restored.stopped or start >= num_steps:
-                    return LoopResult(state, start, restored.metrics, frozen)
             if logs:
                 logged = logging.rewind_jsonl(folder / "metrics.jsonl", start)
                 loggers.insert(0, logging.jsonl(folder / "metrics.jsonl"))
-                if (
-                    restored and logged < start
-                ):  # the process was killed after it had saved, before it logged
+                # The process was killed after it had saved, before it logged.
+                if restored and logged < start:
                     loggers[0](start, restored.metrics)
+            if restored and (restored.stopped or start >= num_steps):
+                return LoopResult(state, start, restored.metrics, frozen)
         if state is None:
             state = init(key)
             if manager is not None:
                 at_start = finite.at_start(look(state, ()))
         if at_start:
             look = finite.make_look(algorithm.axes, at_start)
-        for logger in loggers:
-            if close := getattr(logger, "close", None):
-                stack.callback(close)
         signals = stack.enter_context(signals_caught())
 
         chunks, metrics, step, saved = {}, {}, start, start

@@ -341,6 +341,21 @@ def test_a_damaged_log_is_cut_and_a_step_that_was_saved_is_in_it(tmp_path, key):
     assert both[0] == both[1]
 
 
+def test_a_finished_run_whose_last_record_is_missing_gets_it_back(tmp_path, key):
+    """It was killed between the two; who reads the log would take the chunk before for the last."""
+    path, closed = tmp_path / "metrics.jsonl", []
+    loop.run(walk(), key, num_steps=10, chunk_size=5, directory=tmp_path)
+    whole = logging.read_jsonl(path)
+    path.write_bytes(path.read_bytes().splitlines()[0] + b'\n{"step": 1')
+
+    def log(step, metrics): ...
+
+    log.close = lambda: closed.append(True)
+    loop.run(walk(), key, num_steps=10, chunk_size=5, directory=tmp_path, log=[log])
+    assert logging.read_jsonl(path) == whole
+    assert closed == [True]
+
+
 def test_loggers_are_told_of_compilation_before_it(key):
     told = []
 
