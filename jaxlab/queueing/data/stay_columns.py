@@ -260,6 +260,34 @@ def quiet_times(columns: Columns, good: np.ndarray) -> list[str]:
     ]
 
 
+def empty_ends(columns: Columns, good: np.ndarray, low: float, high: float) -> list[str]:
+    """Returns notices of sites without a patient at an end of the window that was asked for.
+
+    The days count as empty; told are those that cannot be chance, as in `quiet_times`.
+
+    Args:
+        columns: what the cells say.
+        good: `[R]` rows to look at, with patients admitted before the window.
+        low: first day of the window, infinite if none was asked for.
+        high: last day of the window, likewise.
+    """
+    site, day = columns.site[good], columns.admission.day[good]
+    num = np.bincount(site, minlength=len(columns.names))
+    first, last = np.full(num.size, np.inf), np.full(num.size, -np.inf)
+    np.minimum.at(first, site, day)
+    np.maximum.at(last, site, day)
+    notices = []
+    for flag, gap in (("start", first - low), ("end", high - last)):
+        long = np.isfinite(gap) & (gap >= 14) & (num * gap > 30 * (last - first + 1))
+        for k in np.flatnonzero(long)[:3]:
+            begin, end = (low, first[k] - 1) if flag == "start" else (last[k] + 1, high)
+            notices.append(
+                f"no admission at {columns.names[k]} from {times.date_of(begin)} to "
+                f"{times.date_of(end)}, days that count as empty: without --{flag} they do not"
+            )
+    return notices
+
+
 def _each(function, texts):
     """Applies a function to every text, to equal ones once: files repeat few texts many times."""
     return list(map(functools.cache(function), texts))

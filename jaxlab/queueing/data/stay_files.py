@@ -144,6 +144,7 @@ def read_stays(
     notices += _about_alike(columns, ids, good, num_alike, duplicates)
     notices += _about_open(columns, lengths, good, last)
     notices += stay_columns.quiet_times(columns, good & ~early)
+    notices += stay_columns.empty_ends(columns, good, low, high)
     if same := int(np.sum(good & (lengths.los == 0))):
         notices.append(f"{tables.count(same, 'same-day stay')} known by dates only: kept")
     if before := int(np.sum(good & early)):

@@ -412,6 +412,24 @@ def test_each_site_has_its_own_window_and_start_and_end_are_for_all(tmp_path):
     np.testing.assert_array_equal(part[1], whole[1, 365 : 365 + 181])
 
 
+def test_empty_ends_of_a_window_that_was_asked_for_are_noticed(tmp_path):
+    rows = [("Old", _iso(d), 3) for d in range(300)]
+    rows += [("New", _iso(d), 3) for d in range(100, 200)]
+    path = _file(tmp_path, "site,admission_date,los_days", rows)
+
+    def said(**window):
+        window = {name: _iso(day).item() for name, day in window.items()}
+        notices = stay_files.read_stays(path, **window)[1].notices
+        return [notice.split(",")[0] for notice in notices if "count as empty" in notice]
+
+    begin, end = (
+        f"no admission at New from {_iso(a)} to {_iso(b)}" for a, b in ((20, 99), (200, 280))
+    )
+    assert said(start=20, end=280) == [begin, end]
+    assert said(start=20) == [begin] and said(end=280) == [end]
+    assert said() == said(start=101, end=199) == said(start=95, end=205) == []
+
+
 def test_what_is_too_large_is_not_believed_and_never_silently(tmp_path):
     rows = [
         ("A", "1900-01-01", "1900-01-09"),
