@@ -284,9 +284,14 @@ def streamed_probe(
     key_directions, key_noise, _ = jax.random.split(key, 3)
     keys = estimators.probe_keys(key_noise, stencil)
     keys_center, keys_outer = keys[:center_repeats], keys[center_repeats:]
-    keys_outer = keys_outer.reshape(-1, B // chunk, chunk).swapaxes(0, 1)
     values = _streamed_values(
-        q, key_directions, x, stencil.u, keys_outer, kind=kind, central=stencil.central
+        q,
+        key_directions,
+        x,
+        stencil.u,
+        keys_outer.reshape(-1, B // chunk, chunk),
+        kind=kind,
+        central=stencil.central,
     )
     values = values.swapaxes(0, 1).reshape(-1, values.shape[-1])  # [sides * B, d]
     center = jnp.broadcast_to(x, (center_repeats, n))
@@ -309,18 +314,21 @@ def streamed_probe(
 def _streamed_values(
     q: Oracle, key: Array, x: Array, u: float | Array, keys: Array, *, kind: Kind, central: bool
 ) -> Float[Array, "chunks sides C d"]:
-    """Evaluates q at x + u s, and at x - u s, chunk by chunk; `keys` `[chunks, sides, C]`."""
-    num_chunks, sides, chunk = keys.shape
+    """Evaluates q at x + u s, and at x - u s, chunk by chunk; `keys` `[sides, chunks, C]`."""
+    sides, num_chunks, chunk = keys.shape
+    impl = jax.random.key_impl(keys)
+    data = jax.random.key_data(keys).swapaxes(0, 1)  # keys with their axes moved count as used
     draw = direction_sets.make_column_draw(key, x.shape[0], num_chunks * chunk, kind, x.dtype)
     stencil = Stencil(chunk, u, central)
 
     def measure(_: None, part: tuple[Array, Array]) -> tuple[None, Array]:
-        idx, keys = part
+        idx, data = part
         points = estimators.probe_points(x, draw(idx), stencil)[1:]
-        values = estimators.evaluate(q, points, keys.reshape(-1))
+        keys = jax.random.wrap_key_data(data, impl=impl).reshape(-1)
+        values = estimators.evaluate(q, points, keys)
         return None, values.reshape(sides, chunk, -1)
 
-    return jax.lax.scan(measure, None, (jnp.arange(num_chunks * chunk).reshape(-1, chunk), keys))[1]
+    return jax.lax.scan(measure, None, (jnp.arange(num_chunks * chunk).reshape(-1, chunk), data))[1]
 
 
 @functools.partial(jax.jit, static_argnames="kind")

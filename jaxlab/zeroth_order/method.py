@@ -24,7 +24,7 @@ CONVERGED, FEASIBLE, INFEASIBLE, BUDGET_SPENT, DIVERGED, BAD_START = range(6)
 """Status of an instance, the first that applies from the right; the last three are frozen.
 
     CONVERGED: the iterate `x` is feasible, and stationary as far as its derivatives can tell. Only
-        methods that estimate the multipliers say so; the run goes on.
+        methods that estimate the multipliers say so, and only without noise; the run goes on.
     FEASIBLE: a feasible point is known, `best_x`, but the method has not converged.
     INFEASIBLE: none is; `best_violation` is the least violation found, at `best_x`.
     BUDGET_SPENT: another update would exceed `Problem.max_queries`, and has not been made.
@@ -32,7 +32,8 @@ CONVERGED, FEASIBLE, INFEASIBLE, BUDGET_SPENT, DIVERGED, BAD_START = range(6)
     BAD_START: no finite value at the start.
 """
 BLOW_UP = 1e6
-"""Rise of f above the best, or of the violation, in units of max(1, |best|), that is divergence."""
+"""Rise of f above the best, or of the violation, that is divergence: in units of 1, of the size of
+the first values measured (`State.sizes`), and of the best, whichever is largest."""
 MAX_REJECTIONS = 10
 """Rejected updates, without success at a new point in between, that freeze an instance."""
 STEP_RECOVERY = 2.0
@@ -77,6 +78,7 @@ class State(NamedTuple):
         best_x: `[n]`, best_f, best_violation: the best measured point so far, in the order of
             `kkt.better`: feasible before infeasible, then objective, then violation. With noise
             it is a lucky measurement: its true values are worse, and `x` may be as good.
+        sizes: `[2]`, max(1, |f|) and max(1, max |h_i|) of the first values measured; 1 before.
         average: `[n]`, mean of the points that were stepped to.
         queries: int32, joint queries so far.  cost: int32, those of the last update.
         extras: the update's own metrics, of the last accepted one; infinite before it.
@@ -100,6 +102,7 @@ class State(NamedTuple):
     best_x: Float[Array, " n"]
     best_f: Float[Array, ""]
     best_violation: Float[Array, ""]
+    sizes: Float[Array, " 2"]
     average: Float[Array, " n"]
     queries: Int[Array, ""]
     cost: Int[Array, ""]
@@ -160,6 +163,7 @@ def make_algorithm(
             best_x=x0,
             best_f=infinite,
             best_violation=infinite,
+            sizes=jnp.ones((2,), dtype),
             average=jnp.zeros_like(x0),
             queries=jnp.asarray(queries, jnp.int32),
             cost=count,
@@ -189,6 +193,9 @@ def make_algorithm(
         best = (state.best_x, state.best_f, state.best_violation)
         take = accepted & kkt.better(measured[1:], best[1:], feasibility_tol)
         best_x, best_f, best_violation = best = _select(take, measured, best)
+        sizes = jnp.stack([jnp.abs(proposal.f), jnp.max(jnp.abs(proposal.h), initial=0.0)])
+        is_first = accepted & jnp.isinf(state.best_f)
+        sizes = jnp.where(is_first, jnp.maximum(1.0, sizes), state.sizes)
 
         going_on = state._replace(next_x=proposal.x, inner=proposal.inner)
         num_kept = (state.t - state.rejected + 1).astype(dtype)
@@ -224,7 +231,7 @@ def make_algorithm(
         queries = state.queries + proposal.queries
         spent = (queries > most_queries - proposal.queries) & (status != CONVERGED)
         status = jnp.where(spent, BUDGET_SPENT, status)
-        blown_up = kept & _blown_up(measured[1:], best[1:], feasibility_tol)
+        blown_up = kept & _blown_up(measured[1:], best[1:], sizes, feasibility_tol)
         hopeless = following.rejections >= MAX_REJECTIONS
         status = jnp.where(blown_up | hopeless, DIVERGED, status)
         status = jnp.where(hopeless & (following.rejected > state.t), BAD_START, status)
@@ -235,6 +242,7 @@ def make_algorithm(
             best_x=best_x,
             best_f=best_f,
             best_violation=best_violation,
+            sizes=sizes,
             status=status.astype(jnp.int32),
         )
         exhausted = state.queries > most_queries - state.cost
@@ -299,12 +307,12 @@ def _run(
 
 
 def _blown_up(
-    measured: tuple[Array, Array], best: tuple[Array, Array], feasibility_tol: Array
+    measured: tuple[Array, Array], best: tuple[Array, Array], sizes: Array, feasibility_tol: Array
 ) -> Array:
     """Says whether a point, `(f, violation)`, is worse than the best one beyond all measure."""
     (f, violation), (best_f, best_violation) = measured, best
-    rise = f - best_f > BLOW_UP * jnp.maximum(1.0, jnp.abs(best_f))
-    broken = violation > BLOW_UP * jnp.maximum(1.0, best_violation)
+    rise = f - best_f > BLOW_UP * jnp.maximum(sizes[0], jnp.abs(best_f))
+    broken = violation > BLOW_UP * jnp.maximum(sizes[1], best_violation)
     return kkt.better(best, measured, feasibility_tol) & (rise | broken)
 
 

@@ -196,8 +196,10 @@ def is_stationary(
 
     The gradient of the Lagrangian must be below `config.tolerance` times the gradient of f, here or
     at the start, or be lost in rounding that is no worse than at the start; complementarity
-    likewise, times max(1, |x|), the change of f that such a gradient is worth. Active constraints
-    as many as the directions hide the gradient from them: then nothing is said.
+    likewise, times max(1, |x|), the change of f that such a gradient is worth. A start far away may
+    be as steep as it likes: where the curvature here is known, its gradient counts up to that of a
+    bowl of this curvature max(1, |x|) away from its bottom. Active constraints as many as the
+    directions hide the gradient from them: then nothing is said.
 
     Args:
         here: the field at x.
@@ -206,10 +208,14 @@ def is_stationary(
         config: settings that `settings.resolve` has completed.
     """
     gradient, rounding = first
+    reach = jnp.maximum(1.0, jnp.linalg.norm(x))
+    if here.found.curvature is not None:
+        curvature = _curvature(here.found, here.lam[: here.found.D.shape[0] - 1])
+        gradient = jnp.minimum(gradient, jnp.max(jnp.abs(curvature)) * reach)
     scale = config.tolerance * jnp.maximum(here.gradient, gradient)
     small = jnp.maximum(here.slope, here.rounding) <= scale
     lost = (here.slope <= 2.0 * here.rounding) & (here.rounding <= 2.0 * rounding)
-    balanced = here.complementarity <= scale * jnp.maximum(1.0, jnp.linalg.norm(x))
+    balanced = here.complementarity <= scale * reach
     num_active = m_eq + jnp.sum(here.lam[m_eq:] > 0.0)
     B = here.found.D.shape[1]
     return (small | lost) & balanced & ((num_active < B) | (B >= x.shape[0]))
@@ -380,6 +386,15 @@ def _within_reach(found: field.Probe, D_h: Array, asked: Array, x: Array) -> Arr
     longest = jnp.maximum(1.0, jnp.linalg.norm(x))
     can = longest * jnp.linalg.norm(D_h, axis=1) / jnp.sqrt(_squared_length(found))
     return jnp.where((asked > can) & (can > 0.0), can / jnp.where(asked > 0.0, asked, 1.0), 1.0)
+
+
+def _curvature(found: field.Probe, lam: Array) -> Float[Array, " B"]:
+    """Returns second derivatives of the Lagrangian along unit vectors in the probe's directions.
+
+    A direction has the squared length n / (B c); Gaussian ones have it in the mean.
+    """
+    assert found.curvature is not None
+    return (found.curvature[0] + lam @ found.curvature[1:]) / _squared_length(found)
 
 
 def _squared_length(found: field.Probe) -> Array:

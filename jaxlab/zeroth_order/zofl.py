@@ -142,6 +142,7 @@ def make_zofl(
         first = jax.tree.map(lambda a, b: jnp.where(a < 0.0, b, a), before.first, now)
         memory = memory._replace(first=first)
         stationary = velocity.is_stationary(here, first, at, problem.m_eq, config)
+        stationary &= jnp.asarray(problem.sigma) == 0.0  # under noise it would be luck
         kept = jnp.asarray(True)
         if before.control:
             kept, watched = control.judge(

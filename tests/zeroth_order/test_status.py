@@ -13,9 +13,10 @@ from tests.zeroth_order.quadratics import quadratic
 PRECISIONS = pytest.mark.parametrize("precision", ["float32", "float64"])
 
 
-def _solve(problem, key, num_steps, **settings):
+def _solve(problem, key, num_steps, log_every=None, **settings):
     algorithm = zo.make_zofl(problem, zo.ZOFLConfig(**settings))
-    return zo.run(algorithm, key, num_steps=num_steps, log_every=num_steps)
+    log_every = num_steps if log_every is None else log_every
+    return zo.run(algorithm, key, num_steps=num_steps, log_every=log_every)
 
 
 @PRECISIONS
@@ -87,6 +88,50 @@ def test_a_scale_of_the_problem_changes_no_status(key, x64):
     np.testing.assert_allclose(state.f / a, -44.0, atol=1e-3)
 
 
+def test_noise_is_never_called_converged(key, x64):
+    """A start so steep that a ten-thousandth of its slope is what noise leaves of one: luck."""
+    bowl = zo.make_problem(lambda x: 50.0 * jnp.sum(x**2), jnp.ones(1))
+
+    def statuses(sigma):
+        algorithm = zo.make_zofl(zo.noise.with_noise(bowl, sigma))
+        return zo.run(algorithm, key, num_steps=100, observe=lambda s: s.status)[1]
+
+    status = jax.jit(jax.vmap(statuses))(jnp.asarray([0.0, 1e-4, 1e-2]))
+    assert status[0, -1] == zo.CONVERGED
+    np.testing.assert_array_equal(status[1:], zo.FEASIBLE)
+
+
+@PRECISIONS
+def test_a_steep_start_is_no_excuse(key, precision):
+    """exp(5x) - 20x from 4, where its slope is 2e9: a ten-thousandth of it is no minimum."""
+    with jax.enable_x64(precision == "float64"):
+        cliff = zo.make_problem(lambda x: jnp.exp(5.0 * x[0]) - 20.0 * x[0], jnp.asarray([4.0]))
+        _, history = _solve(cliff, key, 200, log_every=1)
+        converged = history["zo/status"] == zo.CONVERGED
+        assert converged[-1] and not converged[0]
+        f_star = 4.0 - 4.0 * np.log(4.0)
+        assert np.max(history["zo/f"][converged]) < f_star + 1e-3
+
+
+@PRECISIONS
+def test_large_units_are_no_divergence(key, precision):
+    """A disk in units of 1e-7: the first step breaks it by 2.5e6, a quarter of what it measures."""
+    with jax.enable_x64(precision == "float64"):
+
+        def fun(x, unit):
+            return -unit * x[0], jnp.stack([1e7 * (x @ x - 1.0)])
+
+        def solve(unit):
+            disk = zo.make_problem(
+                lambda x: fun(x, unit), jnp.asarray([0.0, 0.5]), feasibility_tol=1e4
+            )
+            return zo.run(zo.make_zofl(disk), key, num_steps=300, log_every=300)[0]
+
+        state = jax.jit(jax.vmap(solve))(jnp.asarray([1.0, 1e9]))
+        np.testing.assert_array_equal(state.status, zo.CONVERGED)
+        np.testing.assert_allclose(state.x, [[1.0, 0.0]] * 2, atol=2e-2)
+
+
 def test_as_many_active_constraints_as_directions_say_nothing(key):
     """Two directions whose every move the two equalities forbid: no gradient can be seen."""
     problem = quadratic(0, n=6, m_eq=2)
@@ -147,8 +192,9 @@ def test_an_armijo_search_that_fails_says_so(key, x64):
         pytest.param({"scheme": "midpoint", "common_noise": True}, marks=pytest.mark.slow),
         pytest.param({"armijo": 2, "metric": "newton"}, marks=pytest.mark.slow),
         pytest.param({"form": "plugin", "kind": "sphere", "ema": 0.5}, marks=pytest.mark.slow),
+        pytest.param({"kind": "hadamard", "B": 4, "chunk": 2}, marks=pytest.mark.slow),
     ],
-    ids=["defaults", "midpoint", "armijo", "plug-in"],
+    ids=["defaults", "midpoint", "armijo", "plug-in", "chunks"],
 )
 def test_no_key_is_used_twice(key, settings):
     """A frozen instance, whose old state is selected, included."""
