@@ -60,9 +60,9 @@ def check(**sizes: Any) -> dict[str, float]:
         f = with_derivatives(functools.partial(api.mqa_prefill, impl=impl))
         errors = map(timing.deviation, f(q, k, v, *rest), want)
         for what, error in zip(("average", "dq", "dk", "dv"), errors, strict=True):
-            found[f"{what} of {impl}"] = error
-            if not error <= (2e-2 if what == "average" else 5e-2):
-                raise AssertionError(f"{what} of {impl} on {spec.name} is off by {error:.3g}")
+            most = 2e-2 if what == "average" else 5e-2
+            name = f"{what} of {impl}"
+            found[name] = timing.require_small(error, f"{name} on {spec.name}", most)
     return found
 
 
@@ -73,8 +73,7 @@ def _cell(mode: str, spec: Spec) -> list[timing.Measurement]:
     program = timing.chain(wrap(_ours))
     if mode == FORWARD:
         error = timing.deviation(timing.once(program, q, *rest), _exact(spec)(q, *rest))
-        if not error <= 2e-2:
-            raise AssertionError(f"{spec.name} is off by {error:.3g} of the largest value")
+        timing.require_small(error, spec.name)
     ours = timing.measure_program(program, q, *rest, calls=calls, repeats=5)
     rivals, silent = [], []
     for name, rival in _rivals(spec):

@@ -36,6 +36,7 @@ def queries(**sizes: Any) -> list[timing.Measurement]:
     low, up, position = rms_specs.make(spec)
     calls = _calls(spec.num_flops, spec.num_bytes)
     fused, plain = (jax.jit(f)(low, up, position) for f in (rms_up_rope.rms_up_rope, _unfused))
+    error = timing.require_small(timing.deviation(fused, plain), f"rms_up_rope on {spec.name}")
     ours, unfused = (
         timing.measure_chain(_chained(f), low, up, position, calls=calls)
         for f in (rms_up_rope.rms_up_rope, _unfused)
@@ -49,7 +50,7 @@ def queries(**sizes: Any) -> list[timing.Measurement]:
         work=float(spec.num_bytes),
         work_unit="B",
         ceiling=ceilings.copy_bandwidth(),
-        error=timing.deviation(fused, plain),
+        error=error,
     )
     return [item]
 
@@ -60,6 +61,7 @@ def experts(**sizes: Any) -> list[timing.Measurement]:
     x, *rest = moe_specs.make(spec)
     calls = _calls(spec.num_flops, 6 * spec.E * spec.D * spec.F)
     chosen = moe.choose(x.dtype)
+    error = timing.require_small(_error_of_experts(x, *rest), f"{chosen} on {spec.name}")
 
     def grouped(i: jax.Array, x: jax.Array, *rest: jax.Array, impl: moe.Impl) -> jax.Array:
         return moe.grouped_swiglu(x, *rest, impl=impl)
@@ -74,7 +76,7 @@ def experts(**sizes: Any) -> list[timing.Measurement]:
         "work": float(spec.num_flops),
         "work_unit": "FLOP",
         "ceiling": ceilings.matmul_flops(spec.dtype),
-        "error": _error_of_experts(x, *rest),
+        "error": error,
     }
     others = [impl for impl in moe.IMPLS if impl != chosen and not moe.why_not(impl, x.dtype)]
     return [

@@ -193,6 +193,19 @@ def deviation(got: Any, want: Any) -> float:
     return float(largest(got, want))
 
 
+def require_small(error: float, what: str, most: float = 2e-2) -> float:
+    """Returns an error that is small: the time of a wrong result is worth nothing.
+
+    The default suits sixteen bits in and out.
+
+    Raises:
+        AssertionError: if it is larger, or not a number.
+    """
+    if not error <= most:
+        raise AssertionError(f"{what} is off by {error:.3g} of the largest value")
+    return error
+
+
 def _copies(x: Any) -> Any:
     import jax
     import jax.numpy as jnp

@@ -1,5 +1,7 @@
 """What the cells of the kernels time: jitted programs without copies, checked before they count."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -92,6 +94,18 @@ def test_a_wrong_kernel_is_not_timed(monkeypatch):
     monkeypatch.setattr(api, "mqa_decode", lambda *x, **options: 1.1 * right(*x, **options))
     with pytest.raises(AssertionError, match="off by"):
         mqa_decode.cell(kv="f32", **DECODE)
+    for kernel, name in (
+        (projections.rms_up_rope, "rms_up_rope"),
+        (projections.moe, "grouped_swiglu"),
+    ):
+        wrong = functools.partial(
+            lambda f, *x, **options: 1.1 * f(*x, **options), getattr(kernel, name)
+        )
+        monkeypatch.setattr(kernel, name, wrong)
+    with pytest.raises(AssertionError, match="rms_up_rope on .* is off by"):
+        projections.queries(N=4, R=8, H=2, C=4, dtype="float32")
+    with pytest.raises(AssertionError, match="blocked on .* is off by"):
+        projections.experts(N=5, E=3, D=8, F=6, dtype="float32")
 
 
 def test_the_implementation_that_is_named_is_the_one_that_is_timed(monkeypatch):
