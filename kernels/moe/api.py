@@ -71,6 +71,7 @@ def grouped_swiglu(
     config = config or heuristic(x.shape[0], sizes.size, x.dtype, impl)
     if reason := why_not(config.impl, x.dtype):
         raise NotImplementedError(f"grouped_swiglu with impl={config.impl!r} cannot run: {reason}")
+    sizes = jnp.maximum(sizes, 0)  # a traced one that is negative takes no rows from other groups
     if config.impl == "blocked":
         if config.block < 1:
             raise ValueError(f"block must be at least 1 row, got {config.block}")
