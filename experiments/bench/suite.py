@@ -33,6 +33,8 @@ START_LIMIT_S = 120.0
 PATIENCE = 2.0
 """A cell may take this many times its estimate, and always `LEAST_LIMIT_S`."""
 LEAST_LIMIT_S = 60.0
+MOST_SAID = 100_000
+"""Characters of what a cell printed that the log keeps, the last: 16 MB come home at most."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,7 +186,7 @@ def run_suite(
             own_s = max(PATIENCE * pace * entry.estimate_s, LEAST_LIMIT_S)
             start = device.clock()
             answer = device.call(at_work, entry, max(0.0, min(own_s, left)))
-            log(answer.said)
+            log(answer.said[-MOST_SAID:])
             if not answer.alive:
                 device.stop(at_work)
                 at_work = None

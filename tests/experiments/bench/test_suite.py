@@ -227,6 +227,26 @@ def test_each_record_is_there_before_the_next_cell_starts(tmp_path):
     assert sorted(suite.records(tmp_path)) == ["check", "silent_check"]
 
 
+def test_a_cell_that_prints_without_end_leaves_a_log_that_comes_home(tmp_path):
+    device, logged = pretend(), []
+
+    def call(at_work, entry, limit_s):
+        answer = device.call(at_work, entry, limit_s)
+        return answer._replace(said="x" * 10**7 + "\nthe end")
+
+    suite.run_suite(
+        (entry("check"),),
+        {},
+        device._replace(call=call),
+        device.start(60.0),
+        budget_s=100.0,
+        keep=lambda record: None,
+        say=lambda line: None,
+        log=logged.append,
+    )
+    assert logged[0].endswith("the end") and len(logged[0]) < 16e6 / len(suite.SUITE)
+
+
 def test_a_cell_that_the_budget_cuts_short_stays_missing(tmp_path):
     """It did not fail: the next lease starts with it."""
     slow = pretend(lambda entry: 3.0 * entry.estimate_s)
