@@ -153,8 +153,8 @@ def _about_sites(stays: q.Stays) -> Table:
         "What the file holds",
         header,
         tuple(rows),
-        "A site counts from its first to its last admission, or from --start to --end. Days before "
-        "a unit opened and after it closed are in no average.",
+        "A site counts from its first to its last admission, so that days before a unit opened and "
+        "after it closed are in no average; or from --start to --end, whenever it was open.",
     )
 
 

@@ -20,7 +20,7 @@ LIMITS = (
     "changes; the null calibration of the preset cpu measures by how many.",
     "The model is demand without a limit on beds: it says how many beds would be wanted, not what "
     "a full unit does.",
-    "Daily resolution hides peaks within the day.",
+    "Daily resolution hides peaks within the day; --bin 1h shows them where times are known.",
     "Arrivals are independent: twins and outbreaks make the true spread wider.",
     "Stays do not depend on how full the unit is; full neonatal units discharge earlier "
     "(Beltempo et al. 2023).",

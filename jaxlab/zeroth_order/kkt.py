@@ -23,13 +23,14 @@ def better(
     """Says whether point a precedes point b, each given as `(f, violation)`.
 
     A feasible point (violation at most `feasibility_tol`) precedes an infeasible one; feasible
-    points are ordered by f, infeasible ones by violation.
+    points are ordered by f, infeasible ones by violation, and by f where none can change it.
     """
     (f_a, viol_a), (f_b, viol_b) = a, b
     feasible_a, feasible_b = viol_a <= feasibility_tol, viol_b <= feasibility_tol
     both = feasible_a & feasible_b
     neither = ~feasible_a & ~feasible_b
-    return (feasible_a & ~feasible_b) | (both & (f_a < f_b)) | (neither & (viol_a < viol_b))
+    less = (viol_a < viol_b) | ((viol_a == viol_b) & (f_a < f_b))
+    return (feasible_a & ~feasible_b) | (both & (f_a < f_b)) | (neither & less)
 
 
 def kkt_gap(

@@ -189,6 +189,14 @@ def test_patients_in_bed_at_the_start_stay_on():
     assert float(without.series.rate[0]) == pytest.approx((stays.day >= 0).sum() / 120)
 
 
+def test_by_the_hour_those_who_leave_on_the_first_day_were_in_bed():
+    stays = draw(0, rate=3.0, mean=2.0, num_days=40, by_date=False)
+    stays.day[:4], stays.offset[:4] = -1, 22.5 / 24
+    stays.los[:4] = (0.05, 0.5, 0.6, 3.0)  # up to 23:42 the day before, 10:30, 12:54, a later day
+    by_hour, by_day = (records.initial_ages(stays, hourly=hourly) for hourly in (True, False))
+    assert by_hour[by_hour >= 0].tolist() == [2, 2, 2] and by_day[by_day >= 0].tolist() == [1]
+
+
 @pytest.mark.slow
 def test_hours_follow_the_times_of_admission():
     stays = draw(6, rate=6.0, mean=2.0, num_days=40, by_date=False)

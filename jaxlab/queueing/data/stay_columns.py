@@ -278,7 +278,8 @@ def empty_ends(columns: Columns, good: np.ndarray, low: float, high: float) -> l
     np.maximum.at(last, site, day)
     notices = []
     for flag, gap in (("start", first - low), ("end", high - last)):
-        long = np.isfinite(gap) & (gap >= 14) & (num * gap > 30 * (last - first + 1))
+        gap = np.where(np.isfinite(gap), gap, 0)
+        long = (gap >= 14) & (num * gap > 30 * (last - first + 1))
         for k in np.flatnonzero(long)[:3]:
             begin, end = (low, first[k] - 1) if flag == "start" else (last[k] + 1, high)
             notices.append(
