@@ -2,6 +2,8 @@
 
 from jaxlab.rl.discrete import enhancers, matching, targets, tasks
 from jaxlab.rl.discrete.convolutions import DenoisingConv, make_conv_policy
+from jaxlab.rl.discrete.genetic import GeneticState, evolve
+from jaxlab.rl.discrete.guidance import best_of_n, smc, svdd
 from jaxlab.rl.discrete.matching import (
     bound_logp,
     forward_kl,
@@ -35,13 +37,16 @@ __all__ = [
     "DenoisingConv",
     "DenoisingMlp",
     "PretrainState",
+    "GeneticState",
     "SequenceState",
     "TokenPolicy",
     "WritingPolicy",
+    "best_of_n",
     "bound_logp",
     "divergence",
     "effective_size",
     "enhancers",
+    "evolve",
     "exact_target",
     "forward",
     "forward_kl",
@@ -59,7 +64,9 @@ __all__ = [
     "reverse_kl",
     "sample_weights",
     "sequence_loss",
+    "smc",
     "solve_temperature",
+    "svdd",
     "targets",
     "tasks",
     "unique_share",

@@ -1,0 +1,106 @@
+"""Search and guidance without training, on tasks whose best is known."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxlab.diffusion.discrete import exact, schedules
+from jaxlab.rl import discrete
+from jaxlab.rl.discrete import guidance
+
+V, K = 3, 4
+TABLE = np.random.default_rng(0).normal(size=V**K)
+TASK = discrete.tasks.table_task("random", TABLE, vocab=V, length=K)
+SCHEDULE = schedules.make_schedule(K)
+
+
+def frozen():
+    """A table policy whose law is a known joint distribution, drawn token by token."""
+    joint = np.random.default_rng(1).dirichlet(np.ones(V**K))
+    return discrete.make_table_policy(V, K), exact.conditionals(joint, vocab=V, length=K)
+
+
+def test_best_of_n_has_the_law_of_a_maximum():
+    policy, params = frozen()
+    law = np.asarray(exact.sampler_law(policy.denoise(params), SCHEDULE, vocab=V, length=K))
+    order = np.argsort(TABLE)
+    below = np.cumsum(law[order])  # P(reward <= that of the order's entry)
+    expected = np.diff(np.concatenate([[0.0], below**3])) @ TABLE[order]
+    chosen = guidance.best_of_n(
+        jax.random.key(0), TASK.reward, policy, params, batch=20_000, num_draws=3, schedule=SCHEDULE
+    )
+    np.testing.assert_allclose(chosen.reward, TASK.reward(chosen.tokens))
+    error = float(chosen.reward.std()) / np.sqrt(20_000)
+    assert abs(float(chosen.reward.mean()) - expected) < 5 * error
+
+
+@pytest.mark.parametrize("method", ["svdd", "smc"])
+def test_guided_draws_are_better_than_plain_ones(method):
+    policy, params = frozen()
+    plain = guidance.best_of_n(
+        jax.random.key(1), TASK.reward, policy, params, batch=2000, num_draws=1, schedule=SCHEDULE
+    )
+    guided = getattr(guidance, method)(
+        jax.random.key(2), TASK.reward, policy, params, batch=2000, schedule=SCHEDULE
+    )
+    assert (np.asarray(guided.tokens) < V).all()
+    np.testing.assert_allclose(guided.reward, TASK.reward(guided.tokens))
+    gap = float(guided.reward.mean() - plain.reward.mean())
+    assert gap > 0.3 + 3 * float(plain.reward.std()) / np.sqrt(2000)
+
+
+def test_systematic_resampling_rounds_expected_counts():
+    log_weight = jnp.log(jnp.asarray([0.5, 0.01, 0.24, 0.25]).repeat(25) / 25)
+    counts = np.stack(
+        [
+            np.bincount(np.asarray(guidance.systematic(key, log_weight)), minlength=100)
+            for key in jax.random.split(jax.random.key(3), 20)
+        ]
+    )
+    expected = 100 * np.exp(np.asarray(log_weight))
+    assert (counts >= np.floor(expected - 1e-3)).all() and (
+        counts <= np.ceil(expected + 1e-3)
+    ).all()
+
+
+def test_evolution_finds_the_best_and_never_loses_it():
+    algorithm = discrete.evolve(TASK.reward, V, K, population=32, elite=2)
+    state, metrics = jax.jit(
+        lambda key: jax.lax.scan(
+            lambda state, _: algorithm.step(state), algorithm.init(key), length=40
+        )
+    )(jax.random.key(4))
+    assert float(state.reward.max()) == pytest.approx(TABLE.max(), abs=1e-6)
+    assert (np.diff(np.asarray(metrics["reward/max"])) >= 0).all()
+    assert int(state.num_rewards) == 32 + 40 * 30
+    np.testing.assert_allclose(state.reward, TASK.reward(state.tokens))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"elite": 32}, "elite"),
+        ({"mutation": 2.0}, "mutation"),
+        ({"start": jnp.zeros((3, K), jnp.int32)}, "start"),
+    ],
+)
+def test_bad_options_of_evolution_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        discrete.evolve(TASK.reward, V, K, population=32, **{"elite": 2, **options})
+
+
+def test_bad_counts_of_guidance_are_refused():
+    policy, params = frozen()
+    with pytest.raises(ValueError, match="batch"):
+        guidance.svdd(jax.random.key(0), TASK.reward, policy, params, batch=0, schedule=SCHEDULE)
+    with pytest.raises(ValueError, match="temperature"):
+        guidance.smc(
+            jax.random.key(0),
+            TASK.reward,
+            policy,
+            params,
+            batch=2,
+            schedule=SCHEDULE,
+            temperature=0.0,
+        )
