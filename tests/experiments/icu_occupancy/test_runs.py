@@ -85,7 +85,7 @@ def test_a_days_average_is_simulated_at_midnight(csv, tmp_path):
     process = run("run", "icu_occupancy", *options)
     assert process.returncode == 0, process.stderr[-2000:]
     table = result.read(out / "result.json", result.Result).tables[1]
-    assert "patient by patient, at midnight" in table.note
+    assert "patient by patient, at midnight" in table.caption
     model, simulated = (table.columns.index(f"Days over 100 %, % {how}") for how in HOW)
     for row in table.rows:
         assert abs(row[model] - row[simulated]) < 3
