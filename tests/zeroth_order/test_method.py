@@ -179,6 +179,9 @@ def test_order_of_points():
         (worse, infeasible, True),
         (infeasible, feasible, False),
         ((5.0, 0.2), infeasible, True),
+        ((-1.0, 0.3), infeasible, True),  # a violation that nothing changes: the lower f
+        (infeasible, (-1.0, 0.3), False),
+        (infeasible, infeasible, False),
         (feasible, feasible, False),
     ]
     for a, b, expected in order:

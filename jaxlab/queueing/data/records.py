@@ -201,7 +201,8 @@ def pooled_by_site(stays: Stays, *, multiple: int = 1024, times: bool = False) -
 def initial_ages(stays: Stays, *, hourly: bool = False, multiple: int = 16) -> np.ndarray | None:
     """Returns how long each patient had been in bed when the window of the site opened.
 
-    Counted are those admitted before the window's first day and still in bed at its end.
+    Counted are those admitted before the window's first day and still in bed at the end of that
+    day, or by the hour at its beginning.
 
     Args:
         stays: the patients.
@@ -216,6 +217,7 @@ def initial_ages(stays: Stays, *, hourly: bool = False, multiple: int = 16) -> n
     exact = np.where(np.isnan(stays.offset), np.ceil(stays.los), np.floor(stays.offset + stays.los))
     leave = stays.day + np.where(stays.by_date, stays.los, exact)
     leave = np.where(stays.discharge_day >= 0, stays.discharge_day, leave)
+    leave = stays.day + stays.offset + stays.los if hourly else leave
     found = np.flatnonzero((stays.day < first) & (leave > first))
     if not found.size:
         return None

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from experiments import zofl as experiment
+from experiments.harness import drawing
 from experiments.harness.result import VERDICTS, Figure, Part, Row
-from experiments.zofl import analysis, external, methods, rows, runs, study, tasks
+from experiments.zofl import analysis, external, figures, methods, rows, runs, study, tasks
 from experiments.zofl.analysis import Comparison
 from experiments.zofl.runs import PUBLISHED, TUNED, Outcome, Record
 from jaxlab.core import logging
@@ -261,6 +262,46 @@ def _outcome(gap, violation):
     return Outcome(
         Record(count, count, *ends, 0 * count), np.zeros((1, 0)), np.zeros(1, int), np.zeros(2)
     )
+
+
+@pytest.mark.parametrize(
+    ("violation", "low", "high"),
+    [((2e-9, 3e-9), 1e-10, 1e-7), ((3e-5, 0.2), 1e-6, 1.0), ((0.0, 0.0), 1e-10, 1.0)],
+    ids=["far below the tolerance", "across it", "none"],
+)
+def test_axes_show_where_the_data_are(tmp_path, monkeypatch, violation, low, high):
+    """Legends stand outside of the axes, and these reach less than two decades past the curves."""
+    drawn = []
+    monkeypatch.setattr(drawing, "save", lambda figure, path: drawn.append(figure))
+    x, gap = np.geomspace(10.0, 1e4, 20), np.geomspace(3.0, 2e-3, 20)
+    bands = {
+        name: (x, np.tile(gap, (SEEDS, 1)), np.tile(np.linspace(*violation, 20), (SEEDS, 1)))
+        for name in ("ZOFL, subspace form", "ZOB-GDA, a block of variables", "SZO-ConEx")
+    }
+    figures.progress(
+        tmp_path / "a.png", bands, ours=("ZOFL, subspace form",), tol=1e-4, title="HS43: n = 4"
+    )
+    curves = {name: (x, values[0]) for name, (_, values, _) in bands.items()}
+    figures.lines(
+        tmp_path / "b.png", curves, xlabel="queries", ylabel="gap", title="qcqp", log="xy"
+    )
+    for figure in drawn:
+        figure.canvas.draw()
+        (legend,) = figure.legends
+        box = legend.get_window_extent()
+        assert not any(
+            axis.get_tightbbox().overlaps(box) or axis.get_legend() for axis in figure.axes
+        )
+        assert 0.0 <= box.x0 and box.x1 <= figure.bbox.width
+        for axis in figure.axes:
+            inside = axis.get_tightbbox()
+            assert 0.0 <= inside.x0 and inside.x1 <= figure.bbox.width  # its notes too
+    upper, lower = drawn[0].axes
+    assert 2e-5 < upper.get_ylim()[0] < 2e-3 and 3.0 < upper.get_ylim()[1] < 300.0
+    assert low <= lower.get_ylim()[0] and lower.get_ylim()[1] <= high
+    notes = [text.get_text() for text in lower.texts]
+    assert ("no violation" in notes) == (violation[1] == 0.0)
+    assert any("feasible" in note for note in notes) == (violation[0] == 3e-5)
 
 
 def test_duels_by_hand():
