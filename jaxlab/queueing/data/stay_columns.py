@@ -281,7 +281,9 @@ def empty_ends(columns: Columns, good: np.ndarray, low: float, high: float) -> l
         gap = np.where(np.isfinite(gap), gap, 0)
         long = (gap >= 14) & (num * gap > 30 * (last - first + 1))
         for k in np.flatnonzero(long)[:3]:
-            begin, end = (low, first[k] - 1) if flag == "start" else (last[k] + 1, high)
+            before = flag == "start"
+            begin = low if before else float(last[k]) + 1
+            end = float(first[k]) - 1 if before else high
             notices.append(
                 f"no admission at {columns.names[k]} from {times.date_of(begin)} to "
                 f"{times.date_of(end)}, days that count as empty: without --{flag} they do not"
