@@ -149,7 +149,7 @@ def test_a_reward_of_the_wrong_shape_is_named():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("update", ["forward", "step", "bound", "mean_field"])
+@pytest.mark.parametrize("update", ["forward", "step", "bound"])
 def test_permutations_are_learned_where_a_product_cannot(update):
     """Four agents, four actions, all different: a product of laws has at most 1 good in its law."""
     policy = discrete.make_mlp_policy(4, 4, hidden=(64, 64))
