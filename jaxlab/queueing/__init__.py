@@ -10,8 +10,6 @@ from jaxlab.queueing.arrivals.decomposition import (
     STLConfig,
     STLResult,
     mstl,
-    rolling_sd,
-    rolling_variance_select,
     stl,
     stl_grid_select,
 )
@@ -23,6 +21,7 @@ from jaxlab.queueing.arrivals.glm import (
     poisson_glm,
 )
 from jaxlab.queueing.arrivals.rates import RateDesign, rate_design, weekday_effect
+from jaxlab.queueing.arrivals.rolling import rolling_sd, rolling_variance_select
 from jaxlab.queueing.arrivals.smoothers import (
     PenaltyPath,
     STLSelection,
@@ -59,6 +58,13 @@ from jaxlab.queueing.census.capacity import (
     overflow_risk,
     overflow_threshold,
 )
+from jaxlab.queueing.census.companions import (
+    departure_rate,
+    dispersion_spread,
+    occupancy_cov,
+    sinusoid_mean,
+    stationary_excess,
+)
 from jaxlab.queueing.census.initial import (
     initial_mean,
     initial_moments,
@@ -69,15 +75,10 @@ from jaxlab.queueing.census.initial import (
 from jaxlab.queueing.census.occupancy import (
     QueueInputs,
     census_weight,
-    departure_rate,
-    dispersion_spread,
     lagged_sum,
     occupancy_batch,
-    occupancy_cov,
     occupancy_mean,
     occupancy_mean_general,
-    sinusoid_mean,
-    stationary_excess,
     warm_mask,
 )
 from jaxlab.queueing.census.poisson import expected_overflow
@@ -121,6 +122,14 @@ from jaxlab.queueing.data.sources import (
 from jaxlab.queueing.data.stay_files import REASONS, read_stays, write_rejects, write_stays
 from jaxlab.queueing.data.tables import write_table
 from jaxlab.queueing.data.tasks import CALGARY_SITES, SCENARIOS, calgary_like, calgary_rates, demo5
+from jaxlab.queueing.estimates import (
+    LawEstimates,
+    LawOptions,
+    SeriesEstimates,
+    SeriesOptions,
+    estimate_laws,
+    estimate_series,
+)
 from jaxlab.queueing.forecast import (
     ProjectedBeds,
     Projection,
@@ -134,21 +143,7 @@ from jaxlab.queueing.forecast import (
     summarize_runs,
     yearly_history,
 )
-from jaxlab.queueing.pipeline import (
-    ALPHAS,
-    Beds,
-    LawEstimates,
-    LawOptions,
-    Plan,
-    SeriesEstimates,
-    SeriesOptions,
-    compile_plan,
-    estimate_laws,
-    estimate_series,
-    plan,
-    queue_inputs,
-    size_beds,
-)
+from jaxlab.queueing.pipeline import ALPHAS, Beds, Plan, compile_plan, plan, queue_inputs, size_beds
 from jaxlab.queueing.planning import (
     Interval,
     Study,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxlab import queueing as q
-from jaxlab.queueing import pipeline, settings
+from jaxlab.queueing import estimates, settings
 
 ROOT = pathlib.Path(__file__).parents[2]
 ROOM = ROOT / "jaxlab" / "queueing"
@@ -84,8 +84,8 @@ def test_the_defaults_are_those_of_the_paper():
     assert q.QueueModel() == ("fisk_paper", "one", "ceil", "zero", "year_mean")
     assert q.BedRules() == ((0.05, 0.01), 1.0, "average", 4096)
     assert q.ALPHAS == q.BedRules().alphas
-    assert pipeline.PAPER_SERIES == (q.GRID, "linear", False, "daily_mean")
-    assert pipeline.PAPER_LAWS == (q.FAMILIES_DEFAULT, "rmse")
+    assert estimates.PAPER_SERIES == (q.GRID, "linear", False, "daily_mean")
+    assert estimates.PAPER_LAWS == (q.FAMILIES_DEFAULT, "rmse")
 
 
 def test_the_table_in_the_readme_is_true():

@@ -1,28 +1,23 @@
-"""Seasonal-trend decomposition by LOESS, the search for its configuration, and rolling variances.
+"""Seasonal-trend decomposition by LOESS, and the search for its configuration.
 
 Sources: Cleveland, Cleveland, McRae and Terpenning 1990 (STL); Bandara, Hyndman and Bergmeir 2021
-(MSTL); arXiv:2510.02852 (the 72 configurations, the variance of the length of stay).
+(MSTL); arXiv:2510.02852 (the 72 configurations).
 """
 
 import functools
 import itertools
-from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.core import Tracer
-from jaxtyping import Array, Bool, Float, Int, Shaped
+from jaxtyping import Array, Float, Int, Shaped
 
-from jaxlab.queueing.arrivals import loess
+from jaxlab.queueing.arrivals import loess, series
 
 Degree2 = Literal["linear", "quadratic"]
 """Meaning of degree 2: a line, as in the reference implementations, or a true local parabola."""
-
-MIN_VARIANCE = 1e-6
-"""Least length-of-stay variance, days^2."""
 
 
 class STLResult(NamedTuple):
@@ -117,9 +112,9 @@ def stl(
     _check_series(y, period)
     trend = default_trend(period, seasonal) if trend is None else trend
     low_pass = period + 1 + period % 2 if low_pass is None else low_pass
-    _check_span("seasonal", seasonal)
-    _check_span("trend", trend, above=period)
-    _check_span("low_pass", low_pass, above=period)
+    series.check_span("seasonal", seasonal)
+    series.check_span("trend", trend, above=period)
+    series.check_span("low_pass", low_pass, above=period)
     inner = (2 if robust else 5) if inner is None else inner
     outer = (15 if robust else 0) if outer is None else outer
     if inner < 1 or outer < 0:
@@ -140,7 +135,7 @@ def _stl(y: Array, plan: _Plan, period: int, inner: int, outer: int) -> STLResul
     def decompose(y: Array) -> STLResult:
         return _decompose(y, plan, period=period, inner=inner, outer=outer)
 
-    return _over_last_axis(decompose)(y)
+    return series.over_last_axis(decompose)(y)
 
 
 def stl_grid_select(
@@ -180,8 +175,8 @@ def stl_grid_select(
     if not grid:
         raise ValueError("grid must hold at least one STLConfig, got none")
     for config in grid:
-        _check_span("seasonal", config.seasonal)
-        _check_span("trend", config.trend, above=period)
+        series.check_span("seasonal", config.seasonal)
+        series.check_span("trend", config.trend, above=period)
     plain = [
         config._replace(
             seasonal_degree=_degree(config.seasonal_degree, degree2),
@@ -190,7 +185,7 @@ def stl_grid_select(
         )
         for config in grid
     ]
-    _check_size(size, y, 2 * period)
+    series.check_size(size, y, 2 * period)
     return _grid_select(y, size, tuple(plain), period)
 
 
@@ -199,12 +194,12 @@ def _grid_select(y: Array, size: Any, plain: tuple[STLConfig, ...], period: int)
     distinct = sorted(set(plain), key=lambda config: config.robust)  # one batch plain, one robust
     groups = [list(g) for _, g in itertools.groupby(distinct, key=lambda config: config.robust)]
     if size is not None:
-        y = jnp.where(step_mask(y, size), y, 0.0)
+        y = jnp.where(series.step_mask(y, size), y, 0.0)
     results = [_decompose_group(y, group, period, size) for group in groups]
     result = jax.tree.map(lambda *parts: jnp.concatenate(parts), *results)  # [distinct, K, T]
     inside = None
     if size is not None:
-        inside = jnp.broadcast_to(step_mask(y, size), result.resid.shape)
+        inside = jnp.broadcast_to(series.step_mask(y, size), result.resid.shape)
         result = jax.tree.map(lambda part: jnp.where(inside, part, 0.0), result)
 
     index = np.array([distinct.index(config) for config in plain])
@@ -296,97 +291,9 @@ def default_trend(period: int, seasonal: int) -> int:
 
     Source: Cleveland et al. 1990, section 3.4.
     """
-    _check_span("seasonal", seasonal)
+    series.check_span("seasonal", seasonal)
     span = int(np.ceil(1.5 * period / (1 - 1.5 / seasonal)))
     return span + (span + 1) % 2
-
-
-def rolling_sd(
-    resid: Float[Array, "*B T"], window: int, *, size: Int[Array, "*B"] | None = None
-) -> Float[Array, "*B T"]:
-    """Computes the centered rolling sample SD; near the ends the window keeps what lies inside.
-
-    Args:
-        resid: `[..., T]` float, T >= 2.
-        window: odd number of steps, >= 3.
-        size: `[...]` number of steps that count, 2..T, from the first on; all by default.
-
-    Returns:
-        `[..., T]` SD with divisor (number of points - 1); zero beyond `size`.
-
-    Raises:
-        ValueError: if the window is even or below 3, T < 2, or a known size is out of range.
-
-    Source: arXiv:2510.02852, variance of the length of stay.
-    """
-    _check_span("window", window)
-    num_steps = resid.shape[-1]
-    if num_steps < 2:
-        raise ValueError(f"a standard deviation needs T >= 2 steps, got {num_steps}")
-    _check_size(size, resid, 2)
-    steps = np.arange(num_steps, dtype=np.int32)
-    position = steps[:, None] + np.arange(window, dtype=np.int32) - window // 2
-    place = np.clip(position, 0, num_steps - 1)
-
-    def one(x: Float[Array, " T"], last: Int[Array, ""] | int) -> Float[Array, " T"]:
-        inside = (position >= 0) & (position < last) & (steps < last)[:, None]
-        count = jnp.sum(inside, axis=-1).astype(x.dtype)
-        mean = jnp.sum(jnp.where(inside, x[place], 0.0), axis=-1) / jnp.maximum(count, 1.0)
-        deviation = jnp.where(inside, x[place] - mean[:, None], 0.0)
-        variance = jnp.sum(deviation**2, axis=-1) / jnp.maximum(count - 1.0, 1.0)
-        positive = variance > 0
-        return jnp.where(positive, jnp.sqrt(jnp.where(positive, variance, 1.0)), 0.0)
-
-    if size is None:
-        return _over_last_axis(lambda x: one(x, num_steps))(resid)
-    found = jax.vmap(one)(resid.reshape(-1, num_steps), jnp.asarray(size, jnp.int32).reshape(-1))
-    return found.reshape(resid.shape)
-
-
-def rolling_variance_select(
-    resid: Float[Array, "*B T"],
-    *,
-    windows: tuple[int, ...] = (7, 15, 31),
-    size: Int[Array, "*B"] | None = None,
-) -> tuple[Float[Array, "*B T"], Int[Array, "*B"]]:
-    """Estimates a time-varying variance with the window whose rolling SD is most stable.
-
-    Stability is the coefficient of variation (SD / mean over time) of the rolling SD: the least
-    wins, and the longer window wins ties.
-
-    Args:
-        resid: `[..., T]` residual of daily mean length of stay, days.
-        windows: odd candidate windows, days.
-        size: `[...]` number of days that count, from the first on; all by default.
-
-    Returns:
-        `(sig2, window)`: variance `[..., T]`, days^2, at least `MIN_VARIANCE`; chosen window
-        `[...]`, int32.
-
-    Raises:
-        ValueError: as `rolling_sd`, or if there is no window.
-
-    Source: arXiv:2510.02852, variance of the length of stay.
-    """
-    if not windows:
-        raise ValueError("windows must hold at least one odd number, got none")
-    longest_first = sorted(windows, reverse=True)
-    sd = jnp.stack([rolling_sd(resid, window, size=size) for window in longest_first])
-    inside = None if size is None else jnp.broadcast_to(step_mask(resid, size), sd.shape)
-    mean = jnp.mean(sd, axis=-1, where=inside)
-    positive = mean > 0
-    spread = jnp.std(sd, axis=-1, where=inside)
-    score = jnp.where(positive, spread / jnp.where(positive, mean, 1.0), 0.0)
-    chosen = jnp.argmin(score, axis=0)
-    best_sd = jnp.take_along_axis(sd, chosen[None, ..., None], axis=0)[0]
-    window = jnp.asarray(longest_first, jnp.int32)[chosen]
-    return jnp.maximum(best_sd**2, MIN_VARIANCE), window
-
-
-def step_mask(x: Float[Array, "*B T"], size: Int[Array, "*B"]) -> Bool[Array, "*B T"]:
-    """Returns which steps of series count, the first `size` of each."""
-    last = jnp.broadcast_to(jnp.asarray(size, jnp.int32)[..., None], x.shape)
-    return jnp.broadcast_to(jnp.arange(x.shape[-1], dtype=jnp.int32), x.shape) < last
 
 
 def _decompose(
@@ -513,15 +420,6 @@ def _group_plan(
     return _cast(jax.tree.map(stack, *plans), y)
 
 
-def _over_last_axis(function: Callable[[Array], Any]) -> Callable[[Array], Any]:
-    """Lets a function of `[T]` take `[..., T]`."""
-
-    def batched(x: Array) -> Any:
-        return function(x) if x.ndim == 1 else jax.vmap(batched)(x)
-
-    return batched
-
-
 def _low_pass(
     num_steps: int, period: int, span: int, degree: int, size: Int[Array, ""] | None = None
 ) -> loess.Banded | loess.Dense | loess.Sized:
@@ -538,19 +436,6 @@ def _cast(plan: _Plan, y: Array) -> _Plan:
     return jax.tree.map(cast, plan)
 
 
-def _check_size(size: Any, x: Shaped[Array, "*B T"], least: int) -> None:
-    if size is None:
-        return
-    if jnp.shape(size) != x.shape[:-1]:
-        raise ValueError(f"size must be {x.shape[:-1]}, one per series, got {jnp.shape(size)}")
-    if not isinstance(size, Tracer):
-        sizes = np.asarray(size)
-        if sizes.size and not (least <= sizes.min() and sizes.max() <= x.shape[-1]):
-            raise ValueError(
-                f"size must be in {least}..{x.shape[-1]} steps, got {sizes.min()}..{sizes.max()}"
-            )
-
-
 def _check_series(y: Shaped[Array, "*B T"], period: int) -> None:
     if not jnp.issubdtype(y.dtype, jnp.floating):
         raise ValueError(f"y must be floating point, got {y.dtype}; convert with y.astype(float)")
@@ -558,11 +443,6 @@ def _check_series(y: Shaped[Array, "*B T"], period: int) -> None:
         raise ValueError(f"period must be an integer >= 2, got {period}")
     if y.ndim < 1 or y.shape[-1] < 2 * period:
         raise ValueError(f"y must have T >= 2 * period = {2 * period} steps, got shape {y.shape}")
-
-
-def _check_span(name: str, span: int, *, above: int = 2) -> None:
-    if not isinstance(span, int | np.integer) or span % 2 == 0 or span < 3 or span <= above:
-        raise ValueError(f"{name} must be an odd integer >= 3 and > {above}, got {span}")
 
 
 def _degree(degree: int, degree2: Degree2) -> int:

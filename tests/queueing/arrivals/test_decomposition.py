@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from statsmodels.tsa.seasonal import MSTL, STL
 
-from jaxlab.queueing.arrivals import decomposition, loess
+from jaxlab.queueing.arrivals import decomposition, loess, rolling
 
 ATOL = 1e-8  # agreement promised in float64; about 1e-12 is measured
 RTOL32 = 2e-3  # float32, share of the SD of the data; about 1e-5 is measured
@@ -312,7 +312,7 @@ def test_gradients_are_finite_on_degenerate_series(x64):
 
     def loss(y):
         return jnp.sum(decomposition.stl(y, robust=True).trend), jnp.sum(
-            decomposition.rolling_variance_select(y)[0]
+            rolling.rolling_variance_select(y)[0]
         )
 
     trend, variance = jax.jit(jax.vmap(jax.jacrev(loss)))(jnp.asarray(y))
@@ -412,7 +412,7 @@ def test_grid_compiles_once(key):
 def test_rolling_sd_equals_pandas(x64, window):
     resid = _series(60, seed=window)
     want = pd.DataFrame(resid.T).rolling(window, center=True, min_periods=1).std().to_numpy().T
-    got = jax.jit(lambda r: decomposition.rolling_sd(r, window))(jnp.asarray(resid))
+    got = jax.jit(lambda r: rolling.rolling_sd(r, window))(jnp.asarray(resid))
     np.testing.assert_allclose(got, want, rtol=1e-10)
 
 
@@ -420,7 +420,7 @@ def test_rolling_variance_takes_the_most_stable_window(x64):
     rng = np.random.default_rng(4)
     t = np.arange(400)
     resid = np.stack([rng.normal(size=400), rng.normal(size=400) * (1 + 9 * (t % 20 < 3))])
-    got, window = jax.jit(decomposition.rolling_variance_select)(jnp.asarray(resid))
+    got, window = jax.jit(rolling.rolling_variance_select)(jnp.asarray(resid))
     sds = {
         w: pd.DataFrame(resid.T).rolling(w, center=True, min_periods=1).std().to_numpy().T
         for w in (7, 15, 31)
@@ -435,16 +435,14 @@ def test_rolling_variance_takes_the_most_stable_window(x64):
 
 def test_rolling_variance_ties_and_floor(x64):
     # A constant residual: all scores are zero, the longest window wins wherever it stands.
-    sig2, window = jax.jit(lambda r: decomposition.rolling_variance_select(r, windows=(15, 31, 7)))(
+    sig2, window = jax.jit(lambda r: rolling.rolling_variance_select(r, windows=(15, 31, 7)))(
         jnp.ones(50)
     )
     assert int(window) == 31
     np.testing.assert_array_equal(sig2, 1e-6)
     # A period-2 residual has windows of the same composition but for their length.
     short = jnp.asarray([1.0, -1.0, 1.0])
-    sig2, window = jax.jit(lambda r: decomposition.rolling_variance_select(r, windows=(7, 15)))(
-        short
-    )
+    sig2, window = jax.jit(lambda r: rolling.rolling_variance_select(r, windows=(7, 15)))(short)
     assert int(window) == 15
     np.testing.assert_allclose(sig2, 4 / 3)
 
@@ -520,9 +518,9 @@ def test_stl_refuses_what_statsmodels_refuses(options, match):
         (lambda y: decomposition.mstl(y, periods=(31, 7)), "periods"),
         (lambda y: decomposition.mstl(y, periods=(7, 30)), "T > 2"),
         (lambda y: decomposition.mstl(y, periods=(7, 12), iterate=0), "iterate"),
-        (lambda y: decomposition.rolling_sd(y, 4), "window"),
-        (lambda y: decomposition.rolling_sd(y[:1], 3), "T >= 2"),
-        (lambda y: decomposition.rolling_variance_select(y, windows=()), "windows"),
+        (lambda y: rolling.rolling_sd(y, 4), "window"),
+        (lambda y: rolling.rolling_sd(y[:1], 3), "T >= 2"),
+        (lambda y: rolling.rolling_variance_select(y, windows=()), "windows"),
     ],
 )
 def test_errors(call, match):
@@ -540,7 +538,7 @@ def test_a_padded_series_is_decomposed_as_it_is_alone():
         padded[np.arange(112)[None] >= sizes[:, None]] = np.nan  # nothing beyond is looked at
         chosen = jax.jit(lambda y, n: decomposition.stl_grid_select(y, grid, size=n))
         found = chosen(jnp.asarray(padded), jnp.asarray(sizes))
-        sig2, window = decomposition.rolling_variance_select(found.result.resid, size=sizes)
+        sig2, window = rolling.rolling_variance_select(found.result.resid, size=sizes)
     for k, size in enumerate(sizes):
         fits = [STL(y[k, :size], 7, c.seasonal, c.trend, robust=c.robust).fit() for c in grid]
         sds = [np.std(fit.resid, ddof=1) for fit in fits]

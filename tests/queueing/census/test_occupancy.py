@@ -10,7 +10,7 @@ from jax.test_util import check_grads
 from scipy import integrate, special, stats
 
 from jaxlab.queueing import settings
-from jaxlab.queueing.census import occupancy
+from jaxlab.queueing.census import companions, occupancy
 from jaxlab.queueing.census.occupancy import QueueInputs, occupancy_mean
 from jaxlab.queueing.settings import QueueModel
 from jaxlab.queueing.stays import conditional
@@ -381,7 +381,7 @@ def test_departures_balance_the_flow(x64):
     lam, mu, _ = random_inputs(1, 30)
     surv = np.exp(-np.arange(9) / mu[0][:, None])
     rho = np.asarray(occupancy.occupancy_mean_general(lam[0], surv))
-    left = np.asarray(occupancy.departure_rate(lam[0], surv))
+    left = np.asarray(companions.departure_rate(lam[0], surv))
     np.testing.assert_allclose(np.diff(rho), lam[0][1:] - left[1:], rtol=1e-12)
     want = np.zeros(30)
     ended = surv - np.pad(surv, ((0, 0), (0, 1)))[:, 1:]
@@ -394,14 +394,14 @@ def test_departures_balance_the_flow(x64):
 def test_covariance_equals_the_double_loop_and_the_stationary_excess(x64):
     lam, mu, _ = random_inputs(1, 40)
     lam, surv = lam[0], np.exp(-((np.arange(11) / mu[0][:, None]) ** 0.8))
-    got = jax.jit(occupancy.occupancy_cov)(lam, surv, jnp.array([0, 3, 10, 11]))
+    got = jax.jit(companions.occupancy_cov)(lam, surv, jnp.array([0, 3, 10, 11]))
     padded = np.pad(surv, ((0, 0), (0, 20)))
     for row, h in zip(got, (0, 3, 10, 11), strict=True):
         np.testing.assert_allclose(row, brute_force(lam, padded[:, h:], 10), atol=1e-13)
     # Constant rate: the autocorrelation is P(S_e > h).
     constant = np.tile(surv[:1], (40, 1))
-    cov = np.asarray(occupancy.occupancy_cov(np.ones(40), constant, jnp.arange(11)))
-    excess = occupancy.stationary_excess(surv[0])
+    cov = np.asarray(companions.occupancy_cov(np.ones(40), constant, jnp.arange(11)))
+    excess = companions.stationary_excess(surv[0])
     np.testing.assert_allclose(cov[:, -1] / cov[0, -1], excess, rtol=1e-12)
 
 
@@ -415,7 +415,7 @@ def test_covariance_by_simulation(x64):
         now = rng.binomial(now, retention) + rng.poisson(lam[t], reps)
         path[:, t] = now
     surv = np.tile(retention ** np.arange(num_days), (num_days, 1))
-    cov = np.asarray(occupancy.occupancy_cov(lam, surv, jnp.array([4])))[0]
+    cov = np.asarray(companions.occupancy_cov(lam, surv, jnp.array([4])))[0]
     sample = np.cov(path[:, 10], path[:, 14])
     error = np.sqrt((sample[0, 0] * sample[1, 1] + sample[0, 1] ** 2) / reps)
     assert abs(sample[0, 1] - cov[10]) < 4 * error
@@ -426,22 +426,22 @@ def test_sinusoid(x64, frequency):
     """The transform of an exponential in closed form, of a lognormal by adaptive quadrature."""
     a, b, rate, g = 3.0, 1.2, 1 / 8, frequency
     t = np.linspace(0, 400, 9)
-    transform = occupancy.sinusoid_transform(g, conditional.law("exponential", 8.0, 1.0, 1.0), 400)
+    transform = companions.sinusoid_transform(g, conditional.law("exponential", 8.0, 1.0, 1.0), 400)
     np.testing.assert_allclose(
         transform, (8.0, rate / (rate**2 + g**2), g / (rate**2 + g**2)), rtol=1e-11
     )
     want = a / rate + b * (rate * np.sin(g * t) - g * np.cos(g * t)) / (rate**2 + g**2)
-    np.testing.assert_allclose(occupancy.sinusoid_mean(t, a, b, g, transform), want, rtol=1e-11)
+    np.testing.assert_allclose(companions.sinusoid_mean(t, a, b, g, transform), want, rtol=1e-11)
 
     law = stats.lognorm(0.8, scale=10 * np.exp(-0.32))
     surv = conditional.law("lognormal", 10.0, 100 * np.expm1(0.64), 1.0)
-    transform = occupancy.sinusoid_transform(g, surv, 600)
+    transform = companions.sinusoid_transform(g, surv, 600)
     t = 123.4  # m(t) = int lam(t - u) S(u) du
     want = sum(
         integrate.quad(lambda u: (a + b * np.sin(g * (t - u))) * law.sf(u), k, k + 20)[0]
         for k in range(0, 600, 20)
     )
-    got = occupancy.sinusoid_mean(jnp.array([t]), a, b, g, transform)
+    got = companions.sinusoid_mean(jnp.array([t]), a, b, g, transform)
     np.testing.assert_allclose(got, want, rtol=1e-9)
 
 
@@ -449,7 +449,7 @@ def test_spread_of_the_dispersion_is_that_of_simulated_units():
     mean, num_days, repeats = 5.0, 200, 1500
     surv = np.exp(-np.arange(120) / mean)
     with jax.enable_x64(True):
-        expected, sd = occupancy.dispersion_spread(jnp.asarray(surv), num_days)
+        expected, sd = companions.dispersion_spread(jnp.asarray(surv), num_days)
     rest = surv[::-1].cumsum()[::-1] / surv.sum()
     r = np.pad(rest, (0, num_days))[np.abs(np.subtract.outer(*[np.arange(num_days)] * 2))]
     centered = r - r.mean(0) - r.mean(1)[:, None] + r.mean()
