@@ -1,6 +1,6 @@
 """The cells of the accelerator suite, the most valuable first.
 
-Their seconds are guesses until results of some device are there (`suite.learned`): 4 s for every
+Their seconds are guesses until results of some device are there (`ledger.learned`): 4 s for every
 program that is compiled, a second for a gigabyte that is drawn, 2 s of timing.
 """
 

@@ -9,23 +9,19 @@ budget loses nothing that was measured before.
 import argparse
 import collections
 import contextlib
-import dataclasses
 import math
 import pathlib
-import re
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
-from experiments.bench import timing, worker
+from experiments.bench import ledger, timing, worker
 from experiments.bench.cells import SUITE, Entry
 from experiments.harness import result, words
 
-ROOT = pathlib.Path(__file__).resolve().parents[1] / "results" / "gpu"
-"""Results that are committed, a folder for each device."""
-RESULTS, LOG = "results.json", "log.txt"
+LOG = "log.txt"
 START_S = 20.0
 """Seconds until JAX has found its device."""
 START_LIMIT_S = 120.0
@@ -35,33 +31,6 @@ PATIENCE = 2.0
 LEAST_LIMIT_S = 60.0
 MOST_SAID = 100_000
 """Characters of what a cell printed that the log keeps, the last: 16 MB come home at most."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Record:
-    """What one cell left behind on one device.
-
-    Args:
-        name: Name of the cell.
-        kind: What the cell is.
-        status: Whether it ended well, raised or crashed, ran out of time, or cannot run there.
-        seconds: Wall-clock time.
-        environment: Device, versions and commit.
-        finished: Local date and time, ISO 8601.
-        measurements: What a benchmark timed.
-        details: What a check returned.
-        error: The end of what a failed process said, without paths of the machine.
-    """
-
-    name: str
-    kind: Literal["check", "benchmark"]
-    status: worker.Status
-    seconds: float
-    environment: result.Environment
-    finished: str
-    measurements: tuple[timing.Measurement, ...] = ()
-    details: dict[str, Any] = dataclasses.field(default_factory=dict)
-    error: str = ""
 
 
 class Device(NamedTuple):
@@ -122,15 +91,15 @@ def pretended(seconds: Callable[[Entry], float], start_s: float = START_S) -> De
 
 def run_suite(
     entries: Sequence[Entry],
-    known: dict[str, Record],
+    known: dict[str, ledger.Record],
     device: Device,
     at_work: Any,
     *,
     budget_s: float,
-    keep: Callable[[Record], None],
+    keep: Callable[[ledger.Record], None],
     say: Callable[[str], None],
     log: Callable[[str], None] = lambda said: None,
-) -> list[Record]:
+) -> list[ledger.Record]:
     """Runs the cells that are missing, those that failed before coming last.
 
     A cell starts if its estimate fits what is left of the budget; one that does not is passed over
@@ -203,7 +172,7 @@ def run_suite(
             keep(record)
             written.append(record)
             told = f"  {record.status}, {device.clock() - begin:.1f} s"
-            say(f"{told}  {_last_line(record.error)}".rstrip())
+            say(f"{told}  {ledger.last_line(record.error)}".rstrip())
     finally:
         if at_work:
             device.stop(at_work)
@@ -216,7 +185,7 @@ def _module(entry: Entry) -> str:
 
 def _record(
     entry: Entry, answer: worker.Answer, seconds: float, environment: result.Environment
-) -> Record:
+) -> ledger.Record:
     status, error = answer.status, "" if answer.status == "ok" else answer.said[-4000:]
     fields: dict[str, Any] = {}
     if status == "ok":
@@ -228,135 +197,9 @@ def _record(
                 fields["details"] = result.decode(dict[str, Any], answer.output or {}, "details")
         except ValueError as mistake:
             status, error = "failed", f"{entry.target} returned the wrong thing: {mistake}"
-    return Record(
+    return ledger.Record(
         entry.name, entry.kind, status, seconds, environment, words.now(), error=error, **fields
     )
-
-
-# What is kept
-
-
-def slug(device: str) -> str:
-    """Returns a device kind as a folder name: "NVIDIA H100 80GB" -> "nvidia-h100-80gb"."""
-    return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
-
-
-def records(folder: pathlib.Path) -> dict[str, Record]:
-    """Reads the records of a folder by cell.
-
-    Raises:
-        ValueError: if its file is not what `write` wrote.
-    """
-    path = folder / RESULTS
-    found = result.read(path, tuple[Record, ...]) if path.exists() else ()
-    return {record.name: record for record in found}
-
-
-def write(folder: pathlib.Path, found: dict[str, Record]) -> None:
-    """Writes the records of a folder in one step."""
-    result.write(folder / RESULTS, list(found.values()))
-
-
-def newest(*found: dict[str, Record]) -> dict[str, Record]:
-    """Joins records: what ended well counts more than what did not, then the later one."""
-    joined: dict[str, Record] = {}
-
-    def worth(record: Record) -> tuple[bool, str]:
-        return record.status == "ok", record.finished
-
-    for record in (record for some in found for record in some.values()):
-        if record.name not in joined or worth(record) > worth(joined[record.name]):
-            joined[record.name] = record
-    return joined
-
-
-def merge(folder: pathlib.Path, root: pathlib.Path = ROOT) -> list[tuple[pathlib.Path, int]]:
-    """Joins what a machine brought home with the results of its device, and summarizes them.
-
-    Args:
-        folder: Where `results.json` is.
-        root: Where the folders of devices are.
-
-    Returns:
-        The folders that were written, and how many records were taken over into each.
-
-    Raises:
-        FileNotFoundError: if there are no results.
-        ValueError: if they cannot be read, or are a CPU's.
-    """
-    if not (folder / RESULTS).exists():
-        raise FileNotFoundError(f"{folder} has no {RESULTS}")
-    brought: dict[str, dict[str, Record]] = {}
-    for record in records(folder).values():
-        if record.environment.platform == "cpu":
-            raise ValueError(
-                f"{folder} holds figures of a CPU, which do not go among the accelerators'"
-            )
-        brought.setdefault(slug(record.environment.device), {})[record.name] = record
-    written = []
-    for name, found in brought.items():
-        old = records(root / name)
-        joined = newest(old, found)
-        write(root / name, joined)
-        result.write(root / name / "result.json", summarize(list(joined.values())))
-        taken = sum(joined[cell] is record for cell, record in found.items())
-        written.append((root / name, taken))
-    return written
-
-
-def summarize(found: Sequence[Record]) -> result.Result:
-    """Returns the records of one device as the result that the report shows."""
-    measurements = [item for record in found for item in record.measurements]
-    columns = ("Cell", "Kind", "Status", "Time", "Details")
-    rows = tuple(
-        (
-            record.name,
-            record.kind,
-            {"ok": "passed" if record.kind == "check" else "measured"}.get(
-                record.status, record.status
-            ),
-            words.duration(record.seconds),
-            _last_line(record.error)
-            or ", ".join(f"{name} {words.cell(value)}" for name, value in record.details.items()),
-        )
-        for record in found
-    )
-    last = max(found, key=lambda record: record.finished)
-    timings = (timing.as_table(measurements),) if measurements else ()
-    return result.Result(
-        experiment=f"gpu_{slug(last.environment.device)}",
-        title=f"Accelerator suite on {last.environment.device}",
-        kind="accelerator suite",
-        tables=(*timings, result.Table("Checks and benchmarks", columns, rows)),
-        environment=last.environment,
-        seconds=sum(record.seconds for record in found),
-        command="python -m experiments gpu --budget 540",
-        finished=last.finished,
-    )
-
-
-def learned(entries: Sequence[Entry], root: pathlib.Path = ROOT) -> list[Entry]:
-    """Returns the cells with the longest time that any device has taken in place of a guess."""
-    longest: dict[str, float] = {}
-    for folder in sorted(root.glob("*")):
-        for record in _readable(folder).values():
-            if record.status == "ok":
-                longest[record.name] = max(record.seconds, longest.get(record.name, 0.0))
-    return [
-        dataclasses.replace(entry, estimate_s=longest.get(entry.name, entry.estimate_s))
-        for entry in entries
-    ]
-
-
-def _readable(folder: pathlib.Path) -> dict[str, Record]:
-    """The records of a folder; a file that a broken disk cut short counts as missing."""
-    with contextlib.suppress(ValueError):
-        return records(folder)
-    return {}
-
-
-def _last_line(said: str) -> str:
-    return said.strip().splitlines()[-1] if said.strip() else ""
 
 
 # The command
@@ -366,7 +209,7 @@ def main(
     args: Sequence[str] | None = None,
     entries: Sequence[Entry] = SUITE,
     *,
-    root: pathlib.Path = ROOT,
+    root: pathlib.Path = ledger.ROOT,
     runs: pathlib.Path = pathlib.Path("runs/gpu"),
     prog: str = "python -m experiments.bench.suite",
 ) -> int:
@@ -384,9 +227,9 @@ def main(
     parser = _parser(prog)
     given = parser.parse_args(args)
     try:
-        entries = learned(entries, root)
+        entries = ledger.learned(entries, root)
         if given.merge is not None:
-            for folder, count in merge(given.merge, root):
+            for folder, count in ledger.merge(given.merge, root):
                 print(f"{folder}: {count} new")
             return 0
         if given.list:
@@ -412,13 +255,13 @@ def _run(
     if environment.platform == "cpu" and not given.allow_cpu:
         HERE.stop(at_work)
         raise RuntimeError("JAX sees no accelerator here; --allow-cpu tries the suite out anyway")
-    device = slug(environment.device)
+    device = ledger.slug(environment.device)
     out = given.out or runs / device
     # A CPU's figures do not go among the accelerators'; what --out keeps is brought home first.
     merging = given.out is None and environment.platform != "cpu"
     try:
         out.mkdir(parents=True, exist_ok=True)
-        found = records(out)
+        found = ledger.records(out)
         for record in found.values():
             if (other := record.environment.device) != environment.device:
                 raise ValueError(
@@ -429,17 +272,17 @@ def _run(
         HERE.stop(at_work)
         raise
 
-    def keep(record: Record) -> None:
+    def keep(record: ledger.Record) -> None:
         found[record.name] = record
-        write(out, found)
+        ledger.write(out, found)
         if merging:
-            merge(out, root)
+            ledger.merge(out, root)
 
     with _ended_by_sigterm(), _logged(out / LOG) as (say, log):
-        say(f"{words.device(environment)}: {given.budget:.0f} s, results in {out / RESULTS}")
+        say(f"{words.device(environment)}: {given.budget:.0f} s, results in {out / ledger.RESULTS}")
         written = run_suite(
             entries,
-            newest(_readable(root / device), found),
+            ledger.newest(ledger.readable(root / device), found),
             HERE,
             at_work,
             budget_s=given.budget - (time.monotonic() - begin),
@@ -450,7 +293,7 @@ def _run(
         if given.out is not None and written and environment.platform != "cpu":
             say(f"python -m experiments gpu --merge {out} adds them to the committed results")
         if written and all(record.status == "not here" for record in written):
-            say(f"nothing can run here: {_last_line(written[0].error)}")
+            say(f"nothing can run here: {ledger.last_line(written[0].error)}")
             return 1
     return 0 if all(record.status in ("ok", "not here") for record in written) else 1
 
@@ -482,7 +325,7 @@ def _logged(path: pathlib.Path) -> Iterator[tuple[Callable[[str], None], Callabl
 
 
 def _list(entries: Sequence[Entry], root: pathlib.Path) -> int:
-    known = {folder.name: _readable(folder) for folder in sorted(root.glob("*"))}
+    known = {folder.name: ledger.readable(folder) for folder in sorted(root.glob("*"))}
     width = max(len(entry.name) for entry in entries) + 2
     for entry in entries:
         states = [
@@ -533,8 +376,8 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         "--out",
         type=pathlib.Path,
         metavar="DIR",
-        help=f"folder for {RESULTS} and {LOG} to bring home; without it they go to runs/gpu/DEVICE "
-        "and the results at once into experiments/results/gpu/DEVICE",
+        help=f"folder for {ledger.RESULTS} and {LOG} to bring home; without it they go to "
+        "runs/gpu/DEVICE and the results at once into experiments/results/gpu/DEVICE",
     )
     parser.add_argument(
         "--merge",

@@ -12,7 +12,7 @@ import time
 import pytest
 
 from experiments import __main__ as command_line
-from experiments.bench import cells, suite, worker
+from experiments.bench import cells, ledger, suite, worker
 from experiments.harness import report, result
 
 HERE = pathlib.Path(__file__).parents[1]
@@ -44,7 +44,7 @@ def run(entries, folder, budget_s=300.0, device=None, known=None):
 
     def keep(record):
         found[record.name] = record
-        suite.write(folder, found)
+        ledger.write(folder, found)
 
     at_work = device.start(60.0)
     written = suite.run_suite(
@@ -75,8 +75,8 @@ def test_a_crash_loses_nothing(tmp_path):
         "not here",
         "ok",
     ]
-    assert suite.records(tmp_path) == {record.name: record for record in written}
-    by_name = suite.records(tmp_path)
+    assert ledger.records(tmp_path) == {record.name: record for record in written}
+    by_name = ledger.records(tmp_path)
     assert by_name["check"].details == {"max_error": 1e-6, "passed": True}
     assert by_name["benchmark"].measurements[0].work == 3.0
     assert "bad answer" in by_name["broken"].error
@@ -88,7 +88,7 @@ def test_a_crash_loses_nothing(tmp_path):
     everything = (tmp_path / "results.json").read_text()
     assert str(worker.REPOSITORY) not in everything and str(pathlib.Path.home()) not in everything
     # The report finds the device like any other result.
-    ((folder, count),) = suite.merge(tmp_path, tmp_path / "gpu")
+    ((folder, count),) = ledger.merge(tmp_path, tmp_path / "gpu")
     assert count == len(entries) and folder.name == "nvidia-h100-80gb-hbm3"
     runs, problems = report.load([tmp_path / "gpu"])
     assert problems == [] and runs[0].result.title == "Accelerator suite on NVIDIA H100 80GB HBM3"
@@ -154,7 +154,7 @@ def test_a_suite_that_is_killed_takes_a_cell_that_hangs_with_it(tmp_path):
     assert not _alive(at_work)
     os.kill(int(child.read_text()), signal.SIGKILL)
     # What was measured before is there, whole.
-    assert [kept.status for kept in suite.records(tmp_path / "out").values()] == ["ok"]
+    assert [kept.status for kept in ledger.records(tmp_path / "out").values()] == ["ok"]
 
 
 def _children(pid):
@@ -175,7 +175,7 @@ def test_cells_share_a_process_until_one_breaks_it(tmp_path):
 
 
 def record(name, status="ok", seconds=1.0, finished="2026-01-01T00:00:00", **change):
-    made = suite.Record(name, "check", status, seconds, ENVIRONMENT, finished)
+    made = ledger.Record(name, "check", status, seconds, ENVIRONMENT, finished)
     return dataclasses.replace(made, **change)
 
 
@@ -189,7 +189,7 @@ def test_only_what_is_missing_runs_and_failures_come_last(tmp_path):
     written, said = run(entries, tmp_path, device=pretend(), known=known)
     assert [record.name for record in written] == ["silent_check", "broken"]
     assert said[0].startswith("1 of 3")
-    kept = suite.records(tmp_path)
+    kept = ledger.records(tmp_path)
     assert kept["check"] == known["check"] and kept["broken"].status == "ok"
 
 
@@ -219,12 +219,12 @@ def test_each_record_is_there_before_the_next_cell_starts(tmp_path):
     device = pretend()
 
     def call(at_work, entry, limit_s):
-        seen.append(sorted(suite.records(tmp_path)))
+        seen.append(sorted(ledger.records(tmp_path)))
         return device.call(at_work, entry, limit_s)
 
     run((entry("check"), entry("silent_check")), tmp_path, device=device._replace(call=call))
     assert seen == [[], ["check"]]
-    assert sorted(suite.records(tmp_path)) == ["check", "silent_check"]
+    assert sorted(ledger.records(tmp_path)) == ["check", "silent_check"]
 
 
 def test_a_cell_that_prints_without_end_leaves_a_log_that_comes_home(tmp_path):
@@ -280,11 +280,11 @@ def test_a_device_that_is_gone_ends_the_suite(tmp_path):
 def test_what_a_folder_holds_of_others_is_not_written_over(tmp_path, capsys):
     """Finished cells of another device, or of another version, whose records it cannot read."""
     out = tmp_path / "out"
-    suite.write(out, {"check": record("check")})
+    ledger.write(out, {"check": record("check")})
     assert suite.main(["--allow-cpu", "--out", str(out)], (entry("check"),), root=tmp_path) == 2
     said = capsys.readouterr().err
     assert "holds results of NVIDIA H100 80GB HBM3" in said and said.count("\n") == 1
-    assert suite.records(out) == {"check": record("check")}
+    assert ledger.records(out) == {"check": record("check")}
     (out / "results.json").write_text('[{"cell": 1}]')
     assert suite.main(["--allow-cpu", "--out", str(out)], (entry("check"),), root=tmp_path) == 2
     assert "results.json" in capsys.readouterr().err
@@ -348,12 +348,12 @@ def test_nine_minutes_reach_eight_bits_and_prefill(slowness, luck):
 
 
 def test_estimates_are_learned_from_results(tmp_path):
-    suite.write(tmp_path / "one", {"check": record("check", seconds=9.0)})
-    suite.write(tmp_path / "two", {"check": record("check", seconds=4.0)})
-    suite.write(tmp_path / "three", {"check": record("check", "timeout", 99.0)})
+    ledger.write(tmp_path / "one", {"check": record("check", seconds=9.0)})
+    ledger.write(tmp_path / "two", {"check": record("check", seconds=4.0)})
+    ledger.write(tmp_path / "three", {"check": record("check", "timeout", 99.0)})
     (tmp_path / "four").mkdir()
     (tmp_path / "four" / "results.json").write_text("{")
-    known, unknown = suite.learned((entry("check"), entry("crash")), tmp_path)
+    known, unknown = ledger.learned((entry("check"), entry("crash")), tmp_path)
     assert (known.estimate_s, unknown.estimate_s) == (9.0, 5.0)
 
 
@@ -371,7 +371,7 @@ def test_suite_is_well_formed():
 def test_results_are_merged_by_device_and_the_better_one_stays(tmp_path):
     other = dataclasses.replace(ENVIRONMENT, device="NVIDIA A100")
     home = tmp_path / "home" / "nvidia-h100-80gb-hbm3"
-    suite.write(home, {"a": record("a"), "b": record("b", "failed"), "c": record("c")})
+    ledger.write(home, {"a": record("a"), "b": record("b", "failed"), "c": record("c")})
     late = {"finished": "2026-02-02T00:00:00"}
     brought = {
         "a": record("a", "failed", **late),  # what ended well counts more
@@ -379,19 +379,19 @@ def test_results_are_merged_by_device_and_the_better_one_stays(tmp_path):
         "c": record("c", seconds=2.0, **late),
         "d": record("d", environment=other),
     }
-    suite.write(tmp_path / "lease", brought)
-    written = dict(suite.merge(tmp_path / "lease", tmp_path / "home"))
+    ledger.write(tmp_path / "lease", brought)
+    written = dict(ledger.merge(tmp_path / "lease", tmp_path / "home"))
     assert written == {home: 2, tmp_path / "home" / "nvidia-a100": 1}
-    now = suite.records(home)
+    now = ledger.records(home)
     assert now == {"a": record("a"), "b": brought["b"], "c": brought["c"]}
     kept = result.read(home / "result.json", result.Result)
     assert [row[0] for row in kept.tables[0].rows] == ["a", "b", "c"]
-    assert dict(suite.merge(tmp_path / "lease", tmp_path / "home"))[home] == 0  # twice is once
+    assert dict(ledger.merge(tmp_path / "lease", tmp_path / "home"))[home] == 0  # twice is once
 
 
 def test_results_of_a_cpu_are_not_merged(tmp_path, capsys):
     cpu = dataclasses.replace(ENVIRONMENT, device="cpu", platform="cpu")
-    suite.write(tmp_path / "lease", {"a": record("a", environment=cpu)})
+    ledger.write(tmp_path / "lease", {"a": record("a", environment=cpu)})
     for folder, why in (("lease", "figures of a CPU"), ("nowhere", "nowhere has no results.json")):
         assert suite.main(["--merge", str(tmp_path / folder)], root=tmp_path / "home") == 2
         said = capsys.readouterr().err
@@ -409,7 +409,7 @@ def test_results_of_a_cpu_are_not_merged(tmp_path, capsys):
     ],
 )
 def test_slug(device, name):
-    assert suite.slug(device) == name
+    assert ledger.slug(device) == name
 
 
 # The command.
@@ -426,7 +426,7 @@ def test_command_line_on_a_cpu(tmp_path, monkeypatch, capsys):
     assert sorted(os.listdir(folder)) == ["log.txt", "results.json"]
     assert "bad answer" in (folder / "log.txt").read_text()
     assert not (tmp_path / "results").exists()  # a CPU's figures do not go among the accelerators'
-    kept = suite.records(folder)["check"].environment
+    kept = ledger.records(folder)["check"].environment
     assert kept == result.environment()
     # A second call does again only what failed; --out goes on where it is told to.
     assert command_line.main(["gpu", "--allow-cpu", "--out", "runs/gpu/cpu"], names) == 1
@@ -491,7 +491,7 @@ def test_a_bare_checkout_with_what_a_bare_image_has(tmp_path):
     done = call("-c", FIRST_CELL, out)
     assert done.returncode == 0, done.stderr + done.stdout
     assert sorted(os.listdir(out)) == ["log.txt", "results.json"]
-    (kept,) = suite.records(tmp_path / "home").values()
+    (kept,) = ledger.records(tmp_path / "home").values()
     assert kept.status == "ok" and kept.details["largest error"] < 2e-2
     done = call("-m", "experiments", "gpu", "--merge", out)
     assert done.returncode == 2 and "figures of a CPU" in done.stderr
@@ -510,7 +510,7 @@ def test_kernels_are_checked_and_timed_with_jax_alone(tmp_path):
         text=True,
     )
     assert done.returncode == 0, done.stderr + done.stdout
-    (kept,) = suite.records(tmp_path / "home").values()
+    (kept,) = ledger.records(tmp_path / "home").values()
     assert kept.status == "ok" and kept.details["largest error"] < 2e-2
 
 
