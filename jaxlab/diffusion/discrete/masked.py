@@ -16,6 +16,7 @@ from typing import Literal, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxlab.diffusion.discrete import schedules
@@ -131,7 +132,7 @@ def nelbo(
 
     Raises:
         ValueError: if tokens are not integers, there is no replicate, no such weighting, or a mask
-            is of another shape.
+            is of another shape or, known, leaves no token of a sequence.
 
     Source: arXiv:2406.07524, eq. 10 and appendix; discrete steps arXiv:2107.03006, eq. 1.
     """
@@ -142,8 +143,8 @@ def nelbo(
         raise ValueError(
             f"weighting must be one of {', '.join(get_args(Weighting))}, got {weighting!r}"
         )
-    if token_mask is not None and token_mask.shape != tokens.shape:
-        raise ValueError(f"token_mask must be {tokens.shape} like tokens, got {token_mask.shape}")
+    if token_mask is not None:
+        check_mask(token_mask, tokens)
     batch = (replicates, *tokens.shape[:-1])
     key_level, key_order, key_hide = jax.random.split(key, 3)
     size = math.prod(batch)
@@ -207,3 +208,15 @@ def check_tokens(tokens: Int[Array, "... K"], vocab: int) -> None:
         raise ValueError(f"tokens must be [..., K] with K at least 1, got {tokens.shape}")
     if not jnp.issubdtype(tokens.dtype, jnp.integer):
         raise ValueError(f"tokens must be integers, got {tokens.dtype}")
+
+
+def check_mask(token_mask: Bool[Array, "... K"], tokens: Int[Array, "... K"]) -> None:
+    """Refuses a mask that is not of the tokens, or is known to leave none of a sequence.
+
+    Raises:
+        ValueError: see above.
+    """
+    if token_mask.shape != tokens.shape:
+        raise ValueError(f"token_mask must be {tokens.shape} like tokens, got {token_mask.shape}")
+    if not isinstance(token_mask, Tracer) and not np.asarray(token_mask).any(axis=-1).all():
+        raise ValueError("token_mask must leave at least one token of every sequence")

@@ -24,7 +24,8 @@ from jaxlab.rl.discrete import matching, targets
 from jaxlab.rl.discrete.policies import TokenPolicy
 
 Reward = Callable[[jax.Array], jax.Array]
-"""`reward(tokens [B, K]) -> [B]`."""
+"""`reward(tokens [B, K]) -> [B]`. One that is not finite counts as the least of its batch, and in
+the metric `reward/failed`."""
 Ratio = Literal["step", "bound", "mean_field"]
 RULES = {
     "learning_rate": settings_lib.POSITIVE,
@@ -147,7 +148,7 @@ def forward(
         key, key_draw, key_fit, key_bands = jax.random.split(state.key, 4)
         params = state.params if behavior is None else behavior_params
         drawn = _draw(key_draw, draws, params, (num_batches, batch), schedule)
-        rewards = _rewards(reward, drawn.tokens)
+        rewards, failed = _rewards(reward, drawn.tokens)
         if target_kl is None:
             lam = jnp.broadcast_to(state.settings["temperature"], (num_batches,))
         else:
@@ -177,6 +178,7 @@ def forward(
             update, (state.params, state.opt_state), jax.random.split(key_fit, num_updates)
         )
         metrics = _metrics(key_bands, policy, state.params, drawn, rewards)
+        metrics["reward/failed"] = failed
         if weighting in ("softmax", "linear", "square") and lower == 0.0:
             metrics["policy/ess"] = jnp.mean(targets.effective_size(weight.T))
             metrics["policy/target_kl"] = jnp.mean(targets.divergence(weight.T))
@@ -278,7 +280,7 @@ def reverse(
         key, key_draw, key_epochs, key_bands = jax.random.split(state.key, 4)
         old, settings = state.params, state.settings
         drawn = _draw(key_draw, policy, old, (batch,), schedule)
-        rewards = _rewards(reward, drawn.tokens)
+        rewards, failed = _rewards(reward, drawn.tokens)
         advantage = policy_gradient.normalize_advantage(rewards)
 
         def loss(params: PyTree, key: Array, index: Array) -> tuple[Array, dict[str, Array]]:
@@ -329,6 +331,7 @@ def reverse(
             epoch, (old, state.opt_state), jax.random.split(key_epochs, num_epochs)
         )
         metrics = _metrics(key_bands, policy, old, drawn, rewards)
+        metrics["reward/failed"] = failed
         metrics |= {name: jnp.mean(x) for name, x in fitted.items()}
         state = state._replace(params=params, opt_state=opt_state, key=key)
         return _remember(state, drawn, rewards), metrics
@@ -359,14 +362,19 @@ def _draw(
     )
 
 
-def _rewards(reward: Reward, tokens: Array) -> Array:
+def _rewards(reward: Reward, tokens: Array) -> tuple[Array, Array]:
+    """Returns rewards, those that failed being the least of the others, and their share."""
     flat = tokens.reshape(-1, tokens.shape[-1])
     rewards = reward(flat)
     if rewards.shape != flat.shape[:1]:
         raise ValueError(
             f"reward must return {flat.shape[:1]} for {flat.shape}, got {rewards.shape}"
         )
-    return rewards.astype(jnp.float32).reshape(tokens.shape[:-1])
+    rewards = rewards.astype(jnp.float32)
+    finite = jnp.isfinite(rewards)
+    least = jnp.min(rewards, where=finite, initial=jnp.inf)
+    rewards = jnp.where(finite, rewards, jnp.where(jnp.isfinite(least), least, 0.0))
+    return rewards.reshape(tokens.shape[:-1]), 1.0 - jnp.mean(finite.astype(jnp.float32))
 
 
 def _metrics(
@@ -388,7 +396,7 @@ def _metrics(
 
 def _remember(state: SequenceState, drawn: Sample, rewards: Array) -> SequenceState:
     rewards, tokens = rewards.reshape(-1), drawn.tokens.reshape(-1, drawn.tokens.shape[-1])
-    best = jnp.argmax(jnp.where(jnp.isnan(rewards), -jnp.inf, rewards))
+    best = jnp.argmax(rewards)
     better = rewards[best] > state.best_reward
     return state._replace(
         best_tokens=jnp.where(better, tokens[best], state.best_tokens),

@@ -68,11 +68,8 @@ def make_transformer_policy(
 
     def denoise(params: TrunkParams) -> Denoise:
         def logits(tokens: Array, level: Array) -> Array:
-            x = params.tokens[tokens] + _like(params.places, (*tokens.shape, width))
-            still = jnp.zeros(tokens.shape, jnp.int32)  # rotates nothing
-            mask = jnp.ones((*tokens.shape, length), bool)
-            x, _ = transformer.apply_blocks(params.blocks, x, still, mask, config)
-            return _readout(params, x, config)
+            still = jnp.zeros((length,), jnp.int32)  # rotates nothing
+            return _logits(params, tokens, still, jnp.ones((length, length), bool), config)
 
         return logits
 
@@ -96,11 +93,8 @@ def make_writing_policy(
         return jnp.concatenate([start, tokens[..., :-1].astype(jnp.int32)], axis=-1)
 
     def log_prob(params: TrunkParams, tokens: Int[Array, "*B K"]) -> Float[Array, "*B"]:
-        x = params.tokens[shifted(tokens)] + _like(params.places, (*tokens.shape, width))
-        mask = _like(jnp.tril(jnp.ones((length, length), bool)), (*tokens.shape, length))
-        pos = _like(jnp.arange(length, dtype=jnp.int32), tokens.shape)
-        x, _ = transformer.apply_blocks(params.blocks, x, pos, mask, config)
-        logp = jax.nn.log_softmax(_readout(params, x, config))
+        pos, causal = jnp.arange(length, dtype=jnp.int32), jnp.tril(jnp.ones((length,) * 2, bool))
+        logp = jax.nn.log_softmax(_logits(params, shifted(tokens), pos, causal, config))
         return jnp.sum(jnp.take_along_axis(logp, tokens[..., None], axis=-1)[..., 0], axis=-1)
 
     def sample(
@@ -152,9 +146,16 @@ def _init(key: Array, vocab: int, length: int, num_layers: int, config: BlockCon
     )
 
 
+def _logits(
+    params: TrunkParams, tokens: Array, pos: Array, mask: Array, config: BlockConfig
+) -> Array:
+    """Runs the trunk over whole sequences; positions `[K]` and mask `[K, K]` are common to all."""
+    shape = tokens.shape
+    x = params.tokens[tokens] + jnp.broadcast_to(params.places, (*shape, config.d_model))
+    pos, mask = jnp.broadcast_to(pos, shape), jnp.broadcast_to(mask, (*shape, shape[-1]))
+    x, _ = transformer.apply_blocks(params.blocks, x, pos, mask, config)
+    return _readout(params, x, config)
+
+
 def _readout(params: TrunkParams, x: Array, config: BlockConfig) -> Array:
     return transformer.readout(x, params.norm, params.head, eps=config.eps)
-
-
-def _like(x: Array, shape: tuple[int, ...]) -> Array:
-    return jnp.broadcast_to(x, shape)

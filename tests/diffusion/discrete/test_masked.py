@@ -225,7 +225,8 @@ def test_gradient_is_finite_where_a_token_is_impossible():
     [
         ({"replicates": 0}, "replicates"),
         ({"weighting": "none"}, "weighting must be one of"),
-        ({"token_mask": jnp.ones((2, K + 1), bool)}, "token_mask"),
+        ({"token_mask": jnp.ones((2, K + 1), bool)}, "token_mask must be"),
+        ({"token_mask": jnp.ones((2, K), bool).at[1].set(False)}, "at least one token"),
     ],
 )
 def test_bad_options_of_the_bound_are_refused(options, message):

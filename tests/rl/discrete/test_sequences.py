@@ -140,6 +140,19 @@ def test_bad_options_of_reverse_are_refused(options, message):
         )
 
 
+@pytest.mark.parametrize("make", [discrete.forward, discrete.reverse])
+def test_a_reward_that_fails_is_counted_and_spares_the_others(make):
+    def reward(tokens):
+        ones = jnp.sum(tokens, axis=-1)
+        return jnp.where(ones == 4, jnp.nan, jnp.where(ones == 0, -jnp.inf, ones * 0.5))
+
+    algorithm = make(reward, discrete.make_table_policy(V, K), num_steps=2, batch=64)
+    state, metrics = run(algorithm, 3)
+    assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(state.params))
+    assert abs(float(metrics["reward/failed"].mean()) - 2 / 16) < 0.08
+    assert float(state.best_reward) == 1.5  # of three ones: four have none
+
+
 def test_a_reward_of_the_wrong_shape_is_named():
     algorithm = discrete.forward(
         lambda tokens: tokens, discrete.make_table_policy(2, 2), num_steps=2, batch=8
