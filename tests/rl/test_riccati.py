@@ -92,13 +92,21 @@ def judge(name, key):
     return np.asarray(train(key))
 
 
-NOT_RUN = pytest.mark.xfail(reason="this setting has not been run to its end", strict=False)
+OPEN = {
+    "SDAC": "cost 1.28 and 1.33 times the best after 6,000 updates",
+    "DIPO": "cost 1.20 times the best with one of two seeds after 6,000 updates",
+    "QVPO": "has not been run to its end",
+    "QSM": "has not been run to its end",
+}
+"""Methods that are not known to come there, and why."""
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=NOT_RUN if name in ("SDAC", "QVPO", "DIPO", "QSM") else ())
+        pytest.param(
+            name, marks=pytest.mark.xfail(reason=OPEN[name], strict=False) if name in OPEN else ()
+        )
         for name in (*POLICIES, "PPO")
     ],
 )
