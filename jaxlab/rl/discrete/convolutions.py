@@ -3,6 +3,7 @@
 Stark et al. 2024, arXiv:2402.05841, and the released code of arXiv:2410.13643 (DRAKES).
 """
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -99,22 +100,32 @@ def dilated_conv(
 ) -> Float[Array, "B L D"]:
     """Returns the convolution of the same length, zero beyond both ends, W odd.
 
-    Places of equal remainder are put beside each other in the batch and convolved without
-    dilation: XLA has fast plain convolutions on CPUs, and slow dilated ones.
+    On a CPU it is a sum of products, one for each place of the kernel that reaches the sequence:
+    there XLA's convolutions are slow where places are far apart, and their gradients in loops, ten
+    times and more.
     """
-    batch, length, channels = x.shape
-    if dilation > 1:
-        padded = -(-length // dilation) * dilation
-        x = jnp.pad(x, ((0, 0), (0, padded - length), (0, 0)))
-        x = x.reshape(batch, padded // dilation, dilation, channels).swapaxes(1, 2)
-        x = x.reshape(batch * dilation, padded // dilation, channels)
-    y = jax.lax.conv_general_dilated(
-        x, kernel, (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC")
+    return jax.lax.platform_dependent(
+        x,
+        kernel,
+        cpu=functools.partial(_sum_of_products, dilation=dilation),
+        default=functools.partial(_convolution, dilation=dilation),
     )
-    if dilation > 1:
-        y = y.reshape(batch, dilation, -1, y.shape[-1]).swapaxes(1, 2)
-        y = y.reshape(batch, -1, y.shape[-1])[:, :length]
+
+
+def _sum_of_products(x: Array, kernel: Array, *, dilation: int) -> Array:
+    length, middle = x.shape[1], kernel.shape[0] // 2
+    reach = min(middle, (length - 1) // dilation)
+    padded = jnp.pad(x, ((0, 0), (reach * dilation, reach * dilation), (0, 0)))
+    y = padded[:, :length] @ kernel[middle - reach]
+    for i in range(1, 2 * reach + 1):
+        y += padded[:, i * dilation : i * dilation + length] @ kernel[middle - reach + i]
     return y
+
+
+def _convolution(x: Array, kernel: Array, *, dilation: int) -> Array:
+    return jax.lax.conv_general_dilated(
+        x, kernel, (1,), "SAME", rhs_dilation=(dilation,), dimension_numbers=("NWC", "WIO", "NWC")
+    )
 
 
 def _layer_norm(x: Array) -> Array:
