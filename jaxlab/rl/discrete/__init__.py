@@ -1,6 +1,6 @@
 """Actions of K tokens: diffusion policies over sequences, and how mirror descent trains them."""
 
-from jaxlab.rl.discrete import enhancers, matching, targets, tasks
+from jaxlab.rl.discrete import enhancers, matching, surrogates, targets, tasks
 from jaxlab.rl.discrete.convolutions import DenoisingConv, make_conv_policy
 from jaxlab.rl.discrete.genetic import GeneticState, evolve
 from jaxlab.rl.discrete.guidance import best_of_n, smc, svdd
@@ -20,6 +20,7 @@ from jaxlab.rl.discrete.policies import (
 )
 from jaxlab.rl.discrete.pretraining import PretrainState, log_likelihood, pretrain
 from jaxlab.rl.discrete.sequences import SequenceState, forward, reverse, unique_share
+from jaxlab.rl.discrete.surrogates import Oracles, Surrogate, fit_oracles, fit_surrogate
 from jaxlab.rl.discrete.targets import (
     divergence,
     effective_size,
@@ -38,7 +39,9 @@ __all__ = [
     "DenoisingMlp",
     "PretrainState",
     "GeneticState",
+    "Oracles",
     "SequenceState",
+    "Surrogate",
     "TokenPolicy",
     "WritingPolicy",
     "best_of_n",
@@ -48,6 +51,8 @@ __all__ = [
     "enhancers",
     "evolve",
     "exact_target",
+    "fit_oracles",
+    "fit_surrogate",
     "forward",
     "forward_kl",
     "log_likelihood",
@@ -67,6 +72,7 @@ __all__ = [
     "smc",
     "solve_temperature",
     "svdd",
+    "surrogates",
     "targets",
     "tasks",
     "unique_share",

@@ -182,6 +182,15 @@ def motif_hits(sequence: Int[Array, "B L"]) -> Float[Array, "B M"]:
     return jnp.sum((occupancy > 0.5).astype(occupancy.dtype), axis=1)
 
 
+def other_strand(
+    sequence: Int[Array, "*B L"] | Float[Array, "B L 4"],
+) -> Int[Array, "*B L"] | Float[Array, "B L 4"]:
+    """Returns the reverse complement of tokens or of soft bases `[B, L, 4]`: it scores the same."""
+    if jnp.issubdtype(sequence.dtype, jnp.integer):
+        return 3 - sequence[..., ::-1]
+    return sequence[..., ::-1, ::-1]
+
+
 def draw_corpus(key: jax.Array, num: int, *, length: int = LENGTH) -> Int[Array, "num L"]:
     """Draws sequences as they might be found: a Markov chain with motifs written into it.
 

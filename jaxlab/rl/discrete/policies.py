@@ -102,6 +102,21 @@ def make_factored_policy(vocab: int, length: int) -> TokenPolicy:
     return TokenPolicy(vocab, length, lambda key: jnp.zeros((length, vocab)), denoise)
 
 
+def one_hot(
+    tokens: Int[Array, "*B K"] | Float[Array, "*B K D"], size: int
+) -> Float[Array, "*B K D"]:
+    """Returns tokens as vectors of this size; soft ones, which are vectors already, as they are.
+
+    Raises:
+        ValueError: if soft tokens have another size.
+    """
+    if jnp.issubdtype(tokens.dtype, jnp.integer):
+        return jax.nn.one_hot(tokens, size)
+    if tokens.ndim < 2 or tokens.shape[-1] != size:
+        raise ValueError(f"soft tokens must be [..., K, {size}], got {tokens.shape}")
+    return tokens
+
+
 def check_sizes(*sizes: int) -> None:
     """Refuses a vocabulary, length, width or number of layers below 1, with a ValueError."""
     if min(sizes) < 1:
