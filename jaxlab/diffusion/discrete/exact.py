@@ -42,9 +42,20 @@ def number(tokens: Int[Array, "... K"], base: int) -> Int[Array, "..."]:
 
 
 def table_denoiser(logits: Float[Array, "S K V"]) -> Denoise:
-    """Returns the denoiser that looks a partial sequence up in a table, whatever the level."""
-    vocab = logits.shape[-1]
-    return lambda tokens, level: logits[number(tokens, vocab + 1)]
+    """Returns the denoiser that looks a partial sequence up in a table, whatever the level.
+
+    Of soft tokens `[..., K, V + 1]` it is the mean over all partial sequences that they may be.
+    """
+    length, vocab = logits.shape[1:]
+
+    def denoise(tokens: jax.Array, level: jax.Array) -> jax.Array:
+        if jnp.issubdtype(tokens.dtype, jnp.integer):
+            return logits[number(tokens, vocab + 1)]
+        rows = _outer(tokens.reshape(-1, length, vocab + 1))
+        blend = jnp.einsum("bs,skv->bkv", rows, logits, precision="highest")
+        return blend.reshape(*tokens.shape[:-1], vocab)
+
+    return denoise
 
 
 def conditionals(joint: Float[Array, " V^K"], *, vocab: int, length: int) -> Float[Array, "S K V"]:

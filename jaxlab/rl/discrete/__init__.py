@@ -1,7 +1,9 @@
 """Actions of K tokens: diffusion policies over sequences, and how mirror descent trains them."""
 
 from jaxlab.rl.discrete import enhancers, matching, surrogates, targets, tasks
+from jaxlab.rl.discrete.bandits import SequenceState, unique_share
 from jaxlab.rl.discrete.convolutions import DenoisingConv, make_conv_policy
+from jaxlab.rl.discrete.drakes import drakes, relaxed_sample
 from jaxlab.rl.discrete.genetic import GeneticState, evolve
 from jaxlab.rl.discrete.guidance import best_of_n, smc, svdd
 from jaxlab.rl.discrete.matching import (
@@ -19,7 +21,7 @@ from jaxlab.rl.discrete.policies import (
     make_table_policy,
 )
 from jaxlab.rl.discrete.pretraining import PretrainState, log_likelihood, pretrain
-from jaxlab.rl.discrete.sequences import SequenceState, forward, reverse, unique_share
+from jaxlab.rl.discrete.sequences import forward, reverse
 from jaxlab.rl.discrete.surrogates import Oracles, Surrogate, fit_oracles, fit_surrogate
 from jaxlab.rl.discrete.targets import (
     divergence,
@@ -47,6 +49,7 @@ __all__ = [
     "best_of_n",
     "bound_logp",
     "divergence",
+    "drakes",
     "effective_size",
     "enhancers",
     "evolve",
@@ -65,6 +68,7 @@ __all__ = [
     "matching",
     "mean_field_logp",
     "pretrain",
+    "relaxed_sample",
     "reverse",
     "reverse_kl",
     "sample_weights",

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxlab.diffusion.discrete.masked import Denoise
 from jaxlab.nn.mlp import fan_in_normal
-from jaxlab.rl.discrete.policies import TokenPolicy, check_sizes
+from jaxlab.rl.discrete.policies import TokenPolicy, check_sizes, one_hot
 
 DILATIONS = (1, 1, 4, 16, 64)
 
@@ -38,9 +38,11 @@ class DenoisingConv(nn.Module):
     dilations: tuple[int, ...] = DILATIONS
 
     @nn.compact
-    def __call__(self, tokens: Int[Array, "*B L"]) -> Float[Array, "*B L V"]:
+    def __call__(
+        self, tokens: Int[Array, "*B L"] | Float[Array, "*B L V+1"]
+    ) -> Float[Array, "*B L V"]:
         H = self.hidden
-        shown = jax.nn.one_hot(tokens, self.vocab + 1)
+        shown = one_hot(tokens, self.vocab + 1)
         x = shown.reshape(-1, *shown.shape[-2:])
         first = self.param("first", fan_in_normal, (self.width, self.vocab + 1, H))
         bias = self.param("first_bias", nn.initializers.zeros_init(), (H,))
@@ -73,7 +75,7 @@ class DenoisingConv(nn.Module):
             x, _ = jax.lax.scan(layer, x, layers)
         x = jax.nn.relu(nn.Dense(H, kernel_init=fan_in_normal)(x))
         logits = nn.Dense(self.vocab, kernel_init=nn.initializers.zeros_init())(x)
-        return logits.reshape(*tokens.shape, self.vocab)
+        return logits.reshape(*shown.shape[:-1], self.vocab)
 
 
 def make_conv_policy(

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxlab.rl.discrete.sequences import unique_share
+from jaxlab.rl.discrete.bandits import unique_share
 
 BASES = "ACGT"
 """Tokens 0 to 3."""

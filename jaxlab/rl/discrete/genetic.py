@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxlab.core.types import Algorithm, Metrics
-from jaxlab.rl.discrete.sequences import Reward, unique_share
+from jaxlab.rl.discrete.bandits import Reward, unique_share
 
 
 class GeneticState(NamedTuple):

@@ -12,8 +12,8 @@ from jaxtyping import Array, Float, Int
 from jaxlab.core.types import PyTree
 from jaxlab.diffusion.discrete import masked, sampling
 from jaxlab.diffusion.discrete.schedules import Schedule
+from jaxlab.rl.discrete.bandits import Reward
 from jaxlab.rl.discrete.policies import TokenPolicy
-from jaxlab.rl.discrete.sequences import Reward
 
 
 class Chosen(NamedTuple):

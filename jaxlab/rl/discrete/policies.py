@@ -25,7 +25,8 @@ class TokenPolicy(NamedTuple):
         vocab: V, tokens are 0 .. V - 1 and V is hidden.
         length: K tokens of an action.
         init: `init(key) -> params`.
-        denoise: `denoise(params) -> Denoise`.
+        denoise: `denoise(params) -> Denoise`, which takes soft tokens `[..., K, V + 1]` too: a
+            distribution at each place, hidden ones last, which is differentiated through.
     """
 
     vocab: int
@@ -48,10 +49,13 @@ class DenoisingMlp(nn.Module):
     hidden: tuple[int, ...] = (256, 256)
 
     @nn.compact
-    def __call__(self, tokens: Int[Array, "*B K"]) -> Float[Array, "*B K V"]:
-        shown = jax.nn.one_hot(tokens, self.vocab + 1).reshape(*tokens.shape[:-1], -1)
-        logits = Mlp(self.hidden, self.length * self.vocab)(shown)
-        return logits.reshape(*tokens.shape, self.vocab)
+    def __call__(
+        self, tokens: Int[Array, "*B K"] | Float[Array, "*B K V+1"]
+    ) -> Float[Array, "*B K V"]:
+        shown = one_hot(tokens, self.vocab + 1)
+        flat = shown.reshape(*shown.shape[:-2], -1)
+        logits = Mlp(self.hidden, self.length * self.vocab)(flat)
+        return logits.reshape(*shown.shape[:-1], self.vocab)
 
 
 def make_mlp_policy(
@@ -97,7 +101,7 @@ def make_factored_policy(vocab: int, length: int) -> TokenPolicy:
     check_sizes(vocab, length)
 
     def denoise(params: Array) -> Denoise:
-        return lambda tokens, level: jnp.broadcast_to(params, (*tokens.shape, vocab))
+        return lambda tokens, level: jnp.broadcast_to(params, (*level.shape, length, vocab))
 
     return TokenPolicy(vocab, length, lambda key: jnp.zeros((length, vocab)), denoise)
 

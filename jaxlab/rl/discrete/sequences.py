@@ -6,62 +6,24 @@ weighted samples of the policy to itself, `reverse` climbs with clipped ratios o
 Ma et al. 2025, arXiv:2509.22963.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
-import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array
 
 from jaxlab.core.types import Algorithm, Metrics, PyTree
-from jaxlab.diffusion.discrete import masked, path, sampling, schedules
-from jaxlab.diffusion.discrete.sampling import Sample
+from jaxlab.diffusion.discrete import path, schedules
 from jaxlab.learning import policy_gradient
 from jaxlab.learning import settings as settings_lib
-from jaxlab.learning.settings import Settings
-from jaxlab.rl.discrete import matching, targets
+from jaxlab.rl.discrete import bandits, matching, targets
 from jaxlab.rl.discrete.policies import TokenPolicy
 
-Reward = Callable[[jax.Array], jax.Array]
-"""`reward(tokens [B, K]) -> [B]`. One that is not finite counts as the least of its batch, and in
-the metric `reward/failed`."""
 Ratio = Literal["step", "bound", "mean_field"]
-RULES = {
-    "learning_rate": settings_lib.POSITIVE,
-    "temperature": settings_lib.POSITIVE,
-    "max_grad_norm": settings_lib.LIMIT,
-    "clip_eps": settings_lib.LIMIT,
-}
-"""What the numbers must be that may be swept."""
-NUM_BANDS = 4
-"""Bands of noise whose losses are logged apart."""
-
-
-class SequenceState(NamedTuple):
-    """All that evolves, and the settings.
-
-    Attributes:
-        params: parameters of the policy.
-        opt_state: state of its optimizer.
-        best_tokens: `[K]` best sequence so far.
-        best_reward: its reward; -inf before the first.
-        num_rewards: calls of the reward function so far.
-        settings: numbers of the run.
-        key: PRNG key of all draws to come.
-    """
-
-    params: PyTree
-    opt_state: PyTree
-    best_tokens: Int[Array, " K"]
-    best_reward: Float[Array, ""]
-    num_rewards: Int[Array, ""]
-    settings: Settings
-    key: Array
 
 
 def forward(
-    reward: Reward,
+    reward: bandits.Reward,
     policy: TokenPolicy,
     *,
     num_steps: int,
@@ -115,7 +77,7 @@ def forward(
 
     Source: arXiv:2509.22963 (DNA); defaults are those of its authors' code.
     """
-    _check_counts(
+    bandits.check_counts(
         num_steps=num_steps,
         batch=batch,
         num_batches=num_batches,
@@ -141,14 +103,13 @@ def forward(
     }
     if target_kl is not None:
         del numbers["temperature"]
-    settings_lib.fill(None, numbers, RULES)
     draws = policy if behavior is None else behavior
 
-    def step(state: SequenceState) -> tuple[SequenceState, Metrics]:
+    def step(state: bandits.SequenceState) -> tuple[bandits.SequenceState, Metrics]:
         key, key_draw, key_fit, key_bands = jax.random.split(state.key, 4)
         params = state.params if behavior is None else behavior_params
-        drawn = _draw(key_draw, draws, params, (num_batches, batch), schedule)
-        rewards, failed = _rewards(reward, drawn.tokens)
+        drawn = bandits.draw(key_draw, draws, params, (num_batches, batch), schedule)
+        rewards, failed = bandits.rewards_of(reward, drawn.tokens)
         if target_kl is None:
             lam = jnp.broadcast_to(state.settings["temperature"], (num_batches,))
         else:
@@ -171,13 +132,12 @@ def forward(
         def update(carry: tuple, key: Array) -> tuple[tuple, Array]:
             params, opt_state = carry
             value, grads = jax.value_and_grad(loss)(params, key)
-            updates, opt_state = _optimizer(state.settings).update(grads, opt_state, params)
-            return (optax.apply_updates(params, updates), opt_state), value
+            return bandits.descend(grads, params, opt_state, state.settings), value
 
         (params, opt_state), losses = jax.lax.scan(
             update, (state.params, state.opt_state), jax.random.split(key_fit, num_updates)
         )
-        metrics = _metrics(key_bands, policy, state.params, drawn, rewards)
+        metrics = bandits.describe(key_bands, policy, state.params, drawn, rewards)
         metrics["reward/failed"] = failed
         if weighting in ("softmax", "linear", "square") and lower == 0.0:
             metrics["policy/ess"] = jnp.mean(targets.effective_size(weight.T))
@@ -186,13 +146,13 @@ def forward(
         metrics["policy/temperature"] = jnp.mean(lam)
         metrics["policy/loss"] = jnp.mean(losses)
         state = state._replace(params=params, opt_state=opt_state, key=key)
-        return _remember(state, drawn, rewards), metrics
+        return bandits.remember(state, drawn.tokens, rewards), metrics
 
-    return _algorithm(policy, step, numbers, init_params, "forward_sequences")
+    return bandits.make_algorithm(policy, step, numbers, init_params, "forward_sequences")
 
 
 def reverse(
-    reward: Reward,
+    reward: bandits.Reward,
     policy: TokenPolicy,
     *,
     num_steps: int,
@@ -239,7 +199,7 @@ def reverse(
     diffusion language models (arXiv:2504.12216).
     """
     count = (num_steps if ratio == "step" else 1) if count is None else count
-    _check_counts(
+    bandits.check_counts(
         num_steps=num_steps,
         batch=batch,
         num_epochs=num_epochs,
@@ -250,11 +210,7 @@ def reverse(
         raise ValueError(f"ratio must be one of step, bound, mean_field, got {ratio!r}")
     if ratio == "step" and count > num_steps:
         raise ValueError(f"count must lie in 1 .. {num_steps}, got {count}")
-    if batch % num_minibatches or batch // num_minibatches < 2:
-        raise ValueError(
-            f"batch must divide into num_minibatches of two sequences or more, got {batch} and "
-            f"{num_minibatches}"
-        )
+    bandits.check_minibatches(batch, num_minibatches)
     schedule = schedules.make_schedule(num_steps)
     numbers = {
         "learning_rate": learning_rate,
@@ -262,8 +218,7 @@ def reverse(
         "max_grad_norm": max_grad_norm,
         "clip_eps": clip_eps,
     }
-    rules = RULES | {"temperature": settings_lib.NOT_NEGATIVE}
-    settings_lib.fill(None, numbers, rules)
+    rules = bandits.RULES | {"temperature": settings_lib.NOT_NEGATIVE}
     V = policy.vocab
 
     def logp_of(params: PyTree, key: Array, tokens: Array, reveal: Array, steps: Array) -> Array:
@@ -276,11 +231,11 @@ def reverse(
             key, denoise, tokens, vocab=V, replicates=count, per_token=per_token
         )
 
-    def step(state: SequenceState) -> tuple[SequenceState, Metrics]:
+    def step(state: bandits.SequenceState) -> tuple[bandits.SequenceState, Metrics]:
         key, key_draw, key_epochs, key_bands = jax.random.split(state.key, 4)
         old, settings = state.params, state.settings
-        drawn = _draw(key_draw, policy, old, (batch,), schedule)
-        rewards, failed = _rewards(reward, drawn.tokens)
+        drawn = bandits.draw(key_draw, policy, old, (batch,), schedule)
+        rewards, failed = bandits.rewards_of(reward, drawn.tokens)
         advantage = policy_gradient.normalize_advantage(rewards)
 
         def loss(params: PyTree, key: Array, index: Array) -> tuple[Array, dict[str, Array]]:
@@ -313,134 +268,19 @@ def reverse(
                 temperature=settings["temperature"],
             )
 
-        def minibatch(carry: tuple, at: tuple[Array, Array]) -> tuple[tuple, dict[str, Array]]:
-            params, opt_state = carry
-            (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(params, *at)
-            updates, opt_state = _optimizer(settings).update(grads, opt_state, params)
-            params = optax.apply_updates(params, updates)
-            return (params, opt_state), metrics | {"policy/loss": value}
-
-        def epoch(carry: tuple, key: Array) -> tuple[tuple, dict[str, Array]]:
-            key_order, key_loss = jax.random.split(key)
-            order = jax.random.permutation(key_order, batch).reshape(num_minibatches, -1)
-            return jax.lax.scan(
-                minibatch, carry, (jax.random.split(key_loss, num_minibatches), order)
-            )
-
-        (params, opt_state), fitted = jax.lax.scan(
-            epoch, (old, state.opt_state), jax.random.split(key_epochs, num_epochs)
+        params, opt_state, fitted = bandits.climb(
+            key_epochs,
+            loss,
+            old,
+            state.opt_state,
+            settings,
+            batch=batch,
+            num_epochs=num_epochs,
+            num_minibatches=num_minibatches,
         )
-        metrics = _metrics(key_bands, policy, old, drawn, rewards)
-        metrics["reward/failed"] = failed
-        metrics |= {name: jnp.mean(x) for name, x in fitted.items()}
+        metrics = bandits.describe(key_bands, policy, old, drawn, rewards)
+        metrics |= fitted | {"reward/failed": failed}
         state = state._replace(params=params, opt_state=opt_state, key=key)
-        return _remember(state, drawn, rewards), metrics
+        return bandits.remember(state, drawn.tokens, rewards), metrics
 
-    return _algorithm(policy, step, numbers, init_params, "reverse_sequences", rules)
-
-
-def unique_share(tokens: Int[Array, "B K"]) -> Float[Array, ""]:
-    """Returns the number of different sequences over B.
-
-    By two random hashes of 32 bits each: two of B sequences are taken for one with a probability
-    below B^2 / 2^64.
-    """
-    batch, length = tokens.shape
-    factors = jax.random.bits(jax.random.key(0), (2, length), jnp.uint32) | 1
-    mixed = (tokens.astype(jnp.uint32) + 1)[None] * factors[:, None, :]
-    mixed = (mixed ^ (mixed >> 15)) * jnp.uint32(0x9E3779B1)
-    first, second = jax.lax.sort(tuple(jnp.sum(mixed, axis=-1, dtype=jnp.uint32)), num_keys=2)
-    changes = (first[1:] != first[:-1]) | (second[1:] != second[:-1])
-    return (1 + jnp.sum(changes, dtype=jnp.int32)) / batch
-
-
-def _draw(
-    key: Array, policy: TokenPolicy, params: PyTree, batch: tuple[int, ...], schedule: Any
-) -> Sample:
-    return sampling.sample(
-        key, policy.denoise(params), batch, policy.length, vocab=policy.vocab, schedule=schedule
-    )
-
-
-def _rewards(reward: Reward, tokens: Array) -> tuple[Array, Array]:
-    """Returns rewards, those that failed being the least of the others, and their share."""
-    flat = tokens.reshape(-1, tokens.shape[-1])
-    rewards = reward(flat)
-    if rewards.shape != flat.shape[:1]:
-        raise ValueError(
-            f"reward must return {flat.shape[:1]} for {flat.shape}, got {rewards.shape}"
-        )
-    rewards = rewards.astype(jnp.float32)
-    finite = jnp.isfinite(rewards)
-    least = jnp.min(rewards, where=finite, initial=jnp.inf)
-    rewards = jnp.where(finite, rewards, jnp.where(jnp.isfinite(least), least, 0.0))
-    return rewards.reshape(tokens.shape[:-1]), 1.0 - jnp.mean(finite.astype(jnp.float32))
-
-
-def _metrics(
-    key: Array, policy: TokenPolicy, params: PyTree, drawn: Sample, rewards: Array
-) -> dict[str, Array]:
-    tokens = drawn.tokens.reshape(-1, policy.length)
-    metrics = {
-        "reward/mean": jnp.mean(rewards),
-        "reward/max": jnp.max(rewards),
-        "policy/unique": unique_share(tokens),
-        # Of the tokens along the path; the law of sequences has at most this plus that of places.
-        "policy/entropy": -jnp.mean(jnp.sum(drawn.logp, axis=0)),
-    }
-    bands = masked.band_losses(
-        key, policy.denoise(params), tokens, vocab=policy.vocab, num_bands=NUM_BANDS
-    )
-    return metrics | {f"loss/band_{i}": bands[i] for i in range(NUM_BANDS)}
-
-
-def _remember(state: SequenceState, drawn: Sample, rewards: Array) -> SequenceState:
-    rewards, tokens = rewards.reshape(-1), drawn.tokens.reshape(-1, drawn.tokens.shape[-1])
-    best = jnp.argmax(rewards)
-    better = rewards[best] > state.best_reward
-    return state._replace(
-        best_tokens=jnp.where(better, tokens[best], state.best_tokens),
-        best_reward=jnp.where(better, rewards[best], state.best_reward),
-        num_rewards=state.num_rewards + rewards.size,
-    )
-
-
-def _optimizer(settings: Settings) -> optax.GradientTransformation:
-    rate: Any = settings["learning_rate"]
-    return optax.chain(optax.clip_by_global_norm(settings["max_grad_norm"]), optax.adam(rate))
-
-
-def _algorithm(
-    policy: TokenPolicy,
-    step: Callable[[SequenceState], tuple[SequenceState, Metrics]],
-    numbers: Mapping[str, float],
-    init_params: PyTree,
-    name: str,
-    rules: Mapping[str, settings_lib.Rule] = RULES,
-) -> Algorithm:
-    def init(key: jax.Array, settings: Mapping[str, Any] | None = None) -> SequenceState:
-        values = settings_lib.fill(settings, numbers, rules)
-        key, key_params = jax.random.split(key)
-        # A copy: the state is donated, and the given parameters must outlive it.
-        given = init_params is not None
-        params = jax.tree.map(jnp.array, init_params) if given else policy.init(key_params)
-        return SequenceState(
-            params,
-            _optimizer(values).init(params),
-            jnp.zeros((policy.length,), jnp.int32),
-            jnp.asarray(-jnp.inf, jnp.float32),
-            jnp.zeros((), jnp.int32),
-            values,
-            key,
-        )
-
-    def check(settings: Any) -> None:
-        settings_lib.check_given(settings, numbers, rules)
-
-    return Algorithm(init, step, check=check, name=name)
-
-
-def _check_counts(**counts: int) -> None:
-    for name, count in counts.items():
-        if count < 1:
-            raise ValueError(f"{name} must be at least 1, got {count}")
+    return bandits.make_algorithm(policy, step, numbers, init_params, "reverse_sequences", rules)

@@ -150,8 +150,10 @@ def _logits(
     params: TrunkParams, tokens: Array, pos: Array, mask: Array, config: BlockConfig
 ) -> Array:
     """Runs the trunk over whole sequences; positions `[K]` and mask `[K, K]` are common to all."""
-    shape = tokens.shape
-    x = params.tokens[tokens] + jnp.broadcast_to(params.places, (*shape, config.d_model))
+    soft = jnp.issubdtype(tokens.dtype, jnp.floating)
+    shape = tokens.shape[:-1] if soft else tokens.shape
+    x = tokens @ params.tokens if soft else params.tokens[tokens]
+    x = x + jnp.broadcast_to(params.places, x.shape)
     pos, mask = jnp.broadcast_to(pos, shape), jnp.broadcast_to(mask, (*shape, shape[-1]))
     x, _ = transformer.apply_blocks(params.blocks, x, pos, mask, config)
     return _readout(params, x, config)

@@ -33,6 +33,32 @@ def test_a_denoiser_sees_every_visible_token_at_every_place(make):
         assert (jnp.abs(logits[0] - logits[other]).max(axis=-1) > 1e-4).all()
 
 
+@pytest.mark.parametrize("make", ["mlp", "conv", "transformer", "table", "factored"])
+def test_one_hot_tokens_are_read_as_tokens_and_soft_ones_have_gradients(make):
+    options = {"mlp": {"hidden": (16,)}, "conv": {"hidden": 8, "repeats": 1}, "transformer": SMALL}
+    policy = getattr(discrete, f"make_{make}_policy")(V, K, **options.get(make, {}))
+    params = policy.init(jax.random.key(1))
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(2), len(leaves))
+    leaves = [x + jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
+    denoise = policy.denoise(jax.tree.unflatten(tree, leaves))
+    tokens = jnp.asarray([[V, 0, V], [V, 1, 2], [V, V, V], [0, 2, V]])
+    soft = jax.nn.one_hot(tokens, V + 1)
+    logits = denoise(tokens, jnp.ones(4))
+    np.testing.assert_allclose(denoise(soft, jnp.ones(4)), logits, rtol=1e-4, atol=1e-4)
+    slope = jax.grad(lambda x: jnp.sum(denoise(x, jnp.ones(4)) ** 2))(soft)
+    assert jnp.isfinite(slope).all()
+    assert make == "factored" or (jnp.abs(slope).max(axis=-1) > 1e-5).all()
+
+
+def test_a_table_blends_what_soft_tokens_may_be(x64):
+    table = np.random.default_rng(0).normal(size=((V + 1) ** 2, 2, V))
+    soft = np.random.default_rng(1).dirichlet(np.ones(V + 1), (5, 2))
+    expected = np.einsum("bi,bj,ijkv->bkv", soft[:, 0], soft[:, 1], table.reshape(4, 4, 2, V))
+    denoise = exact.table_denoiser(jnp.asarray(table))
+    np.testing.assert_allclose(denoise(jnp.asarray(soft), jnp.ones(5)), expected, rtol=1e-12)
+
+
 def test_a_factored_policy_sees_nothing():
     policy = discrete.make_factored_policy(V, K)
     params = jax.random.normal(jax.random.key(0), (K, V))

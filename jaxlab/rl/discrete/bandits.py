@@ -1,0 +1,259 @@
+"""What all learners of one state share: what they draw, remember, measure and how they climb.
+
+One state, one action of K tokens, a reward function: a bandit whose arms are V^K.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from jaxlab.core.types import Algorithm, Metrics, PyTree
+from jaxlab.diffusion.discrete import masked, sampling
+from jaxlab.diffusion.discrete.sampling import Sample
+from jaxlab.diffusion.discrete.schedules import Schedule
+from jaxlab.learning import settings as settings_lib
+from jaxlab.learning.settings import Settings
+from jaxlab.rl.discrete.policies import TokenPolicy
+
+Reward = Callable[[jax.Array], jax.Array]
+"""`reward(tokens [B, K]) -> [B]`. One that is not finite counts as the least of its batch, and in
+the metric `reward/failed`."""
+RULES = {
+    "learning_rate": settings_lib.POSITIVE,
+    "temperature": settings_lib.POSITIVE,
+    "max_grad_norm": settings_lib.LIMIT,
+    "clip_eps": settings_lib.LIMIT,
+}
+"""What the numbers must be that may be swept."""
+NUM_BANDS = 4
+"""Bands of noise whose losses are logged apart."""
+
+
+class SequenceState(NamedTuple):
+    """All that evolves, and the settings.
+
+    Attributes:
+        params: parameters of the policy.
+        opt_state: state of its optimizer.
+        best_tokens: `[K]` best sequence so far.
+        best_reward: its reward; -inf before the first.
+        num_rewards: calls of the reward function so far.
+        settings: numbers of the run.
+        key: PRNG key of all draws to come.
+    """
+
+    params: PyTree
+    opt_state: PyTree
+    best_tokens: Int[Array, " K"]
+    best_reward: Float[Array, ""]
+    num_rewards: Int[Array, ""]
+    settings: Settings
+    key: Array
+
+
+def unique_share(tokens: Int[Array, "B K"]) -> Float[Array, ""]:
+    """Returns the number of different sequences over B.
+
+    By two random hashes of 32 bits each: two of B sequences are taken for one with a probability
+    below B^2 / 2^64.
+    """
+    batch, length = tokens.shape
+    factors = jax.random.bits(jax.random.key(0), (2, length), jnp.uint32) | 1
+    mixed = (tokens.astype(jnp.uint32) + 1)[None] * factors[:, None, :]
+    mixed = (mixed ^ (mixed >> 15)) * jnp.uint32(0x9E3779B1)
+    first, second = jax.lax.sort(tuple(jnp.sum(mixed, axis=-1, dtype=jnp.uint32)), num_keys=2)
+    changes = (first[1:] != first[:-1]) | (second[1:] != second[:-1])
+    return (1 + jnp.sum(changes, dtype=jnp.int32)) / batch
+
+
+def draw(
+    key: jax.Array, policy: TokenPolicy, params: PyTree, batch: tuple[int, ...], schedule: Schedule
+) -> Sample:
+    """Draws sequences of a policy, with their paths."""
+    return sampling.sample(
+        key, policy.denoise(params), batch, policy.length, vocab=policy.vocab, schedule=schedule
+    )
+
+
+def rewards_of(reward: Reward, tokens: Int[Array, "*B K"]) -> tuple[Array, Float[Array, ""]]:
+    """Returns rewards `[*B]`, those that failed being the least of the others, and their share.
+
+    Raises:
+        ValueError: if there is not one reward for each sequence.
+    """
+    flat = tokens.reshape(-1, tokens.shape[-1])
+    rewards = reward(flat)
+    check_rewards(rewards, flat)
+    rewards, failed = mend(rewards)
+    return rewards.reshape(tokens.shape[:-1]), failed
+
+
+def check_rewards(rewards: Array, given: Array) -> None:
+    """Refuses what is not one reward for each sequence, with a ValueError."""
+    if rewards.shape != given.shape[:1]:
+        raise ValueError(
+            f"reward must return {given.shape[:1]} for {given.shape}, got {rewards.shape}"
+        )
+
+
+def mend(rewards: Float[Array, " B"]) -> tuple[Float[Array, " B"], Float[Array, ""]]:
+    """Returns rewards of which those that failed are the least of the others, and their share."""
+    rewards = rewards.astype(jnp.float32)
+    finite = jnp.isfinite(rewards)
+    least = jnp.min(rewards, where=finite, initial=jnp.inf)
+    rewards = jnp.where(finite, rewards, jnp.where(jnp.isfinite(least), least, 0.0))
+    return rewards, 1.0 - jnp.mean(finite.astype(jnp.float32))
+
+
+def describe(
+    key: jax.Array, policy: TokenPolicy, params: PyTree, drawn: Sample, rewards: Float[Array, "*B"]
+) -> dict[str, Float[Array, ""]]:
+    """Returns metrics of what was drawn and of the policy that drew it."""
+    tokens = drawn.tokens.reshape(-1, policy.length)
+    metrics = {
+        "reward/mean": jnp.mean(rewards),
+        "reward/max": jnp.max(rewards),
+        "policy/unique": unique_share(tokens),
+        # Of the tokens along the path; the law of sequences has at most this plus that of places.
+        "policy/entropy": -jnp.mean(jnp.sum(drawn.logp, axis=0)),
+    }
+    bands = masked.band_losses(
+        key, policy.denoise(params), tokens, vocab=policy.vocab, num_bands=NUM_BANDS
+    )
+    return metrics | {f"loss/band_{i}": bands[i] for i in range(NUM_BANDS)}
+
+
+def remember(
+    state: SequenceState, tokens: Int[Array, "*B K"], rewards: Float[Array, "*B"]
+) -> SequenceState:
+    """Keeps the best sequence, and counts rewards."""
+    rewards, tokens = rewards.reshape(-1), tokens.reshape(-1, tokens.shape[-1])
+    best = jnp.argmax(rewards)
+    better = rewards[best] > state.best_reward
+    return state._replace(
+        best_tokens=jnp.where(better, tokens[best], state.best_tokens),
+        best_reward=jnp.where(better, rewards[best], state.best_reward),
+        num_rewards=state.num_rewards + rewards.size,
+    )
+
+
+def make_optimizer(settings: Settings) -> optax.GradientTransformation:
+    """Makes Adam with the gradient clipped, of the settings `learning_rate` and `max_grad_norm`."""
+    rate: Any = settings["learning_rate"]
+    return optax.chain(optax.clip_by_global_norm(settings["max_grad_norm"]), optax.adam(rate))
+
+
+def descend(
+    grads: PyTree, params: PyTree, opt_state: PyTree, settings: Settings
+) -> tuple[PyTree, PyTree]:
+    """Makes one step of the optimizer; returns parameters and its state."""
+    updates, opt_state = make_optimizer(settings).update(grads, opt_state, params)
+    return optax.apply_updates(params, updates), opt_state
+
+
+def climb(
+    key: jax.Array,
+    loss: Callable[[PyTree, jax.Array, jax.Array], tuple[jax.Array, dict[str, jax.Array]]],
+    params: PyTree,
+    opt_state: PyTree,
+    settings: Settings,
+    *,
+    batch: int,
+    num_epochs: int,
+    num_minibatches: int,
+) -> tuple[PyTree, PyTree, dict[str, Float[Array, ""]]]:
+    """Descends a loss for some epochs over one batch, in minibatches of a new order each time.
+
+    Args:
+        key: PRNG key.
+        loss: `loss(params, key, index) -> (loss, metrics)` of the samples that `index` names.
+        params: parameters.
+        opt_state: state of the optimizer.
+        settings: see `make_optimizer`.
+        batch: number of samples.
+        num_epochs: how often each is learned from.
+        num_minibatches: gradient steps of an epoch, dividing the batch.
+
+    Returns:
+        Parameters, state of the optimizer, and mean metrics.
+    """
+
+    def minibatch(carry: tuple, at: tuple[Array, Array]) -> tuple[tuple, dict[str, Array]]:
+        params, opt_state = carry
+        (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(params, *at)
+        return descend(grads, params, opt_state, settings), metrics | {"policy/loss": value}
+
+    def epoch(carry: tuple, key: Array) -> tuple[tuple, dict[str, Array]]:
+        key_order, key_loss = jax.random.split(key)
+        order = jax.random.permutation(key_order, batch).reshape(num_minibatches, -1)
+        return jax.lax.scan(minibatch, carry, (jax.random.split(key_loss, num_minibatches), order))
+
+    (params, opt_state), metrics = jax.lax.scan(
+        epoch, (params, opt_state), jax.random.split(key, num_epochs)
+    )
+    return params, opt_state, {name: jnp.mean(x) for name, x in metrics.items()}
+
+
+def make_algorithm(
+    policy: TokenPolicy,
+    step: Callable[[SequenceState], tuple[SequenceState, Metrics]],
+    numbers: Mapping[str, float],
+    init_params: PyTree,
+    name: str,
+    rules: Mapping[str, settings_lib.Rule] = RULES,
+) -> Algorithm:
+    """Makes the algorithm of a step, its numbers checked by `rules` and swept as settings.
+
+    Args:
+        policy: what is trained.
+        step: `step(state) -> (state, metrics)`.
+        numbers: the settings' defaults by name.
+        init_params: parameters to begin with; drawn if None.
+        name: what checkpoints call it.
+        rules: what each number must be.
+
+    Raises:
+        ValueError: if a number is out of range.
+    """
+    settings_lib.fill(None, numbers, rules)
+
+    def init(key: jax.Array, settings: Mapping[str, Any] | None = None) -> SequenceState:
+        values = settings_lib.fill(settings, numbers, rules)
+        key, key_params = jax.random.split(key)
+        # A copy: the state is donated, and the given parameters must outlive it.
+        given = init_params is not None
+        params = jax.tree.map(jnp.array, init_params) if given else policy.init(key_params)
+        return SequenceState(
+            params,
+            make_optimizer(values).init(params),
+            jnp.zeros((policy.length,), jnp.int32),
+            jnp.asarray(-jnp.inf, jnp.float32),
+            jnp.zeros((), jnp.int32),
+            values,
+            key,
+        )
+
+    def check(settings: Any) -> None:
+        settings_lib.check_given(settings, numbers, rules)
+
+    return Algorithm(init, step, check=check, name=name)
+
+
+def check_minibatches(batch: int, num_minibatches: int) -> None:
+    """Refuses a batch that does not divide into minibatches of two and more, with a ValueError."""
+    if batch % num_minibatches or batch // num_minibatches < 2:
+        raise ValueError(
+            f"batch must divide into num_minibatches of two sequences or more, got {batch} and "
+            f"{num_minibatches}"
+        )
+
+
+def check_counts(**counts: int) -> None:
+    """Refuses counts below 1, each with its name, with a ValueError."""
+    for name, count in counts.items():
+        if count < 1:
+            raise ValueError(f"{name} must be at least 1, got {count}")
