@@ -4,6 +4,7 @@ from jaxlab.rl.discrete import enhancers, matching, surrogates, targets, tasks
 from jaxlab.rl.discrete.bandits import SequenceState, unique_share
 from jaxlab.rl.discrete.convolutions import DenoisingConv, make_conv_policy
 from jaxlab.rl.discrete.drakes import drakes, relaxed_sample
+from jaxlab.rl.discrete.evaluation import DnaReport, eval_dna, most_active
 from jaxlab.rl.discrete.genetic import GeneticState, evolve
 from jaxlab.rl.discrete.guidance import best_of_n, smc, svdd
 from jaxlab.rl.discrete.matching import (
@@ -39,6 +40,7 @@ from jaxlab.rl.discrete.transformers import (
 __all__ = [
     "DenoisingConv",
     "DenoisingMlp",
+    "DnaReport",
     "PretrainState",
     "GeneticState",
     "Oracles",
@@ -52,6 +54,7 @@ __all__ = [
     "drakes",
     "effective_size",
     "enhancers",
+    "eval_dna",
     "evolve",
     "exact_target",
     "fit_oracles",
@@ -67,6 +70,7 @@ __all__ = [
     "make_writing_policy",
     "matching",
     "mean_field_logp",
+    "most_active",
     "pretrain",
     "relaxed_sample",
     "reverse",
