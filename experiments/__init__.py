@@ -33,6 +33,7 @@ EXPERIMENTS = {
     "mfa_quality": "experiments.mfa_quality",
     "mfa_decode": "experiments.mfa_decode",
     "fpmd": "experiments.fpmd",
+    "discrete_diffusion": "experiments.discrete_diffusion",
 }
 
 SYSTEMS = {
@@ -40,6 +41,7 @@ SYSTEMS = {
     "Constrained optimization from function values": ("jaxlab/zeroth_order", ("zofl",)),
     "Attention with a small cache": ("jaxlab/serving", ("step3_cost", "mfa_quality", "mfa_decode")),
     "Flow policies by mirror descent": ("jaxlab/rl", ("fpmd",)),
+    "Policies over sequences": ("jaxlab/rl/discrete", ("discrete_diffusion",)),
 }
 """Systems, each with its room and its experiments, in the order of the reports."""
 

@@ -1,7 +1,6 @@
 """Pictures: learning curves, return against evaluations, the theory of one step."""
 
 import pathlib
-from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -37,7 +36,7 @@ def draw(found: dict[tuple[str, str], Outcome], out: pathlib.Path) -> tuple[Figu
 def _curves(found: dict[tuple[str, str], Outcome], out: pathlib.Path) -> Figure:
     tasks = list(dict.fromkeys(task for task, _ in found))
     with plt.rc_context(drawing.STYLE):
-        figure, axes = _panels(1, len(tasks), height=3.9)
+        figure, axes = drawing.panels(1, len(tasks), height=3.9)
         for axis, task in zip(axes[0], tasks, strict=True):
             for (which, name), one in found.items():
                 if which != task or "," in name:
@@ -65,7 +64,8 @@ def _curves(found: dict[tuple[str, str], Outcome], out: pathlib.Path) -> Figure:
             axis.set_title(task.replace("_", " "))
             axis.set_xlabel("Transitions (thousands)")
             axis.set_ylabel("Return")
-        _save(figure, axes, out / "curves.png")
+        drawing.common_legend(figure, axes)
+        drawing.save(figure, out / "curves.png")
     return Figure(
         "curves.png",
         "Returns during training, cut below; lines are means over seeds, bands the range of ours. "
@@ -80,7 +80,7 @@ def _evaluations(found: dict[tuple[str, str], Outcome], out: pathlib.Path) -> tu
         return ()
     tasks = list(dict.fromkeys(task for task, _ in curves))
     with plt.rc_context(drawing.STYLE):
-        figure, axes = _panels(1, len(tasks))
+        figure, axes = drawing.panels(1, len(tasks))
         for axis, task in zip(axes[0], tasks, strict=True):
             for (which, name), one in curves.items():
                 if which == task:
@@ -93,7 +93,8 @@ def _evaluations(found: dict[tuple[str, str], Outcome], out: pathlib.Path) -> tu
             axis.set_title(task.replace("_", " "))
             axis.set_xlabel("Network evaluations of an action")
             axis.set_ylabel("Return")
-        _save(figure, axes, out / "evaluations.png")
+        drawing.common_legend(figure, axes)
+        drawing.save(figure, out / "evaluations.png")
     return (
         Figure(
             "evaluations.png",
@@ -112,7 +113,7 @@ def _mechanism(found: dict[tuple[str, str], Outcome], out: pathlib.Path) -> tupl
     if not ones:
         return ()
     with plt.rc_context(drawing.STYLE):
-        figure, axes = _panels(1, len(ones))
+        figure, axes = drawing.panels(1, len(ones))
         for axis, (task, one) in zip(axes[0], ones.items(), strict=True):
             steps = one.curve[0] / 1000
             axis.plot(steps, one.course["eval/spread"], color=drawing.BLUE, label="spread")
@@ -121,7 +122,8 @@ def _mechanism(found: dict[tuple[str, str], Outcome], out: pathlib.Path) -> tupl
             axis.set_title(task.replace("_", " "))
             axis.set_xlabel("Transitions (thousands)")
             axis.set_ylabel("Action")
-        _save(figure, axes, out / "mechanism.png")
+        drawing.common_legend(figure, axes)
+        drawing.save(figure, out / "mechanism.png")
     return (
         Figure(
             "mechanism.png",
@@ -138,7 +140,7 @@ def _weights(found: dict[tuple[str, str], Outcome], out: pathlib.Path) -> tuple[
         return ()
     tasks = list(dict.fromkeys(task for task, _ in ones))
     with plt.rc_context(drawing.STYLE):
-        figure, axes = _panels(len(tasks), 2)
+        figure, axes = drawing.panels(len(tasks), 2)
         for (left, right), task in zip(axes, tasks, strict=True):
             of_task = {name: one for (which, name), one in ones.items() if which == task}
             for color, (name, one) in zip(drawing.COLORS, of_task.items(), strict=False):
@@ -151,7 +153,8 @@ def _weights(found: dict[tuple[str, str], Outcome], out: pathlib.Path) -> tuple[
             left.set_xlabel("Transitions (thousands)")
             right.set_title("Logarithm of the weights at the end")
             right.set_ylabel("Density")
-        _save(figure, axes, out / "weights.png")
+        drawing.common_legend(figure, axes)
+        drawing.save(figure, out / "weights.png")
     return (
         Figure(
             "weights.png",
@@ -159,24 +162,3 @@ def _weights(found: dict[tuple[str, str], Outcome], out: pathlib.Path) -> tuple[
             "Effective sample size over training and histograms of the weights",
         ),
     )
-
-
-def _panels(rows: int, columns: int, *, height: float = 3.4) -> tuple[Any, np.ndarray]:
-    size = (4.6 * columns, height * rows)
-    return plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
-
-
-def _save(figure: Any, axes: np.ndarray, path: pathlib.Path) -> None:
-    """Writes a picture with one legend for all panels, below them, where it hides nothing."""
-    named: dict[str, Any] = {}
-    for axis in axes.flat:
-        for line, label in zip(*axis.get_legend_handles_labels(), strict=True):
-            named.setdefault(label, line)
-    if named:
-        figure.legend(
-            list(named.values()),
-            list(named),
-            loc="outside lower center",
-            ncols=min(len(named), 3 * axes.shape[1]),
-        )
-    drawing.save(figure, path)

@@ -5,7 +5,6 @@ A seed that blew up has NaN for its figures; means leave it out, and verdicts co
 
 import jax.numpy as jnp
 import numpy as np
-from numpy.typing import ArrayLike
 
 from experiments.fpmd import methods, published
 from experiments.fpmd.training import Outcome
@@ -27,36 +26,6 @@ def rows(found: Found) -> tuple[Row, ...]:
     return tuple(row for make in makers for row in make(found))
 
 
-def average(x: ArrayLike) -> float:
-    """Mean over the seeds that are left, NaN if none is."""
-    value = verdicts.measure(x).value
-    return np.nan if value is None else value
-
-
-def measured(
-    claim: str,
-    metric: str,
-    x: ArrayLike,
-    *,
-    verdict: str = "measured",
-    paper: float | None = None,
-    unit: str = "",
-    note: str = "",
-) -> Row:
-    """A mean over seeds with its interval, beside no rival."""
-    found = verdicts.measure(x)
-    return Row(
-        claim,
-        metric,
-        found.value,
-        interval=found.interval,
-        paper=paper,
-        verdict=verdict if found.verdict == "measured" else found.verdict,
-        unit=unit,
-        note=" ".join(filter(None, (note, found.note))),
-    )
-
-
 def tasks_of(found: Found) -> tuple[str, ...]:
     """The tasks, in their order."""
     return tuple(dict.fromkeys(task for task, _ in found))
@@ -75,11 +44,11 @@ def _returns(found: Found) -> list[Row]:
             note = f"Mean of {left.size} seeds"
             if left.size:
                 iqm = float(stats.iqm(jnp.asarray(left)))
-                note += f", IQM {iqm:.4g}; best so far {average(one.best):.4g}"
+                note += f", IQM {iqm:.4g}; best so far {verdicts.average(one.best):.4g}"
             if not rivals:
-                rows.append(measured(claim, metric, one.final, note=f"{note}."))
+                rows.append(verdicts.row_alone(claim, metric, one.final, note=f"{note}."))
                 continue
-            best = max(rivals, key=lambda rival: average(rivals[rival]))
+            best = max(rivals, key=lambda rival: verdicts.average(rivals[rival]))
             note += f". The baseline is the best of {len(rivals)} by its mean, chosen afterwards."
             rival = (best, rivals[best])
             rows.append(
@@ -90,7 +59,7 @@ def _returns(found: Found) -> list[Row]:
 
 def _published(found: Found) -> list[Row]:
     return [
-        measured(
+        verdicts.row_alone(
             "Returns of the papers",
             f"Return of {name}, {task}",
             one.final,
@@ -141,7 +110,7 @@ def _goals(found: Found) -> list[Row]:
         metric = f"Goals that {name} comes to, {task}"
         note = (
             "Exponential of the entropy over four equally good ones, from their middle, with "
-            f"exploration; {100 * average(arrived):.0f} % of episodes come to one."
+            f"exploration; {100 * verdicts.average(arrived):.0f} % of episodes come to one."
         )
         if (task, "SAC") in found and found[task, "SAC"].goals[0].size:
             rival = ("SAC", found[task, "SAC"].goals[0])
@@ -149,7 +118,7 @@ def _goals(found: Found) -> list[Row]:
                 verdicts.row(claim, metric, number, rival, larger_is_better=True, note=note)
             )
         else:
-            rows.append(measured(claim, metric, number, note=note))
+            rows.append(verdicts.row_alone(claim, metric, number, note=note))
     return rows
 
 

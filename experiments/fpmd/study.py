@@ -76,7 +76,7 @@ def _returns(
         for rate in config.tuning_rates
     }
     kept = units.run(list(tuning.values()), out, title="fpmd, tuning", metrics=_metrics)
-    returns = {key: rows.average(kept[unit.name].final) for key, unit in tuning.items()}
+    returns = {key: verdicts.average(kept[unit.name].final) for key, unit in tuning.items()}
     rates = {
         (task, name): max(config.tuning_rates, key=lambda rate: _worth(returns[task, name, rate]))
         for task, name in tuned
@@ -111,7 +111,7 @@ def _worth(value: float) -> float:
 
 
 def _metrics(_: str, outcome: Outcome) -> dict[str, float]:
-    return {"return": rows.average(outcome.final)}
+    return {"return": verdicts.average(outcome.final)}
 
 
 def _limits(found: rows.Found, config: Config) -> tuple[str, ...]:
@@ -143,7 +143,7 @@ def _limits(found: rows.Found, config: Config) -> tuple[str, ...]:
 def _summary(found: rows.Found, course: theory.Course | None) -> str:
     parts = []
     for task in dict.fromkeys(task for task, _ in found):
-        final = {n: rows.average(one.final) for (t, n), one in found.items() if t == task}
+        final = {n: verdicts.average(one.final) for (t, n), one in found.items() if t == task}
         listed = ", ".join(f"{n} {final[n]:.4g}" for n in (*methods.OURS, "SAC") if n in final)
         parts.append(f"{task}: {listed}")
     if course is not None:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.fpmd import Config, methods, tasks
-from experiments.fpmd.rows import Found, Rates, average, tasks_of
+from experiments.fpmd.rows import Found, Rates, tasks_of
 from experiments.fpmd.training import Outcome
 from experiments.harness import verdicts, words
 from experiments.harness.result import Table
@@ -93,7 +93,7 @@ def _iqm(x: np.ndarray) -> tuple[Cell, Cell]:
 def _seconds_to(target: float, one: Outcome, config: Config) -> Cell:
     """Seconds of training until the mean return over seeds first reached the target."""
     steps, returns = one.curve
-    reached = [i for i, of_seeds in enumerate(returns) if average(of_seeds) >= target]
+    reached = [i for i, of_seeds in enumerate(returns) if verdicts.average(of_seeds) >= target]
     if not reached:
         return "–"
     return float(steps[reached[0]] / config.num_envs * one.seconds_per_step)

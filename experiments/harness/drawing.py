@@ -12,6 +12,7 @@ import matplotlib
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
+import numpy as np
 import PIL.Image
 from matplotlib.figure import Figure
 
@@ -39,6 +40,33 @@ STYLE: dict[Any, Any] = {
     "figure.dpi": 120,
     "savefig.facecolor": "white",
 }
+
+
+def panels(rows: int, columns: int, *, height: float = 3.4) -> tuple[Figure, np.ndarray]:
+    """Returns a figure and its axes `[rows, columns]`, each of the same size."""
+    size = (4.6 * columns, height * rows)
+    return plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+
+
+def band(axis: Any, x: np.ndarray, y: np.ndarray, color: str, label: str) -> None:
+    """Draws the mean of `y` `[points, seeds]` over `x`, and the range of the seeds."""
+    axis.plot(x, np.nanmean(y, axis=1), color=color, lw=1.8, label=label)
+    axis.fill_between(x, np.nanmin(y, axis=1), np.nanmax(y, axis=1), color=color, alpha=0.12, lw=0)
+
+
+def common_legend(figure: Figure, axes: np.ndarray) -> None:
+    """Puts one legend for all panels below them, where it hides nothing."""
+    named: dict[str, Any] = {}
+    for axis in axes.flat:
+        for line, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            named.setdefault(label, line)
+    if named:
+        figure.legend(
+            list(named.values()),
+            list(named),
+            loc="outside lower center",
+            ncols=min(len(named), 3 * axes.shape[1]),
+        )
 
 
 def save(figure: Figure, path: pathlib.Path) -> None:

@@ -66,6 +66,12 @@ def measure(ours: ArrayLike) -> Verdict:
     return Verdict(_mean(kept), interval, None, "measured", None, note)
 
 
+def average(ours: ArrayLike) -> float:
+    """Returns the mean over the seeds that are left, NaN if none is."""
+    value = measure(ours).value
+    return np.nan if value is None else value
+
+
 def compare(
     ours: ArrayLike, theirs: ArrayLike, *, larger_is_better: bool, paired: bool = True
 ) -> Verdict:
@@ -133,6 +139,30 @@ def row(
         baseline=(name, found.baseline),
         paper=paper,
         verdict=found.verdict,
+        unit=unit,
+        note=" ".join(filter(None, (note, found.note))),
+    )
+
+
+def row_alone(
+    claim: str,
+    metric: str,
+    ours: ArrayLike,
+    *,
+    verdict: str = "measured",
+    paper: float | str | None = None,
+    unit: str = "",
+    note: str = "",
+) -> Row:
+    """Returns the row of our mean with its interval, beside no rival, for arguments see `Row`."""
+    found = measure(ours)
+    return Row(
+        claim,
+        metric,
+        found.value,
+        interval=found.interval,
+        paper=paper,
+        verdict=verdict if found.verdict == "measured" else found.verdict,
         unit=unit,
         note=" ".join(filter(None, (note, found.note))),
     )

@@ -3,6 +3,7 @@
 The names that users type, in the groups of the table in README.md.
 """
 
+from jaxlab.core.tables import write_table
 from jaxlab.queueing.arrivals.decomposition import (
     GRID,
     GridSelection,
@@ -120,7 +121,6 @@ from jaxlab.queueing.data.sources import (
     real_los,
 )
 from jaxlab.queueing.data.stay_files import REASONS, read_stays, write_rejects, write_stays
-from jaxlab.queueing.data.tables import write_table
 from jaxlab.queueing.data.tasks import CALGARY_SITES, SCENARIOS, calgary_like, calgary_rates, demo5
 from jaxlab.queueing.estimates import (
     LawEstimates,

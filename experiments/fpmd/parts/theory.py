@@ -17,8 +17,7 @@ import numpy as np
 import optax
 
 from experiments.fpmd import Config
-from experiments.fpmd import rows as rows_of
-from experiments.harness import drawing, units
+from experiments.harness import drawing, units, verdicts
 from experiments.harness.result import Figure, Part
 from jaxlab import rl
 from jaxlab.diffusion import closed_form, one_step, rectified_flow
@@ -68,7 +67,7 @@ def tell(course: Course, out: pathlib.Path) -> Part:
     """Returns rows and the picture of a course."""
     held = bool(np.all(course.distance <= course.bound))
     rows = [
-        rows_of.measured(
+        verdicts.row_alone(
             "The error of one Euler step is bounded by a variance",
             "W2 over its bound at the end of training",
             course.distance[-1] / course.bound[-1],
@@ -81,7 +80,7 @@ def tell(course: Course, out: pathlib.Path) -> Part:
         averaged = name == "FPMD-R, 1 step"
         right = bool(np.all(share < 0.1) if averaged else np.all(share > 0.8))
         rows.append(
-            rows_of.measured(
+            verdicts.row_alone(
                 "One step of a flow is the mean of its modes, one of MeanFlow is not",
                 f"Samples near either mode, {name}",
                 100.0 * share,

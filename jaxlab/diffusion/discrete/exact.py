@@ -146,10 +146,10 @@ def nelbo_steps(
     hidden, rows = _maskings(clean, vocab)
     at_token = logp[:, rows[..., None], np.arange(length), clean[:, None, :]]  # [N, V^K, 2^K, K]
     nll = -jnp.sum(jnp.where(jnp.broadcast_to(hidden, at_token.shape), at_token, 0.0), axis=-1)
-    size = hidden.sum(axis=1)
-    level, reveal = (np.asarray(x, np.float64)[1:, None] for x in (schedule.level, schedule.reveal))
+    size = jnp.asarray(hidden.sum(axis=1), schedule.alpha.dtype)[None]
+    level, reveal = (x[1:, None] for x in (schedule.level, schedule.reveal))
     weight = reveal * level**size * (1.0 - level) ** (length - size)  # [N, 2^K]
-    return jnp.einsum("nsh,nh->s", nll, jnp.asarray(weight, nll.dtype), precision="highest")
+    return jnp.einsum("nsh,nh->s", nll, weight.astype(nll.dtype), precision="highest")
 
 
 def nelbo_subsets(denoise: Denoise, *, vocab: int, length: int) -> Float[Array, " V^K"]:

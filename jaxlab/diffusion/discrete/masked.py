@@ -19,6 +19,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxlab.core.types import Mean
 from jaxlab.diffusion.discrete import schedules
 from jaxlab.diffusion.discrete.schedules import Schedule
 
@@ -166,11 +167,11 @@ def nelbo(
 
 def band_losses(
     key: jax.Array, denoise: Denoise, tokens: Int[Array, "B K"], *, vocab: int, num_bands: int = 4
-) -> Float[Array, " num_bands"]:
-    """Returns the mean -log mu of a hidden token at rising levels of noise, nats.
+) -> Mean:
+    """Returns the mean -log mu of a hidden token at rising levels of noise, `[num_bands]` nats.
 
-    Sequences are dealt to bands of equal width in turn, each with a level drawn in its band. NaN of
-    a band in which no token was hidden.
+    Sequences are dealt to bands of equal width in turn, each with a level drawn in its band. It is
+    kept as sum and count: in a band of low noise it may be that no token was hidden.
 
     Args:
         key: PRNG key.
@@ -193,7 +194,7 @@ def band_losses(
     nll = hidden_nll(denoise, tokens, noisy, level)
     hidden = jnp.sum(noisy == vocab, axis=-1).astype(nll.dtype)
     total, count = (jax.ops.segment_sum(x, jnp.asarray(band), num_bands) for x in (nll, hidden))
-    return total / count
+    return Mean(total, count)
 
 
 def check_tokens(tokens: Int[Array, "... K"], vocab: int) -> None:

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 
+from jaxlab.core import tables
 from jaxlab.queueing.census import occupancy
-from jaxlab.queueing.data import records, tables, times
+from jaxlab.queueing.data import records, times
 from jaxlab.queueing.data.records import Processed
 from jaxlab.queueing.stays import conditional
 

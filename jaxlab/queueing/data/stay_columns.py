@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxlab.queueing.data import tables, times
+from jaxlab.core import tables
+from jaxlab.queueing.data import times
 from jaxlab.queueing.data.times import DAY, Moments
 
 ENDED = frozenset("1 1.0 true t yes y discharged discharge died dead death alive".split())

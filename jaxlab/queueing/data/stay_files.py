@@ -10,7 +10,8 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from jaxlab.queueing.data import records, stay_columns, tables, text_files, times
+from jaxlab.core import tables, text_files
+from jaxlab.queueing.data import records, stay_columns, times
 from jaxlab.queueing.data.records import Rejects, Stays
 from jaxlab.queueing.data.times import DAY, DAY_0
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from jaxlab.core.types import Algorithm, Metrics, PyTree
+from jaxlab.core.types import Algorithm, Mean, Metrics, PyTree
 from jaxlab.diffusion.discrete import masked, sampling
 from jaxlab.diffusion.discrete.sampling import Sample
 from jaxlab.diffusion.discrete.schedules import Schedule
@@ -111,10 +111,10 @@ def mend(rewards: Float[Array, " B"]) -> tuple[Float[Array, " B"], Float[Array, 
 
 def describe(
     key: jax.Array, policy: TokenPolicy, params: PyTree, drawn: Sample, rewards: Float[Array, "*B"]
-) -> dict[str, Float[Array, ""]]:
+) -> dict[str, Array | Mean]:
     """Returns metrics of what was drawn and of the policy that drew it."""
     tokens = drawn.tokens.reshape(-1, policy.length)
-    metrics = {
+    metrics: dict[str, Array | Mean] = {
         "reward/mean": jnp.mean(rewards),
         "reward/max": jnp.max(rewards),
         "policy/unique": unique_share(tokens),
@@ -124,7 +124,9 @@ def describe(
     bands = masked.band_losses(
         key, policy.denoise(params), tokens, vocab=policy.vocab, num_bands=NUM_BANDS
     )
-    return metrics | {f"loss/band_{i}": bands[i] for i in range(NUM_BANDS)}
+    return metrics | {
+        f"loss/band_{i}": Mean(bands.total[i], bands.count[i]) for i in range(NUM_BANDS)
+    }
 
 
 def remember(

@@ -209,6 +209,24 @@ def test_one_key_hides_the_same_tokens_and_plain_weights_are_the_cross_entropy()
     assert np.unique(np.floor(level[0] * 64)).size >= 62  # spread evenly
 
 
+def test_losses_by_noise_are_those_of_the_hidden_tokens_of_each_band():
+    """Of a denoiser that never looks: -log of a token's probability at every level of noise."""
+    probs = np.array([0.2, 0.5, 0.3])
+    logits = jnp.log(jnp.asarray(probs, jnp.float32))
+
+    def denoise(tokens, level):
+        return jnp.broadcast_to(logits, (*tokens.shape, 3))
+
+    tokens = jnp.asarray(np.random.default_rng(0).integers(0, 3, (4000, 6)), jnp.int32)
+    bands = masked.band_losses(jax.random.key(0), denoise, tokens, vocab=3)
+    expected = -np.log(probs)[np.asarray(tokens)].mean()
+    np.testing.assert_allclose(bands.total / bands.count, expected, rtol=0.05)
+    # A thousand sequences a band, of six tokens hidden with its middle's chance on average.
+    np.testing.assert_allclose(bands.count / 6000, [0.125, 0.375, 0.625, 0.875], atol=0.03)
+    few = masked.band_losses(jax.random.key(1), denoise, tokens[:4, :1], vocab=3)
+    assert few.count.min() == 0.0 and np.isfinite(few.total).all()
+
+
 def test_gradient_is_finite_where_a_token_is_impossible():
     logits = jnp.full((V,), -1e9).at[0].set(0.0)
     tokens = jnp.zeros((8, K), jnp.int32)

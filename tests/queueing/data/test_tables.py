@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlab.queueing.data import records, tables
+from jaxlab.core import tables
+from jaxlab.queueing.data import records
 
 
 def test_table_is_exact_and_readable(tmp_path):

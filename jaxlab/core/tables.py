@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxlab.queueing.data import text_files
+from jaxlab.core import text_files
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 _FORMULA = re.compile("'*[=+\\-@\t\r\n＝＋－＠]")

@@ -6,7 +6,7 @@ import io
 import numpy as np
 import pytest
 
-from jaxlab.queueing.data import tables, text_files
+from jaxlab.core import tables, text_files
 
 TABLE = "site,admission_date,los_days\nUnité 1,2020-01-01,3\nB,2020-01-02,4\n"
 

