@@ -98,5 +98,5 @@ def _panels(found: Found, one: Callable[[Axes, str, Outcome], None], path: pathl
             axis.set_title(tasks.TITLES[task])
         for axis in axes.flat[len(names) :]:
             axis.set_visible(False)
-        drawing.common_legend(figure, axes)
+        drawing.legend(figure)
         drawing.save(figure, path)

@@ -64,7 +64,7 @@ def _curves(found: dict[tuple[str, str], Outcome], out: pathlib.Path) -> Figure:
             axis.set_title(task.replace("_", " "))
             axis.set_xlabel("Transitions (thousands)")
             axis.set_ylabel("Return")
-        drawing.common_legend(figure, axes)
+        drawing.legend(figure)
         drawing.save(figure, out / "curves.png")
     return Figure(
         "curves.png",
@@ -93,7 +93,7 @@ def _evaluations(found: dict[tuple[str, str], Outcome], out: pathlib.Path) -> tu
             axis.set_title(task.replace("_", " "))
             axis.set_xlabel("Network evaluations of an action")
             axis.set_ylabel("Return")
-        drawing.common_legend(figure, axes)
+        drawing.legend(figure)
         drawing.save(figure, out / "evaluations.png")
     return (
         Figure(
@@ -122,7 +122,7 @@ def _mechanism(found: dict[tuple[str, str], Outcome], out: pathlib.Path) -> tupl
             axis.set_title(task.replace("_", " "))
             axis.set_xlabel("Transitions (thousands)")
             axis.set_ylabel("Action")
-        drawing.common_legend(figure, axes)
+        drawing.legend(figure)
         drawing.save(figure, out / "mechanism.png")
     return (
         Figure(
@@ -153,7 +153,7 @@ def _weights(found: dict[tuple[str, str], Outcome], out: pathlib.Path) -> tuple[
             left.set_xlabel("Transitions (thousands)")
             right.set_title("Logarithm of the weights at the end")
             right.set_ylabel("Density")
-        drawing.common_legend(figure, axes)
+        drawing.legend(figure)
         drawing.save(figure, out / "weights.png")
     return (
         Figure(

@@ -13,6 +13,8 @@ from experiments.harness import result, words
 
 HEADLINES = 4  # rows shown as large numbers
 GLANCE = 3  # figures of a system on the first screen
+SHORT = 20  # letters of words that are kept on one line
+PHONE = "max-width: 36rem"  # as in the style sheet
 _CSS = pathlib.Path(__file__).with_name("report.css")
 _TOP = "top"
 _KINDS = ("experiment", "benchmark", "accelerator suite")
@@ -199,10 +201,9 @@ def markdown(runs: Sequence[Run]) -> str:
                 lines.append("| " + " | ".join(map(_markdown, cells)) + " |")
         facts = (words.device(outcome.environment), words.versions(outcome.environment))
         told = "; ".join(_markdown(fact) for fact in facts if fact)
-        notes.append(
-            f"- {_markdown(_title(outcome))} `{outcome.command}` ({told}). "
-            f"In brackets after our figures: {_markdown(outcome.interval_label)}."
-        )
+        labels = _markdown("; ".join(words.interval_labels(outcome)))
+        inside = f" In brackets after our figures: {labels}." if labels else ""
+        notes.append(f"- {_markdown(_title(outcome))} `{outcome.command}` ({told}).{inside}")
     return "\n".join([*lines, "", *notes]) + "\n"
 
 
@@ -277,6 +278,7 @@ def _section(run: Run, anchor: str) -> str:
         parts.append(f'<p class="origin">{_e(origin)}</p>')
     if outcome.summary:
         parts.append(f'<p class="summary">{_e(outcome.summary)}</p>')
+    parts.extend(_table(table) for table in outcome.opening)
     parts.append(_headlines(outcome))
     if outcome.rows:
         parts.append(f"<{head}>Claims and figures</{head}>")
@@ -298,12 +300,16 @@ def _headlines(outcome: result.Result) -> str:
             continue
         compared = []
         if row.interval:
-            compared.append(f"{outcome.interval_label}: {words.span(row.interval)}")
+            label = row.interval_label or outcome.interval_label
+            compared.append((label, words.span(row.interval)))
         if row.paper is not None:
-            compared.append(f"paper: {words.paper(row)}")
+            compared.append(("paper", words.paper(row)))
         if row.baseline:
-            compared.append(f"{row.baseline[0]}: {words.quantity(row.baseline[1], row.unit)}")
-        lines = "".join(f"<span>{_e(line)}</span>" for line in compared)
+            compared.append((row.baseline[0], words.quantity(row.baseline[1], row.unit)))
+        lines = "".join(
+            f'<span>{_e(name)}: <span class="whole">{_e(figure)}</span></span>'
+            for name, figure in compared
+        )
         cards.append(
             f'<div class="card"><dt>{_e(row.metric)}</dt>'
             f"<dd><strong>{_e(words.number(row.value))}</strong> {_e(row.unit)}</dd>"
@@ -316,26 +322,29 @@ def _claims(outcome: result.Result) -> str:
     """All figures, grouped by claim."""
     bodies = []
     for claim, rows in _by_claim(outcome).items():
-        lines = [
-            f'<tr class="claim"><th colspan="{len(words.COMPARISON)}" scope="rowgroup">'
-            f"<div>{_e(claim)}</div></th></tr>"
-        ]
+        lines = [_band(claim, len(words.COMPARISON))]
         for row in rows:
-            ours = _value(words.quantity(row.value, row.unit), row.value)
+            ours = _quantity(row.value, row.unit)
             if row.interval:
-                ours += f"<small>{_e(words.span(row.interval))}</small>"
+                ours += f'<small class="whole">{_e(words.span(row.interval))}</small>'
+                ours += f"<small>{_e(row.interval_label)}</small>"
             baseline = "–"
             if row.baseline:
                 name, figure = row.baseline
-                baseline = f"{_e(words.quantity(figure, row.unit))}<small>{_e(name)}</small>"
-            note = f"<small>{_e(row.note)}</small>" if row.note else ""
+                baseline = f"{_quantity(figure, row.unit)}<small>{_e(name)}</small>"
+            paper = _e(words.paper(row))
+            if isinstance(row.paper, (int, float)):
+                paper = _quantity(row.paper, row.unit)
             # On a phone the verdict stands under the figure's name and its column is hidden.
             verdict = _verdict(row.verdict)
             lines.append(
-                f'<tr><th scope="row">{_e(row.metric)}{note}<div class="narrow">{verdict}</div>'
+                f'<tr><th scope="row">{_e(row.metric)}<div class="narrow">{verdict}</div>'
                 f'</th><td class="n ours">{ours}</td><td class="n">{baseline}</td>'
-                f'<td class="n">{_e(words.paper(row))}</td><td class="wide">{verdict}</td></tr>'
+                f'<td class="n">{paper}</td><td class="wide">{verdict}</td></tr>'
             )
+            if row.note:
+                note = f'<td colspan="{len(words.COMPARISON)}"><p>{_e(row.note)}</p></td>'
+                lines.append(f'<tr class="about">{note}</tr>')
         bodies.append(f"<tbody>{''.join(lines)}</tbody>")
     kinds = ("", ' class="n"', ' class="n"', ' class="n"', ' class="wide"')
     header = "".join(
@@ -359,44 +368,84 @@ def _by_claim(outcome: result.Result) -> dict[str, list[result.Row]]:
 def _caption(outcome: result.Result) -> str:
     about = f"Claims of {outcome.paper}. " if outcome.paper else ""
     below = ""
-    if any(row.interval for row in outcome.rows):
+    if any(row.interval and not row.interval_label for row in outcome.rows):
         below = f"Small print below our figure: {outcome.interval_label}. "
     return f"{about}{below}A dash: nothing to compare with."
 
 
 def _table(table: result.Table) -> str:
-    kind = [
-        ' class="n"' if index and any(words.is_figure(row[index]) for row in table.rows) else ""
-        for index in range(len(table.columns))
-    ]
+    """A table; where first cells repeat, as of a site's rules, their rows stand below one band."""
+    shown = words.cells(table)
+    named = [(name, list(of)) for name, of in itertools.groupby(shown, lambda row: row[0])]
+    banded = len(table.columns) > 2 and 0 < 2 * len(named) <= len(shown)
+    columns = list(zip(*table.rows, strict=True)) or [()] * len(table.columns)
+    kinds = [_kind(column, names=not k) for k, column in enumerate(columns[banded:])]
     header = "".join(
-        f'<th scope="col"{kind[index]}>{_e(name)}</th>' for index, name in enumerate(table.columns)
+        f'<th scope="col"{kind}>{_header(name)}</th>'
+        for kind, name in zip(kinds, table.columns[banded:], strict=True)
     )
-    lines = []
-    for raw, row in zip(table.rows, words.cells(table), strict=True):
-        first, *rest = (_value(shown, value) for shown, value in zip(row, raw, strict=True))
-        data = "".join(f"<td{kind[index]}>{shown}</td>" for index, shown in enumerate(rest, 1))
-        lines.append(f'<tr><th scope="row">{first}</th>{data}</tr>')
-    note = f"<small>{_e(table.caption)}</small>" if table.caption else ""
+    bodies = []
+    for name, rows in named if banded else [("", shown)]:
+        lines = [_band(name, len(kinds))] if banded else []
+        for row in rows:
+            first, *rest = map(_value, row[banded:])
+            data = "".join(
+                f"<td{kind}>{cell}</td>" for kind, cell in zip(kinds[1:], rest, strict=True)
+            )
+            lines.append(f'<tr><th scope="row"{kinds[0]}>{first}</th>{data}</tr>')
+        bodies.append(f"<tbody>{''.join(lines)}</tbody>")
+    note = f'<p class="note">{_e(table.caption)}</p>' if table.caption else ""
     return _scroll(
-        f"<table><caption><div><strong>{_e(table.title)}</strong>{note}</div></caption>"
-        f"<thead><tr>{header}</tr></thead><tbody>{''.join(lines)}</tbody></table>",
+        f"<table><caption><div><strong>{_e(table.title)}</strong></div></caption>"
+        f"<thead><tr>{header}</tr></thead>{''.join(bodies)}</table>{note}",
         table.title,
     )
 
 
+def _kind(column: Sequence[Any], *, names: bool) -> str:
+    """How a column is set: figures to the right; neither they nor short words are broken."""
+    if not names and words.are_figures(column):
+        return ' class="n"'
+    short = all(len(words.cell(value)) <= SHORT for value in column)
+    return ' class="whole"' if short else ""
+
+
+def _header(name: str) -> str:
+    """The name of a column; a long one has room for a few words on a line."""
+    return _e(name) if len(name) < SHORT else f'<div class="long">{_e(name)}</div>'
+
+
+def _band(name: str, columns: int) -> str:
+    """A line across a table: what the rows below it are of."""
+    return (
+        f'<tr class="band"><th colspan="{columns}" scope="rowgroup"><div>{_e(name)}</div></th></tr>'
+    )
+
+
 def _figure(folder: pathlib.Path, figure: result.Figure) -> str:
-    path = (folder / figure.path).resolve()
+    """A picture with its caption; on a phone the one that is drawn for it."""
     caption = f"<figcaption>{_e(figure.caption)}</figcaption>"
+    path = folder / figure.path
+    source = _inlined(folder, path)
+    if not source:
+        told = f"The picture {_e(figure.path)} is not in the run folder."
+        return f"<figure><p>{told}</p>{caption}</figure>"
+    image = f'<img src="{source}" alt="{_e(figure.alt or figure.caption)}">'
+    if narrow := _inlined(folder, result.phone(path)):
+        media = f'<source media="({PHONE})" srcset="{narrow}" />'
+        image = f"<picture>{media}{image}</picture>"
+    return f"<figure>{image}{caption}</figure>"
+
+
+def _inlined(folder: pathlib.Path, path: pathlib.Path) -> str:
+    """The content of a picture as an address; "" where it is not in the folder."""
+    path = path.resolve()
     # A result file may come from someone else: it must not pull in files beyond its own folder.
     inside = path.is_relative_to(folder.resolve()) and path.suffix.lower() in _MEDIA
     if not inside or not path.is_file():
-        told = f"The picture {_e(figure.path)} is not in the run folder."
-        return f"<figure><p>{told}</p>{caption}</figure>"
+        return ""
     data = base64.b64encode(path.read_bytes()).decode("ascii")
-    source = f"data:{_MEDIA[path.suffix.lower()]};base64,{data}"
-    alt = _e(figure.alt or figure.caption)
-    return f'<figure><img src="{source}" alt="{alt}">{caption}</figure>'
+    return f"data:{_MEDIA[path.suffix.lower()]};base64,{data}"
 
 
 def _facts(outcome: result.Result) -> str:
@@ -441,8 +490,15 @@ def _scroll(table: str, label: str) -> str:
     return f'<div class="scroll" role="region" aria-label="{_e(label)}" tabindex="0">{table}</div>'
 
 
-def _value(shown: str, value: Any) -> str:
-    return f'<span class="none">{_e(shown)}</span>' if value is None else _e(shown)
+def _value(shown: str) -> str:
+    return f'<span class="none">{shown}</span>' if shown == words.NONE else _e(shown)
+
+
+def _quantity(value: float | None, unit: str) -> str:
+    """A figure with its unit; only a long unit may stand on lines of its own."""
+    if value is None or len(unit) > SHORT // 2:
+        return f"{_value(words.cell(value))} {_e(unit if value is not None else '')}".rstrip()
+    return f'<span class="whole">{_e(words.quantity(value, unit))}</span>'
 
 
 def _verdict(verdict: str) -> str:

@@ -41,13 +41,14 @@ class Row:
         claim: The paper's claim, in plain words; rows of one claim share the text.
         metric: What the figure is, e.g. "Beds for 5 % overflow risk, site 1".
         value: The figure; `None` when it was not measured.
-        interval: Lower and upper end of its uncertainty interval (`Result.interval_label`).
+        interval: Lower and upper end of its uncertainty interval.
         baseline: Name and figure of the best rival under the same conditions; the figure is `None`
             when it has none, for it lost all its seeds.
         paper: The paper's own figure, or its range as text.
         verdict: A key of `VERDICTS`.
         unit: Unit of `value`, `interval`, `baseline` and a numeric `paper`.
         note: One sentence a reader needs to judge the figure.
+        interval_label: What `interval` is, where it is not what `Result.interval_label` says.
 
     Raises:
         ValueError: if a figure is not finite, or the verdict does not fit the other fields.
@@ -62,6 +63,7 @@ class Row:
     verdict: str = "measured"
     unit: str = ""
     note: str = ""
+    interval_label: str = ""
 
     def __post_init__(self):
         where = f"row {self.metric!r}"
@@ -93,11 +95,19 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-    """A picture in the run folder: relative path (.png or .svg), caption, text alternative."""
+    """A picture in the run folder: relative path (.png or .svg), caption, text alternative.
+
+    A phone is shown the file that `phone` names, where there is one.
+    """
 
     path: str
     caption: str
     alt: str = ""
+
+
+def phone(path: pathlib.Path) -> pathlib.Path:
+    """Returns the file of a picture as it is drawn for a phone, beside the other."""
+    return path.with_stem(f"{path.stem}_phone")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,15 +138,17 @@ class Part:
         figures: Pictures.
         tables: Free-form tables.
         limits: What the figures do not show, one sentence each.
+        opening: Tables that a reader needs first, before any figure.
     """
 
     rows: tuple[Row, ...] = ()
     figures: tuple[Figure, ...] = ()
     tables: tuple[Table, ...] = ()
     limits: tuple[str, ...] = ()
+    opening: tuple[Table, ...] = ()
 
     def __post_init__(self):
-        for name in ("rows", "figures", "tables", "limits"):
+        for name in ("rows", "figures", "tables", "limits", "opening"):
             _set(self, name, tuple(getattr(self, name)))
 
 
@@ -162,7 +174,7 @@ class Result:
 
     Args:
         experiment: Name of the experiment.
-        rows: Measured figures, the most telling first: the report opens with them.
+        rows: Measured figures, the most telling first.
         figures: Pictures.
         tables: Free-form tables.
         title: Heading in the report; the name when empty.
@@ -170,6 +182,7 @@ class Result:
         paper: Authors, title and identifier of the paper.
         interval_label: What the intervals of `rows` are.
         limits: What the figures do not show, one sentence each.
+        opening: Tables that the report opens with, before any figure.
         kind: `experiment`, or what else measured it.
         preset: Preset that the configuration started from.
         config: The configuration as plain data.
@@ -189,6 +202,7 @@ class Result:
     paper: str = ""
     interval_label: str = "95 % interval"
     limits: tuple[str, ...] = ()
+    opening: tuple[Table, ...] = ()
     kind: Literal["experiment", "benchmark", "accelerator suite"] = "experiment"
     preset: str = ""
     config: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -199,7 +213,7 @@ class Result:
     finished: str = ""
 
     def __post_init__(self):
-        for name in ("rows", "figures", "tables", "limits"):
+        for name in ("rows", "figures", "tables", "limits", "opening"):
             _set(self, name, tuple(getattr(self, name)))
 
 
@@ -252,6 +266,7 @@ def assemble(
         paper=paper,
         interval_label=interval_label,
         limits=tuple(limit for part in parts for limit in part.limits),
+        opening=tuple(table for part in parts for table in part.opening),
     )
 
 

@@ -127,6 +127,7 @@ def row(
     paper: float | str | None = None,
     unit: str = "",
     note: str = "",
+    interval_label: str = "",
 ) -> Row:
     """Returns the row of a comparison, for arguments see `Row` and `compare`."""
     name, theirs = rival
@@ -141,6 +142,7 @@ def row(
         verdict=found.verdict,
         unit=unit,
         note=" ".join(filter(None, (note, found.note))),
+        interval_label=interval_label,
     )
 
 

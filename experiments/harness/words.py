@@ -17,6 +17,7 @@ SHAPES = {
     "measured": "■",
     "not measured": "○",
 }
+NONE = "not measured"
 COMPARISON = ("Figure", "Ours", "Baseline", "Paper", "Verdict")
 
 
@@ -81,7 +82,7 @@ def commit(environment: result.Environment | None) -> str:
 def cell(value: Any) -> str:
     """Returns one cell as text; `None` reads "not measured"."""
     if value is None:
-        return "not measured"
+        return NONE
     if isinstance(value, bool):
         return "yes" if value else "no"
     return number(value) if isinstance(value, (int, float)) else str(value)
@@ -94,20 +95,34 @@ def cells(table: result.Table) -> list[tuple[str, ...]]:
 
 
 def is_figure(value: Any) -> bool:
-    """Returns whether a cell is a number, which aligns to the right."""
+    """Returns whether a cell is a number."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def are_figures(column: Sequence[Any]) -> bool:
+    """Returns whether a column holds numbers, or text without letters, such as "12–14"."""
+    if any(map(is_figure, column)):
+        return True
+    text = "".join(value for value in column if isinstance(value, str))
+    return any(map(str.isdigit, text)) and not any(map(str.isalpha, text))
 
 
 def quantity(value: float | None, unit: str) -> str:
     """Returns a figure with its unit; `None` reads "not measured"."""
     if value is None:
-        return "not measured"
+        return NONE
     return f"{number(value)} {unit}".rstrip()
 
 
 def span(interval: tuple[float, float]) -> str:
     """Returns an interval in words."""
     return f"{number(interval[0])} to {number(interval[1])}"
+
+
+def interval_labels(outcome: result.Result) -> list[str]:
+    """Returns what the intervals of the rows are, each once."""
+    labels = (row.interval_label or outcome.interval_label for row in outcome.rows if row.interval)
+    return list(dict.fromkeys(labels))
 
 
 def paper(row: result.Row) -> str:
@@ -146,12 +161,18 @@ def show(outcome: result.Result) -> None:
     console = rich.console.Console(highlight=False)
     for told in (device(outcome.environment), versions(outcome.environment)):
         console.print(told, style="dim", markup=False)
+    for table in outcome.opening:
+        _print_free(console, table)
     if outcome.rows:
         _print_table(console, COMPARISON, [comparison(row) for row in outcome.rows])
     for table in outcome.tables:
-        _print_table(console, table.columns, cells(table), table.title)
-        if table.caption:
-            console.print(table.caption, style="dim", markup=False)
+        _print_free(console, table)
+
+
+def _print_free(console: Any, table: result.Table) -> None:
+    _print_table(console, table.columns, cells(table), table.title)
+    if table.caption:
+        console.print(table.caption, style="dim", markup=False)
 
 
 def _print_table(

@@ -13,23 +13,22 @@ import scipy.stats
 from experiments.harness import drawing
 from experiments.harness.drawing import BLUE, COLORS, GREEN, INK, MUTED, ORANGE, RED
 from experiments.harness.result import Figure
-from experiments.icu_occupancy.hospital import Measured
+from experiments.icu_occupancy.hospital import TODAY, Measured
 from jaxlab import queueing as q
 from jaxlab.queueing.data import records
 
 
-def draw(
-    measured: Measured, out: pathlib.Path, *, actual: tuple[int, ...] = (), prefix: str = ""
-) -> tuple[Figure, ...]:
+def draw(measured: Measured, out: pathlib.Path, *, prefix: str = "") -> tuple[Figure, ...]:
     """Draws the five pictures of a planning study into `out`.
 
     Args:
         measured: the study and what was computed beside it.
         out: folder to draw into.
-        actual: beds each site has today; none by default.
         prefix: put before the names of the files.
     """
     study, summary = measured.study, measured.summary
+    rules = q.rule_names(study.rules)
+    actual = measured.beds[: -len(rules)]  # [1, site], or nothing where they are not known
     stays, plan, series = study.stays, study.plan, study.plan.series
     dates = records.dates(stays.origin, stays.num_days)
     busiest = int(np.argmax(series.rate))
@@ -52,36 +51,32 @@ def draw(
     chosen = [q.FAMILIES[code] for code in plan.laws.family]
     survival_fits(out / files["survival"], names, observed, fitted, chosen)
     low, high = scipy.stats.poisson.ppf(np.array([0.05, 0.95])[:, None, None], plan.rho)
-    lines = [
-        {"beds for 5 % risk": int(plan.beds.risk[0, i])}
-        | ({"beds today": actual[i]} if actual else {})
-        for i in range(stays.num_sites)
-    ]
+    lines = {"beds for 5 % risk": np.asarray(plan.beds.risk[0])}
+    if len(actual):
+        lines[TODAY] = actual[0]
     occupancy(
         out / files["occupancy"], dates, names, np.asarray(plan.rho), low, high, study.census, lines
     )
     curves = [_risk_curve(study, i) for i in range(stays.num_sites)]
-    counts = q.stack_rules(plan.beds)
     # The shares of days that count as overflow follow those of days over the beds.
     exceed, exceed_se = (
-        np.asarray(x)[:, len(counts) :] for x in (summary.exceed, summary.exceed_se)
+        np.asarray(x)[:, len(measured.rules) :] for x in (summary.exceed, summary.exceed_se)
     )
     overflow_risk(
         out / files["risk"],
         names,
         [beds for beds, _ in curves],
         [risk for _, risk in curves],
-        [(counts[:, i], exceed[i], exceed_se[i]) for i in range(stays.num_sites)],
+        [(measured.beds[:, i], exceed[i], exceed_se[i]) for i in range(stays.num_sites)],
         study.rules.alphas,
     )
     bed_counts(
         out / files["beds"],
         names,
-        q.rule_names(study.rules),
-        counts,
-        *measured.interval,
-        marks=np.asarray(actual, float)[None] if actual else (),
-        mark_label="beds today",
+        rules,
+        *(x[-len(rules) :] for x in (measured.beds, *measured.interval)),
+        marks=actual,
+        mark_label=TODAY,
     )
     captions = {
         "beds": "Beds by rule, with 95 % intervals from re-running the whole pipeline on "
@@ -112,17 +107,19 @@ def decomposition(
 ) -> None:
     """Draws the STL panels of one daily series: data with trend, weekly pattern, residual."""
     with plt.rc_context(drawing.STYLE):
-        figure, axes = plt.subplots(3, 1, figsize=(8, 5.4), sharex=True, height_ratios=(2, 1, 1))
+        figure, axes = plt.subplots(
+            3, 1, figsize=(8, 5.4), sharex=True, height_ratios=(2, 1, 1), layout="constrained"
+        )
         axes[0].plot(dates, counts, ".", color=MUTED, ms=1.8, alpha=0.6, label="daily admissions")
         axes[0].plot(dates, trend, color=BLUE, lw=1.3, label="trend, the arrival rate")
         axes[0].set_ylabel("admissions / day")
-        axes[0].legend(loc="upper right", ncols=2)
         axes[0].set_title(title)
         axes[1].plot(dates, seasonal, color=GREEN, lw=0.6)
         axes[1].set_ylabel("day of week")
         axes[2].plot(dates, resid, color=MUTED, lw=0.5)
         axes[2].set_ylabel("residual")
         _date_axis(axes[2])
+        drawing.legend(figure)
         drawing.save(figure, path)
 
 
@@ -139,7 +136,7 @@ def survival_fits(
         families = list(fitted[0])
         for axis, name, km, laws, best in zip(axes, names, observed, fitted, chosen, strict=False):
             days = np.arange(km.size)
-            axis.step(days, km, where="post", color=INK, lw=1.4, label="observed (Kaplan–Meier)")
+            axis.plot(days, km, "o", color=INK, ms=2.2, label="observed (Kaplan–Meier)", zorder=3)
             for family, color in zip(families, COLORS, strict=False):
                 heavy = family == best
                 axis.plot(
@@ -155,7 +152,7 @@ def survival_fits(
             axis.set_xlabel("days since admission")
             axis.set_ylabel("share still in bed")
             axis.set_ylim(0, 1)
-        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+        drawing.legend(figure)
         drawing.save(figure, path)
 
 
@@ -167,7 +164,7 @@ def occupancy(
     low: np.ndarray,
     high: np.ndarray,
     census: np.ndarray,
-    beds: Sequence[dict[str, int]],
+    beds: Mapping[str, np.ndarray],
 ) -> None:
     """Draws mean occupancy and band, observed census, and lines of beds, one panel a site."""
     with plt.rc_context(drawing.STYLE):
@@ -178,13 +175,13 @@ def occupancy(
             )
             axis.plot(dates, census[i], color=MUTED, lw=0.6, label="observed census")
             axis.plot(dates, rho[i], color=BLUE, lw=1.3, label="mean occupancy, model")
-            for (label, count), color in zip(beds[i].items(), (ORANGE, RED, GREEN), strict=False):
-                axis.axhline(count, color=color, lw=1.2, ls="--", label=label)
+            for (label, counts), color in zip(beds.items(), (ORANGE, RED, GREEN), strict=False):
+                axis.axhline(counts[i], color=color, lw=1.2, ls="--", label=label)
             axis.set_title(names[i])
             axis.set_ylabel("beds")
             axis.set_ylim(bottom=0)
             _date_axis(axis)
-        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+        drawing.legend(figure)
         drawing.save(figure, path)
 
 
@@ -207,7 +204,7 @@ def overflow_risk(
         for alpha in alphas:
             axis.axhline(alpha, color=MUTED, lw=0.9, ls=":")
             axis.annotate(
-                f"{alpha:.0%}",
+                f"{100 * alpha:g} %",
                 (1, alpha),
                 xycoords=("axes fraction", "data"),
                 xytext=(3, 0),
@@ -219,7 +216,7 @@ def overflow_risk(
         axis.set_ylim(1e-4, 1)
         axis.set_xlabel("beds")
         axis.set_ylabel("share of days with more patients than beds")
-        axis.legend(title="line: Poisson law, points: simulation", title_fontsize=8)
+        drawing.legend(figure)
         drawing.save(figure, path)
 
 
@@ -237,17 +234,21 @@ def bed_counts(
 ) -> None:
     """Draws beds `[rule, site]` with intervals, one panel a site, and `marks` beside them."""
     with plt.rc_context(drawing.STYLE):
+        columns = min(len(names), 5)
+        lines = -(-len(names) // columns)
         figure, axes = plt.subplots(
-            1,
-            len(names),
-            figsize=(max(2.0 * len(names), 5), 3.2),
+            lines,
+            columns,
+            figsize=(max(2.0 * columns, 5), 2.6 * lines + 0.6),
             sharey=True,
             squeeze=False,
             layout="constrained",
         )
+        for axis in axes.flat[len(names) :]:
+            axis.set_axis_off()
         position = np.arange(len(rules))[::-1]
         shown = np.broadcast_to(np.asarray(marks, float), counts.shape) if len(marks) else None
-        for i, axis in enumerate(axes[0]):
+        for i, axis in enumerate(axes.flat[: len(names)]):
             axis.hlines(position, low[:, i], high[:, i], color=BLUE, lw=5, alpha=0.3)
             axis.plot(counts[:, i], position, "o", color=BLUE, ms=5, label="our count")
             if shown is not None:
@@ -259,9 +260,7 @@ def bed_counts(
             axis.set_ylim(-0.6, len(rules) - 0.4)
             axis.set_xlabel(xlabel)
         if shown is not None:
-            figure.legend(
-                *axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2
-            )
+            drawing.legend(figure)
         drawing.save(figure, path)
 
 

@@ -24,6 +24,8 @@ NUM_BLOCKS = 4
 """Parts of a step: up to four devices share them, and their number does not change the draws."""
 DRAWS_PER_UNIT = 20
 """Draws of the bootstrap that one unit plans for."""
+TODAY = "beds today"
+"""What the beds that a hospital has are called among the rules."""
 
 
 class Measured(NamedTuple):
@@ -31,12 +33,17 @@ class Measured(NamedTuple):
 
     Attributes:
         study: plan, patients and observed census.
-        interval: 95 % intervals of the bed counts.
+        rules: names of the S ways to count beds; the first is `TODAY` where the beds are known.
+        beds: `[S, I]` beds of each rule at each site.
+        interval: `[S, I]` 95 % intervals of `beds`; NaN where there is none.
         num_draws: draws behind the intervals.
-        summary: the simulated demand.
+        summary: the simulated demand; its thresholds are `beds`, and then the census from which a
+            day counts as overflow.
     """
 
     study: q.Study
+    rules: tuple[str, ...]
+    beds: np.ndarray
     interval: q.Interval
     num_draws: int
     summary: q.SimSummary
@@ -219,7 +226,13 @@ def hours(stays: q.Stays, census: np.ndarray, rho: np.ndarray, out: pathlib.Path
 
 
 def measure(
-    study: q.Study, config: Config, out: pathlib.Path, *, seed: int, prefix: str = ""
+    study: q.Study,
+    config: Config,
+    out: pathlib.Path,
+    *,
+    seed: int,
+    actual: tuple[int, ...] = (),
+    prefix: str = "",
 ) -> Measured:
     """Bootstraps the bed counts of a study and simulates its demand.
 
@@ -228,8 +241,12 @@ def measure(
         config: numbers of draws and replications.
         out: the run folder, which keeps the units.
         seed: of the bootstrap; the simulation takes the next one.
+        actual: beds each site has today; none by default.
         prefix: put before the names of the units, "sir3/" for example.
     """
+    rules, beds = q.rule_names(study.rules), q.stack_rules(study.plan.beds)
+    if actual:
+        rules, beds = (TODAY, *rules), np.vstack([actual, beds])
     about = about_study(study)
     keys = jax.random.split(jax.random.key(seed), config.bootstrap)
     draws = [
@@ -240,7 +257,7 @@ def measure(
         )
         for first in range(0, config.bootstrap, DRAWS_PER_UNIT)
     ]
-    demand = about | {"seed": seed + 1, "replications": config.replications}
+    demand = about | {"seed": seed + 1, "replications": config.replications, "beds": beds.tolist()}
     simulation = Unit(
         f"{prefix}simulation",
         demand,
@@ -248,8 +265,21 @@ def measure(
         kind=q.SimSummary,
     )
     found = units.run([*draws, simulation], out, title=f"{prefix}hospital".replace("/", " "))
-    beds = np.concatenate([found[unit.name] for unit in draws])
-    return Measured(study, q.interval_of(beds), config.bootstrap, found[simulation.name])
+    drawn = q.interval_of(np.concatenate([found[unit.name] for unit in draws]))
+    return Measured(
+        study, rules, beds, _around(beds, drawn), config.bootstrap, found[simulation.name]
+    )
+
+
+def _around(beds: np.ndarray, drawn: q.Interval) -> q.Interval:
+    """Widens intervals to whole beds, and to hold the count; NaN for the beds there are.
+
+    Draws of the unit follow its slow changes alone, so that its own peak may lie outside of theirs.
+    """
+    known = beds[-len(drawn.low) :]
+    ends = np.minimum(np.floor(drawn.low), known), np.maximum(np.ceil(drawn.high), known)
+    none = np.full((len(beds) - len(known), beds.shape[1]), np.nan)
+    return q.Interval(*(np.vstack([none, end]) for end in ends))
 
 
 def about_study(study: q.Study) -> dict[str, Any]:
@@ -271,7 +301,6 @@ def _simulate(study: q.Study, about: dict[str, Any], folder: pathlib.Path) -> q.
     """Simulates patient by patient through the training loop, so that a killed run goes on.
 
     Each site starts on the first day of its own window, with the patients who were in bed then.
-    Thresholds are the beds of every rule, and then the census from which a day counts as overflow.
     """
     own = jnp.asarray(study.stays.windows, jnp.int32)
     inside = windows.to_own_days(jnp.asarray(study.plan.series.inside), own)
@@ -288,7 +317,7 @@ def _simulate(study: q.Study, about: dict[str, Any], folder: pathlib.Path) -> q.
     # Processes share units, not their devices.
     num_devices = math.gcd(NUM_BLOCKS, jax.device_count()) if jax.process_count() == 1 else 1
     mesh = sharding.make_mesh({"data": num_devices}) if num_devices > 1 else None
-    beds = q.stack_rules(study.plan.beds).T
+    beds = np.array(about["beds"]).T
     full = np.asarray(q.overflow_threshold(beds, study.rules.gamma))
     highest = int(3 * np.nanmax(study.plan.rho)) + (0 if ages is None else ages.shape[1])
     algorithm = q.make_monte_carlo(

@@ -4,58 +4,135 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.stats
+from numpy.typing import ArrayLike
 
 from experiments.harness.result import Row, Table
 from experiments.icu_occupancy import published
-from experiments.icu_occupancy.hospital import Measured, countable
+from experiments.icu_occupancy.hospital import TODAY, Measured, countable
 from jaxlab import queueing as q
 
 
-def bed_table(measured: Measured, title: str, *, actual: tuple[int, ...] = ()) -> Table:
-    """Shows beds by site and rule with intervals, beside the beds there are (`actual`)."""
-    study, (low, high) = measured.study, measured.interval
-    counts, rules = q.stack_rules(study.plan.beds), q.rule_names(study.rules)
-    rate, stay = study.plan.series.rate, study.plan.laws.mean_los
-
-    def with_interval(r: int, i: int) -> str:
-        if np.isnan(low[r, i]):
-            return f"{counts[r, i]} (no interval)"
-        return f"{counts[r, i]} ({low[r, i]:.0f}–{high[r, i]:.0f})"
-
-    rows = [
-        (
-            name,
-            *((actual[i],) if actual else ()),
-            *(with_interval(r, i) for r in range(len(rules))),
-            round(float(rate[i]), 2),
-            round(float(stay[i]), 1),
+def risk_table(measured: Measured, title: str) -> Table:
+    """Shows at every site the beds there are and those of each rule, and the risk they bear."""
+    study, summary = measured.study, measured.summary
+    over_rules = jax.vmap(lambda n, b, m: q.utilization_metrics(n, b, mask=m), (None, 0, None))
+    used = jax.device_get(
+        jax.jit(jax.vmap(over_rules, (0, 1, 0)))(
+            jnp.asarray(np.nan_to_num(study.census), jnp.float32),
+            jnp.asarray(measured.beds),
+            jnp.asarray(study.plan.mask),
         )
-        for i, name in enumerate(study.stays.site_names)
-    ]
-    total = (
-        "All sites",
-        *((sum(actual),) if actual else ()),
-        *map(str, counts.sum(axis=1)),
-        round(float(rate.sum()), 2),
-        round(float(np.average(stay, weights=rate)), 1),
-    )
+    )  # [site, rule]
     gamma = study.rules.gamma
-    full = "their beds" if gamma == 1 else f"{gamma:.0%} of their beds"
+    full = np.asarray(q.overflow_threshold(measured.beds, gamma))
+    rows = []
+    for i, site in enumerate(study.stays.site_names):
+        rho = study.plan.rho[i][study.plan.mask[i]]
+        for r, rule in enumerate(measured.rules):
+            metrics = jax.tree.map(lambda x, i=i, r=r: x[i, r], used)
+            risk = [_risk(measured.beds[r, i], rho)]
+            if gamma < 1:
+                risk.append(_risk(full[r, i], rho))
+            rows.append(
+                (
+                    site,
+                    _capital(rule),
+                    int(measured.beds[r, i]),
+                    _interval(measured, r, i),
+                    *(round(x, 1) for x in risk),
+                    round(100 * float(summary.exceed[i, r]), 1),
+                    round(float(metrics.pct_over), 1),
+                    round(float(summary.episode_days[i, r]), 1),
+                    f"{metrics.mean:.1f} ({metrics.sd:.1f})",
+                    round(float(metrics.pct_under), 1),
+                )
+            )
+    at = "" if countable(study.queue) == study.queue else ", at midnight"
     return Table(
         title,
         (
             "Site",
-            *(("Beds today",) if actual else ()),
-            *(rule[0].upper() + rule[1:] for rule in rules),
-            "Admissions / day",
-            "Mean stay, days",
+            "Rule",
+            "Beds",
+            "95 % interval",
+            "Risk, % of days",
+            *((f"Days over {gamma:.0%}, %",) if gamma < 1 else ()),
+            "Risk simulated, %",
+            "Observed, % of days",
+            "Days an overflow lasts",
+            "Utilization, mean (SD), %",
+            "Days under 70 %, %",
         ),
-        (*rows, total),
-        f"In brackets the middle 95 % of {measured.num_draws} runs of the whole pipeline on "
-        "resampled patients. Average: mean occupancy plus its square root. Risk: the share of days "
-        f"on which more patients want a bed than {full}. Peak: highest mean occupancy plus its "
-        "square root. 85 % rule: mean occupancy / 0.85.",
+        tuple(rows),
+        "Risk: days on which more patients want a bed than there are, by the Poisson law of "
+        f"demand; simulated: the same patient by patient{at}, {int(summary.replications):,} "
+        "replications; observed, as are utilization and days under 70 %: the census of the data. "
+        + ("" if study.stays.num_sites > 1 else _about_rules(measured)),
     )
+
+
+def bed_table(measured: Measured, title: str) -> Table:
+    """Shows beds by site and rule with intervals, the sites below each other."""
+
+    def cell(r: int, i: int) -> str:
+        interval = _interval(measured, r, i)
+        return str(measured.beds[r, i]) + (f" ({interval})" if interval != NONE else "")
+
+    rows = [
+        (name, *(cell(r, i) for r in range(len(measured.rules))))
+        for i, name in enumerate(measured.study.stays.site_names)
+    ]
+    total = ("All sites", *map(str, measured.beds.sum(axis=1)))
+    return Table(
+        title, ("Site", *map(_capital, measured.rules)), (*rows, total), _about_rules(measured)
+    )
+
+
+NONE = "–"
+"""An interval that there is not."""
+
+
+def _interval(measured: Measured, rule: int, site: int) -> str:
+    low, high = (end[rule, site] for end in measured.interval)
+    return NONE if np.isnan(low) else f"{low:.0f}–{high:.0f}"
+
+
+def _risk(beds: float, rho: ArrayLike) -> float:
+    """The percentage of days with more patients than beds by the Poisson law."""
+    return 100 * float(np.mean(scipy.stats.poisson.sf(beds, rho)))
+
+
+def _capital(rule: str) -> str:
+    return rule[0].upper() + rule[1:]
+
+
+def _about_rules(measured: Measured) -> str:
+    gamma = measured.study.rules.gamma
+    full = "" if gamma == 1 else f", of those with more than {gamma:.0%} of the beds in use"
+    return (
+        f"Intervals: the middle 95 % of {measured.num_draws} runs of the whole pipeline on "
+        "resampled patients, in whole beds, widened to the count itself where it lies outside. "
+        "Rules: average, mean occupancy plus its square root; 5 % and 1 %, the least beds with no "
+        f"larger share of overflow days{full}; peak, the highest mean occupancy plus its square "
+        "root; 85 % rule, mean occupancy / 0.85."
+    )
+
+
+def in_short(measured: Measured) -> str:
+    """Says what the beds there are mean today; nothing where they are not known."""
+    study = measured.study
+    if measured.rules[0] != TODAY:
+        return ""
+    risks = [
+        _risk(beds, rho[mask])
+        for beds, rho, mask in zip(measured.beds[0], study.plan.rho, study.plan.mask, strict=True)
+    ]
+    most, least = np.argmax(risks), np.argmin(risks)
+    said = f"{risks[most]:.1f} %"
+    if len(risks) > 1:
+        names = study.stays.site_names
+        said = f"{risks[least]:.1f} % ({names[least]}) to {said} ({names[most]})"
+    return f" Today's {measured.beds[0].sum():,} beds are too few on {said} of days."
 
 
 def law_table(study: q.Study, title: str) -> Table:
@@ -78,69 +155,6 @@ def law_table(study: q.Study, title: str) -> Table:
         ("Site", "Law", "RMSE of survival", "AIC", "KS distance", "S_max, days"),
         tuple(rows),
         "✓: smallest root-mean-square distance to the Kaplan–Meier curve, the paper's criterion.",
-    )
-
-
-def utilization_table(measured: Measured, title: str, *, actual: tuple[int, ...] = ()) -> Table:
-    """Shows what the beds there are and those of each rule would mean.
-
-    Utilization and full days by the census, the risk of a full day by the model and by simulation.
-    """
-    study, summary = measured.study, measured.summary
-    counts = q.stack_rules(study.plan.beds)
-    names, gamma = q.rule_names(study.rules), study.rules.gamma
-    if actual:
-        counts, names = np.vstack([np.asarray(actual)[None], counts]), ("beds today", *names)
-    over_rules = jax.vmap(lambda n, b, m: q.utilization_metrics(n, b, mask=m), (None, 0, None))
-    found = jax.device_get(
-        jax.jit(jax.vmap(over_rules, (0, 1, 0)))(
-            jnp.asarray(np.nan_to_num(study.census), jnp.float32),
-            jnp.asarray(counts),
-            jnp.asarray(study.plan.mask),
-        )
-    )  # [site, rule]
-    full = np.asarray(q.overflow_threshold(counts, gamma))
-    at = "" if countable(study.queue) == study.queue else ", at midnight"
-    rows = []
-    for i, site in enumerate(study.stays.site_names):
-        rho = study.plan.rho[i][study.plan.mask[i]]
-        for r, rule in enumerate(names):
-            metrics = jax.tree.map(lambda x, i=i, r=r: x[i, r], found)
-            simulated = r - bool(actual)  # the beds there are were not simulated
-            risk = [100 * scipy.stats.poisson.sf(counts[r, i], rho).mean()]
-            if gamma < 1:
-                risk.append(100 * scipy.stats.poisson.sf(full[r, i], rho).mean())
-            rows.append(
-                (
-                    site,
-                    rule,
-                    int(counts[r, i]),
-                    f"{metrics.mean:.1f} ({metrics.sd:.1f})",
-                    round(float(metrics.pct_over), 1),
-                    round(float(metrics.pct_under), 1),
-                    *(round(float(x), 1) for x in risk),
-                    round(100 * float(summary.exceed[i, simulated]), 1) if simulated >= 0 else "–",
-                    round(float(summary.episode_days[i, simulated]), 1) if simulated >= 0 else "–",
-                )
-            )
-    return Table(
-        title,
-        (
-            "Site",
-            "Rule",
-            "Beds",
-            "Utilization %, mean (SD)",
-            "Days over 100 %, % observed",
-            "Days under 70 %, % observed",
-            "Days over 100 %, % by the model",
-            *((f"Days over {gamma:.0%}, % by the model",) if gamma < 1 else ()),
-            "Days over 100 %, % simulated",
-            "Days an overflow lasts",
-        ),
-        tuple(rows),
-        "Over 100 %: more patients than beds. Observed: the census of the data. By the model: the "
-        f"Poisson law of unconstrained demand. Simulated: the same patient by patient{at}, "
-        f"{int(summary.replications):,} replications.",
     )
 
 
@@ -200,6 +214,8 @@ def fit_table(study: q.Study, title: str) -> Table:
         rows.append(
             (
                 name,
+                round(float(study.plan.series.rate[i]), 2),
+                round(float(study.plan.laws.mean_los[i]), 1),
                 round(float(census.mean()), 2),
                 round(float(rho.mean()), 2),
                 round(float(np.sqrt(np.mean((census - rho) ** 2))), 2),
@@ -212,6 +228,8 @@ def fit_table(study: q.Study, title: str) -> Table:
         title,
         (
             "Site",
+            "Admissions / day",
+            "Mean stay, days",
             "Mean census",
             "Mean of the model",
             "RMSE, beds",
@@ -239,44 +257,72 @@ def _expected_dispersion(study: q.Study, site: int, num_days: int) -> str:
 
 def headline_rows(measured: Measured, where: str, *, compare: bool) -> tuple[Row, ...]:
     """States the figures that the paper makes claims about; verdicts only if `compare`."""
-    study, summary = measured.study, measured.summary
-    counts = q.stack_rules(study.plan.beds)
-    weights = study.plan.series.rate
-    observed = np.array(
-        [
-            [np.mean(study.census[i][study.plan.mask[i]] > beds) for beds in counts[:, i]]
-            for i in range(study.stays.num_sites)
+    study = measured.study
+    several = study.stays.num_sites > 1
+    everywhere = ", all sites" if several else ""
+    average, safe, usual = map(measured.rules.index, ("average", "5 % risk", "85 % rule"))
+    over = [
+        (census[mask] > beds[:, None]).mean(axis=1)
+        for census, mask, beds in zip(study.census, study.plan.mask, measured.beds.T, strict=True)
+    ]
+    observed = 100 * np.stack(over)  # [site, rule]
+    simulated = 100 * np.asarray(measured.summary.exceed)[:, : len(measured.rules)]
+
+    def days(rule: int) -> tuple[float, tuple[float, float] | None, float]:
+        """Days over the beds in percent: simulated, their range over sites, and observed."""
+        weights = study.plan.series.rate
+        share, seen = (np.average(x[:, rule], weights=weights) for x in (simulated, observed))
+        ends = [
+            round(float(end), 1) for end in (simulated[:, rule].min(), simulated[:, rule].max())
         ]
-    )
-    low, high = (end[1].sum() for end in measured.interval)
-    low_days, high_days = published.OVERFLOW_DAYS
-    over = summary.exceed[:, : len(counts)]  # of the beds; then come those that count as overflow
-    share, seen = (100 * np.average(x, weights=weights, axis=0) for x in (over, observed))
-    spread = 100 * over[:, 0]
-    return (
+        return round(float(share), 1), (ends[0], ends[1]) if several else None, float(seen)
+
+    rows = []
+    if measured.rules[0] == TODAY:
+        share, ends, seen = days(0)
+        rows.append(
+            Row(
+                "What the beds there are mean",
+                f"Days over 100 % with today's {measured.beds[0].sum():,} beds ({where})",
+                share,
+                interval=ends,
+                unit="%",
+                note=f"Simulated demand; the observed census: {seen:.1f} %.",
+                interval_label="range over sites",
+            )
+        )
+    low, high = (end[safe].sum() for end in measured.interval)
+    share, _, seen = days(safe)
+    added = "The interval adds the sites' own, as if all erred the same way. " if several else ""
+    rows.append(
         Row(
             "Beds follow from an explicit risk of overflow, not from an average",
-            f"Beds by the rule for a 5 % overflow risk, all sites ({where})",
-            float(counts[1].sum()),
+            f"Beds by the rule for a 5 % overflow risk{everywhere} ({where})",
+            float(measured.beds[safe].sum()),
             interval=None if np.isnan(low + high) else (float(low), float(high)),
-            baseline=("85 % rule", float(counts[4].sum())),
+            baseline=("85 % rule", float(measured.beds[usual].sum())),
             unit="beds",
-            note="The interval adds the sites' own bootstrap intervals, as if all erred the same "
-            f"way. With these beds the observed census was above them on {seen[1]:.1f} % of days, "
-            f"the simulated demand on {share[1]:.1f} %.",
-        ),
+            note=f"{added}With these beds the observed census was above them on {seen:.1f} % of "
+            f"days, the simulated demand on {share:.1f} %.",
+            interval_label="95 % interval over resampled patients",
+        )
+    )
+    share, ends, seen = days(average)
+    low_days, high_days = published.OVERFLOW_DAYS
+    rows.append(
         Row(
             "Units that meet an average target still overflow on many days",
             f"Days over 100 % with beds for the average ({where})",
-            float(share[0]),
-            interval=(float(spread.min()), float(spread.max())),
+            share,
+            interval=ends,
             paper="15 to 20" if compare else None,
-            verdict=reproduced(low_days <= share[0] <= high_days) if compare else "measured",
+            verdict=reproduced(low_days <= share <= high_days) if compare else "measured",
             unit="%",
-            note=f"Simulated demand; the observed census: {seen[0]:.1f} %. The interval is the "
-            "range over sites.",
-        ),
+            note=f"Simulated demand; the observed census: {seen:.1f} %.",
+            interval_label="range over sites",
+        )
     )
+    return tuple(rows)
 
 
 def reproduced(is_so: bool) -> str:

@@ -6,7 +6,7 @@ import pathlib
 import jax
 import numpy as np
 
-from experiments.harness import result
+from experiments.harness import result, verdicts
 from experiments.harness.result import Part, Result
 from experiments.icu_occupancy import Config, figures, hospital, published, rows
 from experiments.icu_occupancy.parts import demonstration, null, projection, published_tables, sir3
@@ -40,7 +40,8 @@ def run(config: Config, out: pathlib.Path) -> Result:
         )
     queue, rules = hospital.settings_of(config)
     study = q.plan_study(stays, queue=queue, rules=rules, tail=config.tail)
-    parts = [_plan(study, config, out, where)]
+    measured = hospital.measure(study, config, out, seed=config.seed + 1, actual=config.beds)
+    parts = [_plan(measured, config, out, where)]
     if config.bin == "1h":
         parts.append(hospital.by_the_hour(study, out))
     if rejects is not None:
@@ -55,16 +56,17 @@ def run(config: Config, out: pathlib.Path) -> Result:
         parts.append(sir3.run(config, out))
     parts.append(Part(limits=LIMITS))
     beds = study.plan.beds
+    sites = "1 site" if stays.num_sites == 1 else f"{stays.num_sites} sites"
     return result.assemble(
         parts,
         experiment="icu_occupancy",
         title="ICU bed planning",
-        summary=f"{len(stays.day):,} stays at {stays.num_sites} sites over {stays.num_days} days, "
+        summary=f"{len(stays.day):,} stays at {sites} over {stays.num_days:,} days, "
         f"from {source}: the rule for a 5 % overflow risk asks for {beds.risk[0].sum()} beds, "
         f"the usual 85 % rule for {beds.rule85.sum()}."
-        f"{rows.cut_in_short(study)}{hospital.in_short(rejects)}",
+        f"{rows.in_short(measured)}{rows.cut_in_short(study)}{hospital.in_short(rejects)}",
         paper=published.PAPER,
-        interval_label="interval; the note says of what",
+        interval_label=verdicts.LABEL,
     )
 
 
@@ -72,7 +74,8 @@ def _stays(config: Config) -> tuple[q.Stays, q.Rejects | None, str, str]:
     """Reads or draws the patients; says where they are from, in a word and in a sentence."""
     if config.data is not None:
         stays, rejects = hospital.read(config)
-        return stays, rejects, pathlib.Path(config.data).name, f"the stays in {config.data}"
+        name = pathlib.Path(config.data).name
+        return stays, rejects, name, f"the stays in {name}"
     stays = q.births_with_los(
         config.seed, start=datetime.date(1980, 1, 1), num_days=config.num_days, jitter=True
     )
@@ -83,19 +86,23 @@ def _stays(config: Config) -> tuple[q.Stays, q.Rejects | None, str, str]:
     return stays, None, "real births and stays", source
 
 
-def _plan(study: q.Study, config: Config, out: pathlib.Path, where: str) -> Part:
-    """Carries out the planning study proper: intervals, simulation, and what is said of them."""
-    measured = hospital.measure(study, config, out, seed=config.seed + 1)
+def _plan(measured: hospital.Measured, config: Config, out: pathlib.Path, where: str) -> Part:
+    """Says what the planning study proper has found, the beds and their risk first."""
+    study = measured.study
     _write_tables(measured, out)
-    shown = (
-        rows.bed_table(measured, f"Beds by rule: {where}", actual=config.beds),
-        rows.utilization_table(measured, "What each rule would mean", actual=config.beds),
-        rows.law_table(study, "Length-of-stay laws"),
-        rows.truncation_table(study, "Stays beyond the longest that counts"),
-        rows.fit_table(study, "The model against the observed census"),
+    first = [rows.risk_table(measured, f"Beds and risk: {where}")]
+    if study.stays.num_sites > 1:
+        first.insert(0, rows.bed_table(measured, f"Beds by rule: {where}"))
+    return Part(
+        rows.headline_rows(measured, where, compare=config.data is None),
+        figures.draw(measured, out),
+        (
+            rows.law_table(study, "Length-of-stay laws"),
+            rows.truncation_table(study, "Stays beyond the longest that counts"),
+            rows.fit_table(study, "The model against the observed census"),
+        ),
+        opening=tuple(first),
     )
-    stated = rows.headline_rows(measured, where, compare=config.data is None)
-    return Part(stated, figures.draw(measured, out, actual=config.beds), shown)
 
 
 def _write_tables(measured: hospital.Measured, out: pathlib.Path) -> None:

@@ -54,7 +54,7 @@ def draw_shares(
         axis.set_xlabel("Tokens of cache, all requests")
         axis.set_ylabel("Share of the copy bandwidth (%)")
         axis.set_title("Bytes a second of decode attention")
-        figure.legend(loc="outside lower center", ncols=4)
+        drawing.legend(figure)
         drawing.save(figure, out / "share.png")
     return Figure(
         "share.png",

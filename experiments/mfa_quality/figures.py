@@ -92,7 +92,10 @@ def quality(
 
 def _curves(found: Found, titles: dict[str, str], out: pathlib.Path) -> Figure:
     with plt.rc_context(drawing.STYLE):
-        figure, axes = plt.subplots(1, len(titles), figsize=(4.6 * len(titles), 3.4), squeeze=False)
+        size = (4.6 * len(titles), 3.7)
+        figure, axes = plt.subplots(
+            1, len(titles), figsize=size, squeeze=False, layout="constrained"
+        )
         for axis, (task, title) in zip(axes[0], titles.items(), strict=True):
             for (which, name), one in found.items():
                 if which != task:
@@ -113,7 +116,7 @@ def _curves(found: Found, titles: dict[str, str], out: pathlib.Path) -> Figure:
             axis.set_title(title)
             axis.set_xlabel("Training steps")
             axis.set_ylabel(UNITS[task])
-        axes[0, -1].legend(ncols=2)
+        drawing.legend(figure)
         drawing.save(figure, out / "curves.png")
     return Figure(
         "curves.png",

@@ -115,7 +115,7 @@ def _pareto(
     models: Sequence[ModelSpec], accelerators: Sequence[Accelerator], out: pathlib.Path
 ) -> result.Figure:
     with plt.rc_context(drawing.STYLE):
-        figure, axes = plt.subplots(1, 2, figsize=(9.0, 3.6), sharex=True)
+        figure, axes = plt.subplots(1, 2, figsize=(9.0, 3.6), sharex=True, layout="constrained")
         contexts = (8192, 32768)
         by_context = [
             [
@@ -134,14 +134,16 @@ def _pareto(
             axis.set_ylabel("USD per million tokens")
             axis.set_ylim(0.0, 1.08 * max(y for _, y, _ in points))
             axis.set_xlim(right=1.2 * max(x for x, _, _ in points))
-        figure.tight_layout()
-        for axis, points in zip(axes, by_context, strict=True):
-            front = _front(points)
-            corners = [front[0]]
-            for x, y in front[1:]:
-                corners += [(x, corners[-1][1]), (x, y)]
-            _label(axis, points, corners)
-        drawing.save(figure, out / "pareto.png")
+
+        def names() -> None:
+            for axis, points in zip(axes, by_context, strict=True):
+                front = _front(points)
+                corners = [front[0]]
+                for x, y in front[1:]:
+                    corners += [(x, corners[-1][1]), (x, y)]
+                _label(axis, points, corners)
+
+        drawing.save(figure, out / "pareto.png", names)
     return result.Figure(
         "pareto.png",
         "Cost against active parameters, attention and FFN each where they are cheapest; the line "
@@ -193,14 +195,12 @@ def _intensity(
         axis.set_xlabel("KV cache read per token (MB)")
         axis.set_ylabel("Attention FLOPs per token (10⁹)")
         axis.set_title("Attention at 8K and the balance of accelerators")
-        figure.legend(loc="outside lower center", ncols=4)
-        figure.draw_without_rendering()  # so that the limits stand
+        drawing.legend(figure)
         points = [
             (c.kv_bytes / 1e6, c.attention_flops / 1e9, m.name)
             for m, c in zip(models, at, strict=True)
         ]
-        _label(axis, points)
-        drawing.save(figure, out / "intensity.png")
+        drawing.save(figure, out / "intensity.png", lambda: _label(axis, points))
     return result.Figure(
         "intensity.png",
         "FLOPs against bytes of attention. On a line an accelerator's compute and memory take "
@@ -216,7 +216,7 @@ def _contexts(
     out: pathlib.Path,
 ) -> result.Figure:
     with plt.rc_context(drawing.STYLE):
-        figure, axis = plt.subplots(figsize=(6.4, 3.8))
+        figure, axis = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
         for index, model in enumerate(models):
             usd = [cost.cheapest(model, accelerators, context).usd for context in contexts]
             axis.plot(
@@ -229,7 +229,7 @@ def _contexts(
             )
         _logarithmic(axis, contexts)
         axis.set_title("Cost of a decoded token, each part where it is cheapest")
-        axis.legend(ncols=2)
+        drawing.legend(figure)
         drawing.save(figure, out / "contexts.png")
     return result.Figure(
         "contexts.png",
@@ -242,7 +242,7 @@ def _deployments(
     planned: Mapping[str, Sequence[Plan]], contexts: Sequence[int], spec: str, out: pathlib.Path
 ) -> result.Figure:
     with plt.rc_context(drawing.STYLE):
-        figure, axis = plt.subplots(figsize=(6.4, 3.6))
+        figure, axis = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
         for index, (name, found) in enumerate(planned.items()):
             points = [(plan.context / 1024, plan.usd) for plan in found if plan.usd is not None]
             if points:
@@ -250,7 +250,7 @@ def _deployments(
                 axis.plot(x, y, "o-", color=drawing.COLORS[index % 7], label=name, markersize=4)
         _logarithmic(axis, contexts)
         axis.set_title(f"{spec}: the best deployments within 50 ms a token")
-        axis.legend()
+        drawing.legend(figure)
         drawing.save(figure, out / "deployments.png")
     return result.Figure(
         "deployments.png",

@@ -87,7 +87,7 @@ def lines(
         axis.set_xlabel(xlabel)
         axis.set_ylabel(ylabel)
         axis.set_title(title)
-        figure.legend(loc="outside lower center", ncols=2)
+        drawing.legend(figure)
         drawing.save(figure, path)
 
 
@@ -134,7 +134,7 @@ def progress(
             )
         axes[0].set_title(title)
         axes[1].set_xlabel("queries")
-        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+        drawing.legend(figure)
         drawing.save(figure, path)
 
 
@@ -170,7 +170,7 @@ def two_profiles(
             axis.set_xlabel(label)
             axis.set_ylabel("solved, % of runs")
         axes[0].set_title(title)
-        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+        drawing.legend(figure)
         drawing.save(figure, path)
 
 

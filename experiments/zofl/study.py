@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.harness import units, verdicts
+from experiments.harness import result, units, verdicts
 from experiments.harness.result import Part, Result
 from experiments.harness.units import Unit
 from experiments.rivals import solvers
@@ -85,7 +85,7 @@ def run(config: Config, out: pathlib.Path) -> Result:
         title="ZOFL: constrained optimization from function values",
         summary=rows.summary(comparison),
         paper=PAPER,
-        interval_label=f"{verdicts.LABEL}; elsewhere what the note says",
+        interval_label=verdicts.LABEL,
         rows=sum((part.rows for part in parts), ()),
         figures=sum((part.figures for part in parts), ()),
         tables=sum((part.tables for part in parts), ()),
@@ -128,8 +128,9 @@ def _beside(config: Config, out: pathlib.Path) -> list[Part]:
 
 def _told(part: types.ModuleType, config: Config, folder: pathlib.Path) -> Told:
     said = part.run(config, folder)
-    contents = {figure.path: (folder / figure.path).read_bytes() for figure in said.figures}
-    return Told(said, {path: np.frombuffer(raw, np.uint8) for path, raw in contents.items()})
+    paths = [folder / figure.path for figure in said.figures]
+    drawn = [*paths, *filter(pathlib.Path.exists, map(result.phone, paths))]
+    return Told(said, {p.name: np.frombuffer(p.read_bytes(), np.uint8) for p in drawn})
 
 
 def compare(

@@ -38,8 +38,8 @@ def run(config: Config, out: pathlib.Path) -> Part:
                 paper=float(printed[:, r].sum()),
                 verdict=reproduced(bool(close)),
                 unit="beds",
-                note=f"{last.shape[0]} runs; reproduced means within one bed a site. The interval "
-                "holds 95 % of the runs' totals.",
+                note=f"{last.shape[0]} runs; reproduced means within one bed a site.",
+                interval_label="95 % of the runs' totals",
             )
         )
     table = Table(

@@ -76,7 +76,7 @@ def run(config: Config, out: pathlib.Path) -> Part:
                 paper=float(printed[r].sum()),
                 verdict=reproduced(within),
                 unit="beds",
-                note="The interval is the range over draws.",
+                interval_label="range over draws",
             )
         )
     overflow = 100 * np.mean(overflow, axis=0)
@@ -91,7 +91,7 @@ def run(config: Config, out: pathlib.Path) -> Part:
             paper="15 to 20",
             verdict=reproduced(low_days <= overflow.mean() <= high_days),
             unit="%",
-            note="The interval is the range over sites.",
+            interval_label="range over sites",
         )
     )
     figures.bed_counts(

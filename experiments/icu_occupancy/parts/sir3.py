@@ -36,7 +36,7 @@ def run(config: Config, out: pathlib.Path) -> Part:
         "are placed uniformly.",
     )
     shown = (
-        rows.bed_table(measured, "Beds by rule: SIR-3 intensive care cohort"),
+        rows.risk_table(measured, "Beds and risk: SIR-3 intensive care cohort"),
         rows.fit_table(study, "SIR-3: the model against the observed census"),
     )
     return Part((row,), figures.draw(measured, out, prefix="sir3_"), shown)

@@ -144,10 +144,11 @@ def leakage_part(config: Config, *, num_steps: int = 100) -> Part:
         else "reproduced"
         if published.LEAKAGE <= np.median(known) and not broken[0]
         else "not reproduced",
-        note=f"Steps {num_steps // 5} to {num_steps}, B = n, default settings; the "
-        f"interval is the range over problems, {below} of them below {published.LEAKAGE:g}; "
+        note=f"Steps {num_steps // 5} to {num_steps}, B = n, default settings; "
+        f"{below} problems are below {published.LEAKAGE:g}; "
         f"runs that diverged, left out: {broken[0]} subspace and {broken[1]} plug-in of "
         f"{len(LEAKS) * keys.size} each.",
+        interval_label="range over problems",
     )
     table = Table(
         "What the plug-in form leaks: violation on Hock-Schittkowski problems",

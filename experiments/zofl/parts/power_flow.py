@@ -61,7 +61,8 @@ def measure(config: Config) -> Part:
             verdict="reproduced"
             if after_30.max() <= published.POWER_FLOW_GAP
             else "not reproduced",
-            note="The paper's column is the suite's expectation; interval: range over seeds.",
+            note="The paper's column is the suite's expectation.",
+            interval_label="range over seeds",
         ),
     )
     cells = tuple(

@@ -106,7 +106,8 @@ def dimension_part(config: Config, out: pathlib.Path) -> Part:
         float(np.mean(largest)) if largest else None,
         interval=(min(largest), max(largest)) if largest else None,
         verdict="measured" if largest else "not measured",
-        note="mean and range over the numbers of directions in the table, one run each",
+        note="mean over the numbers of directions in the table, one run each",
+        interval_label="range over numbers of directions",
     )
     curves = {
         f"n = {n:,}": (np.array(list(found)), np.array(list(found.values())))

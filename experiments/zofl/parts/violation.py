@@ -277,7 +277,7 @@ def draw_envelopes(
         axes[0, 0].set_ylabel(ylabel)
         axes[0, 0].set_ylim(bottom=1e-6)
         figure.suptitle(title, x=0.01, ha="left", fontsize=10.5, fontweight="bold")
-        figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+        drawing.legend(figure)
         drawing.save(figure, path)
 
 

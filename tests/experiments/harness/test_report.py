@@ -185,6 +185,62 @@ def test_figures_are_inlined_byte_for_byte(run):
     assert picture["alt"] == "The alternative"
 
 
+def test_a_phone_is_shown_the_picture_drawn_for_it(run):
+    narrow = PNG + b"narrow"
+    result.phone(run.folder / "a.png").write_bytes(narrow)
+    page = Page(report.page([run]))
+    (source,), (picture,) = page.all("source"), page.all("img")
+    assert source["media"] == f"({report.PHONE})" and page.open == []
+    header, _, data = source["srcset"].partition(",")
+    assert header == "data:image/png;base64" and base64.b64decode(data) == narrow
+    assert base64.b64decode(picture["src"].partition(",")[2]) == PNG
+
+
+def test_an_opening_table_comes_before_every_figure(run):
+    opening = (result.Table("First of all", ("Site", "Beds"), (("A", 14),), "What it says"),)
+    outcome = result.assemble(
+        [result.Part(rows=ROWS, tables=RESULT.tables), result.Part(opening=opening)],
+        experiment="toy",
+    )
+    assert outcome.opening == opening
+    markup = report.page([run._replace(result=outcome)])
+    said = Page(markup).text
+    assert said.index("First of all") < said.index("What it says") < said.index("26 beds")
+    assert said.index("First of all") < said.index("Claims and figures")
+
+
+def test_rows_of_one_name_stand_below_it(run):
+    """A site's rules: its name once, above them, and each rule the name of its row."""
+    cells = [("North", "today", 14, "12–14"), ("North", "5 % risk", 16, "–")]
+    cells += [("South", name, 20, "19–21") for name in ("today", "5 % risk")]
+    table = result.Table("Beds", ("Site", "Rule", "Beds", "Interval"), tuple(cells))
+    outcome = result.Result("toy", tables=(table,))
+    page = Page(report.page([run._replace(result=outcome)]))
+    bands = [cell for cell in page.all("th") if cell["scope"] == "rowgroup"]
+    assert [band["colspan"] for band in bands] == ["3", "3"] and page.open == []
+    assert page.text.count("North") == page.text.count("South") == 1
+    heads = [cell for cell in page.all("th") if cell["scope"] == "row"]
+    assert len(heads) == 4 and {head["class"] for head in heads} == {"whole"}  # they do not break
+    assert [cell["class"] for cell in page.all("td")] == ["n"] * 8  # nor does "12–14"
+    mostly = result.Table("t", table.columns, (*table.rows[1:3], ("East", "today", 1, "")))
+    page = Page(report.page([run._replace(result=result.Result("toy", tables=(mostly,)))]))
+    assert "rowgroup" not in {cell["scope"] for cell in page.all("th")}
+
+
+def test_an_interval_says_what_it_is(run):
+    rows = (
+        result.Row("A", "Beds", 26, (25, 27), unit="beds"),
+        result.Row("A", "Days", 24, (20, 28), interval_label="range over sites"),
+    )
+    outcome = result.Result("toy", rows, interval_label="middle of all draws")
+    page = Page(report.page([run._replace(result=outcome)])).text
+    for said in ("middle of all draws: 25 to 27", "range over sites: 20 to 28"):
+        assert said in page, said
+    assert "20 to 28 range over sites" in page  # in the table too
+    told = report.markdown([run._replace(result=outcome)])
+    assert "In brackets after our figures: middle of all draws; range over sites." in told
+
+
 @pytest.mark.parametrize("path", ["../secret.png", "gone.png", "notes.txt"])
 def test_figures_outside_the_run_folder_stay_out(tmp_path, path):
     folder = tmp_path / "run"
@@ -340,6 +396,23 @@ def test_numbers_read_well(value, shown):
 )
 def test_durations_read_well(seconds, shown):
     assert words.duration(seconds) == shown
+
+
+@pytest.mark.parametrize(
+    ("column", "figures"),
+    [
+        ([1, "–"], True),
+        (["12–14", "–"], True),
+        (["2023-01-31"], True),
+        (["21 (3.1) / 20"], True),
+        (["14 (no interval)", "3"], False),
+        (["–", "–"], False),
+        ([None], False),
+        ([True], False),
+    ],
+)
+def test_figures_are_told_from_words(column, figures):
+    assert words.are_figures(column) == figures
 
 
 @pytest.mark.parametrize(

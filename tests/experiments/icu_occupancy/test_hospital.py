@@ -1,12 +1,14 @@
 """A hospital's own file from the command line: what is refused, in one line, and what is said."""
 
 import csv
+import types
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from experiments import __main__ as command_line
-from experiments.icu_occupancy import Config, hospital
+from experiments.icu_occupancy import Config, hospital, rows
 from jaxlab import queueing as q
 
 
@@ -142,3 +144,63 @@ def test_beds_by_the_hour_stand_beside_those_by_the_day(stays, tmp_path):
     by_day, by_the_hour = map(int, beds.rows[0][2].split(" / "))  # for a risk of 5 %
     assert by_day > by_the_hour + 1
     assert study.census[0].mean() == 2.0
+
+
+def test_intervals_are_whole_beds_around_the_count():
+    """Of peak 34 with draws between 35 and 42 nobody makes "34 (35–42)"."""
+    beds = np.array([[14, 14], [30, 34], [9, 40]])
+    drawn = q.Interval(
+        np.array([[28.475, 35.2], [8.0, np.nan]]), np.array([[31, 41.6], [8, np.nan]])
+    )
+    low, high = hospital._around(beds, drawn)
+    np.testing.assert_array_equal(low, [[np.nan, np.nan], [28, 34], [8, np.nan]])
+    np.testing.assert_array_equal(high, [[np.nan, np.nan], [31, 42], [9, np.nan]])
+
+
+@pytest.fixture
+def measured():
+    """A unit of 10 patients on average with beds for 12, and more than 12 on every other day."""
+    plan = types.SimpleNamespace(
+        rho=np.full((1, 400), 10.0),
+        mask=np.ones((1, 400), bool),
+        series=types.SimpleNamespace(rate=np.ones(1)),
+    )
+    study = types.SimpleNamespace(
+        plan=plan,
+        census=np.tile([9.0, 13.0], 200)[None],
+        stays=types.SimpleNamespace(site_names=("Ward",), num_sites=1),
+        queue=q.QueueModel(),
+        rules=q.BedRules(),
+    )
+    beds = np.array([[12], [14], [15], [18], [14], [12]])
+    none, ones = np.full((1, 1), np.nan), np.ones((5, 1))
+    share = np.linspace(0.6, 0.1, 12)[None]
+    summary = q.SimSummary(*[np.zeros(1)] * len(q.SimSummary._fields))
+    summary = summary._replace(exceed=share, episode_days=10 * share, replications=1024)
+    interval = q.Interval(np.vstack([none, 12 * ones]), np.vstack([none, 19 * ones]))
+    rules = (hospital.TODAY, *q.rule_names(study.rules))
+    return hospital.Measured(study, rules, beds, interval, 20, summary)
+
+
+def test_the_beds_of_today_are_a_row_with_their_risk(measured):
+    table = rows.risk_table(measured, "Beds and risk")
+    today = dict(zip(table.columns, table.rows[0], strict=True))
+    assert today["Rule"] == "Beds today" and today["Beds"] == 12 and today["95 % interval"] == "–"
+    risk = 100 * scipy.stats.poisson.sf(12, 10.0)
+    assert today["Risk, % of days"] == round(risk, 1)
+    assert today["Risk simulated, %"] == 60.0 and today["Observed, % of days"] == 50.0
+    assert len(table.rows) == 6 and table.rows[1][3] == "12–19"
+    assert rows.in_short(measured) == f" Today's 12 beds are too few on {risk:.1f} % of days."
+    unknown = measured._replace(rules=measured.rules[1:], beds=measured.beds[1:])
+    assert rows.in_short(unknown) == ""
+
+
+def test_one_site_has_no_range_over_sites(measured):
+    """Nor "24.28 to 24.28", nor "all sites", nor an interval that some note explains."""
+    today, beds, average = rows.headline_rows(measured, "one.csv", compare=False)
+    assert today.value == 60.0 and today.metric == "Days over 100 % with today's 12 beds (one.csv)"
+    assert today.interval is None and average.interval is None
+    assert beds.value == 15 and beds.interval == (12, 19) and beds.baseline == ("85 % rule", 12)
+    assert beds.metric == "Beds by the rule for a 5 % overflow risk (one.csv)"
+    assert beds.interval_label == "95 % interval over resampled patients"
+    assert "interval" not in " ".join(row.note for row in (today, beds, average))

@@ -14,7 +14,7 @@ from jaxlab import queueing as q
 
 ROOT = pathlib.Path(__file__).parents[3]
 QUICK = ("--bootstrap", "2", "--replications", "2048")
-HOW = ("by the model", "simulated")
+HOW = ("Risk, % of days", "Risk simulated, %")
 
 
 def run(*arguments, **options):
@@ -52,13 +52,21 @@ def test_a_users_csv_becomes_beds_figures_and_a_report(csv, tmp_path):
     assert process.returncode == 0, process.stderr[-2000:]
     assert process.stdout.splitlines()[-1] == str(out / "report.html")
     outcome = result.read(out / "result.json", result.Result)
-    beds = outcome.tables[0]
+    beds, risk = outcome.opening
     assert beds.columns[1] == "Beds today"
     assert [row[0] for row in beds.rows] == ["Site 4", "Site 5", "All sites"]
     # B_average of these units is published as 28 and 16; two years of data move it by a few beds.
     average = [int(row[2].split()[0]) for row in beds.rows]
     assert abs(average[0] - 28) <= 4 and abs(average[1] - 16) <= 4
     assert average[2] == sum(average[:2])
+    today = {row[0]: row for row in risk.rows if row[1] == "Beds today"}
+    assert [row[2:4] for row in today.values()] == [(27, "–"), (16, "–")]
+    model, simulated = map(risk.columns.index, HOW)
+    for row in today.values():  # about the beds of the average rule, so about its risk
+        assert 5 < row[model] < 45 and abs(row[model] - row[simulated]) < 3
+    assert "at 2 sites" in outcome.summary and "Today's 43 beds are too few on" in outcome.summary
+    told = dict.fromkeys(row.interval_label for row in outcome.rows)
+    assert list(told) == ["range over sites", "95 % interval over resampled patients"]
     rejected = (out / "rejects.csv").read_text().splitlines()
     assert len(rejected) == 4
     assert [line.split(",")[1] for line in rejected[1:]] == [
@@ -66,12 +74,9 @@ def test_a_users_csv_becomes_beds_figures_and_a_report(csv, tmp_path):
         "bad_date",
         "missing_los",
     ]
+    pictures = ("beds", "occupancy", "risk", "survival", "decomposition")
     assert {path.name for path in out.glob("*.png")} == {
-        "beds.png",
-        "occupancy.png",
-        "risk.png",
-        "survival.png",
-        "decomposition.png",
+        f"{name}{way}.png" for name in pictures for way in ("", "_phone")
     }
     assert steps(out) == [1, 2]
     inputs = q.read_processed(out / "inputs.csv")
@@ -84,9 +89,9 @@ def test_a_days_average_is_simulated_at_midnight(csv, tmp_path):
     options = ("--data", csv, *QUICK, "--convention", "bed_days", "--out", out)
     process = run("run", "icu_occupancy", *options)
     assert process.returncode == 0, process.stderr[-2000:]
-    table = result.read(out / "result.json", result.Result).tables[1]
+    table = result.read(out / "result.json", result.Result).opening[1]
     assert "patient by patient, at midnight" in table.caption
-    model, simulated = (table.columns.index(f"Days over 100 %, % {how}") for how in HOW)
+    model, simulated = map(table.columns.index, HOW)
     for row in table.rows:
         assert abs(row[model] - row[simulated]) < 3
 

@@ -40,20 +40,24 @@ def test_every_published_figure_that_can_be_computed_is_reproduced(tmp_path):
 
 @pytest.mark.parametrize("name", ["_pareto", "_intensity"])
 def test_names_cover_neither_each_other_nor_a_point(name, tmp_path, monkeypatch):
+    def look(figure, path):
+        figure.draw_without_rendering()
+        for axis in figure.axes:
+            boxes = [text.get_window_extent() for text in axis.texts]
+            assert len(boxes) == len(catalog.MODELS)
+            for a, b in itertools.combinations(boxes, 2):
+                assert not a.overlaps(b)
+            points = [line.get_xydata() for line in axis.lines if line.get_marker() == "o"]
+            for x, y in axis.transData.transform(np.concatenate(points)):
+                assert not any(box.contains(x, y) for box in boxes)
+        seen.append(path.name)
+
     seen = []
-    monkeypatch.setattr(drawing, "save", lambda figure, path: seen.append(figure))
+    monkeypatch.setattr(plt.Figure, "savefig", lambda figure, path, **_: look(figure, path))
+    monkeypatch.setattr(drawing, "_shrink", lambda path: None)
     draw = getattr(figures, name)
     draw(tuple(catalog.MODELS.values()), tuple(catalog.ACCELERATORS.values()), tmp_path)
-    seen[0].draw_without_rendering()
-    for axis in seen[0].axes:
-        boxes = [text.get_window_extent() for text in axis.texts]
-        assert len(boxes) == len(catalog.MODELS)
-        for a, b in itertools.combinations(boxes, 2):
-            assert not a.overlaps(b)
-        points = [line.get_xydata() for line in axis.lines if line.get_marker() == "o"]
-        for x, y in axis.transData.transform(np.concatenate(points)):
-            assert not any(box.contains(x, y) for box in boxes)
-    plt.close(seen[0])
+    assert seen == [f"{name[1:]}.png", f"{name[1:]}_phone.png"]
 
 
 def test_a_wrong_count_would_be_noticed(tmp_path, monkeypatch):
