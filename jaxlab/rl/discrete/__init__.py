@@ -6,13 +6,17 @@ from jaxlab.rl.discrete.convolutions import DenoisingConv, make_conv_policy
 from jaxlab.rl.discrete.drakes import drakes, relaxed_sample
 from jaxlab.rl.discrete.evaluation import DnaReport, eval_dna, most_active
 from jaxlab.rl.discrete.genetic import GeneticState, evolve
+from jaxlab.rl.discrete.grpo import grpo
 from jaxlab.rl.discrete.guidance import best_of_n, smc, svdd
 from jaxlab.rl.discrete.matching import (
     bound_logp,
     forward_kl,
+    grpo_loss,
     mean_field_logp,
     reverse_kl,
     sequence_loss,
+    token_logp,
+    written_steps,
 )
 from jaxlab.rl.discrete.policies import (
     DenoisingMlp,
@@ -61,6 +65,8 @@ __all__ = [
     "fit_surrogate",
     "forward",
     "forward_kl",
+    "grpo",
+    "grpo_loss",
     "log_likelihood",
     "make_conv_policy",
     "make_factored_policy",
@@ -83,5 +89,7 @@ __all__ = [
     "surrogates",
     "targets",
     "tasks",
+    "token_logp",
     "unique_share",
+    "written_steps",
 ]

@@ -17,7 +17,8 @@ from jaxlab.diffusion.discrete.sampling import Sample
 from jaxlab.diffusion.discrete.schedules import Schedule
 from jaxlab.learning import settings as settings_lib
 from jaxlab.learning.settings import Settings
-from jaxlab.rl.discrete.policies import TokenPolicy
+from jaxlab.rl.discrete.matching import Policy
+from jaxlab.rl.discrete.transformers import WritingPolicy
 
 Reward = Callable[[jax.Array], jax.Array]
 """`reward(tokens [B, K]) -> [B]`. One that is not finite counts as the least of its batch, and in
@@ -70,10 +71,32 @@ def unique_share(tokens: Int[Array, "B K"]) -> Float[Array, ""]:
     return (1 + jnp.sum(changes, dtype=jnp.int32)) / batch
 
 
+def check_steps(policy: Policy, num_steps: int | None) -> int:
+    """Returns the number of steps in which a policy draws: K of one that writes.
+
+    Raises:
+        ValueError: if a denoiser is given no number, or a writing policy another one.
+    """
+    if isinstance(policy, WritingPolicy):
+        if num_steps not in (None, policy.length):
+            raise ValueError(
+                f"num_steps of a writing policy is its length, {policy.length}, got {num_steps}"
+            )
+        return policy.length
+    if num_steps is None:
+        raise ValueError("num_steps must be given: steps in which the policy's diffusion draws")
+    check_counts(num_steps=num_steps)
+    return num_steps
+
+
 def draw(
-    key: jax.Array, policy: TokenPolicy, params: PyTree, batch: tuple[int, ...], schedule: Schedule
+    key: jax.Array, policy: Policy, params: PyTree, batch: tuple[int, ...], schedule: Schedule
 ) -> Sample:
-    """Draws sequences of a policy, with their paths."""
+    """Draws sequences of a policy, with their paths; `logp` is `[1, *B]` of a writing policy."""
+    if isinstance(policy, WritingPolicy):
+        tokens, logp = policy.sample(key, params, batch)
+        order = jnp.arange(policy.length, 0, -1, dtype=jnp.int32)
+        return Sample(tokens, jnp.broadcast_to(order, tokens.shape), logp[None])
     return sampling.sample(
         key, policy.denoise(params), batch, policy.length, vocab=policy.vocab, schedule=schedule
     )
@@ -110,9 +133,9 @@ def mend(rewards: Float[Array, " B"]) -> tuple[Float[Array, " B"], Float[Array, 
 
 
 def describe(
-    key: jax.Array, policy: TokenPolicy, params: PyTree, drawn: Sample, rewards: Float[Array, "*B"]
+    key: jax.Array, policy: Policy, params: PyTree, drawn: Sample, rewards: Float[Array, "*B"]
 ) -> dict[str, Array | Mean]:
-    """Returns metrics of what was drawn and of the policy that drew it."""
+    """Returns metrics of what was drawn and of a policy, its losses by band if it is a denoiser."""
     tokens = drawn.tokens.reshape(-1, policy.length)
     metrics: dict[str, Array | Mean] = {
         "reward/mean": jnp.mean(rewards),
@@ -121,6 +144,8 @@ def describe(
         # Of the tokens along the path; the law of sequences has at most this plus that of places.
         "policy/entropy": -jnp.mean(jnp.sum(drawn.logp, axis=0)),
     }
+    if isinstance(policy, WritingPolicy):
+        return metrics
     bands = masked.band_losses(
         key, policy.denoise(params), tokens, vocab=policy.vocab, num_bands=NUM_BANDS
     )
@@ -201,7 +226,7 @@ def climb(
 
 
 def make_algorithm(
-    policy: TokenPolicy,
+    policy: Policy,
     step: Callable[[SequenceState], tuple[SequenceState, Metrics]],
     numbers: Mapping[str, float],
     init_params: PyTree,

@@ -14,12 +14,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxlab.core.types import PyTree
 from jaxlab.diffusion.discrete import masked, path
 from jaxlab.diffusion.discrete.masked import Denoise
 from jaxlab.diffusion.discrete.schedules import Schedule
 from jaxlab.learning import policy_gradient
+from jaxlab.rl.discrete.policies import TokenPolicy
+from jaxlab.rl.discrete.transformers import WritingPolicy
 
 Noise = Literal["forward", "on_policy", "path"]
+Policy = TokenPolicy | WritingPolicy
+"""One that reveals tokens in any order, or one that writes them from left to right."""
 Scalar = float | Float[Array, ""]
 
 
@@ -159,6 +164,75 @@ def mean_field_logp(
     return -masked.hidden_nll(denoise, tokens, hidden, level, counts=token_mask)[None]
 
 
+def token_logp(policy: Policy, params: PyTree, tokens: Int[Array, "*B K"]) -> Float[Array, "*B K"]:
+    """Returns log-probabilities of single tokens, whose sum stands for log pi of the sequence.
+
+    Of a writing policy they are given the tokens before, and the sum is exact. Of a denoiser they
+    are those of R3, given that all tokens are hidden: exact if tokens are independent, as those of
+    `policies.make_factored_policy` are.
+    """
+    if isinstance(policy, WritingPolicy):
+        logp = policy.conditionals(params, tokens)
+    else:
+        hidden = jnp.full(tokens.shape, policy.vocab, jnp.int32)
+        logp = masked.log_probs(policy.denoise(params), hidden, jnp.ones(tokens.shape[:-1]))
+    return jnp.take_along_axis(logp, tokens[..., None], axis=-1)[..., 0]
+
+
+def written_steps(
+    policy: WritingPolicy, params: PyTree, old_params: PyTree, tokens: Int[Array, "*B K"]
+) -> tuple[Float[Array, " K *B"], Float[Array, " K *B"], Float[Array, " K *B"]]:
+    """Returns logp, old logp and KL of each token of a writing policy, given those before it.
+
+    Its K tokens are its steps, and this is what `path.step_logp` and `path.step_kl` say of a
+    denoiser: sums over tokens are log pi and, in expectation over sequences of the new policy,
+    KL(pi | pi_old). No gradient runs into the old policy.
+    """
+    logp = policy.conditionals(params, tokens)
+    logp_old = jax.lax.stop_gradient(policy.conditionals(old_params, tokens))
+    kl = jnp.sum(jnp.exp(logp) * (logp - logp_old), axis=-1)
+    new, old = (
+        jnp.take_along_axis(x, tokens[..., None], axis=-1)[..., 0] for x in (logp, logp_old)
+    )
+    return jnp.moveaxis(new, -1, 0), jnp.moveaxis(old, -1, 0), jnp.moveaxis(kl, -1, 0)
+
+
+def grpo_loss(
+    logp: Float[Array, "*B K"],
+    logp_old: Float[Array, "*B K"],
+    logp_ref: Float[Array, "*B K"],
+    advantage: Float[Array, "*B"],
+    *,
+    clip_eps: Scalar,
+    kl_coef: Scalar,
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """Returns the mean over tokens of kl_coef k3 - min(rho A, clip(rho) A), and metrics.
+
+    Every token has a ratio of its own, and the price exp(d) - d - 1 with d = log mu_ref - log mu.
+    Where `token_logp` is exact, the gradient at the old policy is the policy gradient over K.
+
+    Args:
+        logp: `[*B, K]` of `token_logp` now, with gradient.
+        logp_old: when the sequences were drawn.
+        logp_ref: of the policy that is to be stayed near.
+        advantage: `[*B]` of the sequences, standardized over their group.
+        clip_eps: how far a ratio may be driven from 1.
+        kl_coef: beta, the price.
+
+    Source: Shao et al. 2024, arXiv:2402.03300, eq. 3; for diffusion Zhao et al. 2025,
+    arXiv:2504.12216 (diffu-GRPO).
+    """
+    wide = jnp.broadcast_to(advantage[..., None], logp.shape)
+    gain = policy_gradient.clipped_surrogate(logp, logp_old, wide, clip_eps=clip_eps)
+    price = policy_gradient.approx_kl(jax.lax.stop_gradient(logp_ref), logp)
+    outside = policy_gradient.outside_clip(logp, logp_old, clip_eps=clip_eps)
+    metrics = {
+        "policy/reference_kl": jnp.mean(jnp.sum(price, axis=-1)),
+        "policy/clipped": jnp.mean(outside.astype(gain.dtype)),
+    }
+    return jnp.mean(kl_coef * price - gain), metrics
+
+
 def reverse_kl(
     logp: Float[Array, " S *B"],
     logp_old: Float[Array, " S *B"],
@@ -173,7 +247,8 @@ def reverse_kl(
 
     With log-probabilities of single steps of denoising (`path.step_logp`) it is R2: the ratio of
     each step is exact, and at the old policy the gradient over all N steps is the policy gradient.
-    With those of `bound_logp` and `mean_field_logp`, N = S = 1, it is R1 and R3.
+    With those of `bound_logp` and `mean_field_logp`, N = S = 1, it is R1 and R3. The steps of a
+    writing policy are its tokens (`written_steps`), N = S = K.
 
     Args:
         logp: `[S, *B]` of S steps now, with gradient.

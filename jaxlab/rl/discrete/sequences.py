@@ -10,16 +10,19 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from jaxlab.core.types import Algorithm, Metrics, PyTree
 from jaxlab.diffusion.discrete import path, schedules
+from jaxlab.diffusion.discrete.masked import Denoise
+from jaxlab.diffusion.discrete.sampling import Sample
 from jaxlab.learning import policy_gradient
 from jaxlab.learning import settings as settings_lib
 from jaxlab.rl.discrete import bandits, matching, targets
 from jaxlab.rl.discrete.policies import TokenPolicy
+from jaxlab.rl.discrete.transformers import WritingPolicy
 
-Ratio = Literal["step", "bound", "mean_field"]
+Ratio = Literal["step", "bound", "mean_field", "exact"]
 
 
 def forward(
@@ -153,9 +156,9 @@ def forward(
 
 def reverse(
     reward: bandits.Reward,
-    policy: TokenPolicy,
+    policy: bandits.Policy,
     *,
-    num_steps: int,
+    num_steps: int | None = None,
     batch: int = 512,
     ratio: Ratio = "step",
     num_epochs: int = 4,
@@ -172,15 +175,16 @@ def reverse(
 
     Args:
         reward: `reward(tokens [B, K]) -> [B]`, traced.
-        policy: what is trained.
-        num_steps: N steps of sampling.
+        policy: what is trained: a denoiser, or one that writes (PPO of an autoregressive policy).
+        num_steps: N steps of sampling; of a writing policy its K tokens, and may be left out.
         batch: sequences of a step.
-        ratio: "step": single steps of denoising (R2), exact; "bound": evidence bounds (R1);
-            "mean_field": all tokens at once from none (R3, diffu-GRPO).
+        ratio: "step": single steps of denoising (R2) or of writing, exact. Of a denoiser "bound":
+            evidence bounds (R1); "mean_field": all tokens at once from none (R3). Of a writing
+            policy "exact": whole sequences.
         num_epochs: how often the samples are learned from.
         num_minibatches: gradient steps of an epoch.
         count: S of the N steps of denoising that a gradient step looks at, of "step"; levels of
-            noise of "bound". All N, or 1, by default.
+            noise of "bound". All N, or 1, by default; a writing policy looks at all.
         temperature: lambda, the price of a nat of divergence from the policy that drew, on rewards
             standardized over the batch.
         clip_eps: how far a ratio may be driven from 1.
@@ -193,25 +197,28 @@ def reverse(
         The algorithm; the four numbers may be swept.
 
     Raises:
-        ValueError: if a number is out of range, or the batch does not divide.
+        ValueError: if a number is out of range, the batch does not divide, or the policy has no
+            such ratio.
 
     Source: arXiv:2509.22963, reverse divergence; clip, epochs and price are those usual for
     diffusion language models (arXiv:2504.12216).
     """
-    count = (num_steps if ratio == "step" else 1) if count is None else count
+    N, V = bandits.check_steps(policy, num_steps), policy.vocab
+    writes = isinstance(policy, WritingPolicy)
+    known = ("step", "exact") if writes else ("step", "bound", "mean_field")
+    if ratio not in known:
+        raise ValueError(f"ratio of this policy must be one of {', '.join(known)}, got {ratio!r}")
+    single = ratio == "step"
+    count = (N if single else 1) if count is None else count
     bandits.check_counts(
-        num_steps=num_steps,
-        batch=batch,
-        num_epochs=num_epochs,
-        num_minibatches=num_minibatches,
-        count=count,
+        batch=batch, num_epochs=num_epochs, num_minibatches=num_minibatches, count=count
     )
-    if ratio not in ("step", "bound", "mean_field"):
-        raise ValueError(f"ratio must be one of step, bound, mean_field, got {ratio!r}")
-    if ratio == "step" and count > num_steps:
-        raise ValueError(f"count must lie in 1 .. {num_steps}, got {count}")
+    if single and (count > N or (writes and count < N)):
+        raise ValueError(
+            f"count must lie in 1 .. {N}, all of them of a writing policy, got {count}"
+        )
     bandits.check_minibatches(batch, num_minibatches)
-    schedule = schedules.make_schedule(num_steps)
+    schedule = schedules.make_schedule(N)
     numbers = {
         "learning_rate": learning_rate,
         "temperature": temperature,
@@ -219,17 +226,33 @@ def reverse(
         "clip_eps": clip_eps,
     }
     rules = bandits.RULES | {"temperature": settings_lib.NOT_NEGATIVE}
-    V = policy.vocab
 
-    def logp_of(params: PyTree, key: Array, tokens: Array, reveal: Array, steps: Array) -> Array:
-        denoise = policy.denoise(params)
-        if ratio == "step":
-            return path.step_logp(denoise, tokens, reveal, steps, vocab=V, schedule=schedule)
+    def estimate(denoise: Denoise, key: Array, tokens: Array) -> Array:
         if ratio == "mean_field":
             return matching.mean_field_logp(denoise, tokens, vocab=V)
         return matching.bound_logp(
             key, denoise, tokens, vocab=V, replicates=count, per_token=per_token
         )
+
+    def compare(
+        params: PyTree, old: PyTree, key: Array, drawn: Sample
+    ) -> tuple[Array, Array, Array]:
+        """Returns logp, old logp and KL, `[S, B]`, of single steps; `[1, B]` of whole sequences."""
+        tokens = drawn.tokens
+        if isinstance(policy, WritingPolicy):
+            logp, logp_old, kl = matching.written_steps(policy, params, old, tokens)
+            if single:
+                return logp, logp_old, kl
+            return _whole(logp), _whole(logp_old), _whole(kl)
+        key_steps, key_noise = jax.random.split(key)
+        new, before = policy.denoise(params), policy.denoise(old)
+        steps = path.draw_steps(key_steps, N, count if single else N)
+        at = (tokens, drawn.reveal, steps)
+        kl = path.step_kl(new, before, *at, vocab=V, schedule=schedule)
+        if single:
+            return path.step_logp(new, *at, vocab=V, schedule=schedule), drawn.logp[steps - 1], kl
+        logp, logp_old = (estimate(x, key_noise, tokens) for x in (new, before))
+        return logp, logp_old, _whole(kl)
 
     def step(state: bandits.SequenceState) -> tuple[bandits.SequenceState, Metrics]:
         key, key_draw, key_epochs, key_bands = jax.random.split(state.key, 4)
@@ -239,31 +262,14 @@ def reverse(
         advantage = policy_gradient.normalize_advantage(rewards)
 
         def loss(params: PyTree, key: Array, index: Array) -> tuple[Array, dict[str, Array]]:
-            key_steps, key_noise = jax.random.split(key)
-            tokens, reveal = drawn.tokens[index], drawn.reveal[index]
-            steps = path.draw_steps(key_steps, num_steps, count if ratio == "step" else num_steps)
-            logp = logp_of(params, key_noise, tokens, reveal, steps)
-            if ratio == "step":
-                logp_old = drawn.logp[steps - 1][:, index]
-            else:
-                logp_old = logp_of(old, key_noise, tokens, reveal, steps)
-            kl = path.step_kl(
-                policy.denoise(params),
-                policy.denoise(old),
-                tokens,
-                reveal,
-                steps,
-                vocab=V,
-                schedule=schedule,
-            )
-            if ratio != "step":  # all steps' divergence beside one ratio
-                kl = jnp.sum(kl, axis=0, keepdims=True)
+            chosen = Sample(drawn.tokens[index], drawn.reveal[index], drawn.logp[:, index])
+            logp, logp_old, kl = compare(params, old, key, chosen)
             return matching.reverse_kl(
                 logp,
                 logp_old,
                 advantage[index],
                 kl,
-                num_steps=num_steps if ratio == "step" else 1,
+                num_steps=N if single else 1,
                 clip_eps=settings["clip_eps"],
                 temperature=settings["temperature"],
             )
@@ -284,3 +290,7 @@ def reverse(
         return bandits.remember(state, drawn.tokens, rewards), metrics
 
     return bandits.make_algorithm(policy, step, numbers, init_params, "reverse_sequences", rules)
+
+
+def _whole(each: Float[Array, " S *B"]) -> Float[Array, " 1 *B"]:
+    return jnp.sum(each, axis=0, keepdims=True)

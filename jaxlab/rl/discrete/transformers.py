@@ -47,6 +47,8 @@ class WritingPolicy(NamedTuple):
         sample: `sample(key, params, batch) -> (tokens [*batch, K], logp [*batch])`, K passes with a
             cache.
         log_prob: `log_prob(params, tokens [*B, K]) -> [*B]`, exact, in one pass.
+        conditionals: `conditionals(params, tokens [*B, K]) -> [*B, K, V]` log-probabilities of each
+            token given those before it; summed over the tokens that stand there it is `log_prob`.
     """
 
     vocab: int
@@ -54,6 +56,7 @@ class WritingPolicy(NamedTuple):
     init: Callable[[jax.Array], PyTree]
     sample: Callable[..., tuple[jax.Array, jax.Array]]
     log_prob: Callable[[PyTree, jax.Array], jax.Array]
+    conditionals: Callable[[PyTree, jax.Array], jax.Array]
 
 
 def make_transformer_policy(
@@ -92,9 +95,12 @@ def make_writing_policy(
         start = jnp.full((*tokens.shape[:-1], 1), vocab, jnp.int32)
         return jnp.concatenate([start, tokens[..., :-1].astype(jnp.int32)], axis=-1)
 
-    def log_prob(params: TrunkParams, tokens: Int[Array, "*B K"]) -> Float[Array, "*B"]:
+    def conditionals(params: TrunkParams, tokens: Int[Array, "*B K"]) -> Float[Array, "*B K V"]:
         pos, causal = jnp.arange(length, dtype=jnp.int32), jnp.tril(jnp.ones((length,) * 2, bool))
-        logp = jax.nn.log_softmax(_logits(params, shifted(tokens), pos, causal, config))
+        return jax.nn.log_softmax(_logits(params, shifted(tokens), pos, causal, config))
+
+    def log_prob(params: TrunkParams, tokens: Int[Array, "*B K"]) -> Float[Array, "*B"]:
+        logp = conditionals(params, tokens)
         return jnp.sum(jnp.take_along_axis(logp, tokens[..., None], axis=-1)[..., 0], axis=-1)
 
     def sample(
@@ -121,7 +127,12 @@ def make_writing_policy(
         return tokens.T.reshape(*batch, length), jnp.sum(logp, axis=0).reshape(batch)
 
     return WritingPolicy(
-        vocab, length, lambda key: _init(key, vocab, length, num_layers, config), sample, log_prob
+        vocab,
+        length,
+        lambda key: _init(key, vocab, length, num_layers, config),
+        sample,
+        log_prob,
+        conditionals,
     )
 
 

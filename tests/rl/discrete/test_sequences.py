@@ -125,9 +125,28 @@ def test_bad_options_of_forward_are_refused(options, message):
 
 
 @pytest.mark.parametrize(
+    ("policy", "options", "message"),
+    [
+        (discrete.make_table_policy(2, 2), {}, "num_steps must be given"),
+        (
+            discrete.make_table_policy(2, 2),
+            {"num_steps": 2, "ratio": "exact"},
+            "one of step, bound",
+        ),
+        (discrete.make_writing_policy(2, 2), {"num_steps": 3}, "its length, 2"),
+        (discrete.make_writing_policy(2, 2), {"ratio": "bound"}, "one of step, exact"),
+        (discrete.make_writing_policy(2, 2), {"count": 1}, "all of them"),
+    ],
+)
+def test_what_a_policy_cannot_do_is_named(policy, options, message):
+    with pytest.raises(ValueError, match=message):
+        discrete.reverse(parity, policy, batch=8, **options)
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"ratio": "best"}, "ratio must be one of"),
+        ({"ratio": "best"}, "must be one of"),
         ({"count": 9}, "count"),
         ({"batch": 10}, "divide"),
         ({"clip_eps": 0.0}, "clip_eps"),
