@@ -10,6 +10,7 @@ from jaxlab.rl.discrete.grpo import grpo
 from jaxlab.rl.discrete.guidance import best_of_n, smc, svdd
 from jaxlab.rl.discrete.matching import (
     bound_logp,
+    candidate_loss,
     forward_kl,
     grpo_loss,
     mean_field_logp,
@@ -29,9 +30,11 @@ from jaxlab.rl.discrete.pretraining import PretrainState, log_likelihood, pretra
 from jaxlab.rl.discrete.sequences import forward, reverse
 from jaxlab.rl.discrete.surrogates import Oracles, Surrogate, fit_oracles, fit_surrogate
 from jaxlab.rl.discrete.targets import (
+    advantage_weights,
     divergence,
     effective_size,
     exact_target,
+    imitation_weights,
     sample_weights,
     solve_temperature,
 )
@@ -52,8 +55,10 @@ __all__ = [
     "Surrogate",
     "TokenPolicy",
     "WritingPolicy",
+    "advantage_weights",
     "best_of_n",
     "bound_logp",
+    "candidate_loss",
     "divergence",
     "drakes",
     "effective_size",
@@ -67,6 +72,7 @@ __all__ = [
     "forward_kl",
     "grpo",
     "grpo_loss",
+    "imitation_weights",
     "log_likelihood",
     "make_conv_policy",
     "make_factored_policy",

@@ -19,6 +19,7 @@ from jaxlab.diffusion.discrete import masked, path
 from jaxlab.diffusion.discrete.masked import Denoise
 from jaxlab.diffusion.discrete.schedules import Schedule
 from jaxlab.learning import policy_gradient
+from jaxlab.rl.discrete import targets
 from jaxlab.rl.discrete.policies import TokenPolicy
 from jaxlab.rl.discrete.transformers import WritingPolicy
 
@@ -105,6 +106,35 @@ def forward_kl(loss: Float[Array, "*B"], weight: Float[Array, "*B"]) -> Float[Ar
     Source: arXiv:2509.22963, forward divergence.
     """
     return jnp.sum(jax.lax.stop_gradient(weight) * loss)
+
+
+def candidate_loss(
+    loss: Float[Array, " n *B"],
+    q: Float[Array, " n *B"],
+    temperature: Scalar | Float[Array, "*B"],
+    *,
+    kind: targets.Kind = "softmax",
+    lower: float = 0.0,
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """Returns the mean over states of sum of w l over n candidates of each, and metrics: F2.
+
+    Candidates are drawn from the old policy, which is renewed every so many updates
+    (`optax.periodic_update`), and weighted by what a critic says of them. A hard radius has the
+    temperature of `targets.solve_temperature`, or one that descends `learning.kl_dual_loss`.
+
+    Args:
+        loss: `[n, *B]` of `sequence_loss`, whose denoiser closes over states `[*B, ...]` and is
+            called on `[R, n, *B, K]`: axes of a state are the last.
+        q: `[n, *B]` values, the mean or the least of an ensemble.
+        temperature: lambda, one or `[*B]`.
+        kind: see `targets.sample_weights`.
+        lower: see `targets.sample_weights`.
+
+    Source: arXiv:2509.22963, forward divergence with an action critic.
+    """
+    weight = targets.sample_weights(q, temperature, kind, lower=lower)
+    metrics = targets.weight_metrics(weight, kind, lower=lower)
+    return forward_kl(loss, weight) / weight[0].size, metrics
 
 
 def bound_logp(

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxlab.core.types import PyTree
 from jaxlab.diffusion.discrete import exact
-from jaxlab.diffusion.discrete.masked import Denoise
+from jaxlab.diffusion.discrete.masked import Denoise, check_tokens
 from jaxlab.nn import Mlp
 
 
@@ -119,6 +119,16 @@ def one_hot(
     if tokens.ndim < 2 or tokens.shape[-1] != size:
         raise ValueError(f"soft tokens must be [..., K, {size}], got {tokens.shape}")
     return tokens
+
+
+def check_corpus(corpus: Int[Array, "num K"], policy: TokenPolicy) -> None:
+    """Refuses what is no batch of sequences that a policy can draw, with a ValueError."""
+    check_tokens(corpus, policy.vocab)
+    if corpus.ndim != 2 or corpus.shape[0] < 1 or corpus.shape[1] != policy.length:
+        raise ValueError(f"corpus must be [num, {policy.length}] tokens, got {corpus.shape}")
+    low, high = int(jnp.min(corpus)), int(jnp.max(corpus))
+    if low < 0 or high >= policy.vocab:
+        raise ValueError(f"corpus must have tokens 0 .. {policy.vocab - 1}, got {low} .. {high}")
 
 
 def check_sizes(*sizes: int) -> None:

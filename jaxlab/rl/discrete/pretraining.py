@@ -9,7 +9,7 @@ from jaxtyping import Array, Int
 
 from jaxlab.core.types import Algorithm, Metrics, PyTree
 from jaxlab.diffusion.discrete import masked, schedules
-from jaxlab.rl.discrete.policies import TokenPolicy
+from jaxlab.rl.discrete.policies import TokenPolicy, check_corpus
 
 
 class PretrainState(NamedTuple):
@@ -56,12 +56,7 @@ def pretrain(
 
     Source: released code of arXiv:2410.13643 and arXiv:2406.07524, whose numbers are the defaults.
     """
-    masked.check_tokens(corpus, policy.vocab)
-    if corpus.ndim != 2 or corpus.shape[0] < 1 or corpus.shape[1] != policy.length:
-        raise ValueError(f"corpus must be [num, {policy.length}] tokens, got {corpus.shape}")
-    low, high = int(jnp.min(corpus)), int(jnp.max(corpus))
-    if low < 0 or high >= policy.vocab:
-        raise ValueError(f"corpus must have tokens 0 .. {policy.vocab - 1}, got {low} .. {high}")
+    check_corpus(corpus, policy)
     if batch < 1 or not 0.0 <= average < 1.0:
         raise ValueError(
             f"batch must be at least 1 and average lie in [0, 1), got {batch} and {average}"

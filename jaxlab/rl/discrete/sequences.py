@@ -10,7 +10,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jaxlab.core.types import Algorithm, Metrics, PyTree
 from jaxlab.diffusion.discrete import path, schedules
@@ -19,7 +19,7 @@ from jaxlab.diffusion.discrete.sampling import Sample
 from jaxlab.learning import policy_gradient
 from jaxlab.learning import settings as settings_lib
 from jaxlab.rl.discrete import bandits, matching, targets
-from jaxlab.rl.discrete.policies import TokenPolicy
+from jaxlab.rl.discrete.policies import TokenPolicy, check_corpus
 from jaxlab.rl.discrete.transformers import WritingPolicy
 
 Ratio = Literal["step", "bound", "mean_field", "exact"]
@@ -41,7 +41,7 @@ def forward(
     num_updates: int = 1,
     learning_rate: float = 1e-4,
     max_grad_norm: float = 10.0,
-    behavior: TokenPolicy | None = None,
+    behavior: TokenPolicy | Int[Array, "num K"] | None = None,
     behavior_params: PyTree = None,
     init_params: PyTree = None,
 ) -> Algorithm:
@@ -65,9 +65,9 @@ def forward(
         num_updates: gradient steps on each set of samples.
         learning_rate: of Adam.
         max_grad_norm: the gradient is shortened to this.
-        behavior: the policy that draws, with `behavior_params`: a frozen one, whose target is then
-            a single tilt of it. The trained policy itself by default, which makes every step a
-            step of mirror descent.
+        behavior: what draws: a frozen policy, with `behavior_params`, or `[num, K]` sequences that
+            are drawn from with replacement; the target is then a single tilt of it. The trained
+            policy itself by default, which makes every step a step of mirror descent.
         behavior_params: its parameters.
         init_params: parameters to begin with, such as pre-trained ones; drawn by default.
 
@@ -91,7 +91,15 @@ def forward(
         raise ValueError(
             f"batch must be at least 2, weights of one sequence say nothing, got {batch}"
         )
-    if (behavior is None) != (behavior_params is None):
+    frozen, dataset = None, None
+    if isinstance(behavior, TokenPolicy):
+        frozen = behavior
+    elif behavior is not None:
+        dataset = behavior
+        check_corpus(dataset, policy)
+        if noise != "forward":
+            raise ValueError(f"noise={noise!r} needs a sampler's path, which a dataset has not")
+    if (frozen is None) != (behavior_params is None):
         raise ValueError("behavior and behavior_params go together; give both or neither")
     if noise != "forward" and count > num_steps:
         raise ValueError(f"count must lie in 1 .. {num_steps} with noise={noise!r}, got {count}")
@@ -106,12 +114,19 @@ def forward(
     }
     if target_kl is not None:
         del numbers["temperature"]
-    draws = policy if behavior is None else behavior
+
+    def draw(key: Array, params: PyTree) -> Sample:
+        shape = (num_batches, batch)
+        if dataset is not None:
+            index = jax.random.randint(key, shape, 0, dataset.shape[0])
+            return Sample(dataset[index], jnp.zeros((0,)), jnp.zeros((0,)))
+        if frozen is not None:
+            return bandits.draw(key, frozen, behavior_params, shape, schedule)
+        return bandits.draw(key, policy, params, shape, schedule)
 
     def step(state: bandits.SequenceState) -> tuple[bandits.SequenceState, Metrics]:
         key, key_draw, key_fit, key_bands = jax.random.split(state.key, 4)
-        params = state.params if behavior is None else behavior_params
-        drawn = bandits.draw(key_draw, draws, params, (num_batches, batch), schedule)
+        drawn = draw(key_draw, state.params)
         rewards, failed = bandits.rewards_of(reward, drawn.tokens)
         if target_kl is None:
             lam = jnp.broadcast_to(state.settings["temperature"], (num_batches,))
@@ -142,10 +157,9 @@ def forward(
         )
         metrics = bandits.describe(key_bands, policy, state.params, drawn, rewards)
         metrics["reward/failed"] = failed
-        if weighting in ("softmax", "linear", "square") and lower == 0.0:
-            metrics["policy/ess"] = jnp.mean(targets.effective_size(weight.T))
-            metrics["policy/target_kl"] = jnp.mean(targets.divergence(weight.T))
-        metrics["policy/max_weight"] = jnp.max(weight)
+        if dataset is not None:
+            del metrics["policy/entropy"]  # nothing was drawn by a policy
+        metrics |= targets.weight_metrics(weight.T, weighting, lower=lower)
         metrics["policy/temperature"] = jnp.mean(lam)
         metrics["policy/loss"] = jnp.mean(losses)
         state = state._replace(params=params, opt_state=opt_state, key=key)

@@ -93,6 +93,65 @@ def sample_weights(
     return jnp.maximum(scaled - _square_shift(scaled), 0.0) ** 2
 
 
+def advantage_weights(
+    advantage: Float[Array, "*B"],
+    temperature: float | Float[Array, ""],
+    *,
+    largest: float = 20.0,
+    log_ratio: Float[Array, "*B"] | None = None,
+    largest_ratio: float = 2.0,
+) -> Float[Array, "*B"]:
+    """Returns min(exp(A / lambda), w_max) over its sum, of samples of many states: F3, and F4.
+
+    Of actions that an older policy drew (replay), the target is that policy's, tilted, unless each
+    weight is multiplied by min(pi_old / pi_behavior, rho_max).
+
+    Args:
+        advantage: `[*B]` of a critic, in which a state's own value is no part: 0 is average.
+        temperature: lambda.
+        largest: w_max, infinity for no limit.
+        log_ratio: `[*B]` log pi_old - log pi_behavior, of evidence bounds l_behavior - l_old; None
+            on policy.
+        largest_ratio: rho_max, infinity for no limit.
+
+    Returns:
+        Weights of sum 1, without gradient, for `matching.forward_kl`.
+
+    Raises:
+        ValueError: if a number is not positive.
+
+    Source: arXiv:2509.22963, advantages of a state critic and replay; the clipped weight is that of
+    Peng et al. 2019, arXiv:1910.00177.
+    """
+    for name, x in (
+        ("temperature", temperature),
+        ("largest", largest),
+        ("largest_ratio", largest_ratio),
+    ):
+        if isinstance(x, int | float) and not x > 0.0:
+            raise ValueError(f"{name} must be positive, got {x}")
+    logs = jnp.minimum(advantage / temperature, math.log(largest))
+    if log_ratio is not None:
+        logs = logs + jnp.minimum(log_ratio, math.log(largest_ratio))
+    return jax.lax.stop_gradient(jax.nn.softmax(logs, axis=None))
+
+
+def imitation_weights(returns: Float[Array, "*B"], value: Float[Array, "*B"]) -> Float[Array, "*B"]:
+    """Returns max(R - V, 0) over its sum: what went better than expected is imitated, F4.
+
+    All are 0 where nothing did.
+
+    Args:
+        returns: `[*B]` of actions of a replay.
+        value: `[*B]` of their states.
+
+    Source: Oh et al. 2018, arXiv:1806.05635 (self-imitation), as weights.
+    """
+    gain = jax.lax.stop_gradient(jnp.maximum(returns - value, 0.0))
+    total = jnp.sum(gain)
+    return gain / jnp.where(total > 0.0, total, 1.0)
+
+
 def effective_size(weight: Float[Array, " n *B"]) -> Float[Array, "*B"]:
     """Returns 1 / sum w^2 of weights that sum to 1: how many of n samples count."""
     return 1.0 / jnp.sum(weight**2, axis=0)
@@ -102,6 +161,20 @@ def divergence(weight: Float[Array, " n *B"]) -> Float[Array, "*B"]:
     """Returns log n - H(w), nats, at most log n: what n samples estimate of KL(pi_MD | pi_old)."""
     safe = jnp.where(weight > 0.0, weight, 1.0)
     return math.log(weight.shape[0]) + jnp.sum(weight * jnp.log(safe), axis=0)
+
+
+def weight_metrics(
+    weight: Float[Array, " n *B"], kind: Kind, *, lower: float = 0.0
+) -> dict[str, Float[Array, ""]]:
+    """Returns the largest weight and, of kinds whose weights are shares, mean size and divergence.
+
+    Arguments as `sample_weights`.
+    """
+    metrics = {"policy/max_weight": jnp.max(weight)}
+    if kind in ("softmax", "linear", "square") and lower == 0.0:
+        metrics["policy/ess"] = jnp.mean(effective_size(weight))
+        metrics["policy/target_kl"] = jnp.mean(divergence(weight))
+    return metrics
 
 
 def solve_temperature(

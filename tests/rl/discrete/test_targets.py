@@ -123,9 +123,36 @@ def test_effective_size_and_divergence_at_both_ends():
     assert float(targets.divergence(even)[0]) == pytest.approx(0.0, abs=1e-6)
 
 
+def test_weights_of_advantages_are_clipped_before_they_are_shared_out(x64):
+    advantage, log_ratio = ADVANTAGE[:, 2], ADVANTAGE[:, 1]
+    for ratio in (None, log_ratio):
+        expected = np.minimum(np.exp(advantage / 1.5), 4.0)
+        if ratio is not None:
+            expected = expected * np.minimum(np.exp(ratio), 1.3)
+        got = targets.advantage_weights(
+            jnp.asarray(advantage),
+            1.5,
+            largest=4.0,
+            log_ratio=None if ratio is None else jnp.asarray(ratio),
+            largest_ratio=1.3,
+        )
+        np.testing.assert_allclose(got, expected / expected.sum(), rtol=1e-12)
+    far = targets.advantage_weights(jnp.asarray([-2e5, -1e5, 1e5]), 0.1, largest=math.inf)
+    np.testing.assert_allclose(far, [0.0, 0.0, 1.0])
+
+
+def test_what_went_better_than_expected_is_imitated():
+    got = targets.imitation_weights(jnp.asarray([3.0, 1.0, 2.0]), jnp.asarray([1.0, 1.5, 1.0]))
+    np.testing.assert_allclose(got, [2 / 3, 0.0, 1 / 3], rtol=1e-6)
+    np.testing.assert_array_equal(targets.imitation_weights(jnp.zeros(3), jnp.ones(3)), 0.0)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (lambda a: targets.advantage_weights(a, 0.0), "temperature"),
+        (lambda a: targets.advantage_weights(a, 1.0, largest=0.0), "largest must"),
+        (lambda a: targets.advantage_weights(a, 1.0, largest_ratio=-1.0), "largest_ratio"),
         (lambda a: targets.sample_weights(a, 0.1, "best"), "kind must be one of"),
         (lambda a: targets.sample_weights(a, 0.0), "temperature"),
         (lambda a: targets.sample_weights(a, 0.1, "linear", lower=-2.0), "lower"),
