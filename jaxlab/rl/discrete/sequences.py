@@ -41,7 +41,7 @@ def forward(
     num_updates: int = 1,
     learning_rate: float = 1e-4,
     max_grad_norm: float = 10.0,
-    behavior: TokenPolicy | Int[Array, "num K"] | None = None,
+    behavior: bandits.Policy | Int[Array, "num K"] | None = None,
     behavior_params: PyTree = None,
     init_params: PyTree = None,
 ) -> Algorithm:
@@ -92,15 +92,15 @@ def forward(
             f"batch must be at least 2, weights of one sequence say nothing, got {batch}"
         )
     frozen, dataset = None, None
-    if isinstance(behavior, TokenPolicy):
+    if isinstance(behavior, bandits.Policy):
         frozen = behavior
     elif behavior is not None:
-        dataset = behavior
-        check_corpus(dataset, policy)
-        if noise != "forward":
-            raise ValueError(f"noise={noise!r} needs a sampler's path, which a dataset has not")
+        check_corpus(behavior, policy)
+        dataset = jnp.asarray(behavior, jnp.int32)
     if (frozen is None) != (behavior_params is None):
         raise ValueError("behavior and behavior_params go together; give both or neither")
+    if noise != "forward" and not isinstance(behavior, TokenPolicy | None):
+        raise ValueError(f"noise={noise!r} needs the path of a diffusion, which behavior has not")
     if noise != "forward" and count > num_steps:
         raise ValueError(f"count must lie in 1 .. {num_steps} with noise={noise!r}, got {count}")
     if target_kl is not None:
@@ -117,7 +117,7 @@ def forward(
 
     def draw(key: Array, params: PyTree) -> Sample:
         shape = (num_batches, batch)
-        if dataset is not None:
+        if dataset is not None:  # whose path nobody knows
             index = jax.random.randint(key, shape, 0, dataset.shape[0])
             return Sample(dataset[index], jnp.zeros((0,)), jnp.zeros((0,)))
         if frozen is not None:

@@ -140,7 +140,7 @@ def fit_surrogate(
             "learning_rate must be positive and weight_decay not negative, got "
             f"{learning_rate} and {weight_decay}"
         )
-    labels = labels.astype(jnp.float32)
+    sequences, labels = jnp.asarray(sequences), jnp.asarray(labels, jnp.float32)
     optimizer = optax.chain(
         optax.clip_by_global_norm(1.0),
         optax.adamw(
@@ -215,7 +215,8 @@ def fit_oracles(
     if not noise >= 0.0:
         raise ValueError(f"noise must not be negative, got {noise}")
     keys = jax.random.split(key, 4)
-    measured = labels + noise * jax.random.normal(keys[0], labels.shape, labels.dtype)
+    labels = jnp.asarray(labels, jnp.float32)
+    measured = labels + noise * jax.random.normal(keys[0], labels.shape, jnp.float32)
     first, second = split_halves(keys[1], labels.size)
     return Oracles(
         fit(keys[2], sequences[first], measured[first]),

@@ -22,11 +22,11 @@ def test_dilated_convolution_is_laxs(dilation, x64):
 
 def test_a_far_token_is_seen_and_hidden_ones_count_as_hidden():
     policy = discrete.make_conv_policy(4, 40, hidden=16, repeats=1)
-    params = policy.init(jax.random.key(0))
+    params = jax.jit(policy.init)(jax.random.key(0))
     head = params["params"]["Dense_1"]
     head["kernel"] = jax.random.normal(jax.random.key(1), head["kernel"].shape)
     tokens = jnp.full((3, 40), 4).at[1, 39].set(0).at[2, 39].set(1)
-    logits = policy.denoise(params)(tokens, jnp.ones(3))
+    logits = jax.jit(policy.denoise(params))(tokens, jnp.ones(3))
     first = np.asarray(logits[:, :3])  # 36 places away and more
     assert (abs(first[0] - first[1]) > 1e-6).any() and (abs(first[1] - first[2]) > 1e-6).any()
 
@@ -52,9 +52,11 @@ def test_pretraining_reaches_the_entropy_of_its_corpus():
     reached = float(joint.ravel()[joint.ravel() > 0] @ np.asarray(bound)[joint.ravel() > 0])
     assert entropy < reached < entropy + 0.03
     keys = jax.random.split(jax.random.key(1), 400)
-    each = jax.vmap(
-        lambda key: discrete.log_likelihood(
-            key, policy, state.average, jnp.asarray(sequences[:1]), 8
+    each = jax.jit(
+        jax.vmap(
+            lambda key: discrete.log_likelihood(
+                key, policy, state.average, jnp.asarray(sequences[:1]), 8
+            )
         )
     )(keys)
     schedule = schedules.make_schedule(8)

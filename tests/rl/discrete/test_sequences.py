@@ -79,7 +79,7 @@ def test_a_frozen_behavior_leads_to_a_single_tilt(behavior):
     if behavior == "dataset":
         prior = np.array([0.4, 0.1, 0.2, 0.3])
         rows = np.repeat([[0, 0], [0, 1], [1, 0], [1, 1]], [4, 1, 2, 3], axis=0)
-        frozen = {"behavior": jnp.asarray(rows)}
+        frozen = {"behavior": rows}
     algorithm = discrete.forward(
         lambda tokens: reward[tokens[:, 0] * 2 + tokens[:, 1]],
         policy,
@@ -147,7 +147,7 @@ def test_settings_are_swept_in_one_program():
         ({"weighting": "best"}, "kind"),
         ({"behavior": jnp.zeros((3, 4), jnp.int32)}, r"\[num, 2\]"),
         ({"behavior": jnp.full((3, 2), 2)}, "tokens 0 .. 1"),
-        ({"behavior": jnp.zeros((3, 2), jnp.int32), "noise": "path"}, "a dataset has not"),
+        ({"behavior": jnp.zeros((3, 2), jnp.int32), "noise": "path"}, "path of a diffusion"),
         ({"behavior": jnp.zeros((3, 2), jnp.int32), "behavior_params": 1.0}, "go together"),
     ],
 )

@@ -44,9 +44,7 @@ def fitted():
     tokens, labels = draw(1500, 0)
     noisy = labels + 0.1 * np.random.default_rng(1).normal(size=1500)
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        return surrogates.fit_surrogate(
-            jax.random.key(0), jnp.asarray(tokens), jnp.asarray(noisy), num_steps=300, **SMALL
-        )
+        return surrogates.fit_surrogate(jax.random.key(0), tokens, noisy, num_steps=300, **SMALL)
 
 
 def by_hand(surrogate, soft):
