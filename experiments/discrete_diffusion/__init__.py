@@ -6,7 +6,7 @@ from typing import Literal
 SUMMARY = (
     "Discrete diffusion: policies over sequences of tokens, forward against reverse divergence"
 )
-Piece = Literal["tables", "steps", "gradients"]
+Piece = Literal["tables", "steps", "gradients", "dna"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,8 +17,8 @@ class Config:
     """Seed of every random draw."""
     num_seeds: int = 5
     """Runs a figure rests on, per task and method, vmapped."""
-    parts: tuple[Piece, ...] = ("tables", "steps", "gradients")
-    """Methods on tasks of known rewards; error by steps of sampling; where ratios point."""
+    parts: tuple[Piece, ...] = ("tables", "steps", "gradients", "dna")
+    """Tasks of known rewards; error by steps of sampling; where ratios point; regulatory DNA."""
     data: str | None = None
     """Own sequences: a CSV file with the columns sequence and score. Proposals are made from it."""
     reward: str | None = None
@@ -53,6 +53,20 @@ class Config:
     """During a run, evenly spaced; the last one gives the final reward."""
     eval_draws: int = 1024
     """Sequences of an evaluation."""
+    dna_length: int = 64
+    """Bases of a sequence; the published task has 200."""
+    dna_corpus: int = 20_000
+    """Sequences that are known."""
+    dna_hidden: int = 32
+    """Channels of the network; the published one has 128."""
+    dna_pretraining: int = 3000
+    """Steps of pre-training, of 128 sequences."""
+    dna_steps: int = 16
+    """Steps in which a sequence is drawn."""
+    dna_calls: int = 25_600
+    """Calls of the oracle that every method has, a seed."""
+    dna_rates: tuple[float, ...] = (1e-3, 3e-4, 3e-3)
+    """Learning rates to choose from."""
 
     def __post_init__(self):
         least = {
@@ -66,6 +80,12 @@ class Config:
             "evaluations": 1,
             "eval_draws": 2,
             "proposals": 1,
+            "dna_length": 15,
+            "dna_corpus": 200,
+            "dna_hidden": 1,
+            "dna_pretraining": 1,
+            "dna_steps": 1,
+            "dna_calls": 640,
         }
         for name, bound in least.items():
             if getattr(self, name) < bound:
@@ -94,6 +114,7 @@ class Config:
 PRESETS = {
     "smoke": Config(
         num_seeds=2,
+        parts=("tables", "steps", "gradients"),
         tasks=("permutation", "binding"),
         methods=("FKL", "RKL", "factored"),
         rewards=5120,
@@ -105,5 +126,17 @@ PRESETS = {
         evaluations=5,
     ),
     "cpu": Config(),
-    "gpu": Config(rewards=409_600, batch=1024, width=128, num_layers=3),
+    "gpu": Config(
+        rewards=409_600,
+        batch=1024,
+        width=128,
+        num_layers=3,
+        dna_length=200,
+        dna_corpus=700_000,
+        dna_hidden=128,
+        dna_pretraining=20_000,
+        dna_steps=128,
+        dna_calls=256_000,
+        dna_rates=(1e-4, 3e-5, 3e-4),
+    ),
 }

@@ -7,16 +7,17 @@ import jax
 
 from experiments.discrete_diffusion import Config
 from jaxlab.core.types import Algorithm
-from jaxlab.diffusion.discrete import sampling, schedules
+from jaxlab.diffusion.discrete import schedules
 from jaxlab.rl import discrete
-from jaxlab.rl.discrete import TokenPolicy
+from jaxlab.rl.discrete import TokenPolicy, WritingPolicy, bandits
+from jaxlab.rl.discrete.matching import Policy
 from jaxlab.rl.discrete.tasks import SequenceTask
 
 UPDATES = 4
 """How often a gradient sees each sequence that was drawn, of every method with a policy."""
-PRICES = {"forward": (0.1, 0.03, 0.3), "reverse": (0.02, 0.0, 0.1)}
-"""Temperatures to choose from, the default first: of the target, in units of reward; of a nat, in
-standard deviations of the reward."""
+PRICES = {"forward": (0.1, 0.03, 0.3), "reverse": (0.02, 0.0, 0.1), "grpo": (0.04, 0.0, 0.1)}
+"""What to choose from, the default first: the temperature of the target, in units of reward; the
+price of a nat, in standard deviations of the reward, from the last policy and from the first."""
 
 
 class Method(NamedTuple):
@@ -67,24 +68,37 @@ def _forward(**options: Any) -> Callable[[SequenceTask, Config], Method]:
     return make
 
 
-def _reverse(factored: bool = False, **options: Any) -> Callable[[SequenceTask, Config], Method]:
+def _reverse(
+    make_policy: Callable[[SequenceTask, Config], Policy], **options: Any
+) -> Callable[[SequenceTask, Config], Method]:
     def make(task: SequenceTask, config: Config) -> Method:
-        make_policy = _factored if factored else _transformer
         policy = make_policy(task, config)
-        steps = 1 if factored else num_steps(task, config)
+        if make_policy is _transformer:
+            steps = num_steps(task, config)
+            options.setdefault("count", -(-steps // 2))
+        else:
+            steps = 1 if make_policy is _factored else task.length
         algorithm = discrete.reverse(
-            task.reward,
-            policy,
-            num_steps=steps,
-            count=-(-steps // 2),
-            batch=config.batch,
-            num_epochs=UPDATES,
-            **options,
+            task.reward, policy, num_steps=steps, batch=config.batch, num_epochs=UPDATES, **options
         )
         sweep = {"learning_rate": config.learning_rates, "temperature": PRICES["reverse"]}
-        return Method(algorithm, config.batch, sweep, _drawing(policy), not factored)
+        return Method(algorithm, config.batch, sweep, _drawing(policy), make_policy is _transformer)
 
     return make
+
+
+def _grpo(task: SequenceTask, config: Config) -> Method:
+    policy = _transformer(task, config)
+    algorithm = discrete.grpo(
+        task.reward,
+        policy,
+        policy.init(jax.random.key(config.seed)),  # even over all sequences
+        num_steps=num_steps(task, config),
+        batch=config.batch,
+        num_epochs=UPDATES,
+    )
+    sweep = {"learning_rate": config.learning_rates, "kl_coef": PRICES["grpo"]}
+    return Method(algorithm, config.batch, sweep, _drawing(policy))
 
 
 def _genetic(task: SequenceTask, config: Config) -> Method:
@@ -111,30 +125,32 @@ def _factored(task: SequenceTask, config: Config) -> TokenPolicy:
     return discrete.make_factored_policy(task.vocab, task.length)
 
 
-def _drawing(policy: TokenPolicy) -> Callable[[jax.Array, Any, int, int], jax.Array]:
+def _writing(task: SequenceTask, config: Config) -> WritingPolicy:
+    return discrete.make_writing_policy(
+        task.vocab, task.length, width=config.width, num_layers=config.num_layers
+    )
+
+
+def _drawing(policy: Policy) -> Callable[[jax.Array, Any, int, int], jax.Array]:
     def draw(key: jax.Array, state: Any, batch: int, num_steps: int) -> jax.Array:
-        return sampling.sample(
-            key,
-            policy.denoise(state.params),
-            (batch,),
-            policy.length,
-            vocab=policy.vocab,
-            schedule=schedules.make_schedule(num_steps),
-        ).tokens
+        schedule = schedules.make_schedule(num_steps)
+        return bandits.draw(key, policy, state.params, (batch,), schedule).tokens
 
     return draw
 
 
 TABLE: dict[str, Callable[[SequenceTask, Config], Method]] = {
     "FKL": _forward(),
-    "RKL": _reverse(),
-    "factored": _reverse(factored=True, ratio="mean_field"),
-    "diffu-GRPO": _reverse(ratio="mean_field"),
+    "RKL": _reverse(_transformer),
+    "factored": _reverse(_factored),
+    "autoregressive": _reverse(_writing),
+    "diffu-GRPO": _grpo,
     "genetic": _genetic,
     "FKL, hard radius": _forward(target_kl=1.0),
     "FKL, visited states": _forward(noise="on_policy"),
     "FKL, weights with a sign": _forward(weighting="signed"),
-    "RKL, ratio of bounds": _reverse(ratio="bound"),
+    "RKL, ratio of bounds": _reverse(_transformer, ratio="bound", count=1),
+    "RKL, mean field": _reverse(_transformer, ratio="mean_field", count=1),
 }
 """The two updates of the paper, what they are held against, and variants."""
 NAMES = tuple(TABLE)

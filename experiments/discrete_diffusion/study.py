@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from experiments.discrete_diffusion import Config, figures, methods, rows, tables, tasks, training
-from experiments.discrete_diffusion.parts import gradients, proposals, steps
+from experiments.discrete_diffusion.parts import dna, gradients, proposals, steps
 from experiments.discrete_diffusion.training import Outcome
 from experiments.harness import result, units, verdicts
 from experiments.harness.result import Part, Result
@@ -26,10 +26,11 @@ def run(config: Config, out: pathlib.Path) -> Result:
     """Trains what `out` does not hold, then compares; own sequences get proposals alone."""
     if config.data is not None or config.reward is not None:
         return _assemble([proposals.run(config, out)])
-    names = config.methods or methods.NAMES
-    for name in names:  # so that a wrong name costs no run
-        if name not in methods.NAMES:
-            raise ValueError(f"methods must be among {', '.join(methods.NAMES)}, got {name!r}")
+    known = dict.fromkeys((*methods.NAMES, *dna.METHODS))
+    for name in config.methods:  # so that a wrong name costs no run
+        if name not in known:
+            raise ValueError(f"methods must be among {', '.join(known)}, got {name!r}")
+    names = tuple(n for n in methods.NAMES if not config.methods or n in config.methods)
     made = tasks.make_tasks(config)
     found: rows.Found = {}
     parts = []
@@ -48,6 +49,8 @@ def run(config: Config, out: pathlib.Path) -> Result:
         parts.append(steps.run(config, out))
     if "gradients" in config.parts:
         parts.append(gradients.run(config, out))
+    if "dna" in config.parts:
+        parts.append(dna.run(config, out))
     return _assemble(parts, _summary(found))
 
 

@@ -1,0 +1,102 @@
+"""The study of regulatory DNA: calls are those that are made, and tuning sees no truth."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.discrete_diffusion import Config
+from experiments.discrete_diffusion.parts import dna
+from jaxlab.rl.discrete import DnaReport
+
+pytestmark = pytest.mark.usefixtures("optax_promotes")
+TINY = Config(
+    num_seeds=2,
+    parts=("dna",),
+    dna_length=16,
+    dna_corpus=400,
+    dna_hidden=4,
+    dna_pretraining=4,
+    dna_steps=3,
+    dna_calls=640,
+    dna_rates=(1e-3, 1e-2),
+    tuning_seeds=2,
+    evaluations=2,
+)
+
+
+@pytest.mark.parametrize("name", dna.GUIDED)
+def test_a_method_makes_as_many_calls_as_it_says(name, monkeypatch):
+    monkeypatch.setattr(dna, "DRAWS", 32)
+    calls = []
+
+    def reward(tokens):
+        jax.debug.callback(lambda n: calls.append(int(n)), tokens.shape[0])
+        return jnp.sum(tokens, axis=-1).astype(jnp.float32)
+
+    monkeypatch.setattr(dna, "_reward", lambda ground: reward)
+    prior = dna.make_policy(TINY).init(jax.random.key(0))
+    choose, told = dna.GUIDED[name](dna.Ground(prior, None, None, None, {}), TINY)
+    tokens = jax.jit(choose)(jax.random.key(1))
+    jax.effects_barrier()
+    assert sum(calls) == told <= 1.2 * TINY.dna_calls
+    assert tokens.shape == (32, 16) and 0 <= int(tokens.min()) <= int(tokens.max()) < 4
+
+
+def invented(reward, judge, activity):
+    report = dict.fromkeys(DnaReport._fields, np.full(2, 0.5))
+    report |= {
+        "reward": np.asarray(reward, float),
+        "judge": np.asarray(judge, float),
+        "activity": np.asarray(activity, float),
+    }
+    return dna.Judged(report, 640, (np.zeros(0), np.zeros((0, 2))), np.ones(64))
+
+
+def test_rates_are_chosen_by_the_judge_and_not_by_the_truth(tmp_path, monkeypatch):
+    asked = []
+
+    def fine_tune(name, rate, config, seeds, seed, ground, folder):
+        asked.append((name, rate, seed, seeds))
+        judge = 5.0 if rate == 1e-2 else 1.0
+        return invented([9, 9], [judge, judge], [0, 0] if rate == 1e-2 else [8, 8])
+
+    natural = dict.fromkeys(DnaReport._fields, np.float32(0.5))
+    oracle = dna.Surrogate(*[np.zeros(1)] * 3, np.float32(0.7))
+    ground = dna.Ground({}, oracle, oracle, np.zeros((3, 16), np.int32), natural)
+    monkeypatch.setattr(dna, "fine_tune", fine_tune)
+    monkeypatch.setattr(dna, "prepare", lambda config, folder: ground)
+    config = dataclasses.replace(TINY, methods=("FKL", "SMC"))
+    part = dna.run(config, tmp_path)
+    assert asked == [
+        *(("FKL", rate, config.seed + 1000, 2) for rate in config.dna_rates),
+        ("FKL", 1e-2, config.seed, 2),
+        ("pre-trained", 0.0, config.seed, 2),
+        ("SMC", 0.0, config.seed, 2),
+    ]
+    gap = next(row for row in part.rows if "reward less" in row.metric and "FKL" in row.metric)
+    assert gap.value == pytest.approx(9.0)
+    cells = {cells[0]: cells for cells in part.tables[0].rows}
+    assert cells["FKL"][1:4] == (9.0, 5.0, 0.0) and cells["FKL"][-1] == 1e-2
+
+
+@pytest.mark.slow
+def test_a_small_study_runs_and_a_second_one_reads_it(tmp_path, monkeypatch):
+    config = dataclasses.replace(TINY, methods=("FKL", "DRAKES"), tuning_seeds=0)
+    first = dna.run(config, tmp_path)
+    assert {cells[0] for cells in first.tables[0].rows} == {
+        "corpus",
+        "FKL",
+        "DRAKES",
+        "pre-trained",
+    }
+
+    def fail(*args):
+        raise AssertionError("a finished unit was computed again")
+
+    monkeypatch.setattr(dna, "fine_tune", fail)
+    monkeypatch.setattr(dna, "prepare", fail)
+    again = dna.run(config, tmp_path)
+    assert [(r.metric, r.value) for r in again.rows] == [(r.metric, r.value) for r in first.rows]
