@@ -72,20 +72,27 @@ def risk_table(measured: Measured, title: str) -> Table:
 
 
 def bed_table(measured: Measured, title: str) -> Table:
-    """Shows beds by site and rule with intervals, the sites below each other."""
+    """Shows beds by site and rule with intervals, the sites below each other.
+
+    After the beds there are comes the risk that they bear.
+    """
+    today = _risks_today(measured)
 
     def cell(r: int, i: int) -> str:
         interval = _interval(measured, r, i)
         return str(measured.beds[r, i]) + (f" ({interval})" if interval != NONE else "")
 
+    names = measured.study.stays.site_names
     rows = [
-        (name, *(cell(r, i) for r in range(len(measured.rules))))
-        for i, name in enumerate(measured.study.stays.site_names)
+        [name, *(cell(r, i) for r in range(len(measured.rules)))] for i, name in enumerate(names)
     ]
-    total = ("All sites", *map(str, measured.beds.sum(axis=1)))
-    return Table(
-        title, ("Site", *map(_capital, measured.rules)), (*rows, total), _about_rules(measured)
-    )
+    rows.append(["All sites", *map(str, measured.beds.sum(axis=1))])
+    header = ["Site", *map(_capital, measured.rules)]
+    if today:
+        header.insert(2, "Risk, %")
+        for row, risk in zip(rows, [*(f"{risk:.1f}" for risk in today), NONE], strict=True):
+            row.insert(2, risk)
+    return Table(title, tuple(header), tuple(map(tuple, rows)), _about_rules(measured))
 
 
 NONE = "–"
@@ -100,6 +107,15 @@ def _interval(measured: Measured, rule: int, site: int) -> str:
 def _risk(beds: float, rho: ArrayLike) -> float:
     """The percentage of days with more patients than beds by the Poisson law."""
     return 100 * float(np.mean(scipy.stats.poisson.sf(beds, rho)))
+
+
+def _risks_today(measured: Measured) -> list[float]:
+    """The risk at each site with the beds there are; empty where they are not known."""
+    if measured.rules[0] != TODAY:
+        return []
+    plan = measured.study.plan
+    sites = zip(measured.beds[0], plan.rho, plan.mask, strict=True)
+    return [_risk(beds, rho[mask]) for beds, rho, mask in sites]
 
 
 def _capital(rule: str) -> str:
@@ -120,17 +136,13 @@ def _about_rules(measured: Measured) -> str:
 
 def in_short(measured: Measured) -> str:
     """Says what the beds there are mean today; nothing where they are not known."""
-    study = measured.study
-    if measured.rules[0] != TODAY:
+    risks = _risks_today(measured)
+    if not risks:
         return ""
-    risks = [
-        _risk(beds, rho[mask])
-        for beds, rho, mask in zip(measured.beds[0], study.plan.rho, study.plan.mask, strict=True)
-    ]
     most, least = np.argmax(risks), np.argmin(risks)
     said = f"{risks[most]:.1f} %"
     if len(risks) > 1:
-        names = study.stays.site_names
+        names = measured.study.stays.site_names
         said = f"{risks[least]:.1f} % ({names[least]}) to {said} ({names[most]})"
     return f" Today's {measured.beds[0].sum():,} beds are too few on {said} of days."
 
@@ -304,7 +316,7 @@ def headline_rows(measured: Measured, where: str, *, compare: bool) -> tuple[Row
             unit="beds",
             note=f"{added}With these beds the observed census was above them on {seen:.1f} % of "
             f"days, the simulated demand on {share:.1f} %.",
-            interval_label="95 % interval over resampled patients",
+            interval_label="95 % bootstrap interval",
         )
     )
     share, ends, seen = days(average)

@@ -202,5 +202,5 @@ def test_one_site_has_no_range_over_sites(measured):
     assert today.interval is None and average.interval is None
     assert beds.value == 15 and beds.interval == (12, 19) and beds.baseline == ("85 % rule", 12)
     assert beds.metric == "Beds by the rule for a 5 % overflow risk (one.csv)"
-    assert beds.interval_label == "95 % interval over resampled patients"
+    assert beds.interval_label == "95 % bootstrap interval"
     assert "interval" not in " ".join(row.note for row in (today, beds, average))

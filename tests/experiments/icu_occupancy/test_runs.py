@@ -56,17 +56,20 @@ def test_a_users_csv_becomes_beds_figures_and_a_report(csv, tmp_path):
     assert beds.columns[1] == "Beds today"
     assert [row[0] for row in beds.rows] == ["Site 4", "Site 5", "All sites"]
     # B_average of these units is published as 28 and 16; two years of data move it by a few beds.
-    average = [int(row[2].split()[0]) for row in beds.rows]
+    assert beds.columns[2] == "Risk, %" and beds.rows[2][1:3] == ("43", "–")
+    average = [int(row[3].split()[0]) for row in beds.rows]
     assert abs(average[0] - 28) <= 4 and abs(average[1] - 16) <= 4
     assert average[2] == sum(average[:2])
     today = {row[0]: row for row in risk.rows if row[1] == "Beds today"}
     assert [row[2:4] for row in today.values()] == [(27, "–"), (16, "–")]
     model, simulated = map(risk.columns.index, HOW)
-    for row in today.values():  # about the beds of the average rule, so about its risk
+    for row, site in zip(today.values(), beds.rows, strict=False):
+        # About the beds of the average rule, so about its risk.
         assert 5 < row[model] < 45 and abs(row[model] - row[simulated]) < 3
+        assert float(site[2]) == row[model]
     assert "at 2 sites" in outcome.summary and "Today's 43 beds are too few on" in outcome.summary
     told = dict.fromkeys(row.interval_label for row in outcome.rows)
-    assert list(told) == ["range over sites", "95 % interval over resampled patients"]
+    assert list(told) == ["range over sites", "95 % bootstrap interval"]
     rejected = (out / "rejects.csv").read_text().splitlines()
     assert len(rejected) == 4
     assert [line.split(",")[1] for line in rejected[1:]] == [
