@@ -155,8 +155,10 @@ def _fit(figure: Figure) -> None:
 def _break(text: Text, length: float, room: float) -> None:
     """Breaks a text of some length into lines that have room."""
     if length > room > 0:
-        longest = max(map(len, text.get_text().splitlines()))
-        text.set_text(textwrap.fill(text.get_text(), max(8, int(longest * room / length))))
+        said = text.get_text().replace(r"\$", "\0")  # a dollar sign is one letter, and no formula
+        longest = max(map(len, said.splitlines()))
+        broken = textwrap.fill(said, max(8, int(longest * room / length)))
+        text.set_text(broken.replace("\0", r"\$"))
 
 
 def _stack(figure: Figure) -> None:

@@ -80,6 +80,15 @@ def test_nothing_is_cut_off(tmp_path, monkeypatch):
     assert seen == [3, 3]
 
 
+def test_a_name_of_dollar_signs_is_no_formula(tmp_path):
+    figure, axis = plt.subplots(figsize=(2, 2), layout="constrained")
+    axis.set_title(r"\$\foo" * 9)
+    drawing.save(figure, tmp_path / "a.png")
+    lines = axis.get_title(loc="left").splitlines()
+    assert len(lines) > 1 and "".join(lines) == r"\$\foo" * 9
+    assert not any(line.endswith("\\") for line in lines[:1])
+
+
 def test_names_are_placed_anew_for_a_phone(tmp_path):
     figure, axis = plt.subplots(figsize=(6, 3), layout="constrained")
     axis.plot([1, 2])
