@@ -75,8 +75,8 @@ def _rows(errors: Errors) -> tuple[Row, ...]:
                 SPEED,
                 f"Exponent of N, {name}",
                 float(slope),
-                note=f"Of the total variation from N = 16 to {STEPS[-1]}, with an exact denoiser; -1 in "
-                "the limit.",
+                note=f"Of the total variation from N = 16 to {STEPS[-1]}, with an exact denoiser; "
+                "-1 in the limit.",
             )
         )
         for n in (1, 4, 16):
