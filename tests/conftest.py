@@ -24,6 +24,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
 import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -41,6 +42,15 @@ def optax_promotes():
     """Optax mixes integers and floats, which this suite forbids otherwise."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
+
+
+@pytest.fixture(scope="session")
+def float16():
+    """Skips where XLA compiles no program with float16: on processors that cannot convert it."""
+    try:
+        jax.block_until_ready(jax.jit(lambda x: x.astype(jnp.float16))(jnp.ones(2)))
+    except jax.errors.JaxRuntimeError as error:
+        pytest.skip(f"no float16 on this processor: {error}")
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ def rooms(**changes):
         place = jnp.clip(x["place"] + move, 0, 6)
         x = {"place": place, "best": x["best"]}
         together = (place[0] == place[1]) & (place[0] > 3)
-        reward = place.astype(jnp.float16) + action[:, 1].astype(jnp.float16)
+        reward = place.astype(jnp.bfloat16) + action[:, 1].astype(jnp.bfloat16)
         return x, observe(x), reward, together, jnp.any(place == 6)
 
     def action_mask(x):
@@ -188,6 +188,7 @@ def test_infinities_in_the_physics_are_fine_and_nan_is_not(key):
         assert after.reward.tolist() == [0.0, 0.0] and np.all(after.final_obs == 0.0)
 
 
+@pytest.mark.usefixtures("float16")
 @pytest.mark.parametrize("x64", [False, True])
 def test_rewards_do_not_take_the_type_of_observations(key, x64):
     """In float16, 100000 would be infinite, and every step a failure."""

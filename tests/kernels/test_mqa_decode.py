@@ -267,8 +267,10 @@ def require_each(got, want, tol):
 
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16], ids=["f16", "bf16"])
 @pytest.mark.parametrize("kernel", [ref, mosaic_tpu, triton], ids=["ref", "tpu", "triton"])
-def test_values_in_eight_bits_may_be_of_any_size(kernel, dtype):
+def test_values_in_eight_bits_may_be_of_any_size(request, kernel, dtype):
     """No scale is folded into an operand of sixteen bits: 1e-6 is below what float16 holds."""
+    if dtype == jnp.float16:
+        request.getfixturevalue("float16")
     operands, scales = of_all_sizes(np.random.default_rng(9), dtype)
     options = {} if kernel is ref else {"interpret": True}
     run = jax.jit(lambda *x: kernel.mqa_decode(*x, scale=0.3, **scales, **options))
@@ -281,6 +283,7 @@ def test_values_in_eight_bits_may_be_of_any_size(kernel, dtype):
     [jnp.float16, *(pytest.param(d, marks=pytest.mark.slow) for d in (jnp.bfloat16, jnp.float32))],
     ids=["f16", "bf16", "f32"],
 )
+@pytest.mark.usefixtures("float16")
 def test_hopper_multiplies_values_of_any_size(dtype):
     """Upcast to float16 whatever the queries are, which meet keys of the inverse size here."""
     operands, scales = of_all_sizes(

@@ -134,7 +134,7 @@ def prepare(config: Config, folder: pathlib.Path) -> Ground:
     ).state.average
     reference = discrete.most_active(corpus, activity, share=REFERENCE)
     ground = Ground(prior, oracles.reward, oracles.judge, np.asarray(reference), {})
-    some = jax.random.choice(keys[3], corpus, (DRAWS,), replace=False)
+    some = jax.random.permutation(keys[3], corpus)[:DRAWS]
     return ground._replace(natural=_judge(ground, config)(some)._asdict())
 
 

@@ -134,7 +134,7 @@ def read(path: pathlib.Path, alphabet: str) -> Known:
         where = f"{path}, line {line}"
         if max(at) >= len(cells):
             raise ValueError(f"{where}: {len(cells)} cells; sequence and score must be among them")
-        text, cell = (cells[i].strip() for i in at)
+        text, cell = tables.clean_name(cells[at[0]]), cells[at[1]].strip()
         score = tables.number(cell, "score", where)
         if not np.isfinite(score):
             raise ValueError(f"{where}: score must be a number, got {tables.brief(cell)}")
