@@ -59,7 +59,9 @@ def target(device_kind: str = "NVIDIA H100 80GB HBM3", num_cores: int = 132):
         from jax._src.mesh import AbstractDevice
 
         device = AbstractDevice(device_kind=device_kind, num_cores=num_cores, platform="gpu")
-        mesh = jax.sharding.AbstractMesh((1,), ("x",), abstract_device=device)
+        # Of axes that are left to the compiler: by default, shapes would have to name them.
+        axes = (jax.sharding.AxisType.Auto,)
+        mesh = jax.sharding.AbstractMesh((1,), ("x",), axes, abstract_device=device)
     except (ImportError, TypeError):
         return contextlib.nullcontext()  # JAX 0.10 takes a Hopper GPU for granted
     return jax.sharding.use_abstract_mesh(mesh)

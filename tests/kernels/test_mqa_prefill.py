@@ -219,6 +219,7 @@ def test_a_chunk_over_pages_is_the_decode_kernel():
     np.testing.assert_allclose(got, want, atol=2e-5)
 
 
+@pytest.mark.usefixtures("float16")
 def test_a_chunk_of_half_precision_meets_scales_of_any_size():
     """Keys and values that float16 does not hold, each request of another size."""
     rng = np.random.default_rng(10)

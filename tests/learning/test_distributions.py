@@ -74,7 +74,7 @@ def test_squashed_gaussian_by_quadrature(x64, mean, std):
 
 
 def test_squashed_gaussian_by_its_samples(key):
-    """Means of log-probabilities of a million actions, floats that have rounded to 1 among them."""
+    """Means of log-probabilities of a million actions, those among them that are all but 1."""
     law = distributions.squashed_gaussian(2)
     params = jnp.asarray([0.5, -2.0, 0.0, 0.7])
     other = jnp.asarray([0.2, -1.0, 0.3, 0.4])
@@ -88,7 +88,7 @@ def test_squashed_gaussian_by_its_samples(key):
         return action, logp, logp - law.log_prob(jnp.broadcast_to(other, (count, 4)), action)
 
     action, logp, ratio = map(np.asarray, draw(key))
-    assert np.all(np.isfinite(logp)) and np.abs(action).max() == 1.0
+    assert np.all(np.isfinite(logp)) and 1.0 - np.abs(action).max() < 1e-6
     for found, want in ((-logp, law.entropy(params)), (ratio, law.kl(params, other))):
         error = found.std(dtype=np.float64) / count**0.5
         np.testing.assert_allclose(found.mean(dtype=np.float64), want, atol=4 * error + 1e-4)
