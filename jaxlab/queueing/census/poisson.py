@@ -4,7 +4,7 @@ Poisson arrivals, independent stays and infinitely many beds make the occupancy 
 Poisson with mean rho_t, whatever the length-of-stay law (Eick, Massey and Whitt 1993).
 
 Relative error of the tails at k within 4 standard deviations: float64 1e-13 at rho = 30, 3e-9 at
-rho = 1e6; float32 1e-5 at rho = 30, 2e-4 at rho = 300, 1e-2 at rho = 1e4 (the logarithm of the
+rho = 1e6; float32 1.5e-5 at rho = 30, 2e-4 at rho = 300, 1e-2 at rho = 1e4 (the logarithm of the
 leading term cancels). Take final bed counts in float64.
 """
 

@@ -38,7 +38,7 @@ def test_float64_equals_scipy(x64, table):
 
 
 @pytest.mark.parametrize(
-    ("rho", "rtol"), [(5.0, 1e-5), (30.0, 2e-5), (300.0, 5e-4), (1e4, 2e-2)], ids=str
+    ("rho", "rtol"), [(5.0, 1e-5), (30.0, 3e-5), (300.0, 5e-4), (1e4, 2e-2)], ids=str
 )
 def test_float32_accuracy_is_as_documented(rho, rtol):
     """Up to 4 standard deviations; the documented figures with a margin of two."""
