@@ -153,7 +153,9 @@ def image(top):
 
 
 @pytest.mark.parametrize("top, dtype", [(0.5, "uint8"), (300.0, "uint8"), (1e5, "float16")])
-def test_observations_that_do_not_fit_are_refused(top, dtype):
+def test_observations_that_do_not_fit_are_refused(request, top, dtype):
+    if dtype == "float16":
+        request.getfixturevalue("float16")
     env = envs.make_env(image(top), 2)
     with pytest.raises(ValueError, match=rf"obs_dtype {dtype} does not hold .* {top:g}"):
         collecting.make_collector(env, capacity=8, obs_dtype=jnp.dtype(dtype))

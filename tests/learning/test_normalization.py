@@ -87,6 +87,7 @@ def test_a_feature_that_never_moves_stays_small():
     assert normalization.normalize_obs(stats, jnp.asarray(constant) + 1e5, bound=3.0).max() == 3.0
 
 
+@pytest.mark.usefixtures("float16")
 def test_trees_and_dtypes():
     """Each part of a dict by its own moments; narrow floats are summed in float32."""
     rng = np.random.default_rng(2)
