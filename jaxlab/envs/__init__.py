@@ -7,12 +7,16 @@ from jaxlab.envs.adapters.jaxmarl import from_jaxmarl
 from jaxlab.envs.adapters.playground import from_playground
 from jaxlab.envs.backends import SMALL, make_task, mujoco_task
 from jaxlab.envs.episodes import Env, State, actor_obs, make_env
+from jaxlab.envs.macro_actions import executed, macro
 from jaxlab.envs.mujoco_tasks import TASKS
 from jaxlab.envs.small_tasks import (
     DOUBLE_INTEGRATOR,
     GOALS,
     LinearQuadratic,
     bandit,
+    deep_sea,
+    deep_sea_optimum,
+    deep_sea_rights,
     linear_quadratic,
     multi_goal,
     pendulum,
@@ -36,12 +40,17 @@ __all__ = [
     "Task",
     "actor_obs",
     "bandit",
+    "deep_sea",
+    "deep_sea_optimum",
+    "deep_sea_rights",
+    "executed",
     "from_brax",
     "from_gymnasium",
     "from_gymnax",
     "from_jaxmarl",
     "from_playground",
     "linear_quadratic",
+    "macro",
     "make_env",
     "make_task",
     "mujoco_task",

@@ -19,6 +19,7 @@ SMALL = {
     "pendulum": small_tasks.pendulum,
     "multi_goal": small_tasks.multi_goal,
     "linear_quadratic": small_tasks.linear_quadratic,
+    "deep_sea": small_tasks.deep_sea,
 }
 """Tasks of the back-end "jax"."""
 

@@ -39,6 +39,8 @@ class State(NamedTuple):
             where the task has no mask.
         final_action_mask: The same at `final_obs`, for values of the best allowed choice after a
             truncation.
+        duration: `[N]` int32, steps of the clock that the action took, or `()` where each takes
+            one, see `Task.duration`: `final_obs` is that much later. 0 at the start.
     """
 
     physics: PyTree
@@ -52,6 +54,7 @@ class State(NamedTuple):
     key: Key[Array, " N"]
     action_mask: PyTree = ()
     final_action_mask: PyTree = ()
+    duration: PyTree = ()
 
 
 class Env(NamedTuple):
@@ -116,6 +119,9 @@ def make_env(task: Task, num_envs: int) -> Env:
     def mask_of(physics: PyTree) -> PyTree:
         return () if task.action_mask is None else jax.vmap(task.action_mask)(physics)
 
+    def duration_of(physics: PyTree) -> PyTree:
+        return () if task.duration is None else jax.vmap(task.duration)(physics)
+
     @jax.jit
     def reset(key: jax.Array) -> State:
         key_state, key_reset = jax.random.split(key)
@@ -133,6 +139,7 @@ def make_env(task: Task, num_envs: int) -> Env:
             key=jax.random.split(key_state, num_envs),
             action_mask=mask,
             final_action_mask=mask,
+            duration=duration_of(physics),
         )
 
     def task_step(physics: PyTree, action: jax.Array) -> tuple:
@@ -156,7 +163,7 @@ def make_env(task: Task, num_envs: int) -> Env:
         terminated = terminated & ~failed
         time = state.time + 1
         truncated = (cut | (time >= task.time_limit)) & ~terminated | failed
-        done = terminated | truncated
+        done, duration = terminated | truncated, duration_of(physics)
         like = physics, final_obs, final_mask, state.key
         going_on = _bare(like)
 
@@ -180,6 +187,7 @@ def make_env(task: Task, num_envs: int) -> Env:
             key,
             mask,
             final_mask,
+            duration,
         )
 
     def step(state: State, action: jax.Array) -> State:
@@ -252,6 +260,12 @@ def _any(wrong: Callable, tree: PyTree, num_envs: int) -> Bool[Array, " N"]:
         if jnp.issubdtype(x.dtype, jnp.inexact):
             found |= jnp.any(wrong(x), axis=tuple(range(1, x.ndim)))
     return found
+
+
+def select(mask: Bool[Array, ""], a: Any, b: Any) -> Any:
+    """a, keys and all, if the mask is true, b otherwise."""
+    chosen = jax.tree.map(lambda x, y: jnp.where(mask, x, y), _bare(a), _bare(b))
+    return _typed(chosen, b)
 
 
 def select_rows(mask: Bool[Array, " N"], a: Any, b: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Small exact tasks in plain JAX: a pendulum, bandits, goals around a point mass, linear-quadratic.
+"""Small exact tasks in plain JAX: pendulum, bandits, goals, linear-quadratic, a deep sea.
 
 They compile in a second and have known optima, so that learners can be tested against the truth.
 """
@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from jaxlab.envs.spaces import Box
+from jaxlab.envs.spaces import Box, Discrete
 from jaxlab.envs.task import Task
 
 
@@ -188,3 +188,76 @@ def _checked(system: LinearQuadratic) -> LinearQuadratic:
             + ", ".join(str(x.shape) for x in (A, B, Q, R))
         )
     return LinearQuadratic(A, B, Q, R)
+
+
+MOVE_COST = 0.01
+"""What a dive to the right costs in `deep_sea`, all its steps together."""
+
+
+def deep_sea(size: int = 10, *, seed: int | None = 0) -> Task:
+    """Dives from one corner of a grid to the other: one of 2^N sequences of choices is worth it.
+
+    Every step goes one row down, and one column to the right or to the left as far as there are
+    columns. Which of the two choices goes right is drawn for every cell. A step to the right costs
+    0.01 / N; one from the last column is rewarded with 1, and only whoever has gone right N - 1
+    times, and in no row left, stands there. Whoever explores by chance finds it once in 2^N
+    episodes, and is told by the costs to stay away. `deep_sea_optimum` is what can be had.
+
+    Args:
+        size: N; episodes take N steps. The observation is the cell, `[N * N]` one-hot, and zeros
+            at the end.
+        seed: Of what the choices mean, `deep_sea_rights`; None: 1 goes right everywhere.
+
+    Raises:
+        ValueError: If the size is below 1.
+
+    Source: Osband et al. 2019, arXiv:1908.03568 (bsuite), deterministic.
+    """
+    rights = deep_sea_rights(size, seed=seed)
+
+    def observe(physics: Array) -> Array:
+        row, column = physics[0], physics[1]
+        cell = jnp.where(row < size, row * size + column, size * size)
+        return jax.nn.one_hot(cell, size * size, dtype=jnp.float32)
+
+    def reset(key: jax.Array) -> tuple[Array, Array]:
+        physics = jnp.zeros((2,), jnp.int32)
+        return physics, observe(physics)
+
+    def step(physics: Array, action: Array) -> tuple[Array, Array, Array, Array]:
+        row, column = physics[0], physics[1]
+        right = action == jnp.asarray(rights)[row, column]
+        found = right & (column == size - 1)
+        reward = found.astype(jnp.float32) - right.astype(jnp.float32) * (MOVE_COST / size)
+        column = jnp.clip(column + jnp.where(right, 1, -1), 0, size - 1)
+        physics = jnp.stack([row + 1, column])
+        return physics, observe(physics), reward, row + 1 == size
+
+    return Task("deep_sea", size * size, Discrete(2), size, reset, step)
+
+
+def deep_sea_rights(size: int, *, seed: int | None = 0) -> Int[np.ndarray, "N N"]:
+    """Returns which choice goes right in each cell of `deep_sea`; its diagonal is the way.
+
+    Raises:
+        ValueError: If the size is below 1.
+    """
+    if size < 1:
+        raise ValueError(f"size must be at least 1, got {size}")
+    if seed is None:
+        return np.ones((size, size), np.int32)
+    return np.random.default_rng(seed).integers(0, 2, (size, size), dtype=np.int32)
+
+
+def deep_sea_optimum(size: int, *, gamma: float = 1.0) -> float:
+    """Returns the best discounted return of `deep_sea`: all right, or not at all.
+
+    gamma^(N-1) - 0.01 / N (1 + gamma + ... + gamma^(N-1)), and 0 if that is less.
+
+    Raises:
+        ValueError: If the size is below 1, or gamma lies outside [0, 1].
+    """
+    if size < 1 or not 0.0 <= gamma <= 1.0:
+        raise ValueError(f"size must be at least 1 and gamma lie in [0, 1], got {size} and {gamma}")
+    powers = gamma ** np.arange(size, dtype=np.float64)
+    return max(float(powers[-1] - MOVE_COST / size * powers.sum()), 0.0)

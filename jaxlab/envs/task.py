@@ -50,6 +50,8 @@ class Task(NamedTuple):
             choice does is the task's to say. None: all are allowed always.
         actor_part: The part that the actor sees where observations are a dict of arrays; its size
             is `obs_size`. Other parts are floats of any shape, for critics.
+        duration: `duration(physics) -> []` int32, steps of the clock that the action before this
+            state took, where they are not one each: learners discount by gamma to this power.
 
     Example:
         >>> def reset(key):
@@ -71,6 +73,7 @@ class Task(NamedTuple):
     num_agents: int | None = None
     action_mask: Callable[[PyTree], jax.Array] | None = None
     actor_part: str | None = None
+    duration: Callable[[PyTree], jax.Array] | None = None
 
     @property
     def action_size(self) -> int:
@@ -159,6 +162,10 @@ def _check_shapes(task: Task, reset: Callable) -> tuple[int, ...]:
         raise ValueError(f"{task.name}: reward must be a number, got {reward.dtype}")
     _check_same_tree(task.name, (physics, obs), (after, next_obs))
     _check_mask(task, physics)
+    if task.duration is not None:
+        took = jax.eval_shape(task.duration, physics)
+        if getattr(took, "shape", None) != () or took.dtype != jnp.int32:
+            raise ValueError(f"{task.name}: duration must give an int32 scalar, got {took}")
     return reward.shape
 
 

@@ -110,7 +110,8 @@ def make_ppo(
         max_grad_norm: the gradient is shortened to this.
         reward_scale: factor of rewards.
         duration: `duration(state) -> [E]`, steps of the clock that the action before this state
-            took: the discount is gamma to this power. One by default.
+            took: the discount is gamma to this power. By default what the environment says of its
+            macro-actions (`State.duration`), or else one.
         loss: `loss(outputs, samples, settings) -> (loss, metrics)`, instead of `ppo_loss`.
         loss_settings: numbers by name that one's own loss finds in its settings besides these.
 
@@ -209,8 +210,9 @@ def make_ppo(
         action, logp = nets.sample(key, state.params, obs, mask)
         after = env.step(state.env, actor_critic.to_env(env.action_space, action))
         gamma = settings["gamma"]
-        if duration is not None:
-            gamma = gamma ** duration(after).astype(jnp.float32)
+        took = after.duration if duration is None else duration(after)
+        if not isinstance(took, tuple):
+            gamma = gamma ** took.astype(jnp.float32)
         reward = after.reward.astype(jnp.float32)
         discount = jnp.where(after.terminated, 0.0, gamma)
         transition = Transition(
