@@ -218,7 +218,7 @@ def deep_sea(size: int = 10, *, seed: int | None = 0) -> Task:
     def observe(physics: Array) -> Array:
         row, column = physics[0], physics[1]
         cell = jnp.where(row < size, row * size + column, size * size)
-        return jax.nn.one_hot(cell, size * size, dtype=jnp.float32)
+        return jax.nn.one_hot(cell, size * size)
 
     def reset(key: jax.Array) -> tuple[Array, Array]:
         physics = jnp.zeros((2,), jnp.int32)

@@ -288,7 +288,9 @@ def test_small_tasks_in_double_precision(x64, key, name):
     """An actor may stay in single precision."""
     env = envs.make_env(envs.make_task(name, "jax"), 2)
     state = env.reset(key)
-    after = env.step(state, jnp.zeros((2, env.action_size), jnp.float32))
+    discrete = isinstance(env.action_space, envs.Discrete)
+    action = jnp.zeros(2, jnp.int32) if discrete else jnp.zeros((2, env.action_size), jnp.float32)
+    after = env.step(state, action)
     assert jax.tree.map(lambda x: x.dtype, after) == jax.tree.map(lambda x: x.dtype, state)
     assert state.obs.dtype == jnp.float64
 
