@@ -114,8 +114,8 @@ class Config:
 PRESETS = {
     "smoke": Config(
         num_seeds=2,
-        parts=("tables", "steps", "gradients"),
-        tasks=("permutation", "binding"),
+        parts=("tables", "gradients"),
+        tasks=("permutation",),
         methods=("FKL", "RKL", "factored"),
         rewards=5120,
         num_steps=4,
