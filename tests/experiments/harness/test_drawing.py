@@ -30,6 +30,7 @@ def picture(layout="constrained", panels=4):
 
 @pytest.fixture(autouse=True)
 def style():
+    plt.close("all")  # what tests before this one left open
     with plt.rc_context(drawing.STYLE):
         yield
     left = plt.get_fignums()
