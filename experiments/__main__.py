@@ -23,7 +23,7 @@ except ModuleNotFoundError as error:
     sys.exit(f"error: the command line needs {error.name}: pip install -e '.[experiments]'")
 
 from experiments.bench import timing
-from experiments.harness import flags, report, result, runs, words
+from experiments.harness import findings, flags, markdown, report, result, runs, words
 from experiments.harness.names import Names, find, listing, load
 
 PROG = flags.PROG
@@ -216,7 +216,7 @@ class ReportFlags:
 def _report(args: Sequence[str], names: Names) -> int:
     given = flags.parse(ReportFlags, args, "report")
     default = [path for path in (RUNS, RESULTS) if path.is_dir()]
-    found, problems = report.load(given.dirs or default)
+    found, problems = findings.load(given.dirs or default)
     if given.dirs and problems:
         raise flags.Mistake(problems[0])
     for problem in problems:
@@ -228,10 +228,10 @@ def _report(args: Sequence[str], names: Names) -> int:
         )
     missing = []
     if not given.dirs:
-        found = report.latest(found)
+        found = findings.latest(found)
         missing = sorted(set(names.experiments) - {run.result.experiment for run in found})
     if given.markdown or given.overview:
-        said = report.markdown(found) if given.markdown else report.overview(found, names.systems)
+        said = markdown.claims(found) if given.markdown else markdown.overview(found, names.systems)
         print(said, end="")
         return 0
     try:

@@ -1,130 +1,22 @@
-"""One self-contained page, and a Markdown table, from the results that runs left behind."""
+"""One self-contained page from the results that runs left behind."""
 
 import base64
 import html
 import itertools
 import pathlib
-import re
 import types
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
-from experiments.harness import result, words
+from experiments.harness import findings, result, words
+from experiments.harness.findings import Run, Systems
 
 HEADLINES = 4  # rows shown as large numbers
-GLANCE = 3  # figures of a system on the first screen
 SHORT = 20  # letters of words that are kept on one line
 PHONE = "max-width: 36rem"  # as in the style sheet
 _CSS = pathlib.Path(__file__).with_name("report.css")
 _TOP = "top"
-_KINDS = ("experiment", "benchmark", "accelerator suite")
 _MEDIA = {".png": "image/png", ".svg": "image/svg+xml"}
-
-
-Systems = Mapping[str, tuple[str, Sequence[str]]]
-"""Folder and experiments of each system, by its title."""
-
-
-class Run(NamedTuple):
-    """A result and the folder that holds its figures."""
-
-    folder: pathlib.Path
-    result: result.Result
-
-
-def load(paths: Iterable[pathlib.Path]) -> tuple[list[Run], list[str]]:
-    """Reads every `result.json` at or under `paths`.
-
-    Returns:
-        The readable runs, and one message for each path that holds none or a broken one.
-    """
-    runs, problems = [], []
-    for path in paths:
-        files = [path] if path.is_file() else sorted(path.rglob("result.json"))
-        if not files:
-            problems.append(f"{path} holds no result.json")
-        for file in files:
-            try:
-                runs.append(Run(file.parent, result.read(file, result.Result)))
-            except (ValueError, OSError) as error:
-                problems.append(str(error))
-    return runs, problems
-
-
-def latest(runs: Sequence[Run]) -> list[Run]:
-    """Returns the newest run of every command and device, experiments first.
-
-    The plain smoke run of an experiment shows that things work; it is left out once there is a run
-    of a larger preset. Runs with flags of their own (a user's data) are studies apart and stay.
-    """
-    newest: dict[tuple[str, ...], Run] = {}
-    for run in sorted(runs, key=lambda run: run.result.finished):
-        outcome, where = run.result, words.device(run.result.environment)
-        newest[outcome.experiment, outcome.preset, _own_flags(outcome), where] = run
-    larger = {name for name, preset, own, _ in newest if preset != "smoke" and not own}
-    kept = [
-        run
-        for (name, preset, own, _), run in newest.items()
-        if preset != "smoke" or own or name not in larger
-    ]
-    return sorted(
-        kept,
-        key=lambda run: (_KINDS.index(run.result.kind), run.result.experiment, run.result.preset),
-    )
-
-
-def _own_flags(outcome: result.Result) -> str:
-    """The flags of the command besides its preset: they make a study of its own."""
-    flags = re.sub(r"--preset[ =]\S+", "", outcome.command)
-    return flags[flags.find("--") :].strip() if "--" in flags else ""
-
-
-class Glance(NamedTuple):
-    """A system on the first screen.
-
-    Attributes:
-        title: The system; of experiments that are in none, their own title.
-        folder: Where the system lives; empty where that is not known.
-        rows: Its most telling figures, each with the run that it is of.
-    """
-
-    title: str
-    folder: str
-    rows: list[tuple[Run, result.Row]]
-
-
-def glance(runs: Sequence[Run], systems: Systems) -> list[Glance]:
-    """Returns the three most telling figures of each system that has results.
-
-    Results have their most telling rows first: taken are the first measured row of every claim,
-    from the experiments of a system in turn; of an experiment with several runs from the one with
-    the defaults of its largest preset.
-    """
-    best: dict[str, Run] = {}
-    for run in sorted(runs, key=lambda run: (bool(_own_flags(run.result)), _size(run.result))):
-        if run.result.kind == "experiment":
-            best.setdefault(run.result.experiment, run)
-    grouped = {name for _, names in systems.values() for name in names}
-    alone = {_title(best[n].result): ("", (n,)) for n in sorted(best) if n not in grouped}
-    found = []
-    for title, (folder, names) in (*systems.items(), *alone.items()):
-        firsts = [_telling(best[name]) for name in names if name in best]
-        turns = [row for turn in itertools.zip_longest(*firsts) for row in turn if row]
-        if firsts:
-            found.append(Glance(title, folder, turns[:GLANCE]))
-    return found
-
-
-def _size(outcome: result.Result) -> int:
-    order = ("cpu", "gpu", "smoke")
-    return order.index(outcome.preset) if outcome.preset in order else len(order)
-
-
-def _telling(run: Run) -> list[tuple[Run, result.Row]]:
-    """The first measured row of every claim."""
-    groups = _by_claim(run.result).values()
-    firsts = ([row for row in rows if row.value is not None][:1] for rows in groups)
-    return [(run, row) for row in itertools.chain(*firsts)]
 
 
 def write(
@@ -151,7 +43,7 @@ def page(
     title = (only.title or only.experiment) if only else "What was measured"
     anchors = [_TOP] if only else [f"r{index}" for index in range(len(runs))]
     entries = [
-        f'<li><a href="#{anchor}">{_e(_title(run.result))}</a> '
+        f'<li><a href="#{anchor}">{_e(findings.title_of(run.result))}</a> '
         f"<span>{_e(_origin(run.result))}</span></li>"
         for anchor, run in zip(anchors, runs, strict=True)
     ]
@@ -190,48 +82,9 @@ def page(
     return "\n".join(part for part in parts if part)
 
 
-def markdown(runs: Sequence[Run]) -> str:
-    """Returns the rows of all runs as one GitHub table, followed by how each was run."""
-    lines = [f"| Claim | {' | '.join(words.COMPARISON)} |", "|---|---|--:|--:|--:|---|"]
-    notes = []
-    for outcome in (run.result for run in runs if run.result.rows):
-        for claim, rows in _by_claim(outcome).items():
-            for row in rows:
-                cells = (claim if row is rows[0] else "", *words.comparison(row))
-                lines.append("| " + " | ".join(map(_markdown, cells)) + " |")
-        facts = (words.device(outcome.environment), words.versions(outcome.environment))
-        told = "; ".join(_markdown(fact) for fact in facts if fact)
-        labels = _markdown("; ".join(words.interval_labels(outcome)))
-        inside = f" In brackets after our figures: {labels}." if labels else ""
-        notes.append(f"- {_markdown(_title(outcome))} `{outcome.command}` ({told}).{inside}")
-    return "\n".join([*lines, "", *notes]) + "\n"
-
-
-def overview(runs: Sequence[Run], systems: Systems) -> str:
-    """Returns the first screen as a GitHub table, as a README opens with it."""
-    lines = ["| System | Figure | Ours | Against | Verdict |", "|---|---|--:|--:|---|"]
-    for found in glance(runs, systems):
-        title = _markdown(found.title)
-        title = f"**[{title}]({found.folder}/README.md#results)**" if found.folder else title
-        for index, (_, row) in enumerate(found.rows):
-            figure, ours, _, _, verdict = words.comparison(row)
-            cells = map(_markdown, (figure, ours, words.against(row), verdict))
-            lines.append(f"| {'' if index else title} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
-
-
-def _title(outcome: result.Result) -> str:
-    return outcome.title or outcome.experiment
-
-
 def _origin(outcome: result.Result) -> str:
     parts = (outcome.preset and f"preset {outcome.preset}", words.device(outcome.environment))
     return " · ".join(part for part in parts if part)
-
-
-def _markdown(said: str) -> str:
-    said = re.sub(r"([\\|`*\[\]])", r"\\\1", " ".join(said.split()))
-    return said.replace("&", "&amp;").replace("<", "&lt;")
 
 
 # The page, piece by piece
@@ -243,7 +96,7 @@ def _first_screen(runs: Sequence[Run], anchors: Sequence[str], systems: Systems)
     """A line for each system: its three most telling figures, each linked to all that is said."""
     where = dict(zip(map(id, runs), anchors, strict=True))
     lines = []
-    for found in glance(runs, systems):
+    for found in findings.glance(runs, systems):
         cells = []
         for run, row in found.rows:
             against = words.against(row)
@@ -253,7 +106,7 @@ def _first_screen(runs: Sequence[Run], anchors: Sequence[str], systems: Systems)
                 f'<span class="figure">{_e(words.quantity(row.value, row.unit))}</span>'
                 f"{beside}{_verdict(row.verdict)}</td>"
             )
-        cells += ["<td></td>"] * (GLANCE - len(cells))
+        cells += ["<td></td>"] * (findings.GLANCE - len(cells))
         made = dict.fromkeys(words.commit(run.result.environment) for run, _ in found.rows)
         small = f"<small>{_e(', '.join(filter(None, made)))}</small>"
         lines.append(f'<tr><th scope="row">{_e(found.title)}{small}</th>{"".join(cells)}</tr>')
@@ -273,7 +126,7 @@ def _section(run: Run, anchor: str) -> str:
     parts = [f'<section aria-labelledby="{anchor}">']
     head = "h2" if anchor == _TOP else "h3"
     if anchor != _TOP:
-        parts.append(f'<h2 id="{anchor}">{_e(_title(outcome))}</h2>')
+        parts.append(f'<h2 id="{anchor}">{_e(findings.title_of(outcome))}</h2>')
     if origin := _origin(outcome):
         parts.append(f'<p class="origin">{_e(origin)}</p>')
     if outcome.summary:
@@ -321,7 +174,7 @@ def _headlines(outcome: result.Result) -> str:
 def _claims(outcome: result.Result) -> str:
     """All figures, grouped by claim."""
     bodies = []
-    for claim, rows in _by_claim(outcome).items():
+    for claim, rows in findings.by_claim(outcome).items():
         lines = [_band(claim, len(words.COMPARISON))]
         for row in rows:
             ours = _quantity(row.value, row.unit)
@@ -356,13 +209,6 @@ def _claims(outcome: result.Result) -> str:
         f"<thead><tr>{header}</tr></thead>{''.join(bodies)}</table>",
         "Claims and figures",
     )
-
-
-def _by_claim(outcome: result.Result) -> dict[str, list[result.Row]]:
-    groups: dict[str, list[result.Row]] = {}
-    for row in outcome.rows:
-        groups.setdefault(row.claim, []).append(row)
-    return groups
 
 
 def _caption(outcome: result.Result) -> str:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from experiments.harness import flags, lost, report, result, words
+from experiments.harness import findings, flags, lost, report, result, words
 from jaxlab.core import lock
 
 SHARED = ("units", "checkpoints")
@@ -166,7 +166,7 @@ def show(out: pathlib.Path) -> int:
 
 
 def _page(out: pathlib.Path) -> pathlib.Path:
-    found, problems = report.load([out / "result.json"])
+    found, problems = findings.load([out / "result.json"])
     if problems:
         raise flags.Mistake(problems[0])
     page = out / "report.html"

@@ -13,7 +13,7 @@ import pytest
 
 from experiments import __main__ as command_line
 from experiments.bench import cells, ledger, suite, worker
-from experiments.harness import report, result
+from experiments.harness import findings, report, result
 
 HERE = pathlib.Path(__file__).parents[1]
 ENVIRONMENT = result.Environment("NVIDIA H100 80GB HBM3", "gpu", 1, "Some CPU", 8, {"jax": "0.1"})
@@ -90,7 +90,7 @@ def test_a_crash_loses_nothing(tmp_path):
     # The report finds the device like any other result.
     ((folder, count),) = ledger.merge(tmp_path, tmp_path / "gpu")
     assert count == len(entries) and folder.name == "nvidia-h100-80gb-hbm3"
-    runs, problems = report.load([tmp_path / "gpu"])
+    runs, problems = findings.load([tmp_path / "gpu"])
     assert problems == [] and runs[0].result.title == "Accelerator suite on NVIDIA H100 80GB HBM3"
     page = report.page(runs)
     for words in ("passed", "failed", "SIGKILL", "max_error 1×10⁻⁶", "3 numbers", "not here"):

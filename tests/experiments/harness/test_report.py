@@ -10,7 +10,7 @@ import re
 import pytest
 
 import experiments
-from experiments.harness import report, result, words
+from experiments.harness import findings, markdown, report, result, words
 
 PNG = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
@@ -70,7 +70,7 @@ class Page(html.parser.HTMLParser):
 @pytest.fixture
 def run(tmp_path):
     (tmp_path / "a.png").write_bytes(PNG)
-    return report.Run(tmp_path, RESULT)
+    return findings.Run(tmp_path, RESULT)
 
 
 @pytest.mark.parametrize("missing", [(), ("other",)], ids=["one_run", "with_contents"])
@@ -136,7 +136,7 @@ def test_page_shows_all_that_was_measured(run):
 def test_page_has_no_figure_without_a_run(run):
     """Every digit on the page comes from the result, from CSS or from the date of writing."""
     empty = result.Result("toy", (result.Row("Claim", "Beds", None, verdict="not measured"),))
-    page = Page(report.page([report.Run(run.folder, empty)], missing=("other",)))
+    page = Page(report.page([findings.Run(run.folder, empty)], missing=("other",)))
     told = page.text.split("Written")[0]
     assert re.findall(r"\d+", told) == []
     assert "not measured" in told
@@ -166,7 +166,7 @@ def test_everything_is_escaped(run):
     assert not any("onclick" in attributes for _, attributes, _ in page.elements)
     assert page.text.count(NASTY) > 20
     # In Markdown every row has as many unescaped bars as the header.
-    lines = report.markdown([run._replace(result=nasty), run]).splitlines()
+    lines = markdown.claims([run._replace(result=nasty), run]).splitlines()
     bars = [len(re.findall(r"(?<!\\)(?:\\\\)*\|", line)) for line in lines if line.startswith("|")]
     assert len(bars) == 2 + 2 + 3 and set(bars) == {7}
     assert "<b" not in "".join(line for line in lines if line.startswith("|"))
@@ -174,7 +174,7 @@ def test_everything_is_escaped(run):
 
 def test_an_empty_table_and_an_empty_result_still_make_a_page(tmp_path):
     empty = result.Result("toy", tables=(result.Table("Nothing", ("a", "b"), ()),))
-    page = Page(report.page([report.Run(tmp_path, empty), report.Run(tmp_path, RESULT)]))
+    page = Page(report.page([findings.Run(tmp_path, empty), findings.Run(tmp_path, RESULT)]))
     assert "Nothing" in page.text and page.open == []
 
 
@@ -237,7 +237,7 @@ def test_an_interval_says_what_it_is(run):
     for said in ("middle of all draws: 25 to 27", "range over sites: 20 to 28"):
         assert said in page, said
     assert "20 to 28 range over sites" in page  # in the table too
-    told = report.markdown([run._replace(result=outcome)])
+    told = markdown.claims([run._replace(result=outcome)])
     assert "In brackets after our figures: middle of all draws; range over sites." in told
 
 
@@ -248,7 +248,7 @@ def test_figures_outside_the_run_folder_stay_out(tmp_path, path):
     (tmp_path / "secret.png").write_bytes(PNG)
     (folder / "notes.txt").write_text("private")
     figure = result.Figure(path, "The caption")
-    page = Page(report.page([report.Run(folder, result.Result("toy", figures=(figure,)))]))
+    page = Page(report.page([findings.Run(folder, result.Result("toy", figures=(figure,)))]))
     assert page.all("img") == []
     assert f"{path} is not in the run folder" in page.text and "The caption" in page.text
 
@@ -266,8 +266,8 @@ def test_load_tells_what_it_could_not_read(tmp_path):
         (tmp_path / name).mkdir()
     result.write(tmp_path / "good" / "result.json", RESULT)
     (tmp_path / "broken" / "result.json").write_text("{")
-    runs, problems = report.load([tmp_path, tmp_path / "empty"])
-    assert runs == [report.Run(tmp_path / "good", RESULT)]
+    runs, problems = findings.load([tmp_path, tmp_path / "empty"])
+    assert runs == [findings.Run(tmp_path / "good", RESULT)]
     assert len(problems) == 2
     assert "broken" in problems[0] and "empty holds no result.json" in problems[1]
 
@@ -275,7 +275,7 @@ def test_load_tells_what_it_could_not_read(tmp_path):
 def test_latest_keeps_the_newest_run_that_tells_something(tmp_path):
     def at(finished, **changes):
         changed = dataclasses.replace(RESULT, finished=finished, **changes)
-        return report.Run(tmp_path / finished, changed)
+        return findings.Run(tmp_path / finished, changed)
 
     gpu = dataclasses.replace(ENVIRONMENT, device="GPU")
     runs = [
@@ -286,7 +286,7 @@ def test_latest_keeps_the_newest_run_that_tells_something(tmp_path):
         at("2025-01", preset="smoke", experiment="untried"),
         at("2025-05", environment=gpu),
     ]
-    kept = [run.folder.name for run in report.latest(runs)]
+    kept = [run.folder.name for run in findings.latest(runs)]
     assert sorted(kept) == ["2025-01", "2025-03", "2025-04", "2025-05"]
     assert kept[-1] == "2025-03"  # benchmarks come after experiments
 
@@ -299,7 +299,7 @@ SYSTEMS = {
 
 
 def a_run(folder, name, *rows, **changes):
-    return report.Run(folder, result.Result(name, rows, environment=ENVIRONMENT, **changes))
+    return findings.Run(folder, result.Result(name, rows, environment=ENVIRONMENT, **changes))
 
 
 def test_the_first_screen_has_a_line_for_each_system(tmp_path):
@@ -319,13 +319,13 @@ def test_the_first_screen_has_a_line_for_each_system(tmp_path):
     runs = [
         a_run(tmp_path, "toy", row("A", "smoke"), preset="smoke"),
         a_run(tmp_path, "toy", row("A", "mine"), preset="cpu", command="x run toy --data my.csv"),
-        report.Run(tmp_path, result.Result("toy", toy, preset="cpu", environment=made)),
+        findings.Run(tmp_path, result.Result("toy", toy, preset="cpu", environment=made)),
         a_run(tmp_path, "other", result.Row("O", "o0", 2.0, paper="1 to 2 %"), preset="gpu"),
         a_run(tmp_path, "unmeasured", row("N", "n0", None, "not measured")),
         a_run(tmp_path, "alone", row("L", "l0"), title="Stands alone"),
         a_run(tmp_path, "bench_x", row("P", "p0"), kind="benchmark"),
     ]
-    found = report.glance(runs, SYSTEMS)
+    found = findings.glance(runs, SYSTEMS)
     assert [(g.title, [row.metric for _, row in g.rows]) for g in found] == [
         ("First", ["a1", "o0", "b0"]),
         ("Second", []),
@@ -338,7 +338,7 @@ def test_the_first_screen_has_a_line_for_each_system(tmp_path):
     assert "commit 0123456789 with changes, commit not recorded" in first
     (anchor,) = {a["href"] for a in page.all("a") if a.get("href") == "#r2"}
     assert anchor == "#r2" and page.open == []
-    table = report.overview(runs, SYSTEMS).splitlines()
+    table = markdown.overview(runs, SYSTEMS).splitlines()
     assert table[2:] == [
         "| **[First](jaxlab/first/README.md#results)** | a1 | 26 beds | 20 beds (rule) "
         "| ▲ better |",

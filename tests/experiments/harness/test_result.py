@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import experiments
-from experiments.harness import report, result
+from experiments.harness import findings, report, result
 
 ENVIRONMENT = result.Environment("TPU v9", "tpu", 4, "Some CPU", 8, {"jax": "0.10.2"})
 FULL = result.Result(
@@ -215,7 +215,7 @@ def test_environment_tells_this_process():
 @pytest.mark.parametrize("path", CURATED, ids=lambda path: path.parent.name)
 def test_curated_results_of_older_versions_are_read_and_shown(path):
     kept = result.read(path, result.Result)
-    page = report.page([report.Run(path.parent, kept)])
+    page = report.page([findings.Run(path.parent, kept)])
     data = json.loads(path.read_text(encoding="utf-8"))
     assert len(kept.rows) == len(data["rows"]) and len(kept.tables) == len(data["tables"])
     for row in kept.rows:

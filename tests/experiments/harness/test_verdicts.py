@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from experiments.harness import report, result, verdicts, words
+from experiments.harness import findings, markdown, result, verdicts, words
 
 PAIRS = np.array([0.05, 0.1, 0.9, 0.5, 1.6])
 """Five paired differences, all above zero, that three studies used to judge in two ways."""
@@ -138,4 +138,4 @@ def test_a_row_beside_a_rival_that_lost_every_seed_is_kept_and_read(tmp_path):
     outcome = result.Result("toy", rows=(row,))
     result.write(tmp_path / "result.json", outcome)
     assert result.read(tmp_path / "result.json", result.Result) == outcome
-    assert "not measured (rival)" in report.markdown(report.load([tmp_path / "result.json"])[0])
+    assert "not measured (rival)" in markdown.claims(findings.load([tmp_path / "result.json"])[0])
