@@ -183,46 +183,49 @@ def descend(
 
 
 def climb(
-    key: jax.Array,
+    state: SequenceState,
     loss: Callable[[PyTree, jax.Array, jax.Array], tuple[jax.Array, dict[str, jax.Array]]],
-    params: PyTree,
-    opt_state: PyTree,
-    settings: Settings,
+    policy: Policy,
+    drawn: Sample,
+    rewards: Float[Array, " B"],
+    keys: tuple[jax.Array, jax.Array],
     *,
-    batch: int,
     num_epochs: int,
     num_minibatches: int,
-) -> tuple[PyTree, PyTree, dict[str, Float[Array, ""]]]:
-    """Descends a loss for some epochs over one batch, in minibatches of a new order each time.
+) -> tuple[SequenceState, dict[str, Array | Mean]]:
+    """Descends a loss for some epochs over what was drawn, in minibatches of a new order each time.
 
     Args:
-        key: PRNG key.
+        state: before the descent, with the parameters that drew.
         loss: `loss(params, key, index) -> (loss, metrics)` of the samples that `index` names.
-        params: parameters.
-        opt_state: state of the optimizer.
-        settings: see `make_optimizer`.
-        batch: number of samples.
-        num_epochs: how often each is learned from.
+        policy: what is trained.
+        drawn: `[B, K]` what it drew.
+        rewards: `[B]` of these.
+        keys: PRNG keys of the epochs, and of what is described.
+        num_epochs: how often each sample is learned from.
         num_minibatches: gradient steps of an epoch, dividing the batch.
 
     Returns:
-        Parameters, state of the optimizer, and mean metrics.
+        The state after the descent, what was drawn remembered, and metrics.
     """
 
     def minibatch(carry: tuple, at: tuple[Array, Array]) -> tuple[tuple, dict[str, Array]]:
         params, opt_state = carry
         (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(params, *at)
-        return descend(grads, params, opt_state, settings), metrics | {"policy/loss": value}
+        return descend(grads, params, opt_state, state.settings), metrics | {"policy/loss": value}
 
     def epoch(carry: tuple, key: Array) -> tuple[tuple, dict[str, Array]]:
         key_order, key_loss = jax.random.split(key)
-        order = jax.random.permutation(key_order, batch).reshape(num_minibatches, -1)
+        order = jax.random.permutation(key_order, rewards.size).reshape(num_minibatches, -1)
         return jax.lax.scan(minibatch, carry, (jax.random.split(key_loss, num_minibatches), order))
 
-    (params, opt_state), metrics = jax.lax.scan(
-        epoch, (params, opt_state), jax.random.split(key, num_epochs)
+    (params, opt_state), fitted = jax.lax.scan(
+        epoch, (state.params, state.opt_state), jax.random.split(keys[0], num_epochs)
     )
-    return params, opt_state, {name: jnp.mean(x) for name, x in metrics.items()}
+    metrics = describe(keys[1], policy, state.params, drawn, rewards)
+    metrics |= {name: jnp.mean(x) for name, x in fitted.items()}
+    state = state._replace(params=params, opt_state=opt_state)
+    return remember(state, drawn.tokens, rewards), metrics
 
 
 def make_algorithm(

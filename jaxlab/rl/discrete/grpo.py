@@ -88,20 +88,17 @@ def grpo(
                 kl_coef=settings["kl_coef"],
             )
 
-        params, opt_state, fitted = bandits.climb(
-            key_epochs,
+        state, metrics = bandits.climb(
+            state._replace(key=key),
             loss,
-            old,
-            state.opt_state,
-            settings,
-            batch=batch,
+            policy,
+            drawn,
+            rewards,
+            (key_epochs, key_bands),
             num_epochs=num_epochs,
             num_minibatches=num_minibatches,
         )
-        metrics = bandits.describe(key_bands, policy, old, drawn, rewards)
-        metrics |= fitted | {"reward/failed": failed}
-        state = state._replace(params=params, opt_state=opt_state, key=key)
-        return bandits.remember(state, drawn.tokens, rewards), metrics
+        return state, metrics | {"reward/failed": failed}
 
     rules = bandits.RULES | {"kl_coef": settings_lib.NOT_NEGATIVE}
     return bandits.make_algorithm(policy, step, numbers, pretrained, "grpo_sequences", rules)

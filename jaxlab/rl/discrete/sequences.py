@@ -288,20 +288,17 @@ def reverse(
                 temperature=settings["temperature"],
             )
 
-        params, opt_state, fitted = bandits.climb(
-            key_epochs,
+        state, metrics = bandits.climb(
+            state._replace(key=key),
             loss,
-            old,
-            state.opt_state,
-            settings,
-            batch=batch,
+            policy,
+            drawn,
+            rewards,
+            (key_epochs, key_bands),
             num_epochs=num_epochs,
             num_minibatches=num_minibatches,
         )
-        metrics = bandits.describe(key_bands, policy, old, drawn, rewards)
-        metrics |= fitted | {"reward/failed": failed}
-        state = state._replace(params=params, opt_state=opt_state, key=key)
-        return bandits.remember(state, drawn.tokens, rewards), metrics
+        return state, metrics | {"reward/failed": failed}
 
     return bandits.make_algorithm(policy, step, numbers, init_params, "reverse_sequences", rules)
 
