@@ -73,16 +73,21 @@ def _reverse(
 ) -> Callable[[SequenceTask, Config], Method]:
     def make(task: SequenceTask, config: Config) -> Method:
         policy = make_policy(task, config)
-        if make_policy is _transformer:
-            steps = num_steps(task, config)
-            options.setdefault("count", -(-steps // 2))
-        else:
-            steps = 1 if make_policy is _factored else task.length
+        diffuses = make_policy is _transformer
+        steps = num_steps(task, config) if diffuses else 1 if make_policy is _factored else None
+        # Of single steps of denoising, every gradient looks at half.
+        half = {"count": -(-num_steps(task, config) // 2)} if diffuses and not options else {}
         algorithm = discrete.reverse(
-            task.reward, policy, num_steps=steps, batch=config.batch, num_epochs=UPDATES, **options
+            task.reward,
+            policy,
+            num_steps=steps,
+            batch=config.batch,
+            num_epochs=UPDATES,
+            **half,
+            **options,
         )
         sweep = {"learning_rate": config.learning_rates, "temperature": PRICES["reverse"]}
-        return Method(algorithm, config.batch, sweep, _drawing(policy), make_policy is _transformer)
+        return Method(algorithm, config.batch, sweep, _drawing(policy), diffuses)
 
     return make
 
@@ -149,8 +154,8 @@ TABLE: dict[str, Callable[[SequenceTask, Config], Method]] = {
     "FKL, hard radius": _forward(target_kl=1.0),
     "FKL, visited states": _forward(noise="on_policy"),
     "FKL, weights with a sign": _forward(weighting="signed"),
-    "RKL, ratio of bounds": _reverse(_transformer, ratio="bound", count=1),
-    "RKL, mean field": _reverse(_transformer, ratio="mean_field", count=1),
+    "RKL, ratio of bounds": _reverse(_transformer, ratio="bound"),
+    "RKL, mean field": _reverse(_transformer, ratio="mean_field"),
 }
 """The two updates of the paper, what they are held against, and variants."""
 NAMES = tuple(TABLE)

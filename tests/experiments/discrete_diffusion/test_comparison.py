@@ -116,6 +116,14 @@ def test_every_method_takes_the_settings_that_it_tunes(name):
     assert TINY.batch // 2 < method.rewards <= TINY.batch
 
 
+@pytest.mark.parametrize("name", methods.NAMES)
+def test_a_method_is_made_anew_for_every_task(name):
+    """Steps of the first task, of which half are looked at, would be too many for the second."""
+    made = tasks.make_tasks(dataclasses.replace(TINY, tasks=("parity", "permutation")))
+    methods.make_method(name, made["parity"], dataclasses.replace(TINY, num_steps=8))
+    methods.make_method(name, made["permutation"], dataclasses.replace(TINY, num_steps=2))
+
+
 def test_sampling_in_few_steps_has_the_errors_of_the_closed_forms(monkeypatch):
     """Parity by its formula; of permutations one step is n! / n^n."""
     monkeypatch.setattr(steps, "STEPS", (1, 2, 3, 8))
