@@ -9,16 +9,17 @@ corpus, oracles and pre-trained policy are common.
 import functools
 import pathlib
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import matplotlib.pyplot as plt
 import numpy as np
 
 from experiments.discrete_diffusion import Config
-from experiments.harness import drawing, units, verdicts
-from experiments.harness.result import Figure, Part, Row, Table
+from experiments.discrete_diffusion.parts import dna_told
+from experiments.discrete_diffusion.parts.dna_told import Ground, Judged
+from experiments.harness import units, verdicts
+from experiments.harness.result import Part
 from experiments.harness.units import Unit
 from jaxlab.core import logging, loop
 from jaxlab.core.types import Algorithm, PyTree
@@ -26,7 +27,7 @@ from jaxlab.diffusion.discrete import sampling, schedules
 from jaxlab.diffusion.discrete.schedules import Schedule
 from jaxlab.learning import over_seeds
 from jaxlab.rl import discrete
-from jaxlab.rl.discrete import DnaReport, Surrogate, TokenPolicy, enhancers, surrogates
+from jaxlab.rl.discrete import DnaReport, TokenPolicy, enhancers, surrogates
 
 REFERENCE = 0.01
 """Share of the corpus, the most active, that sequences should be like; the published 0.1 % of
@@ -37,52 +38,6 @@ BATCH = 256
 """Sequences of a step of fine-tuning."""
 SETTINGS = ("seed", "dna_length", "dna_corpus", "dna_hidden", "dna_pretraining", "dna_steps")
 """What all methods begin from depends on these."""
-COLUMNS = {
-    "reward": ("Reward oracle", 2),
-    "judge": ("Judging oracle", 2),
-    "activity": ("Simulator", 2),
-    "open_share": ("Accessible", 3),
-    "trimer_correlation": ("3-mers", 3),
-    "motif_correlation": ("Motifs", 3),
-    "log_likelihood": ("Log-likelihood", 1),
-    "distance": ("Distance", 3),
-    "unique": ("Different", 3),
-}
-"""Numbers of a report, as the table shows them, and their digits."""
-
-
-class Ground(NamedTuple):
-    """What all methods begin from.
-
-    Attributes:
-        prior: pre-trained parameters.
-        reward: the oracle that is optimized.
-        judge: the one that is not.
-        reference: `[R, L]` the most active of the corpus.
-        natural: numbers of `DnaReport` of the corpus itself.
-    """
-
-    prior: Any
-    reward: Surrogate
-    judge: Surrogate
-    reference: np.ndarray
-    natural: dict[str, np.ndarray]
-
-
-class Judged(NamedTuple):
-    """One method.
-
-    Attributes:
-        report: `[seeds]` each of the numbers of `DnaReport`, by name.
-        calls: calls of the reward oracle, of one seed.
-        course: calls `[chunks]` and mean rewards `[chunks, seeds]` in training; empty without.
-        trimers: `[64]` how often groups of three bases occur, in what all seeds drew.
-    """
-
-    report: dict[str, np.ndarray]
-    calls: int
-    course: tuple[np.ndarray, np.ndarray]
-    trimers: np.ndarray
 
 
 def run(config: Config, out: pathlib.Path) -> Part:
@@ -112,7 +67,8 @@ def run(config: Config, out: pathlib.Path) -> Part:
     }
     todo = {name: unit(name, rates.get(name, 0.0), False) for name in names}
     kept = units.run(list(todo.values()), out, title="discrete_diffusion, DNA", metrics=_metrics)
-    return tell({name: kept[one.name] for name, one in todo.items()}, rates, ground, config, out)
+    found = {name: kept[one.name] for name, one in todo.items()}
+    return dna_told.tell(found, rates, ground, config, out)
 
 
 def prepare(config: Config, folder: pathlib.Path) -> Ground:
@@ -150,21 +106,24 @@ def fine_tune(
     """Fine-tunes all seeds side by side, or chooses among draws, and judges what comes out."""
     ground = jax.tree.map(jnp.asarray, ground)
     keys = [jax.random.fold_in(jax.random.key(seed), 1000 + i) for i in range(num_seeds)]
-    course = np.zeros(0), np.zeros((0, num_seeds))
+    course, lost = (np.zeros(0), np.zeros((0, num_seeds))), set[int]()
     if name in TRAINED:
-        algorithm = TRAINED[name](ground, rate, config)
         num_steps = config.dna_calls // BATCH
-        learner = over_seeds(algorithm, num_seeds)
-        ended = loop.run(
-            learner,
-            jax.random.key(seed),
-            num_steps=num_steps,
-            chunk_size=max(num_steps // config.evaluations, 1),
-            directory=folder,
-        )
+        calls = num_steps * BATCH
+        try:
+            ended = loop.run(
+                over_seeds(TRAINED[name](ground, rate, config), num_seeds),
+                jax.random.key(seed),
+                num_steps=num_steps,
+                chunk_size=max(num_steps // config.evaluations, 1),
+                directory=folder,
+            )
+        except loop.NonFiniteError:
+            gone = dict.fromkeys(DnaReport._fields, np.full(num_seeds, np.nan))
+            return Judged(gone, calls, course, np.zeros(64))
         records = logging.read_jsonl(folder / "metrics.jsonl")
         steps, rewards = logging.series(records, "reward/mean_seeds")
-        course, calls = (steps * BATCH, rewards), num_steps * BATCH
+        course, lost = (steps * BATCH, rewards), set(ended.frozen)
         draw = jax.jit(functools.partial(_draw, config))
         drawn = [
             draw(jax.tree.map(lambda x, i=i: x[i], ended.state.params), key)
@@ -177,8 +136,10 @@ def fine_tune(
     judge = _judge(ground, config)
     reports = [jax.device_get(judge(tokens)) for tokens in drawn]
     report = {k: np.array([getattr(one, k) for one in reports]) for k in DnaReport._fields}
-    trimers = np.sum([np.asarray(enhancers.trimers(tokens)) for tokens in drawn], axis=0)
-    return Judged(report, calls, course, trimers)
+    for values in report.values():
+        values[list(lost)] = np.nan
+    kept = [np.asarray(enhancers.trimers(x)) for i, x in enumerate(drawn) if i not in lost]
+    return Judged(report, calls, course, np.sum(kept, axis=0))
 
 
 def make_policy(config: Config) -> TokenPolicy:
@@ -313,8 +274,10 @@ def _svdd(ground: Ground, config: Config) -> Choose:
 
 
 def _smc(ground: Ground, config: Config) -> Choose:
-    """The starts, every step and the ends."""
-    return _guide(discrete.smc, ground, config, (config.dna_steps + 2) * DRAWS)
+    """Every particle at its start, every step and its end; those that are judged are some."""
+    particles = max(config.dna_calls // (config.dna_steps + 2), DRAWS)
+    calls = (config.dna_steps + 2) * particles
+    return _guide(discrete.smc, ground, config, calls, batch=particles)
 
 
 def _guide(
@@ -327,10 +290,9 @@ def _guide(
             _reward(ground),
             policy,
             ground.prior,
-            batch=DRAWS,
             schedule=_schedule(config),
-            **options,
-        ).tokens
+            **{"batch": DRAWS, **options},
+        ).tokens[:DRAWS]
 
     return choose, calls
 
@@ -358,146 +320,3 @@ GUIDED: Mapping[str, Callable[[Ground, Config], Choose]] = {
 }
 """Methods that do not."""
 METHODS = (*TRAINED, *GUIDED)
-
-
-# What is said
-
-
-def tell(
-    found: dict[str, Judged],
-    rates: Mapping[str, float],
-    ground: Ground,
-    config: Config,
-    out: pathlib.Path,
-) -> Part:
-    """Returns rows, the table of all methods, pictures and limits."""
-    return Part(
-        tuple(_rows(found)),
-        (_pareto(found, out), _trimers(found, ground, out)),
-        (_table(found, rates, ground),),
-        _limits(ground, config),
-    )
-
-
-def _rows(found: dict[str, Judged]) -> list[Row]:
-    rows = []
-    for name, one in found.items():
-        if name in ("FKL", "RKL"):
-            for rival in METHODS:
-                if rival in found and rival not in ("FKL", "RKL", "pre-trained"):
-                    rows.append(
-                        verdicts.row(
-                            "Fine-tuned sequences are truly active, at equal calls of the oracle",
-                            f"Simulated activity of {name}",
-                            one.report["activity"],
-                            (rival, found[rival].report["activity"]),
-                            larger_is_better=True,
-                            paired=False,
-                        )
-                    )
-            rows.append(
-                verdicts.row_alone(
-                    "They stay natural",
-                    f"Correlation of 3-mers with the most active of the corpus, {name}",
-                    one.report["trimer_correlation"],
-                    paper="0.886 (DRAKES, real data)",
-                )
-            )
-    for name, one in found.items():
-        if name != "pre-trained":
-            rows.append(
-                verdicts.row_alone(
-                    "What is gained is real",
-                    f"Oracle's reward less the simulator's activity, {name}",
-                    one.report["reward"] - one.report["activity"],
-                    note=f"Medians; {one.calls:,} calls of the oracle a seed.",
-                )
-            )
-    return rows
-
-
-def _table(found: dict[str, Judged], rates: Mapping[str, float], ground: Ground) -> Table:
-    def cells(name: str, report: Mapping[str, np.ndarray]) -> list[float | str | None]:
-        values = {k: verdicts.average(np.atleast_1d(report[k])) for k in COLUMNS}
-        shown = [round(values[k], digits) for k, (_, digits) in COLUMNS.items()]
-        return [name, *(x if x == x else None for x in shown)]
-
-    rows: list[tuple[float | str | None, ...]] = [(*cells("corpus", ground.natural), 0, None)]
-    for name, one in found.items():
-        rows.append((*cells(name, one.report), one.calls, rates.get(name)))
-    return Table(
-        "Generated DNA",
-        ("Method", *(title for title, _ in COLUMNS.values()), "Calls", "Learning rate"),
-        tuple(rows),
-        "Medians of activity by the oracle that was optimized, by another, and by the simulator; "
-        "share of accessible sequences; correlation of 3-mers and of motif hits with the most "
-        "active of the corpus; median log-likelihood under the pre-trained policy; share of bases "
-        "in which two sequences differ; different sequences over all. Means over seeds.",
-    )
-
-
-def _limits(ground: Ground, config: Config) -> tuple[str, ...]:
-    return (
-        "The truth is a simulator of this library: its activities compare with no published ones.",
-        f"Sequences have {config.dna_length} bases and networks {config.dna_hidden} channels; the "
-        "published task has 200 and 128.",
-        f"On held-out sequences the oracles correlate {float(ground.reward.correlation):.2f} and "
-        f"{float(ground.judge.correlation):.2f} with noisy labels; both learned from "
-        f"{config.dna_corpus // 2:,} sequences.",
-        "Corpus, oracles and pre-trained policy are common to all methods and seeds.",
-        f"Fine-tuned methods choose their learning rate of "
-        f"{', '.join(f'{r:g}' for r in config.dna_rates)} by the judging oracle, on "
-        f"{config.tuning_seeds} seeds of their own."
-        if config.tuning_seeds and len(config.dna_rates) > 1
-        else "No method is tuned.",
-    )
-
-
-def _pareto(found: dict[str, Judged], out: pathlib.Path) -> Figure:
-    with plt.rc_context(drawing.STYLE):
-        figure, axes = drawing.panels(1, 2)
-        for axis, (k, label) in zip(
-            axes[0],
-            (("log_likelihood", "Log-likelihood, pre-trained"), ("reward", "Reward oracle")),
-            strict=True,
-        ):
-            for i, (name, one) in enumerate(found.items()):
-                color, marker = drawing.COLORS[i % 7], "osD"[i // 7]
-                x, y = one.report[k], one.report["activity"]
-                axis.scatter(x, y, s=16, color=color, alpha=0.5, marker=marker)
-                axis.scatter(x.mean(), y.mean(), s=60, color=color, marker=marker, label=name)
-            axis.set_xlabel(label)
-            axis.set_ylabel("Simulated activity")
-        low, high = axes[0, 1].get_ylim()
-        axes[0, 1].plot([low, high], [low, high], color=drawing.MUTED, lw=1, ls="--", zorder=0)
-        axes[0, 0].set_title("Active, and natural?")
-        axes[0, 1].set_title("Real, or found in the oracle?")
-        drawing.legend(figure)
-        drawing.save(figure, out / "dna.png")
-    return Figure(
-        "dna.png",
-        "True activity against naturalness and against what the optimized oracle says; below the "
-        "dashed line the oracle promises too much. Small points are seeds.",
-        "Simulated activity against log-likelihood and against predicted activity, by method",
-    )
-
-
-def _trimers(found: dict[str, Judged], ground: Ground, out: pathlib.Path) -> Figure:
-    shown = [name for name in ("FKL", "RKL", "DRAKES") if name in found] or list(found)[:1]
-    natural = np.asarray(enhancers.trimers(jnp.asarray(ground.reference)))
-    with plt.rc_context(drawing.STYLE):
-        figure, axes = drawing.panels(1, len(shown))
-        for axis, name in zip(axes[0], shown, strict=True):
-            x, y = 100 * natural / natural.sum(), found[name].trimers
-            axis.scatter(x, 100 * y / y.sum(), s=16, color=drawing.BLUE)
-            end = max(x.max(), (100 * y / y.sum()).max())
-            axis.plot([0, end], [0, end], color=drawing.MUTED, lw=1, ls="--")
-            axis.set_title(name)
-            axis.set_xlabel("Most active of the corpus, %")
-            axis.set_ylabel("Generated, %")
-        drawing.save(figure, out / "trimers.png")
-    return Figure(
-        "trimers.png",
-        "How often each group of three bases occurs, in natural active and in generated sequences.",
-        "Scatter of the frequencies of 64 groups of three bases",
-    )

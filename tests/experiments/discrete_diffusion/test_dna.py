@@ -1,6 +1,8 @@
 """The study of regulatory DNA: calls are those that are made, and tuning sees no truth."""
 
 import dataclasses
+import warnings
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,8 @@ import pytest
 
 from experiments.discrete_diffusion import Config
 from experiments.discrete_diffusion.parts import dna
-from jaxlab.rl.discrete import DnaReport
+from jaxlab.core import types
+from jaxlab.rl.discrete import DnaReport, Surrogate
 
 pytestmark = pytest.mark.usefixtures("optax_promotes")
 TINY = Config(
@@ -64,7 +67,7 @@ def test_rates_are_chosen_by_the_judge_and_not_by_the_truth(tmp_path, monkeypatc
         return invented([9, 9], [judge, judge], [0, 0] if rate == 1e-2 else [8, 8])
 
     natural = dict.fromkeys(DnaReport._fields, np.float32(0.5))
-    oracle = dna.Surrogate(*[np.zeros(1)] * 3, np.float32(0.7))
+    oracle = Surrogate(*[np.zeros(1)] * 3, np.float32(0.7))
     ground = dna.Ground({}, oracle, oracle, np.zeros((3, 16), np.int32), natural)
     monkeypatch.setattr(dna, "fine_tune", fine_tune)
     monkeypatch.setattr(dna, "prepare", lambda config, folder: ground)
@@ -80,6 +83,37 @@ def test_rates_are_chosen_by_the_judge_and_not_by_the_truth(tmp_path, monkeypatc
     assert gap.value == pytest.approx(9.0)
     cells = {cells[0]: cells for cells in part.tables[0].rows}
     assert cells["FKL"][1:4] == (9.0, 5.0, 0.0) and cells["FKL"][-1] == 1e-2
+
+
+class Fragile(NamedTuple):
+    """Parameters, and whether the next step is not finite."""
+
+    params: Any
+    breaks: jax.Array
+
+
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_a_seed_that_blows_up_has_no_figures(tmp_path, monkeypatch, share):
+    """Its parameters could still be drawn from."""
+    monkeypatch.setattr(dna, "DRAWS", 8)
+    monkeypatch.setattr(dna, "_judge", lambda *_: lambda tokens: DnaReport(*[jnp.ones(())] * 9))
+
+    def init(key):
+        params = dna.make_policy(TINY).init(key)
+        return Fragile(params, jax.random.uniform(jax.random.fold_in(key, 1)) < share)
+
+    def step(state):
+        return state, {"reward/mean": jnp.where(state.breaks, jnp.nan, 1.0)}
+
+    monkeypatch.setattr(dna, "TRAINED", {"FKL": lambda *_: types.Algorithm(init, step)})
+    ground = dna.Ground({}, None, None, np.zeros((3, 16), np.int32), {})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # which seed froze
+        found = dna.fine_tune("FKL", 1e-3, TINY, 6, 0, ground, tmp_path)
+    lost = np.isnan(found.report["activity"])
+    assert lost.all() if share == 1.0 else 0 < lost.sum() < 6
+    np.testing.assert_array_equal(found.report["activity"][~lost], 1.0)
+    assert found.trimers.sum() == (~lost).sum() * 8 * 14
 
 
 @pytest.mark.slow
