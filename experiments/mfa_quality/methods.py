@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import jax
 
 from experiments.mfa_quality import tasks
-from jaxlab.serving import attention, decoder, factorized, latent
-from jaxlab.serving.attention import Layer
+from jaxlab.serving.model import attention, decoder, factorized, latent
+from jaxlab.serving.model.attention import Layer
 
 REFERENCE = "MHA"
 """The layer whose model, with a feed-forward layer of 8/3 the width, sets the parameters."""

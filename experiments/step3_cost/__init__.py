@@ -11,7 +11,7 @@ class Config:
     """Settings of the cost study, on arXiv:2507.19427."""
 
     models: tuple[str, ...] = ()
-    """Models to compare, by their names in `jaxlab.serving.catalog` or `own`; all when empty."""
+    """Models to compare, by their names in `serving.cost.catalog` or `own`; all when empty."""
     accelerators: tuple[str, ...] = ()
     """Accelerators to run them on, by name; all when empty."""
     own: str = ""

@@ -13,8 +13,8 @@ from matplotlib.transforms import Bbox
 
 from experiments.harness import drawing, result
 from experiments.step3_cost.plans import Plan
-from jaxlab.serving import cost
-from jaxlab.serving.cost import Accelerator, ModelSpec
+from jaxlab.serving.cost import prices
+from jaxlab.serving.cost.prices import Accelerator, ModelSpec
 
 EMPHASIZED = "Step-3"
 PLACES = (
@@ -119,7 +119,11 @@ def _pareto(
         contexts = (8192, 32768)
         by_context = [
             [
-                (cost.active_weights(m) / 1e9, cost.cheapest(m, accelerators, context).usd, m.name)
+                (
+                    prices.active_weights(m) / 1e9,
+                    prices.cheapest(m, accelerators, context).usd,
+                    m.name,
+                )
                 for m in models
             ]
             for context in contexts
@@ -166,7 +170,7 @@ def _intensity(
 ) -> result.Figure:
     with plt.rc_context(drawing.STYLE):
         figure, axis = plt.subplots(figsize=(6.8, 4.4), layout="constrained")
-        at = [cost.token_cost(model, 8192) for model in models]
+        at = [prices.token_cost(model, 8192) for model in models]
         most = 1.6 * max(c.kv_bytes for c in at)
         grid = np.geomspace(0.6 * min(c.kv_bytes for c in at), most, 50)
         for index, accelerator in enumerate(accelerators):
@@ -218,7 +222,7 @@ def _contexts(
     with plt.rc_context(drawing.STYLE):
         figure, axis = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
         for index, model in enumerate(models):
-            usd = [cost.cheapest(model, accelerators, context).usd for context in contexts]
+            usd = [prices.cheapest(model, accelerators, context).usd for context in contexts]
             axis.plot(
                 [c / 1024 for c in contexts],
                 usd,

@@ -9,21 +9,21 @@
              "ffn": [{"num_layers": 32, "hidden": 14336}]}]}
 ```
 
-Fields are those of `jaxlab.serving.cost`; the kinds of attention are gqa, mla, mfa and lightning.
+Fields are those of `serving.cost.prices`; the kinds of attention are gqa, mla, mfa and lightning.
 """
 
 import json
 import pathlib
 from typing import Any
 
-from jaxlab.serving import cost
-from jaxlab.serving.cost import Accelerator, ModelSpec
+from jaxlab.serving.cost import prices
+from jaxlab.serving.cost.prices import Accelerator, ModelSpec
 
 KINDS: dict[str, Any] = {
-    "gqa": cost.GroupedQueryAttention,
-    "mla": cost.LatentAttention,
-    "mfa": cost.FactorizedAttention,
-    "lightning": cost.LightningAttention,
+    "gqa": prices.GroupedQueryAttention,
+    "mla": prices.LatentAttention,
+    "mfa": prices.FactorizedAttention,
+    "lightning": prices.LightningAttention,
 }
 
 
@@ -58,7 +58,7 @@ def _all(path: str, name: str, data: dict, make: Any) -> dict[str, Any]:
 
 def _model(record: dict) -> ModelSpec:
     attention = tuple((count, _attention(kind)) for count, kind in record["attention"])
-    ffn = tuple(cost.Ffn(**group) for group in record["ffn"])
+    ffn = tuple(prices.Ffn(**group) for group in record["ffn"])
     return ModelSpec(**{**record, "attention": attention, "ffn": ffn})
 
 

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from jaxlab.serving import catalog, cost, planner
-from jaxlab.serving.cost import Accelerator, ModelSpec
+from jaxlab.serving.afd import planner
+from jaxlab.serving.cost import catalog, prices
+from jaxlab.serving.cost.prices import Accelerator, ModelSpec
 
 
 class Plan(NamedTuple):
@@ -38,8 +39,8 @@ def _pairs(accelerators: Sequence[Accelerator]) -> list[tuple[Accelerator, Accel
     """Attention and experts on one kind, and each where it costs least."""
     same = [(one, one) for one in accelerators]
     spec = catalog.MODELS["Step-3"]
-    attention = min(accelerators, key=lambda a: cost.attention_usd(spec, a, 8192))
-    ffn = min(accelerators, key=lambda a: cost.ffn_usd(spec, a))
+    attention = min(accelerators, key=lambda a: prices.attention_usd(spec, a, 8192))
+    ffn = min(accelerators, key=lambda a: prices.ffn_usd(spec, a))
     return same if attention is ffn else [*same, (attention, ffn)]
 
 

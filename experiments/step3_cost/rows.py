@@ -5,14 +5,15 @@ import numpy as np
 from experiments.harness.result import Row
 from experiments.step3_cost import published
 from experiments.step3_cost.tables import DRAFTED
-from jaxlab.serving import catalog, cost, planner, sizing
-from jaxlab.serving.cost import ModelSpec
+from jaxlab.serving.afd import planner
+from jaxlab.serving.cost import catalog, prices, sizing
+from jaxlab.serving.cost.prices import ModelSpec
 
 SERVED: dict[str, ModelSpec] = {
     "Step-3": catalog.MODELS["Step-3"],
     "Step-3, BF16 cache": catalog.MODELS["Step-3"].with_cache(2.0),
     "Step-3, twice the experts": catalog.MODELS["Step-3"].replace(
-        ffn=(cost.Ffn(56, 5120, 3 + 1, 2 * 48 + 1), cost.Ffn(5, 18432))
+        ffn=(prices.Ffn(56, 5120, 3 + 1, 2 * 48 + 1), prices.Ffn(5, 18432))
     ),
 }
 """Models of the published deployments."""
@@ -33,7 +34,7 @@ def tables() -> tuple[Row, ...]:
     contexts = np.array(published.CONTEXTS)
     agree, cells = 0, 0
     for name, printed in published.PER_TOKEN.items():
-        found = cost.token_cost(catalog.MODELS[name], contexts)
+        found = prices.token_cost(catalog.MODELS[name], contexts)
         fixed = [float(f"{x:.3g}") for x in (found.linear_flops, found.ffn_flops)]
         growing = [
             float(f"{x:.3g}") for x in (*np.ravel(found.kv_bytes), *np.ravel(found.attention_flops))
@@ -42,15 +43,15 @@ def tables() -> tuple[Row, ...]:
         mine, theirs = [*growing, *fixed, *fixed], [*printed, *printed[4:]]
         agree += sum(a == b for a, b in zip(mine, theirs, strict=True))
         cells += len(theirs)
-    near, prices = 0, 0
+    near, priced = 0, 0
     for name, printed in published.PRICES.items():
         on = [catalog.ACCELERATORS[a] for a in published.ACCELERATORS]
         spec = catalog.MODELS[name]
-        attention = np.array([cost.attention_usd(spec, a, contexts) for a in on]).T.ravel()
-        mine = np.concatenate([attention, [cost.ffn_usd(spec, a) for a in on]])
+        attention = np.array([prices.attention_usd(spec, a, contexts) for a in on]).T.ravel()
+        mine = np.concatenate([attention, [prices.ffn_usd(spec, a) for a in on]])
         theirs = np.array([float(x) for x in printed.split()])
         near += int(np.sum(np.abs(mine - theirs) <= HALF_A_DIGIT))
-        prices += theirs.size
+        priced += theirs.size
     claim = "Attention design decides what decoding costs (tables of bytes, FLOPs and prices)"
     return (
         _beside(
@@ -65,7 +66,7 @@ def tables() -> tuple[Row, ...]:
             claim,
             "Prices per million tokens equal to half a digit",
             near,
-            prices,
+            priced,
             unit="cells",
             note="Nine models on four accelerators: attention at 8K and 32K, FFN.",
         ),
@@ -78,7 +79,7 @@ def totals() -> tuple[Row, ...]:
     everything = list(catalog.ACCELERATORS.values())
     for name, printed in published.TOTALS.items():
         for context, paper in zip(published.CONTEXTS, printed, strict=True):
-            best = cost.cheapest(catalog.MODELS[name], everything, context)
+            best = prices.cheapest(catalog.MODELS[name], everything, context)
             found.append(
                 _beside(
                     "Attention and FFN each where they are cheapest",
@@ -91,7 +92,7 @@ def totals() -> tuple[Row, ...]:
                 )
             )
     for name, paper in published.TRAINING.items():
-        usd = cost.training_usd(catalog.MODELS[name], catalog.ACCELERATORS["910B"])
+        usd = prices.training_usd(catalog.MODELS[name], catalog.ACCELERATORS["910B"])
         found.append(
             _beside(
                 "Training costs follow the same count",
@@ -117,9 +118,9 @@ def intensities() -> tuple[Row, ...]:
     claim = "A four-bit cache or MTP doubles intensity: good for GQA and MFA, not for MLA"
     for name, on in (("Qwen3 MoE", "H800"), ("Step-3", "H800"), ("DSv3", "H20")):
         spec, accelerator = catalog.MODELS[name], catalog.ACCELERATORS[on]
-        before = float(cost.attention_usd(spec, accelerator, context))
-        halved = cost.attention_usd(spec.with_cache(0.5), accelerator, context)
-        drafted = cost.attention_usd(spec, accelerator, context, mtp=DRAFTED)
+        before = float(prices.attention_usd(spec, accelerator, context))
+        halved = prices.attention_usd(spec.with_cache(0.5), accelerator, context)
+        drafted = prices.attention_usd(spec, accelerator, context, mtp=DRAFTED)
         for what, usd in (("4-bit cache", halved), ("MTP, 1.8 of 2 tokens kept", drafted)):
             metric = f"Attention of {name} on {on} at 8K, {what}"
             found.append(
@@ -130,8 +131,8 @@ def intensities() -> tuple[Row, ...]:
         _cheaper(
             "MTP always makes more work for the experts",
             "FFN of Step-3 on H800, MTP, 1.8 of 2 tokens kept",
-            cost.ffn_usd(spec, on, mtp=DRAFTED),
-            ("one token a step", cost.ffn_usd(spec, on)),
+            prices.ffn_usd(spec, on, mtp=DRAFTED),
+            ("one token a step", prices.ffn_usd(spec, on)),
             note="Rejected tokens pass the experts too.",
         )
     )
@@ -172,7 +173,7 @@ def rates() -> tuple[Row, ...]:
     rows, on = [], catalog.ACCELERATORS["H800"]
     claim = "What is measured is a third of what the cost model promises"
     for name, context, rate, measured, share in published.RATES:
-        found = cost.tokens_per_second(catalog.MODELS[name], on, context)
+        found = prices.tokens_per_second(catalog.MODELS[name], on, context)
         at = f"{name} at {context // 1024}K"
         rows += [
             _beside(
@@ -192,7 +193,7 @@ def rates() -> tuple[Row, ...]:
             ),
         ]
     context, measured, share = published.DSV3_SHARE
-    found = measured / cost.tokens_per_second(catalog.MODELS["DSv3"], on, context)
+    found = measured / prices.tokens_per_second(catalog.MODELS["DSv3"], on, context)
     metric = "Measured by its makers, share of that rate, DSv3 at 4K"
     return (*rows, _beside(claim, metric, found, share, same=round(found, 3) == share))
 
@@ -232,7 +233,7 @@ def _balance() -> list[Row]:
         _beside(
             claim,
             f"FLOPs per byte of cache, {kind} ({name})",
-            cost.arithmetic_intensity(catalog.MODELS[name], 8192),
+            prices.arithmetic_intensity(catalog.MODELS[name], 8192),
             published.INTENSITY[name],
             unit="FLOP/B",
         )

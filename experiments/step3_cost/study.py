@@ -7,8 +7,8 @@ from typing import TypeVar
 from experiments.harness import result
 from experiments.harness.result import Part, Result
 from experiments.step3_cost import Config, figures, own, plans, rows, tables
-from jaxlab.serving import catalog, cost
-from jaxlab.serving.cost import Accelerator, ModelSpec
+from jaxlab.serving.cost import catalog, prices
+from jaxlab.serving.cost.prices import Accelerator, ModelSpec
 
 T = TypeVar("T")
 PAPER = "StepFun: Step-3 is Large yet Affordable, arXiv:2507.19427"
@@ -54,7 +54,7 @@ def _chosen(names: Sequence[str], known: Mapping[str, T], what: str) -> list[T]:
 
 
 def _summary(models: Sequence[ModelSpec], accelerators: Sequence[Accelerator]) -> str:
-    found = sorted((cost.cheapest(spec, accelerators, 32768).usd, spec.name) for spec in models)
+    found = sorted((prices.cheapest(spec, accelerators, 32768).usd, spec.name) for spec in models)
     (least, first), (most, last) = found[0], found[-1]
     return (
         f"At a context of 32K {first} decodes a million tokens for {least:.3f} USD, {last} for "

@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 
 from experiments.harness.result import Table
 from experiments.step3_cost.plans import Plan
-from jaxlab.serving import cost
-from jaxlab.serving.cost import Accelerator, ModelSpec
+from jaxlab.serving.cost import prices
+from jaxlab.serving.cost.prices import Accelerator, ModelSpec
 
-DRAFTED = cost.Mtp(verified=2, kept=1.8)
+DRAFTED = prices.Mtp(verified=2, kept=1.8)
 """One drafted token a step, of which 80 % are accepted."""
 
 
@@ -31,13 +31,13 @@ def _cost_table(
 ) -> Table:
     rows = []
     for spec in models:
-        best = cost.cheapest(spec, accelerators, context)
+        best = prices.cheapest(spec, accelerators, context)
         rows.append(
             (
                 spec.name,
-                round(cost.active_weights(spec) / 1e9, 1),
-                round(cost.arithmetic_intensity(spec, context), 1),
-                *(round(float(cost.attention_usd(spec, a, context)), 3) for a in accelerators),
+                round(prices.active_weights(spec) / 1e9, 1),
+                round(prices.arithmetic_intensity(spec, context), 1),
+                *(round(float(prices.attention_usd(spec, a, context)), 3) for a in accelerators),
                 round(best.usd, 3),
                 f"{best.attention}, {best.ffn}",
             )
@@ -53,7 +53,7 @@ def _cost_table(
 
 def _ffn_table(models: Sequence[ModelSpec], accelerators: Sequence[Accelerator]) -> Table:
     rows = tuple(
-        (spec.name, *(round(cost.ffn_usd(spec, a), 3) for a in accelerators)) for spec in models
+        (spec.name, *(round(prices.ffn_usd(spec, a), 3) for a in accelerators)) for spec in models
     )
     columns = ("Model", *(a.name for a in accelerators))
     return Table("FFN, USD per million tokens", columns, rows, "At a batch that fills the experts.")
@@ -65,18 +65,18 @@ def _denser_table(
     rows = []
     for spec in models:
         for what, changed, mtp in (
-            ("as it is", spec, cost.ONE_TOKEN),
-            ("4-bit cache", spec.with_cache(0.5), cost.ONE_TOKEN),
+            ("as it is", spec, prices.ONE_TOKEN),
+            ("4-bit cache", spec.with_cache(0.5), prices.ONE_TOKEN),
             ("MTP", spec, DRAFTED),
         ):
-            usd = [cost.attention_usd(changed, a, context, mtp=mtp) for a in accelerators]
+            usd = [prices.attention_usd(changed, a, context, mtp=mtp) for a in accelerators]
             rows.append(
                 (
                     spec.name,
                     what,
-                    round(cost.arithmetic_intensity(changed, context, mtp=mtp), 1),
+                    round(prices.arithmetic_intensity(changed, context, mtp=mtp), 1),
                     *(round(float(x), 3) for x in usd),
-                    round(min(cost.ffn_usd(changed, a, mtp=mtp) for a in accelerators), 3),
+                    round(min(prices.ffn_usd(changed, a, mtp=mtp) for a in accelerators), 3),
                 )
             )
     columns = ("Model", "Decoding", "FLOP/B", *(a.name for a in accelerators), "FFN")

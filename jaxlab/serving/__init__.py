@@ -4,9 +4,37 @@ Sources: Step-3, arXiv:2507.19427; MFA, arXiv:2412.19255.
 """
 
 from jaxlab.nn.transformer import GqaParams, Swiglu, init_swiglu, rms_norm, rotate, swiglu
-from jaxlab.serving.attention import Layer, attend, make_gqa
-from jaxlab.serving.catalog import ACCELERATORS, MODELS
-from jaxlab.serving.cost import (
+from jaxlab.serving.afd.planner import (
+    Deployment,
+    Efficiency,
+    evaluate,
+    min_micro_batches,
+    pipeline_time,
+    plan,
+    time_per_token,
+)
+from jaxlab.serving.cache.paged_cache import (
+    PagedCache,
+    bytes_per_token,
+    gather,
+    init_cache,
+    reserve,
+    share,
+    truncate,
+    write,
+)
+from jaxlab.serving.cache.quantization import (
+    FP8,
+    Quantized,
+    calibrate,
+    dequantize_blocks,
+    dequantize_groups,
+    quantize_blocks,
+    quantize_groups,
+    to_fp8,
+)
+from jaxlab.serving.cost.catalog import ACCELERATORS, MODELS
+from jaxlab.serving.cost.prices import (
     Accelerator,
     Cheapest,
     FactorizedAttention,
@@ -29,8 +57,19 @@ from jaxlab.serving.cost import (
     tokens_per_second,
     training_usd,
 )
-from jaxlab.serving.decoder import Decoder, DecoderParams, make_decoder
-from jaxlab.serving.experts import (
+from jaxlab.serving.cost.sizing import (
+    SmallAccelerator,
+    max_micro_batch,
+    min_active,
+    min_batch,
+    min_sparsity,
+    small_accelerator,
+    sparsity,
+    stage_seconds,
+)
+from jaxlab.serving.model.attention import Layer, attend, make_gqa
+from jaxlab.serving.model.decoder import Decoder, DecoderParams, make_decoder
+from jaxlab.serving.model.experts import (
     Moe,
     Routing,
     apply_experts,
@@ -40,7 +79,7 @@ from jaxlab.serving.experts import (
     route,
     router_z_loss,
 )
-from jaxlab.serving.factorized import (
+from jaxlab.serving.model.factorized import (
     MfaConfig,
     MfaParams,
     ValueMap,
@@ -51,47 +90,8 @@ from jaxlab.serving.factorized import (
     project_kv,
     project_q,
 )
-from jaxlab.serving.latent import MlaParams, make_mla
-from jaxlab.serving.paged_cache import (
-    PagedCache,
-    bytes_per_token,
-    gather,
-    init_cache,
-    reserve,
-    share,
-    truncate,
-    write,
-)
-from jaxlab.serving.planner import (
-    Deployment,
-    Efficiency,
-    evaluate,
-    min_micro_batches,
-    pipeline_time,
-    plan,
-    time_per_token,
-)
-from jaxlab.serving.quantization import (
-    FP8,
-    Quantized,
-    calibrate,
-    dequantize_blocks,
-    dequantize_groups,
-    quantize_blocks,
-    quantize_groups,
-    to_fp8,
-)
-from jaxlab.serving.sizing import (
-    SmallAccelerator,
-    max_micro_batch,
-    min_active,
-    min_batch,
-    min_sparsity,
-    small_accelerator,
-    sparsity,
-    stage_seconds,
-)
-from jaxlab.serving.step3 import (
+from jaxlab.serving.model.latent import MlaParams, make_mla
+from jaxlab.serving.model.step3 import (
     ONE_LAYER,
     SMALL,
     TINY,

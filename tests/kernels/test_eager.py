@@ -11,7 +11,7 @@ from jaxlab.kernels.mqa_decode import decode_plan, mqa_decode
 from jaxlab.kernels.mqa_prefill import mqa_prefill, mqa_prefill_paged
 from jaxlab.kernels.rms_up_rope import rms_up_rope
 from jaxlab.nn import transformer
-from jaxlab.serving import paged_cache
+from jaxlab.serving.cache import paged_cache
 
 LOWERED = "/jax/core/compile/jaxpr_to_mlir_module_duration"
 

@@ -8,7 +8,8 @@ import pytest
 
 from experiments.harness import drawing
 from experiments.step3_cost import Config, figures, own, rows, study
-from jaxlab.serving import catalog, planner
+from jaxlab.serving.afd import planner
+from jaxlab.serving.cost import catalog
 
 SMALL = Config(contexts=(8192, 32768), max_servers=2)
 

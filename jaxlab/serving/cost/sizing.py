@@ -9,7 +9,7 @@ Source: Step-3, arXiv:2507.19427, sections on sparsity and on non-flagship accel
 import math
 from typing import NamedTuple
 
-from jaxlab.serving.cost import (
+from jaxlab.serving.cost.prices import (
     Accelerator,
     FactorizedAttention,
     ModelSpec,

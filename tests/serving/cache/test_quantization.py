@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlab.serving import quantization as qz
+from jaxlab.serving.cache import quantization as qz
 
 
 def test_the_cast_saturates():

@@ -15,10 +15,11 @@ from jaxlab.kernels.mqa_decode import api as mqa_decode  # pyright: ignore[repor
 from jaxlab.kernels.mqa_prefill import api as mqa_prefill  # pyright: ignore[reportMissingImports]
 from jaxlab.nn import transformer
 from jaxlab.nn.transformer import Block, dense
-from jaxlab.serving import experts, factorized, paged_cache
-from jaxlab.serving.experts import Moe
-from jaxlab.serving.factorized import MfaConfig, ValueMap
-from jaxlab.serving.paged_cache import PagedCache
+from jaxlab.serving.cache import paged_cache
+from jaxlab.serving.cache.paged_cache import PagedCache
+from jaxlab.serving.model import experts, factorized
+from jaxlab.serving.model.experts import Moe
+from jaxlab.serving.model.factorized import MfaConfig, ValueMap
 
 
 class Step3Config(NamedTuple):

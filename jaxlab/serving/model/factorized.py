@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 from jaxlab.kernels.rms_up_rope import api as rms_up_rope  # pyright: ignore[reportMissingImports]
 from jaxlab.nn import transformer
 from jaxlab.nn.transformer import dense
-from jaxlab.serving.attention import Layer, attend, check_builder, check_tokens, remember
+from jaxlab.serving.model.attention import Layer, attend, check_builder, check_tokens, remember
 
 
 class MfaConfig(NamedTuple):

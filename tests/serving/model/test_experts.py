@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.special import logsumexp, softmax
 
-from jaxlab.serving import experts
+from jaxlab.serving.model import experts
 
 N, D, F, E, K = 13, 6, 5, 4, 2
 

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxlab.nn import transformer
 from jaxlab.nn.transformer import Block
-from jaxlab.serving.attention import Layer
+from jaxlab.serving.model.attention import Layer
 
 
 class DecoderParams(NamedTuple):

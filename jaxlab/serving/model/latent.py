@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from jaxlab.nn import transformer
 from jaxlab.nn.transformer import dense
-from jaxlab.serving.attention import Layer, attend, check_builder, check_tokens, remember
+from jaxlab.serving.model.attention import Layer, attend, check_builder, check_tokens, remember
 
 
 class MlaParams(NamedTuple):

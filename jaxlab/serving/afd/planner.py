@@ -13,9 +13,9 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from jaxlab.serving import cost
-from jaxlab.serving.cost import Accelerator, ModelSpec
-from jaxlab.serving.sizing import SERVER, STEP_SECONDS
+from jaxlab.serving.cost import prices
+from jaxlab.serving.cost.prices import Accelerator, ModelSpec
+from jaxlab.serving.cost.sizing import SERVER, STEP_SECONDS
 
 STAGES = ("attention", "network out", "experts", "network back")
 
@@ -126,16 +126,16 @@ def evaluate(
         if not 0.0 < share <= 1.0:
             raise ValueError(f"efficiency of {name} must be in (0, 1], got {share}")
     L, tokens = spec.num_layers, batch / micro_batches
-    of_token = cost.token_cost(spec, context)
+    of_token = prices.token_cost(spec, context)
     local = tokens / (SERVER * num_attention)
 
-    weights = cost.attention_weights(spec) - cost.output_weights(spec) * (1.0 - 1.0 / SERVER)
+    weights = prices.attention_weights(spec) - prices.output_weights(spec) * (1.0 - 1.0 / SERVER)
     core = _roofline(
         attention_on, efficiency, local * of_token.kv_bytes, local * of_token.attention_flops
     )
     linear = _roofline(attention_on, efficiency, weights, local * of_token.linear_flops)
 
-    ffn_weights = cost.ffn_weights(spec) / (SERVER * num_ffn)
+    ffn_weights = prices.ffn_weights(spec) / (SERVER * num_ffn)
     ffn_flops = tokens * of_token.ffn_flops / (SERVER * num_ffn)
     experts = _roofline(ffn_on, efficiency, ffn_weights, ffn_flops)
 
@@ -157,7 +157,7 @@ def evaluate(
         tpot=tpot,
         tokens_per_gpu_second=batch / (SERVER * (num_attention + num_ffn) * tpot),
         attention_bytes=weights
-        + batch / (SERVER * num_attention) * cost.stored_bytes(spec, context),
+        + batch / (SERVER * num_attention) * prices.stored_bytes(spec, context),
         ffn_bytes=ffn_weights,
         bottleneck=STAGES[stages.index(max(stages))] if filled else "latency",
     )

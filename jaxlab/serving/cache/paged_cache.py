@@ -19,7 +19,7 @@ from jax.core import Tracer
 from jax.experimental import checkify
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from jaxlab.serving import quantization
+from jaxlab.serving.cache import quantization
 
 DTYPES = (jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64, quantization.FP8)
 """Of pages."""

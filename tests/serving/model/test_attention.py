@@ -7,7 +7,7 @@ import pytest
 from jax.experimental import checkify
 
 from jaxlab.nn.transformer import rotary
-from jaxlab.serving import attention, factorized, latent
+from jaxlab.serving.model import attention, factorized, latent
 
 B, T, D = 2, 6, 24
 MFA = factorized.MfaConfig(D, 5, 8, 10)

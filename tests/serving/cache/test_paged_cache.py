@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.experimental import checkify
 
-from jaxlab.serving import paged_cache, quantization
+from jaxlab.serving.cache import paged_cache, quantization
 
 L, B, PAGE, MOST, N, C, T = 2, 4, 4, 5, 14, 3, 7
 reserve, truncate = jax.jit(paged_cache.reserve), jax.jit(paged_cache.truncate)

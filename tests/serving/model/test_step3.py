@@ -10,7 +10,8 @@ from scipy.special import softmax
 
 from jaxlab.kernels import compat
 from jaxlab.nn import transformer
-from jaxlab.serving import experts, factorized, paged_cache, quantization, step3
+from jaxlab.serving.cache import paged_cache, quantization
+from jaxlab.serving.model import experts, factorized, step3
 
 TINY = step3.TINY
 SHALLOW = TINY._replace(num_layers=2, dense_layers=(0,))

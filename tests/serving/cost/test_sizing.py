@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from jaxlab.serving import catalog, sizing
+from jaxlab.serving.cost import catalog, sizing
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ import itertools
 import numpy as np
 import pytest
 
-from jaxlab.serving import catalog, planner
+from jaxlab.serving.afd import planner
+from jaxlab.serving.cost import catalog
 
 H800, SPEC = catalog.ACCELERATORS["H800"], catalog.MODELS["Step-3"]
 

@@ -4,7 +4,7 @@ Models store weights and cache in 8 bits unless a kind says otherwise; prices ar
 arXiv:2507.19427, that of the 910B its estimate. Yours are one line each.
 """
 
-from jaxlab.serving.cost import (
+from jaxlab.serving.cost.prices import (
     Accelerator,
     FactorizedAttention,
     Ffn,

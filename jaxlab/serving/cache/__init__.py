@@ -1,0 +1,1 @@
+"""The paged cache of keys and values, and eight-bit floats."""

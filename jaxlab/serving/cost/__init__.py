@@ -1,0 +1,1 @@
+"""What decoding a token costs: bytes, FLOPs, dollars; least batches and sparsities."""

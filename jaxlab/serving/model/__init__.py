@@ -1,0 +1,1 @@
+"""The Step-3 model, and every attention layer it is compared with."""
