@@ -4,15 +4,16 @@ Sources: Step-3, arXiv:2507.19427; MFA, arXiv:2412.19255.
 """
 
 from jaxlab.nn.transformer import GqaParams, Swiglu, init_swiglu, rms_norm, rotate, swiglu
-from jaxlab.serving.afd.planner import (
-    Deployment,
-    Efficiency,
-    evaluate,
+from jaxlab.serving.afd.pipeline import (
+    STAGES,
+    StageEvent,
+    micro_batch_sizes,
     min_micro_batches,
     pipeline_time,
-    plan,
+    simulate_pipeline,
     time_per_token,
 )
+from jaxlab.serving.afd.planner import Deployment, Efficiency, evaluate, plan
 from jaxlab.serving.cache.paged_cache import (
     PagedCache,
     bytes_per_token,
@@ -133,7 +134,9 @@ __all__ = [
     "Quantized",
     "Routing",
     "SMALL",
+    "STAGES",
     "SmallAccelerator",
+    "StageEvent",
     "Step3Config",
     "Step3Params",
     "Swiglu",
@@ -170,6 +173,7 @@ __all__ = [
     "make_mfa",
     "make_mla",
     "max_micro_batch",
+    "micro_batch_sizes",
     "min_active",
     "min_batch",
     "min_micro_batches",
@@ -188,6 +192,7 @@ __all__ = [
     "route",
     "router_z_loss",
     "share",
+    "simulate_pipeline",
     "small_accelerator",
     "sparsity",
     "stage_seconds",

@@ -1,23 +1,20 @@
 """How many attention and expert servers, what batch, how many micro-batches: a search.
 
-A layer passes four stages: attention, network out, experts, network back. Micro-batches follow
-each other through them, so that one computes while another travels. Times are rooflines over
-efficiencies; the search is exhaustive, because it is small.
+A layer passes four stages, as in `afd.pipeline`: attention, network out, experts, network back.
+Their times are rooflines over efficiencies; the search is exhaustive, because it is small.
 
 Source: arXiv:2507.19427 (roles, traffic, 50 ms and three micro-batches); the model of the times is
-derived here, the pipeline's is exact for stages that serve one micro-batch at a time.
+derived here.
 """
 
 import itertools
-import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from jaxlab.serving.afd.pipeline import STAGES, check_counts, time_per_token
 from jaxlab.serving.cost import prices
 from jaxlab.serving.cost.prices import Accelerator, ModelSpec
 from jaxlab.serving.cost.sizing import SERVER, STEP_SECONDS
-
-STAGES = ("attention", "network out", "experts", "network back")
 
 
 class Efficiency(NamedTuple):
@@ -63,35 +60,6 @@ class Deployment(NamedTuple):
     bottleneck: str
 
 
-def pipeline_time(stage_seconds: Sequence[float], num_micro_batches: int, num_layers: int) -> float:
-    """Returns the time until the last micro-batch has left the last layer.
-
-    With the longest stage m and the sum of the stages s of one layer: s + (M L - 1) m where the
-    micro-batches fill the pipeline, M m >= s, else L s + (M - 1) m.
-    """
-    _check_stages(stage_seconds)
-    _check_counts(num_micro_batches=num_micro_batches, num_layers=num_layers)
-    latency, longest = sum(stage_seconds), max(stage_seconds)
-    if num_micro_batches * longest >= latency:
-        return latency + (num_micro_batches * num_layers - 1) * longest
-    return num_layers * latency + (num_micro_batches - 1) * longest
-
-
-def time_per_token(
-    stage_seconds: Sequence[float], num_micro_batches: int, num_layers: int
-) -> float:
-    """Returns the time between two tokens of a request in steady state."""
-    _check_stages(stage_seconds)
-    _check_counts(num_micro_batches=num_micro_batches, num_layers=num_layers)
-    return num_layers * max(num_micro_batches * max(stage_seconds), sum(stage_seconds))
-
-
-def min_micro_batches(stage_seconds: Sequence[float]) -> int:
-    """Returns the fewest micro-batches that keep the longest stage busy."""
-    _check_stages(stage_seconds)
-    return math.ceil(sum(stage_seconds) / max(stage_seconds) - 1e-9)
-
-
 def evaluate(
     spec: ModelSpec,
     attention_on: Accelerator,
@@ -115,7 +83,7 @@ def evaluate(
         context: tokens of cache per request.
         batch: number of requests in flight.
     """
-    _check_counts(
+    check_counts(
         context=context,
         num_attention=num_attention,
         num_ffn=num_ffn,
@@ -190,7 +158,7 @@ def plan(
     Returns:
         The best deployment that is fast enough and fits into memory, or None if none does.
     """
-    _check_counts(context=context, max_servers=max_servers)
+    check_counts(context=context, max_servers=max_servers)
     if not max_tpot > 0.0:
         raise ValueError(f"max_tpot must be positive, in seconds, got {max_tpot}")
     if not micro_batches:
@@ -254,17 +222,3 @@ def _roofline(on: Accelerator, efficiency: Efficiency, num_bytes: float, flops: 
     return max(
         num_bytes / (efficiency.bandwidth * on.bandwidth), flops / (efficiency.flops * on.flops)
     )
-
-
-def _check_counts(**counts: int) -> None:
-    for name, count in counts.items():
-        if not 1 <= count < math.inf or count != int(count):
-            raise ValueError(f"{name} must be a whole number of at least 1, got {count}")
-
-
-def _check_stages(stage_seconds: Sequence[float]) -> None:
-    if not all(0.0 <= t < math.inf for t in stage_seconds) or not sum(stage_seconds) > 0.0:
-        raise ValueError(
-            "stage_seconds must not be negative, and one of them positive, got "
-            f"{tuple(stage_seconds)}"
-        )
