@@ -454,7 +454,7 @@ def _slowest_limit(times: StepTimes, load: SlotLoad, batch: int) -> float:
     high = 2.0
     while lead(high) < 0.0:
         high *= 2.0
-    return float(optimize.brentq(lead, 1.0, high, xtol=1e-12, rtol=1e-13))
+    return float(optimize.root_scalar(lead, bracket=(1.0, high), xtol=1e-12).root)
 
 
 def _lengths(prompt: ArrayLike, decode: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
