@@ -13,7 +13,16 @@ from jaxlab.serving.afd.pipeline import (
     simulate_pipeline,
     time_per_token,
 )
-from jaxlab.serving.afd.planner import Deployment, Efficiency, evaluate, plan
+from jaxlab.serving.afd.planner import (
+    Deployment,
+    Efficiency,
+    StageLaw,
+    StageTimes,
+    evaluate,
+    fit_efficiency,
+    fit_stage,
+    plan,
+)
 from jaxlab.serving.afd.provisioning import (
     LengthMoments,
     Linear,
@@ -172,6 +181,8 @@ __all__ = [
     "SlotLoad",
     "SmallAccelerator",
     "StageEvent",
+    "StageLaw",
+    "StageTimes",
     "Step3Config",
     "Step3Params",
     "StepTimes",
@@ -196,6 +207,8 @@ __all__ = [
     "evaluate",
     "ffn_usd",
     "ffn_weights",
+    "fit_efficiency",
+    "fit_stage",
     "fold_norm",
     "fold_norms",
     "gantt_bars",

@@ -1,15 +1,21 @@
 """How many attention and expert servers, what batch, how many micro-batches: a search.
 
 A layer passes four stages, as in `afd.pipeline`: attention, network out, experts, network back.
-Their times are rooflines over efficiencies; the search is exhaustive, because it is small.
+Their times are rooflines over efficiencies, or measured; the search is exhaustive, because it is
+small.
 
 Source: arXiv:2507.19427 (roles, traffic, 50 ms and three micro-batches); the model of the times is
 derived here.
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import optimize
 
 from jaxlab.serving.afd.pipeline import STAGES, check_counts, time_per_token
 from jaxlab.serving.cost import prices
@@ -18,17 +24,66 @@ from jaxlab.serving.cost.sizing import SERVER, STEP_SECONDS
 
 
 class Efficiency(NamedTuple):
-    """Shares of the peak that are reached: memory bandwidth, compute, network."""
+    """Shares of the peak that are reached.
+
+    Attributes:
+        bandwidth: share of the memory's bandwidth.
+        flops: share of the peak FLOP/s.
+        network: share of the network's bandwidth.
+        attention: share of that roofline that attention workers reach: small kernels, waiting.
+        experts: share of that roofline that expert workers reach: imbalance, waiting.
+    """
 
     bandwidth: float = 0.8
     flops: float = 0.6
     network: float = 0.8
+    attention: float = 1.0
+    experts: float = 1.0
 
 
 MEASURED = Efficiency()
 """Usual shares."""
 TOLERANCE = 1e-9
 """Of rates and times that count as equal."""
+
+
+class StageLaw(NamedTuple):
+    """A measured stage of one layer: `fixed + per_request * B + per_token * B * S` seconds.
+
+    Call it with the number of requests B and the tokens S of cache of each.
+
+    Attributes:
+        fixed: seconds without requests: weights that are read, kernels that start.
+        per_request: seconds of a request, whatever its context.
+        per_token: seconds of a token of cache.
+    """
+
+    fixed: float
+    per_request: float
+    per_token: float = 0.0
+
+    def __call__(self, batch: float, context: float = 0.0) -> float:
+        return self.fixed + self.per_request * batch + self.per_token * batch * context
+
+
+class StageTimes(NamedTuple):
+    """Stage times that a user has measured, in place of rooflines; None leaves the roofline.
+
+    Times are of a mean layer and must not fall as the batch grows, nor grow faster than it.
+
+    Attributes:
+        attention: function of the requests of one accelerator in a micro-batch and the context,
+            to seconds; such as a `StageLaw`.
+        experts: for each number of expert servers that was measured (the shard of one of its
+            accelerators) a function of the tokens of a whole micro-batch, to seconds.
+    """
+
+    attention: Callable[[float, float], float] | None = None
+    experts: Mapping[int, Callable[[float], float]] | None = None
+
+
+ROOFLINES = StageTimes()
+"""No stage measured."""
 
 
 class Deployment(NamedTuple):
@@ -71,6 +126,7 @@ def evaluate(
     batch: int,
     micro_batches: int = 3,
     efficiency: Efficiency = MEASURED,
+    measured: StageTimes = ROOFLINES,
 ) -> Deployment:
     """Returns what one deployment achieves, whether or not it fits or is fast enough.
 
@@ -82,6 +138,8 @@ def evaluate(
     Args:
         context: tokens of cache per request.
         batch: number of requests in flight.
+        efficiency: shares of the peaks that are reached where nothing was measured.
+        measured: stage times to use in place of rooflines.
     """
     check_counts(
         context=context,
@@ -98,14 +156,26 @@ def evaluate(
     local = tokens / (SERVER * num_attention)
 
     weights = prices.attention_weights(spec) - prices.output_weights(spec) * (1.0 - 1.0 / SERVER)
-    core = _roofline(
-        attention_on, efficiency, local * of_token.kv_bytes, local * of_token.attention_flops
-    )
-    linear = _roofline(attention_on, efficiency, weights, local * of_token.linear_flops)
+    if measured.attention is None:
+        core = _roofline(
+            attention_on, efficiency, local * of_token.kv_bytes, local * of_token.attention_flops
+        )
+        linear = _roofline(attention_on, efficiency, weights, local * of_token.linear_flops)
+        attention = (core + linear) / efficiency.attention / L
+    else:
+        attention = _measured("attention", measured.attention(local, context))
 
     ffn_weights = prices.ffn_weights(spec) / (SERVER * num_ffn)
-    ffn_flops = tokens * of_token.ffn_flops / (SERVER * num_ffn)
-    experts = _roofline(ffn_on, efficiency, ffn_weights, ffn_flops)
+    if measured.experts is None:
+        ffn_flops = tokens * of_token.ffn_flops / (SERVER * num_ffn)
+        experts = _roofline(ffn_on, efficiency, ffn_weights, ffn_flops) / efficiency.experts / L
+    elif num_ffn in measured.experts:
+        experts = _measured("experts", measured.experts[num_ffn](tokens))
+    else:
+        raise ValueError(
+            f"num_ffn must be one whose experts were measured, {sorted(measured.experts)}, got "
+            f"{num_ffn}"
+        )
 
     # Through the narrower side: an attention server sends its share to all expert servers, an
     # expert server hears from all attention servers.
@@ -113,7 +183,7 @@ def evaluate(
     heard = tokens * spec.d_model / ffn_on.network
     out = max(sent, heard) / efficiency.network
 
-    stages = ((core + linear) / L, out, experts / L, 2.0 * out)
+    stages = (attention, out, experts, 2.0 * out)
     tpot = time_per_token(stages, micro_batches, L)
     filled = micro_batches * max(stages) >= sum(stages)
     return Deployment(
@@ -141,6 +211,7 @@ def plan(
     micro_batches: Sequence[int] = (1, 2, 3, 4),
     max_tpot: float = STEP_SECONDS,
     efficiency: Efficiency = MEASURED,
+    measured: StageTimes = ROOFLINES,
 ) -> Deployment | None:
     """Searches for the most tokens per accelerator and second.
 
@@ -154,6 +225,9 @@ def plan(
         max_servers: largest number of servers of either kind.
         micro_batches: numbers of micro-batches to be tried.
         max_tpot: most seconds that an output token may take.
+        efficiency: shares of the peaks that are reached where nothing was measured.
+        measured: stage times to use in place of rooflines; where experts were measured, only the
+            numbers of expert servers that were are searched.
 
     Returns:
         The best deployment that is fast enough and fits into memory, or None if none does.
@@ -183,10 +257,17 @@ def plan(
             batch=local * parts * SERVER * num_attention,
             micro_batches=parts,
             efficiency=efficiency,
+            measured=measured,
         )
 
     servers = range(1, max_servers + 1)
-    kinds = [sized(*sizes) for sizes in itertools.product(servers, servers, micro_batches)]
+    known = servers if measured.experts is None else [n for n in servers if n in measured.experts]
+    if not known:
+        raise ValueError(
+            f"experts must be measured for a number of servers from 1 to {max_servers}, got "
+            f"{sorted(measured.experts or ())}"
+        )
+    kinds = [sized(*sizes) for sizes in itertools.product(servers, known, micro_batches)]
     most = [(at, _last(lambda n, at=at: fits(at(n)))) for at in kinds]
     fullest = [(at, at(n).tokens_per_gpu_second) for at, n in most if n > 0]
     if not fullest:
@@ -202,6 +283,104 @@ def plan(
         (found for found in quickest if found.tpot <= tpot),
         key=lambda found: found.num_attention + found.num_ffn,
     )
+
+
+def fit_stage(batch: ArrayLike, context: ArrayLike, seconds: ArrayLike) -> StageLaw:
+    """Fits a `StageLaw` to a table of measured times of one layer.
+
+    Least squares of the relative deviation, with coefficients that are not negative: then time
+    grows with the batch and never faster than it, as `plan` needs. Stages without a cache have
+    context 0 throughout, and `per_token` 0.
+
+    Args:
+        batch: `[N]` numbers of requests.
+        context: `[N]` tokens of cache of each request, or one number for all.
+        seconds: `[N]` measured times.
+
+    Raises:
+        ValueError: if the table is too small or too uniform to tell the coefficients apart, a
+            batch is not positive, a context negative, or a time not positive.
+    """
+    b, s, t = (np.asarray(x, float) for x in (batch, context, seconds))
+    if b.ndim != 1 or t.shape != b.shape or s.shape not in ((), b.shape):
+        raise ValueError(
+            "batch and seconds must be lists of equal length, context one too or a number, got "
+            f"shapes {b.shape}, {t.shape}, {s.shape}"
+        )
+    if not (
+        np.all((b > 0.0) & (b < np.inf) & (t > 0.0) & (t < np.inf))
+        and np.all((s >= 0.0) & (s < np.inf))
+    ):
+        raise ValueError("batch and seconds must be positive and context not negative, all finite")
+    columns = [np.ones_like(b), b] + ([b * s] if np.any(s > 0.0) else [])
+    design = np.stack(columns, 1) / t[:, None]
+    scale = np.linalg.norm(design, axis=0)
+    if np.linalg.matrix_rank(design / scale, tol=1e-9) < len(columns):
+        raise ValueError(
+            f"the table must vary enough to tell {len(columns)} coefficients apart; measure more "
+            "batches, and contexts where there is a cache"
+        )
+    found = optimize.nnls(design / scale, np.ones_like(b))[0] / scale
+    return StageLaw(*(float(x) for x in found))
+
+
+def fit_efficiency(
+    tokens_per_gpu_second: float,
+    deployment: Callable[[Efficiency], Deployment],
+    fields: Sequence[str],
+    *,
+    start: Efficiency = MEASURED,
+) -> Efficiency:
+    """Scales some shares of `start` by one factor until a deployment has a measured throughput.
+
+    One figure fixes one factor; which shares it is charged to is an assumption, and decides what
+    is predicted for other deployments.
+
+    Args:
+        tokens_per_gpu_second: throughput that was measured.
+        deployment: what a deployment achieves at given shares, such as
+            `lambda shares: evaluate(..., efficiency=shares)`.
+        fields: names of the shares of `Efficiency` that are scaled.
+        start: shares before scaling; those that are not named stay.
+
+    Raises:
+        ValueError: if a name is unknown, or no factor that leaves the shares in (0, 1] gives the
+            throughput.
+    """
+    if not 0.0 < tokens_per_gpu_second < math.inf:
+        raise ValueError(
+            f"tokens_per_gpu_second must be positive and finite, got {tokens_per_gpu_second}"
+        )
+    if not fields or not set(fields) <= set(Efficiency._fields):
+        raise ValueError(
+            f"fields must name shares of {', '.join(Efficiency._fields)}, got {tuple(fields)}"
+        )
+
+    def scaled(factor: float) -> Efficiency:
+        return start._replace(**{name: factor * getattr(start, name) for name in fields})
+
+    def excess(log_factor: float) -> float:
+        found = deployment(scaled(math.exp(log_factor)))
+        return math.log(found.tokens_per_gpu_second / tokens_per_gpu_second)
+
+    high = -math.log(max(getattr(start, name) for name in fields)) - 1e-12
+    if excess(high) < 0.0:
+        raise ValueError(
+            f"{tokens_per_gpu_second:g} tokens/GPU/s are out of reach of {', '.join(fields)}: "
+            f"shares of at most 1 give {tokens_per_gpu_second * math.exp(excess(high)):g}"
+        )
+    low = high - 1.0
+    while excess(low) >= 0.0 and low > high - 50.0:
+        low -= 1.0
+    if excess(low) >= 0.0:
+        raise ValueError(f"the throughput does not depend on {', '.join(fields)}")
+    return scaled(math.exp(optimize.root_scalar(excess, bracket=(low, high), xtol=1e-13).root))
+
+
+def _measured(name: str, seconds: float) -> float:
+    if not 0.0 < seconds < math.inf:
+        raise ValueError(f"measured seconds of {name} must be positive and finite, got {seconds}")
+    return float(seconds)
 
 
 def _last(holds: Callable[[int], bool]) -> int:
