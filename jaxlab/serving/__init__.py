@@ -50,6 +50,12 @@ from jaxlab.serving.afd.trace import (
     read_trace,
     utilization,
 )
+from jaxlab.serving.afd.utilization import (
+    Utilization,
+    afd_utilization,
+    ep_utilization,
+    utilization_bound,
+)
 from jaxlab.serving.cache.paged_cache import (
     PagedCache,
     bytes_per_token,
@@ -189,9 +195,11 @@ __all__ = [
     "Swiglu",
     "TINY",
     "TokenCost",
+    "Utilization",
     "ValueMap",
     "absorb",
     "active_weights",
+    "afd_utilization",
     "apply_experts",
     "arithmetic_intensity",
     "attend",
@@ -204,6 +212,7 @@ __all__ = [
     "cheapest",
     "dequantize_blocks",
     "dequantize_groups",
+    "ep_utilization",
     "evaluate",
     "ffn_usd",
     "ffn_weights",
@@ -268,6 +277,7 @@ __all__ = [
     "training_usd",
     "truncate",
     "utilization",
+    "utilization_bound",
     "worker_throughput",
     "write",
 ]
