@@ -81,6 +81,7 @@ class Transition(NamedTuple):
         extras: what one algorithm adds (log-probabilities, values, weights), or `()`.
         action_mask: choices that were allowed at `obs`, bool, or `()` without masks.
         next_action_mask: choices that are allowed at `next_obs`.
+        duration: steps of the clock that the action took, int32, or `()` where each takes one.
     """
 
     obs: PyTree
@@ -92,3 +93,4 @@ class Transition(NamedTuple):
     extras: PyTree = ()
     action_mask: PyTree = ()
     next_action_mask: PyTree = ()
+    duration: PyTree = ()

@@ -126,6 +126,7 @@ def make_collector(
             extras=() if extras is None else extras(action),
             action_mask=before.action_mask,
             next_action_mask=after.final_action_mask,
+            duration=after.duration,
         )
 
     def collect(experience: Experience, action: jax.Array) -> tuple[Experience, Mean]:

@@ -27,6 +27,7 @@ class Transitions(NamedTuple):
         next_obs: `[B, F]` what the step led to, encoded, without gradient.
         next_action: `[B, A]` actions at `next_obs`, whose values are bootstrapped from.
         bonus: `[B]`, added to the next value: an entropy, or zero.
+        duration: `[B]` int32, steps of the clock that the action took, or `()` for one each.
     """
 
     obs: Float[Array, "B O"]
@@ -36,6 +37,7 @@ class Transitions(NamedTuple):
     next_obs: Float[Array, "B F"]
     next_action: Float[Array, "B A"]
     bonus: Float[Array, " B"]
+    duration: Any = ()
 
 
 class Critics(NamedTuple):
@@ -122,11 +124,11 @@ def make_gaussian_critics(
         mean, std = distribution(params, data.obs, data.action)
         center, spread = jax.lax.stop_gradient(mean), jax.lax.stop_gradient(std)
         drawn = next_mean + next_std * jax.random.normal(key, next_mean.shape)
-        discount = _discount(data, gamma)
-        sampled = td_target(drawn, data.reward, discount)[None]
+        each = discount(data, gamma)
+        sampled = td_target(drawn, data.reward, each)[None]
         limit = clip_stds * spread
         sampled = jnp.clip(sampled, center - limit, center + limit)
-        target = td_target(next_mean, data.reward, discount)[None]
+        target = td_target(next_mean, data.reward, each)[None]
         # The mean follows the mean target, which has less noise; the spread the drawn one.
         of_mean = 0.5 * ((target - mean) / spread) ** 2
         of_std = 0.5 * ((sampled - center) / std) ** 2 + jnp.log(std)
@@ -194,12 +196,14 @@ def _squared_error(
 ) -> Float[Array, ""]:
     """Of both critics, to the smaller target at the next observation."""
     next_q = jnp.min(apply(target_params, data.next_obs, data.next_action), axis=0)
-    target = td_target(next_q + data.bonus, data.reward, _discount(data, gamma))
+    target = td_target(next_q + data.bonus, data.reward, discount(data, gamma))
     return jnp.sum(jnp.mean((q - target[None]) ** 2, axis=1))
 
 
-def _discount(data: Transitions, gamma: float) -> Float[Array, " B"]:
-    """gamma (1 - terminated); a truncated episode bootstraps like any."""
+def discount(data: Transitions, gamma: float | Float[Array, ""]) -> Float[Array, " B"]:
+    """Returns gamma^duration (1 - terminated); a truncated episode bootstraps like any."""
+    if not isinstance(data.duration, tuple):
+        gamma = gamma ** data.duration.astype(data.reward.dtype)
     return gamma * (1.0 - data.terminated.astype(data.reward.dtype))
 
 

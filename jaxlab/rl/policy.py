@@ -38,6 +38,8 @@ class Context(NamedTuple):
         action_mask, next_action_mask: `[B, num_logits]` bool, choices that were allowed at `obs`
             and are at `next_obs`; `()` without masks.
         settings: Numbers of the run, those of `Policy.loss_settings` among them.
+        average_params: Running average of the policy's parameters, or those that it was renewed
+            with last, see `Policy.renew_every`.
     """
 
     obs: Float[Array, "B O"]
@@ -55,6 +57,7 @@ class Context(NamedTuple):
     action_mask: Any = ()
     next_action_mask: Any = ()
     settings: Settings = NOTHING
+    average_params: Any = ()
 
 
 class Improvement(NamedTuple):
@@ -97,6 +100,8 @@ class Policy(NamedTuple):
             first of an observation: what follows is for critics alone.
         loss_settings: Numbers by name that the loss finds in `Context.settings`, so that they may
             be swept.
+        renew_every: Steps of the policy after which the average parameters become the present ones;
+            in between they stay, and are an old policy. 0: they follow by the learner's tau.
         name: What tells it from others that the same function made, for the learner's checkpoints.
     """
 
@@ -115,6 +120,7 @@ class Policy(NamedTuple):
     refine: Callable[[jax.Array, Any, Context], Any] | None = None
     obs_size: int | None = None
     loss_settings: Mapping[str, float] = NOTHING
+    renew_every: int = 0
     name: str = ""
 
 

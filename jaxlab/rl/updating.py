@@ -95,6 +95,7 @@ def make_updates(
             next_features,
             next_action,
             jax.lax.stop_gradient(bonus),
+            batch.duration,
         )
         (loss, values), grads = jax.value_and_grad(critics.loss, argnums=1, has_aux=True)(
             key_target, state.critic_params, state.target_critic_params, data, gamma
@@ -132,7 +133,7 @@ def make_updates(
         tau = state.settings["tau"]
         state = state._replace(
             policy_params=params,
-            policy_average_params=_follow(params, state.policy_average_params, tau),
+            policy_average_params=_average(state, params),
             policy_opt_state=policy_opt_state,
             target_critic_params=_follow(state.critic_params, state.target_critic_params, tau),
             log_alpha=log_alpha,
@@ -169,6 +170,16 @@ def make_updates(
             action_mask=data.action_mask,
             next_action_mask=data.next_action_mask,
             settings=state.settings,
+            average_params=state.policy_average_params,
+        )
+
+    def _average(state: TrainState, params: PyTree) -> PyTree:
+        """Follows the parameters, or becomes them when the policy has made its steps."""
+        if not policy.renew_every:
+            return _follow(params, state.policy_average_params, state.settings["tau"])
+        due = (state.updates // policy.policy_every) % policy.renew_every == 0
+        return jax.tree.map(
+            lambda new, old: jnp.where(due, new, old), params, state.policy_average_params
         )
 
     def _cool(state: TrainState, gap: jax.Array) -> tuple[jax.Array, Any]:

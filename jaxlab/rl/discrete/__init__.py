@@ -2,6 +2,7 @@
 
 from jaxlab.rl.discrete import enhancers, matching, surrogates, targets, tasks
 from jaxlab.rl.discrete.bandits import SequenceState, unique_share
+from jaxlab.rl.discrete.candidates import forward_candidates, greedy_macro
 from jaxlab.rl.discrete.convolutions import DenoisingConv, make_conv_policy
 from jaxlab.rl.discrete.drakes import drakes, relaxed_sample
 from jaxlab.rl.discrete.evaluation import DnaReport, eval_dna, most_active
@@ -19,6 +20,7 @@ from jaxlab.rl.discrete.matching import (
     token_logp,
     written_steps,
 )
+from jaxlab.rl.discrete.on_policy import forward_rollouts, reverse_rollouts
 from jaxlab.rl.discrete.policies import (
     DenoisingMlp,
     TokenPolicy,
@@ -28,6 +30,13 @@ from jaxlab.rl.discrete.policies import (
 )
 from jaxlab.rl.discrete.pretraining import PretrainState, log_likelihood, pretrain
 from jaxlab.rl.discrete.sequences import forward, reverse
+from jaxlab.rl.discrete.state_policies import (
+    StateEncoder,
+    StatePolicy,
+    make_state_heads,
+    make_state_policy,
+    make_state_writer,
+)
 from jaxlab.rl.discrete.surrogates import Oracles, Surrogate, fit_oracles, fit_surrogate
 from jaxlab.rl.discrete.targets import (
     advantage_weights,
@@ -38,6 +47,7 @@ from jaxlab.rl.discrete.targets import (
     sample_weights,
     solve_temperature,
 )
+from jaxlab.rl.discrete.token_critics import StateValue, make_flat_critics, make_token_critics
 from jaxlab.rl.discrete.transformers import (
     WritingPolicy,
     make_transformer_policy,
@@ -52,6 +62,9 @@ __all__ = [
     "GeneticState",
     "Oracles",
     "SequenceState",
+    "StateEncoder",
+    "StatePolicy",
+    "StateValue",
     "Surrogate",
     "TokenPolicy",
     "WritingPolicy",
@@ -69,15 +82,23 @@ __all__ = [
     "fit_oracles",
     "fit_surrogate",
     "forward",
+    "forward_candidates",
     "forward_kl",
+    "forward_rollouts",
+    "greedy_macro",
     "grpo",
     "grpo_loss",
     "imitation_weights",
     "log_likelihood",
     "make_conv_policy",
     "make_factored_policy",
+    "make_flat_critics",
     "make_mlp_policy",
+    "make_state_heads",
+    "make_state_policy",
+    "make_state_writer",
     "make_table_policy",
+    "make_token_critics",
     "make_transformer_policy",
     "make_writing_policy",
     "matching",
@@ -87,6 +108,7 @@ __all__ = [
     "relaxed_sample",
     "reverse",
     "reverse_kl",
+    "reverse_rollouts",
     "sample_weights",
     "sequence_loss",
     "smc",

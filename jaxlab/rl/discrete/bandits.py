@@ -182,6 +182,49 @@ def descend(
     return optax.apply_updates(params, updates), opt_state
 
 
+def descend_epochs(
+    key: jax.Array,
+    loss: Callable[[PyTree, jax.Array, jax.Array], tuple[jax.Array, dict[str, jax.Array]]],
+    params: PyTree,
+    opt_state: PyTree,
+    settings: Settings,
+    *,
+    batch: int,
+    num_epochs: int,
+    num_minibatches: int,
+) -> tuple[PyTree, PyTree, dict[str, Array]]:
+    """Descends a loss for some epochs over a batch, in minibatches of a new order each time.
+
+    Args:
+        key: PRNG key of orders and losses.
+        loss: `loss(params, key, index) -> (loss, metrics)` of the samples that `index` names.
+        params: parameters before the descent.
+        opt_state: state of their optimizer, see `make_optimizer`.
+        settings: its numbers.
+        batch: B, number of samples.
+        num_epochs: how often each sample is learned from.
+        num_minibatches: gradient steps of an epoch, dividing the batch.
+
+    Returns:
+        Parameters, the optimizer's state, and metrics averaged over all gradient steps, the loss
+        as `policy/loss`.
+    """
+
+    def minibatch(carry: tuple, at: tuple[Array, Array]) -> tuple[tuple, dict[str, Array]]:
+        params, opt_state = carry
+        (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(params, *at)
+        return descend(grads, params, opt_state, settings), metrics | {"policy/loss": value}
+
+    def epoch(carry: tuple, key: Array) -> tuple[tuple, dict[str, Array]]:
+        key_order, key_loss = jax.random.split(key)
+        order = jax.random.permutation(key_order, batch).reshape(num_minibatches, -1)
+        return jax.lax.scan(minibatch, carry, (jax.random.split(key_loss, num_minibatches), order))
+
+    keys = jax.random.split(key, num_epochs)
+    (params, opt_state), metrics = jax.lax.scan(epoch, (params, opt_state), keys)
+    return params, opt_state, {name: jnp.mean(x) for name, x in metrics.items()}
+
+
 def climb(
     state: SequenceState,
     loss: Callable[[PyTree, jax.Array, jax.Array], tuple[jax.Array, dict[str, jax.Array]]],
@@ -209,23 +252,19 @@ def climb(
         The state after the descent, what was drawn remembered, and metrics.
     """
 
-    def minibatch(carry: tuple, at: tuple[Array, Array]) -> tuple[tuple, dict[str, Array]]:
-        params, opt_state = carry
-        (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(params, *at)
-        return descend(grads, params, opt_state, state.settings), metrics | {"policy/loss": value}
-
-    def epoch(carry: tuple, key: Array) -> tuple[tuple, dict[str, Array]]:
-        key_order, key_loss = jax.random.split(key)
-        order = jax.random.permutation(key_order, rewards.size).reshape(num_minibatches, -1)
-        return jax.lax.scan(minibatch, carry, (jax.random.split(key_loss, num_minibatches), order))
-
-    (params, opt_state), fitted = jax.lax.scan(
-        epoch, (state.params, state.opt_state), jax.random.split(keys[0], num_epochs)
+    params, opt_state, fitted = descend_epochs(
+        keys[0],
+        loss,
+        state.params,
+        state.opt_state,
+        state.settings,
+        batch=rewards.size,
+        num_epochs=num_epochs,
+        num_minibatches=num_minibatches,
     )
     metrics = describe(keys[1], policy, state.params, drawn, rewards)
-    metrics |= {name: jnp.mean(x) for name, x in fitted.items()}
     state = state._replace(params=params, opt_state=opt_state)
-    return remember(state, drawn.tokens, rewards), metrics
+    return remember(state, drawn.tokens, rewards), metrics | fitted
 
 
 def make_algorithm(

@@ -67,18 +67,12 @@ def make_transformer_policy(
     Raises:
         ValueError: if a size is below 1, or heads do not divide the width evenly.
     """
-    config = _config(vocab, length, width, num_layers, num_heads)
+    config = block_config(vocab, length, width, num_layers, num_heads)
 
-    def denoise(params: TrunkParams) -> Denoise:
-        def logits(tokens: Array, level: Array) -> Array:
-            still = jnp.zeros((length,), jnp.int32)  # rotates nothing
-            return _logits(params, tokens, still, jnp.ones((length, length), bool), config)
+    def init(key: Array) -> TrunkParams:
+        return init_trunk(key, vocab, length, num_layers, config)
 
-        return logits
-
-    return TokenPolicy(
-        vocab, length, lambda key: _init(key, vocab, length, num_layers, config), denoise
-    )
+    return TokenPolicy(vocab, length, init, lambda params: denoiser(params, config))
 
 
 def make_writing_policy(
@@ -89,54 +83,106 @@ def make_writing_policy(
     Raises:
         ValueError: if a size is below 1, or heads do not divide the width evenly.
     """
-    config = _config(vocab, length, width, num_layers, num_heads)
+    config = block_config(vocab, length, width, num_layers, num_heads)
 
-    def shifted(tokens: Array) -> Array:
+    def init(key: Array) -> TrunkParams:
+        return init_trunk(key, vocab, length, num_layers, config)
+
+    return writer(vocab, length, init, lambda params: (params, None), config)
+
+
+def denoiser(
+    params: TrunkParams, config: BlockConfig, prefix: Float[Array, "*S P D"] | None = None
+) -> Denoise:
+    """Returns the denoiser of a trunk in which every token sees all others, and the prefix.
+
+    Args:
+        params: weights.
+        config: of the blocks.
+        prefix: `[*S, P, D]` embeddings of what else is known; tokens are `[..., *S, K]` then.
+    """
+
+    def logits(tokens: Array, level: Array) -> Array:
+        size = params.places.shape[0] + _size(prefix)
+        still = jnp.zeros((size,), jnp.int32)  # rotates nothing
+        return _logits(params, tokens, still, jnp.ones((size, size), bool), config, prefix)
+
+    return logits
+
+
+def writer(
+    vocab: int,
+    length: int,
+    init: Callable[[jax.Array], PyTree],
+    split: Callable[[PyTree], tuple[TrunkParams, Float[Array, "*S P D"] | None]],
+    config: BlockConfig,
+) -> WritingPolicy:
+    """Makes a writing policy of a causal trunk; all tokens see the prefix.
+
+    Args:
+        vocab: V.
+        length: K.
+        init: `init(key) -> params`.
+        split: `split(params) -> (trunk, prefix)`; the prefix is `[*S, P, D]` or None, as in
+            `denoiser`.
+        config: of the blocks.
+    """
+
+    def conditionals(params: PyTree, tokens: Int[Array, "*B K"]) -> Float[Array, "*B K V"]:
+        trunk, prefix = split(params)
         start = jnp.full((*tokens.shape[:-1], 1), vocab, jnp.int32)
-        return jnp.concatenate([start, tokens[..., :-1].astype(jnp.int32)], axis=-1)
+        before = jnp.concatenate([start, tokens[..., :-1].astype(jnp.int32)], axis=-1)
+        pos = jnp.arange(_size(prefix) + length, dtype=jnp.int32)
+        sees = (pos[None] <= pos[:, None]) | (pos < _size(prefix))[None]
+        return jax.nn.log_softmax(_logits(trunk, before, pos, sees, config, prefix))
 
-    def conditionals(params: TrunkParams, tokens: Int[Array, "*B K"]) -> Float[Array, "*B K V"]:
-        pos, causal = jnp.arange(length, dtype=jnp.int32), jnp.tril(jnp.ones((length,) * 2, bool))
-        return jax.nn.log_softmax(_logits(params, shifted(tokens), pos, causal, config))
-
-    def log_prob(params: TrunkParams, tokens: Int[Array, "*B K"]) -> Float[Array, "*B"]:
+    def log_prob(params: PyTree, tokens: Int[Array, "*B K"]) -> Float[Array, "*B"]:
         logp = conditionals(params, tokens)
         return jnp.sum(jnp.take_along_axis(logp, tokens[..., None], axis=-1)[..., 0], axis=-1)
 
     def sample(
-        key: Array, params: TrunkParams, batch: tuple[int, ...]
+        key: Array, params: PyTree, batch: tuple[int, ...]
     ) -> tuple[Int[Array, "*B K"], Float[Array, "*B"]]:
-        size = math.prod(batch)
-        shape = (num_layers, size, length, config.num_kv_heads, config.head_dim)
-        cache = (jnp.zeros(shape), jnp.zeros(shape))
-        slots = jnp.arange(length, dtype=jnp.int32)
+        trunk, prefix = split(params)
+        size, before = math.prod(batch), _size(prefix)
+        num_layers = trunk.blocks.attention_norm.shape[0]
+        slots = jnp.arange(before + length, dtype=jnp.int32)
+        shape = (num_layers, size, before + length, config.num_kv_heads, config.head_dim)
+        cache: Any = (jnp.zeros(shape), jnp.zeros(shape))
+        if prefix is not None:
+            x = jnp.broadcast_to(prefix, (*batch, *prefix.shape[-2:]))
+            x = x.reshape(size, *prefix.shape[-2:])
+            pos = jnp.broadcast_to(slots[:before], (size, before))
+            sees = jnp.broadcast_to(slots < before, (size, before, before + length))
+            _, cache = transformer.apply_blocks(trunk.blocks, x, pos, sees, config, cache=cache)
 
         def write(carry: tuple, place: Array) -> tuple[tuple, tuple[Array, Array]]:
-            cache, before = carry
-            x = (params.tokens[before] + params.places[place][None])[:, None]
-            pos = jnp.full((size, 1), place, jnp.int32)
-            mask = jnp.broadcast_to(slots <= place, (size, 1, length))
-            x, cache = transformer.apply_blocks(params.blocks, x, pos, mask, config, cache=cache)
-            logp = jax.nn.log_softmax(_readout(params, x, config))[:, 0]
+            cache, last = carry
+            x = (trunk.tokens[last] + trunk.places[place][None])[:, None]
+            pos = jnp.full((size, 1), before + place, jnp.int32)
+            mask = jnp.broadcast_to(slots <= before + place, (size, 1, before + length))
+            x, cache = transformer.apply_blocks(trunk.blocks, x, pos, mask, config, cache=cache)
+            logp = jax.nn.log_softmax(_readout(trunk, x, config))[:, 0]
             drawn = jax.random.categorical(jax.random.fold_in(key, place), logp).astype(jnp.int32)
             at_drawn = jnp.take_along_axis(logp, drawn[:, None], axis=-1)[:, 0]
             return (cache, drawn), (drawn, at_drawn)
 
         start = jnp.full((size,), vocab, jnp.int32)
-        _, (tokens, logp) = jax.lax.scan(write, (cache, start), slots)
+        places = jnp.arange(length, dtype=jnp.int32)
+        _, (tokens, logp) = jax.lax.scan(write, (cache, start), places)
         return tokens.T.reshape(*batch, length), jnp.sum(logp, axis=0).reshape(batch)
 
-    return WritingPolicy(
-        vocab,
-        length,
-        lambda key: _init(key, vocab, length, num_layers, config),
-        sample,
-        log_prob,
-        conditionals,
-    )
+    return WritingPolicy(vocab, length, init, sample, log_prob, conditionals)
 
 
-def _config(vocab: int, length: int, width: int, num_layers: int, num_heads: int) -> BlockConfig:
+def block_config(
+    vocab: int, length: int, width: int, num_layers: int, num_heads: int
+) -> BlockConfig:
+    """Returns the sizes of blocks over tokens.
+
+    Raises:
+        ValueError: if a size is below 1, or heads do not divide the width evenly.
+    """
     check_sizes(vocab, length, width, num_layers, num_heads)
     if width % (2 * num_heads):
         raise ValueError(
@@ -145,7 +191,10 @@ def _config(vocab: int, length: int, width: int, num_layers: int, num_heads: int
     return BlockConfig(width, num_heads, num_heads, width // num_heads, 2 * width)
 
 
-def _init(key: Array, vocab: int, length: int, num_layers: int, config: BlockConfig) -> TrunkParams:
+def init_trunk(
+    key: Array, vocab: int, length: int, num_layers: int, config: BlockConfig
+) -> TrunkParams:
+    """Draws weights of a transformer over tokens; its head is zero."""
     key_tokens, key_places, key_blocks = jax.random.split(key, 3)
     width = config.d_model
     return TrunkParams(
@@ -158,16 +207,28 @@ def _init(key: Array, vocab: int, length: int, num_layers: int, config: BlockCon
 
 
 def _logits(
-    params: TrunkParams, tokens: Array, pos: Array, mask: Array, config: BlockConfig
+    params: TrunkParams,
+    tokens: Array,
+    pos: Array,
+    mask: Array,
+    config: BlockConfig,
+    prefix: Array | None,
 ) -> Array:
-    """Runs the trunk over whole sequences; positions `[K]` and mask `[K, K]` are common to all."""
+    """Runs the trunk over whole sequences, P + K positions `[T]` and mask `[T, T]` for all."""
     soft = jnp.issubdtype(tokens.dtype, jnp.floating)
-    shape = tokens.shape[:-1] if soft else tokens.shape
     x = tokens @ params.tokens if soft else params.tokens[tokens]
     x = x + jnp.broadcast_to(params.places, x.shape)
+    if prefix is not None:
+        first = jnp.broadcast_to(prefix, (*x.shape[:-2], *prefix.shape[-2:]))
+        x = jnp.concatenate([first, x], axis=-2)
+    shape = x.shape[:-1]
     pos, mask = jnp.broadcast_to(pos, shape), jnp.broadcast_to(mask, (*shape, shape[-1]))
     x, _ = transformer.apply_blocks(params.blocks, x, pos, mask, config)
-    return _readout(params, x, config)
+    return _readout(params, x[..., _size(prefix) :, :], config)
+
+
+def _size(prefix: Array | None) -> int:
+    return 0 if prefix is None else prefix.shape[-2]
 
 
 def _readout(params: TrunkParams, x: Array, config: BlockConfig) -> Array:
