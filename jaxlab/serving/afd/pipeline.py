@@ -75,8 +75,8 @@ def micro_batch_sizes(num_requests: int, num_micro_batches: int) -> tuple[int, .
     all stages nevertheless, so that every worker sees the same sequence of messages.
     """
     check_counts(num_requests=num_requests, num_micro_batches=num_micro_batches)
-    size, larger = divmod(num_requests, num_micro_batches)
-    return tuple(size + (m < larger) for m in range(num_micro_batches))
+    size, larger = divmod(int(num_requests), int(num_micro_batches))
+    return tuple(size + (m < larger) for m in range(int(num_micro_batches)))
 
 
 def simulate_pipeline(
@@ -108,6 +108,7 @@ def simulate_pipeline(
         True
     """
     check_counts(num_micro_batches=num_micro_batches, num_layers=num_layers)
+    num_micro_batches, num_layers = int(num_micro_batches), int(num_layers)
     seconds = _durations(stage_seconds, num_micro_batches, num_layers)
     starts = start_times(seconds)
     return tuple(

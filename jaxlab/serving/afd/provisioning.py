@@ -374,7 +374,8 @@ def simulate_provisioning(
         raise ValueError(f"num_steps must be at least 10, got {num_steps}")
     P, D = _lengths(prompt, decode)
     words = np.asarray(jax.random.key_data(key)).ravel()
-    shape = (num_micro_batches, batch, num_steps)
+    ratio, num_steps, num_micro_batches = int(ratio), int(num_steps), int(num_micro_batches)
+    shape = (num_micro_batches, int(batch), num_steps)
     loads = [  # of each worker, [micro-batches, steps] tokens
         _draw_loads(np.random.default_rng([*words, worker]), P, D, shape).sum(1)
         for worker in range(ratio)

@@ -102,6 +102,7 @@ def test_a_constant_straggler_sets_the_pace_and_lockstep_is_the_maximum():
 def test_dummy_micro_batches():
     """Two requests in three micro-batches: free dummies change nothing, others cost their own."""
     assert pipeline.micro_batch_sizes(8, 3) == (3, 3, 2)
+    assert pipeline.micro_batch_sizes(8.0, 3.0) == (3, 3, 2)  # whole numbers of any type
     sizes = np.array(pipeline.micro_batch_sizes(2, 3))
     assert tuple(sizes) == (1, 1, 0)
     for fixed in (0.0, 0.3):
