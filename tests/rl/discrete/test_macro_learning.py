@@ -268,6 +268,31 @@ def test_an_old_policy_stays_until_it_is_renewed():
     np.testing.assert_allclose(log_alpha, 0.0, atol=1e-7)
 
 
+@pytest.mark.usefixtures("optax_promotes")
+def test_a_learner_tells_its_critics_how_long_macro_actions_took():
+    """Two steps of the clock, never the end: what follows counts gamma^2."""
+    walk = chain(limit=2 * K)
+    walk = walk._replace(step=lambda x, action: (x, jnp.zeros((1,)), jnp.zeros(()), False))
+    env = envs.make_env(envs.macro(walk, K, gamma=0.9), 2)
+    critics = discrete.make_flat_critics((1,), V, K, hidden=(4,))
+
+    def loss(key, params, target_params, data, gamma):
+        shown = jnp.mean(rl.critics.discount(data, gamma))
+        return shown, critics.apply(params, data.obs, data.action)
+
+    learner = rl.make_learner(
+        env,
+        discrete.greedy_macro(V, K),
+        critics=critics._replace(loss=loss),
+        batch_size=4,
+        capacity=16,
+        warmup=4,
+        gamma=0.9,
+    )
+    _, metrics = jax.jit(learner.step)(learner.init(jax.random.key(0)))
+    assert float(metrics["critic/loss"]) == pytest.approx(0.81, rel=1e-5)
+
+
 # --- rollouts ----------------------------------------------------------------------------------
 
 
