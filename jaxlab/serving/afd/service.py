@@ -187,6 +187,7 @@ def make_service(
             settings[slot] = (request.seed, at + len(new), request.temperature, request.top_p)
         cache = _cut(state.cache, np.asarray(state.lens, np.int32))
         logits, cache, done = step(params, cache, jnp.asarray(tokens), config, active=active)
+        assert _SETTINGS.names is not None
         drawn = draw(logits, count, *(settings[name] for name in _SETTINGS.names))
         token, is_finite, done = jax.device_get((*drawn, done))
         state = state._replace(cache=cache)
