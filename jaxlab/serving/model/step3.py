@@ -183,8 +183,8 @@ def step3_forward(
             vocabulary; traced ones are checked under `checkify`.
         NotImplementedError: if `impl` is given and cannot run; it says why.
     """
-    _check_params(params, config)
-    _check_tokens(tokens, config.vocab)
+    check_params(params, config)
+    check_tokens(tokens, config.vocab)
     pos = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
     x = params.embedding[tokens]
     for layer, block in enumerate(params.blocks):
@@ -232,10 +232,10 @@ def step3_decode_step(
             its vocabulary; traced ones are checked under `checkify`.
         NotImplementedError: if `impl` is given and cannot run; it says why.
     """
-    _check_params(params, config)
-    _check_tokens(tokens, config.vocab)
+    check_params(params, config)
+    check_tokens(tokens, config.vocab)
     _check_cache(cache, tokens, config)
-    B, S = tokens.shape
+    S = tokens.shape[1]
     rows = S * config.num_heads
     if rows > MOST_ROWS and impl in mqa_decode.IMPLS and impl not in mqa_prefill.IMPLS:
         raise NotImplementedError(
@@ -243,6 +243,42 @@ def step3_decode_step(
             f"which there is no impl={impl!r}: take {', '.join(mqa_prefill.IMPLS)} or None, or "
             f"{MOST_ROWS // config.num_heads} tokens at most"
         )
+    cache, done, step = begin_step(cache, tokens, active, config)
+    x = params.embedding[tokens]
+    for layer, block in enumerate(params.blocks):
+        x, cache = attend_pages(block, x, cache, layer, step, config, impl=impl)
+        x = x + _feed_forward(block, x, config)
+    return _logits(params, x, config), cache, done
+
+
+class Step(NamedTuple):
+    """What the attention of all layers needs to know of a decoding step, next to the cache.
+
+    Attributes:
+        pos: `[B, S]` int32, positions of the new tokens.
+        keep: `[B, S]` bool, tokens that are written.
+        lens: `[B]` int32, tokens that each request attends over; 0 where it takes no part.
+        plan: who reads which page where rows are decoded, or None for a chunk of a prompt.
+    """
+
+    pos: Int[Array, "B S"]
+    keep: Bool[Array, "B S"]
+    lens: Int[Array, " B"]
+    plan: mqa_decode.Plan | None
+
+
+def begin_step(
+    cache: PagedCache,
+    tokens: Int[Array, "B S"],
+    active: Bool[Array, " B"] | None,
+    config: Step3Config,
+) -> tuple[PagedCache, Bool[Array, " B"], Step]:
+    """Reserves room for the tokens of the active requests; returns cache, who is done, and step.
+
+    Raises:
+        ValueError: if `active` is not one bool a request.
+    """
+    B, S = tokens.shape
     active = jnp.ones((B,), bool) if active is None else active
     if active.shape != (B,) or active.dtype != jnp.bool_:
         raise ValueError(f"active must be bool [{B}], got {active.dtype} {active.shape}")
@@ -252,32 +288,57 @@ def step3_decode_step(
     pos = old[:, None] + jnp.arange(S, dtype=jnp.int32)[None]
     keep = jnp.broadcast_to(done[:, None], (B, S))
     lens = jnp.where(done, cache.lens, 0)
+    return cache, done, Step(pos, keep, lens, step_plan(cache, lens, S, config))
+
+
+def step_plan(
+    cache: PagedCache, lens: Int[Array, " B"], S: int, config: Step3Config
+) -> mqa_decode.Plan | None:
+    """Returns who reads which page; lengths are those of all layers, and so is the plan."""
+    if S * config.num_heads > MOST_ROWS:
+        return None
+    return mqa_decode.decode_plan(lens, cache.page_table, page=cache.page)
+
+
+def attend_pages(
+    block: Block,
+    x: Float[Array, "B S D"],
+    cache: PagedCache,
+    layer: int | Array,
+    step: Step,
+    config: Step3Config,
+    *,
+    impl: mqa_decode.Impl | mqa_prefill.Impl | None = None,
+) -> tuple[Float[Array, "B S D"], PagedCache]:
+    """Writes the tokens' keys and values of a layer, and adds what they attend to to x.
+
+    Args:
+        block: weights of the layer, of which the feed-forward is not read.
+        x: `[B, S, D]`, the residual stream.
+        cache: with room for the tokens, see `begin_step`.
+        layer: index of the layer, which may be traced.
+        step: positions and lengths.
+        config: sizes of the model.
+        impl: implementation of the attention kernel; None chooses one.
+    """
+    attention = config.attention(0)  # the depth shrinks initial weights, nothing else
     num_pages = cache.k_pages.shape[1]
-    # Lengths are those of all layers, and so is the plan.
-    plan = None
-    if rows <= MOST_ROWS:
-        plan = mqa_decode.decode_plan(lens, cache.page_table, page=cache.page)
-    x = params.embedding[tokens]
-    for layer, block in enumerate(params.blocks):
-        attention = config.attention(layer)
-        normed = transformer.rms_norm(x, block.attention_norm, eps=config.eps)
-        q = factorized.project_q(block.attention, normed, pos, attention)
-        k, v = factorized.project_kv(block.attention, normed, pos, attention)
-        cache = paged_cache.write(cache, layer, k, v, pos, keep)
-        # Pages of all layers, of which the table names this one's: a slice would be a copy.
-        table = cache.page_table + layer * num_pages
-        pages = {name: _flat(getattr(cache, name)) for name in ("k_pages", "v_pages")}
-        scales = {name: _flat(getattr(cache, name)) for name in ("k_scale", "v_scale")}
-        if cache.k_scale is None:
-            q = q.astype(cache.k_pages.dtype)  # the kernel multiplies what the cache holds
-        attend: Any = mqa_prefill.mqa_prefill_paged
-        if plan is not None:
-            here = plan._replace(flat_page=plan.flat_page + layer * num_pages)
-            attend = functools.partial(mqa_decode.mqa_decode, plan=here)
-        out = attend(q, *pages.values(), table, lens, scale=attention.scale, impl=impl, **scales)
-        x = x + jnp.einsum("bthc,hcd->btd", out.astype(x.dtype), block.attention.out)
-        x = x + _feed_forward(block, x, config)
-    return _logits(params, x, config), cache, done
+    normed = transformer.rms_norm(x, block.attention_norm, eps=config.eps)
+    q = factorized.project_q(block.attention, normed, step.pos, attention)
+    k, v = factorized.project_kv(block.attention, normed, step.pos, attention)
+    cache = paged_cache.write(cache, layer, k, v, step.pos, step.keep)
+    # Pages of all layers, of which the table names this one's: a slice would be a copy.
+    table = cache.page_table + layer * num_pages
+    pages = {name: _flat(getattr(cache, name)) for name in ("k_pages", "v_pages")}
+    scales = {name: _flat(getattr(cache, name)) for name in ("k_scale", "v_scale")}
+    if cache.k_scale is None:
+        q = q.astype(cache.k_pages.dtype)  # the kernel multiplies what the cache holds
+    attend: Any = mqa_prefill.mqa_prefill_paged
+    if step.plan is not None:
+        here = step.plan._replace(flat_page=step.plan.flat_page + layer * num_pages)
+        attend = functools.partial(mqa_decode.mqa_decode, plan=here)
+    out = attend(q, *pages.values(), table, step.lens, scale=attention.scale, impl=impl, **scales)
+    return x + jnp.einsum("bthc,hcd->btd", out.astype(x.dtype), block.attention.out), cache
 
 
 def init_step3_cache(config: Step3Config, num_pages: int, **options: Any) -> PagedCache:
@@ -349,7 +410,7 @@ def _check_config(config: Step3Config) -> None:
         raise ValueError(f"dense_layers must be in 0 to {config.num_layers - 1}, got {wrong}")
 
 
-def _check_params(params: Step3Params, config: Step3Config) -> None:
+def check_params(params: Step3Params, config: Step3Config) -> None:
     """Refuses parameters of another model; shapes alone, so that it costs nothing in a trace."""
     if len(params.blocks) != config.num_layers:
         raise ValueError(
@@ -397,7 +458,7 @@ def _check_cache(cache: PagedCache, tokens: Array, config: Step3Config) -> None:
         )
 
 
-def _check_tokens(tokens: Array, vocab: int) -> None:
+def check_tokens(tokens: Array, vocab: int) -> None:
     if tokens.ndim != 2:
         raise ValueError(f"tokens must be integers [B, T], got {tokens.dtype} {tokens.shape}")
     transformer.check_vocabulary(tokens, vocab)
