@@ -1,3 +1,3 @@
 """jaxlab: recent research systems as pure jitted JAX functions over pytrees."""
 
-__version__ = "0.7.0"
+__version__ = "0.8.0"
