@@ -87,7 +87,7 @@ from jaxlab.serving.afd.utilization import (
     ep_utilization,
     utilization_bound,
 )
-from jaxlab.serving.afd.wire import Message, pack, pack_back, unpack, wire_bytes
+from jaxlab.serving.afd.wire import Packed, pack, pack_back, unpack, wire_bytes
 from jaxlab.serving.cache.paged_cache import (
     PagedCache,
     bytes_per_token,
@@ -204,7 +204,6 @@ __all__ = [
     "LightningAttention",
     "Linear",
     "MODELS",
-    "Message",
     "MfaConfig",
     "MfaParams",
     "MicroBatch",
@@ -214,6 +213,7 @@ __all__ = [
     "Mtp",
     "ONE_LAYER",
     "Overlap",
+    "Packed",
     "PagedCache",
     "Peer",
     "Progress",

@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxlab.nn import transformer
 from jaxlab.serving.afd import wire as wires
 from jaxlab.serving.afd.topology import AttentionWeights, FfnShard, Topology
-from jaxlab.serving.afd.wire import Message
+from jaxlab.serving.afd.wire import Packed
 from jaxlab.serving.cache.paged_cache import PagedCache
 from jaxlab.serving.model import experts, step3
 from jaxlab.serving.model.experts import Routing
@@ -79,7 +79,7 @@ def attention_stage(
     requests: MicroBatch,
     config: Step3Config,
     topology: Topology,
-) -> tuple[Float[Array, "b S D"], PagedCache, Message]:
+) -> tuple[Float[Array, "b S D"], PagedCache, Packed]:
     """Adds the inbox to a micro-batch, attends, and returns stream, cache and message.
 
     Args:
@@ -106,7 +106,7 @@ def attention_stage(
 
 
 def ffn_stage(
-    shard: FfnShard, message: Message, config: Step3Config, dtype: Any
+    shard: FfnShard, message: Packed, config: Step3Config, dtype: Any
 ) -> Float[Array, "N D"]:
     """Returns the sum of what one shard adds to each token: of its experts, weighted.
 

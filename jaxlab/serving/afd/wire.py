@@ -16,7 +16,7 @@ from jaxlab.serving.model.experts import Routing
 from jaxlab.serving.model.step3 import Step3Config
 
 
-class Message(NamedTuple):
+class Packed(NamedTuple):
     """Tokens on their way from attention to feed-forward.
 
     Attributes:
@@ -33,18 +33,18 @@ class Message(NamedTuple):
     weight: Float[Array, "N k"] | None
 
 
-def pack(x: Float[Array, "N D"], routing: Routing | None, wire: Wire) -> Message:
+def pack(x: Float[Array, "N D"], routing: Routing | None, wire: Wire) -> Packed:
     """Returns tokens as they are sent out."""
     expert = weight = None
     if routing is not None:
         expert, weight = routing.expert.astype(jnp.int32), routing.weight
     if wire == "exact":
-        return Message(x, None, expert, weight)
+        return Packed(x, None, expert, weight)
     values, scale = quantization.quantize_groups(x, group=GROUP)
-    return Message(values, scale, expert, weight)
+    return Packed(values, scale, expert, weight)
 
 
-def unpack(message: Message, dtype: Any) -> Float[Array, "N D"]:
+def unpack(message: Packed, dtype: Any) -> Float[Array, "N D"]:
     """Returns the tokens of a message in the dtype of the model."""
     if message.scale is None:
         return message.payload
