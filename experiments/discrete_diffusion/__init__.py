@@ -107,6 +107,12 @@ class Config:
             raise ValueError(
                 "reward needs alphabet and length, such as --alphabet ACGT --length 20"
             )
+        if self.reward is None and self.length:
+            raise ValueError(
+                f"length goes with reward; sequences of data tell it, got {self.length}"
+            )
+        if self.data is None and self.reward is None and self.alphabet:
+            raise ValueError(f"alphabet goes with data or reward, got {self.alphabet!r}")
         if not self.learning_rates or min(self.learning_rates) <= 0.0:
             raise ValueError(f"learning_rates must be positive, got {self.learning_rates}")
 

@@ -139,7 +139,9 @@ def read(path: pathlib.Path, alphabet: str) -> Known:
         if not np.isfinite(score):
             raise ValueError(f"{where}: score must be a number, got {tables.brief(cell)}")
         first = next(iter(texts), text)
-        if not text or len(text) != len(first):
+        if not text:
+            raise ValueError(f"{where}: the sequence is empty")
+        if len(text) != len(first):
             raise ValueError(
                 f"{where}: sequences must all have the same length, {len(first)} like the first, "
                 f"got {len(text)}; pad them with a letter of their own, or split the table"
@@ -150,7 +152,15 @@ def read(path: pathlib.Path, alphabet: str) -> Known:
                 "--alphabet"
             )
         texts.setdefault(text, []).append(score)
-    alphabet = alphabet or "".join(sorted(set("".join(texts))))
+    notices = table.notices
+    if not alphabet:
+        alphabet = "".join(sorted(set("".join(texts))))
+        notices += (f"The letters are those that occur: {alphabet}",)
+        if both := [x for x in alphabet if x.upper() != x and x.upper() in alphabet]:
+            raise ValueError(
+                f"{path}: {both[0].upper()} and {both[0]} differ in case alone; write them alike, "
+                "or name all letters with --alphabet if they are different tokens"
+            )
     rows = sum(map(len, texts.values()))
     if len(texts) < FEWEST:
         raise ValueError(
@@ -159,11 +169,15 @@ def read(path: pathlib.Path, alphabet: str) -> Known:
         )
     if len(alphabet) < 2:
         raise ValueError(f"{path}: all letters are {alphabet}; there is nothing to choose")
-    notices = table.notices
     if rows > len(texts):
         notices += (f"{rows} rows hold {len(texts)} different sequences; scores were averaged",)
     tokens = np.array([[alphabet.index(letter) for letter in text] for text in texts], np.int32)
     scores = np.array([np.mean(x) for x in texts.values()])
+    if len(tokens) == len(alphabet) ** tokens.shape[1]:
+        raise ValueError(
+            f"{path}: all {len(tokens)} sequences of these letters are in it; there is nothing new "
+            "to propose"
+        )
     if np.ptp(scores) == 0.0:
         raise ValueError(f"{path}: all scores are {scores[0]:g}; there is nothing to learn")
     return Known(alphabet, tokens, scores, notices)
@@ -178,10 +192,11 @@ def load_reward(name: str) -> Reward:
     module, _, function = name.partition(":")
     try:
         found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # a module may raise anything as it is imported
         raise flags.Mistake(
-            f"reward must be module:function, importable from here, got {name!r}: {error}"
-        ) from None
+            f"reward must be module:function, importable from here, got {name!r}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
     if not callable(found):
         raise flags.Mistake(f"reward must be a function, {name} is {type(found).__name__}")
     return cast(Reward, found)
@@ -259,6 +274,8 @@ def climb(reward: Reward, vocab: int, config: Config, folder: pathlib.Path) -> P
     new = _different(drawn, np.zeros((0, config.length), np.int32))
     worth = np.asarray(reward(jnp.asarray(new)), np.float64)
     new, worth = new[np.isfinite(worth)], worth[np.isfinite(worth)]
+    if not len(new):
+        raise flags.Mistake("reward is not finite for any of the sequences that were drawn")
     order = np.argsort(-worth, kind="stable")[: config.proposals]
     none = np.zeros(0)
     return Proposed(new[order], worth[order], worth[order], none, none, len(drawn), len(new))
@@ -362,7 +379,7 @@ def _told(found: Proposed, known: Known | None, columns: dict[str, object]) -> P
             "Predictions are ensembles' of convolutions; far from the table they are guesses. The "
             "column distance says how far."
         ]
-        if found.correlations[1] < WEAK:
+        if not found.correlations[1] >= WEAK:  # NaN, where the held-out scores are all equal
             limits.insert(
                 0,
                 "The predictions hardly follow the scores (correlation "

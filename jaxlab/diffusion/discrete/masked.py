@@ -201,7 +201,8 @@ def check_tokens(tokens: Int[Array, "... K"], vocab: int) -> None:
     """Refuses what is no batch of sequences over a vocabulary.
 
     Raises:
-        ValueError: if the vocabulary or a sequence is empty, or tokens are not integers.
+        ValueError: if the vocabulary or a sequence is empty, or tokens are not integers or, known,
+            not below V: the mask is none of them.
     """
     if vocab < 1:
         raise ValueError(f"vocab must be at least 1, got {vocab}")
@@ -209,6 +210,16 @@ def check_tokens(tokens: Int[Array, "... K"], vocab: int) -> None:
         raise ValueError(f"tokens must be [..., K] with K at least 1, got {tokens.shape}")
     if not jnp.issubdtype(tokens.dtype, jnp.integer):
         raise ValueError(f"tokens must be integers, got {tokens.dtype}")
+    check_range("tokens", tokens, vocab - 1)
+
+
+def check_range(name: str, tokens: Int[Array, "..."], last: int) -> None:
+    """Refuses tokens that are known and not in 0 .. last, with a ValueError."""
+    if isinstance(tokens, Tracer) or tokens.size == 0:
+        return
+    low, high = int(np.min(np.asarray(tokens))), int(np.max(np.asarray(tokens)))
+    if low < 0 or high > last:
+        raise ValueError(f"{name} must be in 0 .. {last}, got {low} .. {high}")
 
 
 def check_mask(token_mask: Bool[Array, "... K"], tokens: Int[Array, "... K"]) -> None:

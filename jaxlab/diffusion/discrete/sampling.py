@@ -13,7 +13,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxlab.diffusion.discrete.masked import Denoise, log_probs
+from jaxlab.diffusion.discrete.masked import Denoise, check_range, log_probs
 from jaxlab.diffusion.discrete.schedules import Schedule
 
 Order = Literal["ancestral", "random", "drawn", "largest", "margin", "entropy"]
@@ -79,8 +79,8 @@ def sample(
             step in which a token was revealed, and `logp` counts every revealing.
 
     Raises:
-        ValueError: if a size is below 1, there is no such order, given tokens are of another shape,
-            or tokens are hidden again in another order.
+        ValueError: if a size is below 1, there is no such order, given tokens are of another shape
+            or, known, not in 0 .. V, or tokens are hidden again in another order.
 
     Source: ancestral arXiv:2406.07524; confidence arXiv:2202.04200; remasking arXiv:2503.00307.
     """
@@ -95,6 +95,8 @@ def sample(
     shape, N = (*batch, length), schedule.num_steps
     if given is not None and given.shape != shape:
         raise ValueError(f"given must be {shape}, got {given.shape}")
+    if given is not None:
+        check_range("given", given, vocab)
     if remask is not None:
         _check_remask(remask, schedule)
     start = jnp.full(shape, vocab, jnp.int32) if given is None else given.astype(jnp.int32)
@@ -194,7 +196,7 @@ def _check_remask(remask: Array, schedule: Schedule) -> None:
     if isinstance(remask, Tracer) or isinstance(schedule.alpha, Tracer):
         return
     sigma, alpha = np.asarray(remask, np.float64)[1:-1], np.asarray(schedule.alpha, np.float64)
-    if (sigma < 0.0).any() or (sigma * alpha[1:-1] > 1.0 - alpha[:-2] + 1e-6).any():
+    if not ((sigma >= 0.0) & (sigma * alpha[1:-1] <= 1.0 - alpha[:-2] + 1e-6)).all():
         raise ValueError(
             "remask must lie between 0 and (1 - alpha[n-1]) / alpha[n], which is 0 at n = 1, got "
             f"{remask}"

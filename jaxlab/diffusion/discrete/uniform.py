@@ -84,7 +84,14 @@ def sample(
         length: K.
         vocab: V.
         schedule: N steps.
+
+    Raises:
+        ValueError: if a size is below 1.
     """
+    if length < 1 or vocab < 1 or min(batch, default=1) < 1:
+        raise ValueError(
+            f"batch, length and vocab must be at least 1, got {batch}, {length} and {vocab}"
+        )
     key_start, key_steps = jax.random.split(key)
     start = jax.random.randint(key_start, (*batch, length), 0, vocab, jnp.int32)
 

@@ -155,12 +155,15 @@ def describe(
 
 
 def remember(
-    state: SequenceState, tokens: Int[Array, "*B K"], rewards: Float[Array, "*B"]
+    state: SequenceState,
+    tokens: Int[Array, "*B K"],
+    rewards: Float[Array, "*B"],
+    failed: Float[Array, ""],
 ) -> SequenceState:
-    """Keeps the best sequence, and counts rewards."""
+    """Keeps the best sequence, none of a batch that failed as a whole, and counts rewards."""
     rewards, tokens = rewards.reshape(-1), tokens.reshape(-1, tokens.shape[-1])
     best = jnp.argmax(rewards)
-    better = rewards[best] > state.best_reward
+    better = (failed < 1.0) & (rewards[best] > state.best_reward)
     return state._replace(
         best_tokens=jnp.where(better, tokens[best], state.best_tokens),
         best_reward=jnp.where(better, rewards[best], state.best_reward),
@@ -231,6 +234,7 @@ def climb(
     policy: Policy,
     drawn: Sample,
     rewards: Float[Array, " B"],
+    failed: Float[Array, ""],
     keys: tuple[jax.Array, jax.Array],
     *,
     num_epochs: int,
@@ -244,6 +248,7 @@ def climb(
         policy: what is trained.
         drawn: `[B, K]` what it drew.
         rewards: `[B]` of these.
+        failed: share of them that failed.
         keys: PRNG keys of the epochs, and of what is described.
         num_epochs: how often each sample is learned from.
         num_minibatches: gradient steps of an epoch, dividing the batch.
@@ -263,8 +268,9 @@ def climb(
         num_minibatches=num_minibatches,
     )
     metrics = describe(keys[1], policy, state.params, drawn, rewards)
+    metrics |= fitted | {"reward/failed": failed}
     state = state._replace(params=params, opt_state=opt_state)
-    return remember(state, drawn.tokens, rewards), metrics | fitted
+    return remember(state, drawn.tokens, rewards, failed), metrics
 
 
 def make_algorithm(

@@ -215,7 +215,7 @@ def drakes(
         metrics = bandits.describe(key_bands, policy, state.params, drawn, rewards)
         metrics |= {"reward/failed": failed, "policy/kl": jnp.mean(kl)}
         state = state._replace(params=params, opt_state=opt_state, key=key)
-        return bandits.remember(state, drawn.tokens, rewards), metrics
+        return bandits.remember(state, drawn.tokens, rewards, failed), metrics
 
     rules = bandits.RULES | {
         "kl_coef": settings_lib.NOT_NEGATIVE,

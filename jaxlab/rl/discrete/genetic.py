@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxlab.core.types import Algorithm, Metrics
+from jaxlab.rl.discrete import bandits
 from jaxlab.rl.discrete.bandits import Reward, unique_share
 
 
@@ -67,14 +68,20 @@ def evolve(
         raise ValueError(f"start must be {(population, length)}, got {start.shape}")
     children = population - elite
 
+    def score(tokens: Array) -> Array:
+        """Returns rewards, those that failed below all others: NaN would win every tournament."""
+        rewards = reward(tokens)
+        bandits.check_rewards(rewards, tokens)
+        rewards = rewards.astype(jnp.float32)
+        return jnp.where(jnp.isfinite(rewards), rewards, -jnp.inf)
+
     def init(key: jax.Array) -> GeneticState:
         key, key_start = jax.random.split(key)
         tokens: Any = start
         if tokens is None:
             tokens = jax.random.randint(key_start, (population, length), 0, vocab, jnp.int32)
         tokens = jnp.array(tokens, jnp.int32)
-        rewards = reward(tokens).astype(jnp.float32)
-        return GeneticState(tokens, rewards, jnp.asarray(population, jnp.int32), key)
+        return GeneticState(tokens, score(tokens), jnp.asarray(population, jnp.int32), key)
 
     def step(state: GeneticState) -> tuple[GeneticState, Metrics]:
         key, key_parents, key_cut, key_which, key_new = jax.random.split(state.key, 5)
@@ -89,10 +96,12 @@ def evolve(
         child = jnp.where(mutates, drawn, child)
         _, best = jax.lax.top_k(state.reward, elite)
         tokens = jnp.concatenate([state.tokens[best], child])
-        rewards = jnp.concatenate([state.reward[best], reward(child).astype(jnp.float32)])
+        rewards = jnp.concatenate([state.reward[best], score(child)])
+        mended, failed = bandits.mend(rewards)
         metrics = {
-            "reward/mean": jnp.mean(rewards),
-            "reward/max": jnp.max(rewards),
+            "reward/mean": jnp.mean(mended),
+            "reward/max": jnp.max(mended),
+            "reward/failed": failed,
             "policy/unique": unique_share(tokens),
         }
         return GeneticState(tokens, rewards, state.num_rewards + children, key), metrics

@@ -88,17 +88,17 @@ def grpo(
                 kl_coef=settings["kl_coef"],
             )
 
-        state, metrics = bandits.climb(
+        return bandits.climb(
             state._replace(key=key),
             loss,
             policy,
             drawn,
             rewards,
+            failed,
             (key_epochs, key_bands),
             num_epochs=num_epochs,
             num_minibatches=num_minibatches,
         )
-        return state, metrics | {"reward/failed": failed}
 
     rules = bandits.RULES | {"kl_coef": settings_lib.NOT_NEGATIVE}
     return bandits.make_algorithm(policy, step, numbers, pretrained, "grpo_sequences", rules)

@@ -163,7 +163,7 @@ def forward(
         metrics["policy/temperature"] = jnp.mean(lam)
         metrics["policy/loss"] = jnp.mean(losses)
         state = state._replace(params=params, opt_state=opt_state, key=key)
-        return bandits.remember(state, drawn.tokens, rewards), metrics
+        return bandits.remember(state, drawn.tokens, rewards, failed), metrics
 
     return bandits.make_algorithm(policy, step, numbers, init_params, "forward_sequences")
 
@@ -288,17 +288,17 @@ def reverse(
                 temperature=settings["temperature"],
             )
 
-        state, metrics = bandits.climb(
+        return bandits.climb(
             state._replace(key=key),
             loss,
             policy,
             drawn,
             rewards,
+            failed,
             (key_epochs, key_bands),
             num_epochs=num_epochs,
             num_minibatches=num_minibatches,
         )
-        return state, metrics | {"reward/failed": failed}
 
     return bandits.make_algorithm(policy, step, numbers, init_params, "reverse_sequences", rules)
 

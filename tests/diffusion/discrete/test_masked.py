@@ -80,6 +80,8 @@ def test_cosine_grid_reveals_the_linear_schedules_tokens_at_cosine_times():
         (lambda: masked.check_tokens(jnp.zeros((2, 0), jnp.int32), 3), "K at least 1"),
         (lambda: masked.check_tokens(jnp.zeros((2, 2), jnp.int32), 0), "vocab"),
         (lambda: masked.check_tokens(jnp.zeros((2, 2)), 3), "integers"),
+        (lambda: masked.check_tokens(jnp.full((2, 2), 3), 3), r"in 0 \.\. 2, got 3 \.\. 3"),
+        (lambda: masked.check_tokens(jnp.array([[-1, 2]]), 3), r"got -1 \.\. 2"),
     ],
 )
 def test_bad_input_is_refused(change, message):

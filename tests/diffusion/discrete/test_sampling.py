@@ -250,6 +250,8 @@ def test_remasking_keeps_the_number_of_visible_tokens():
         ({"vocab": 0}, "at least 1"),
         ({"order": "best"}, "order must be one of"),
         ({"given": jnp.zeros((2, 4), jnp.int32)}, "given must be"),
+        ({"given": jnp.full((2, 3), 3)}, r"given must be in 0 \.\. 2"),
+        ({"remask": jnp.full(4, jnp.nan)}, "remask must lie"),
         ({"order": "random", "remask": jnp.zeros(4)}, "remask goes with"),
     ],
 )

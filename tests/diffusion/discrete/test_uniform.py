@@ -137,3 +137,10 @@ def test_float32_loss_is_finite_at_both_ends():
     for level in (1e-3, 1.0 - 1e-3):
         loss = uniform.continuous_loss(denoise, tokens, noisy, jnp.full(2, level))
         assert jnp.isfinite(loss).all() and (loss > -1e-3).all()
+
+
+@pytest.mark.parametrize("options", [{"length": 0}, {"vocab": 0}])
+def test_empty_sizes_are_refused(options):
+    known = {"length": 3, "vocab": 2, "schedule": schedules.make_schedule(3), **options}
+    with pytest.raises(ValueError, match="at least 1"):
+        uniform.sample(jax.random.key(0), lambda x, t: x, (2,), **known)

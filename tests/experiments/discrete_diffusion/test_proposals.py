@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import itertools
 
 import jax.numpy as jnp
 import numpy as np
@@ -56,10 +57,16 @@ def test_gaps_at_the_start_are_letters_and_no_formulas(tmp_path):
     ("rows", "alphabet", "message"),
     [
         ([*many(), ("ACGTA", 1)], "", r"line 50: sequences must all have the same length, 6"),
-        ([*many(), ("", 1)], "", r"line 50: sequences must all have the same length"),
+        ([*many(), ("", 1)], "", r"line 50: the sequence is empty"),
         ([*many(), ("ACGTAC", "good")], "", r"line 50"),
         ([*many(), ("ACGTAC", "nan")], "", r"line 50"),
         ([*many(), ("ACGTAN", 1)], "ACGT", r"line 50: letters must be among ACGT, got N"),
+        ([*many(), ("ACGTaC", 1)], "", r"A and a differ in case alone"),
+        (
+            [("".join(x), i) for i, x in enumerate(itertools.product("ACGT", repeat=3))],
+            "",
+            r"all 64 sequences of these letters",
+        ),
         (many(20), "", r"20 different sequences; proposals need 40"),
         ([(text, 1.0) for text, _ in many()], "", r"all scores are 1"),
     ],
@@ -102,12 +109,26 @@ def test_a_reward_that_cannot_be_imported_is_refused(name):
         proposals.load_reward(name)
 
 
+def test_a_module_that_fails_as_it_is_imported_is_told(tmp_path, monkeypatch):
+    (tmp_path / "broken_reward.py").write_text("1 / 0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(flags.Mistake, match="ZeroDivisionError"):
+        proposals.load_reward("broken_reward:score")
+
+
+def test_letters_that_were_found_are_told(tmp_path):
+    known = proposals.read(write(tmp_path / "a.csv", [*many(), ("ACGTAN", 1)]), "")
+    assert known.notices == ("The letters are those that occur: ACGNT",)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"data": "a.csv", "reward": "m:f"}, "exclude each other"),
         ({"reward": "m:f"}, "needs alphabet and length"),
         ({"alphabet": "AA"}, "different letters"),
+        ({"data": "a.csv", "length": 8}, "length goes with reward"),
+        ({"alphabet": "ACGT"}, "alphabet goes with data or reward"),
     ],
 )
 def test_flags_that_do_not_go_together_are_refused(options, message):

@@ -82,6 +82,21 @@ def test_evolution_finds_the_best_and_never_loses_it():
     np.testing.assert_allclose(state.reward, TASK.reward(state.tokens))
 
 
+def test_sequences_whose_reward_failed_win_no_tournament():
+    def reward(tokens):
+        return jnp.where(tokens[:, 0] == 0, jnp.nan, -1.0 - tokens[:, 1].astype(jnp.float32))
+
+    algorithm = discrete.evolve(reward, V, K, population=32, elite=4)
+    state, metrics = jax.jit(
+        lambda key: jax.lax.scan(
+            lambda state, _: algorithm.step(state), algorithm.init(key), length=10
+        )
+    )(jax.random.key(0))
+    assert float(state.reward.max()) == -1.0
+    assert (np.asarray(state.tokens)[np.asarray(state.reward) == -1.0, 0] > 0).all()
+    assert float(metrics["reward/failed"][-1]) < 0.5
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -151,7 +151,7 @@ def test_settings_are_swept_in_one_program():
         ({"behavior": discrete.make_table_policy(2, 2)}, "behavior_params"),
         ({"weighting": "best"}, "kind"),
         ({"behavior": jnp.zeros((3, 4), jnp.int32)}, r"\[num, 2\]"),
-        ({"behavior": jnp.full((3, 2), 2)}, "tokens 0 .. 1"),
+        ({"behavior": jnp.full((3, 2), 2)}, "tokens must be in 0 .. 1"),
         ({"behavior": jnp.zeros((3, 2), jnp.int32), "noise": "path"}, "path of a diffusion"),
         ({"behavior": jnp.zeros((3, 2), jnp.int32), "behavior_params": 1.0}, "go together"),
     ],
@@ -209,6 +209,16 @@ def test_a_reward_that_fails_is_counted_and_spares_the_others(make):
     assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(state.params))
     assert abs(float(metrics["reward/failed"].mean()) - 2 / 16) < 0.08
     assert float(state.best_reward) == 1.5  # of three ones: four have none
+
+
+def test_a_batch_that_failed_as_a_whole_leaves_no_best_sequence():
+    """Else a reward of 0 that nobody gave would beat all negative ones to come."""
+    policy = discrete.make_table_policy(V, K)
+    broken = lambda tokens: jnp.full(tokens.shape[:1], jnp.nan)  # noqa: E731
+    for make in (discrete.forward, discrete.reverse):
+        state, metrics = run(make(broken, policy, num_steps=2, batch=16), 2)
+        assert float(state.best_reward) == -np.inf
+        np.testing.assert_array_equal(metrics["reward/failed"], 1.0)
 
 
 def test_a_reward_of_the_wrong_shape_is_named():

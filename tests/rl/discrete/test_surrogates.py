@@ -173,7 +173,7 @@ def test_oracles_of_enhancers_agree_beyond_counts_of_words():
         ({"labels": np.zeros(20)}, "not all equal"),
         ({"labels": np.full(20, np.nan)}, "finite"),
         ({"labels": np.zeros(19)}, r"labels \[num\]"),
-        ({"sequences": np.full((20, 8), 4)}, "tokens 0 .. 3"),
+        ({"sequences": np.full((20, 8), 4)}, "tokens must be in 0 .. 3"),
         ({"sequences": np.zeros((20, 8))}, "integers"),
         ({"held_out": 0.1}, "three sequences"),
         ({"held_out": 1.0}, "three sequences"),
