@@ -70,7 +70,7 @@ def test_pretraining_reaches_the_entropy_of_its_corpus():
     [
         (np.zeros((0, 3), np.int32), "corpus"),
         (np.zeros((4, 2), np.int32), "corpus"),
-        (np.full((4, 3), 2, np.int32), "tokens 0 .. 1"),
+        (np.full((4, 3), 2, np.int32), "tokens must be in 0 .. 1"),
         (np.zeros((4, 3)), "integers"),
     ],
 )

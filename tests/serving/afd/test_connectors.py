@@ -18,7 +18,7 @@ from jaxlab.serving.afd.connectors import Message, PeerError
 
 def joined(here="model", there="model", **options):
     """Both ends of a connection over loopback, or the errors that they got."""
-    listener, ends = connectors.listen(there, timeout=2.0, **options), [None]
+    listener, ends = connectors.listen(there, timeout=30.0, **options), [None]
 
     def serve():
         try:
@@ -29,7 +29,7 @@ def joined(here="model", there="model", **options):
     thread = threading.Thread(target=serve)
     thread.start()
     try:
-        client = connectors.connect(*listener.address, here, timeout=2.0)
+        client = connectors.connect(*listener.address, here, timeout=30.0)
     except PeerError as error:
         client = error
     thread.join()
@@ -37,7 +37,7 @@ def joined(here="model", there="model", **options):
     return client, ends[0]
 
 
-def raw_peer(timeout=2.0, **options):
+def raw_peer(timeout=30.0, **options):
     """A connector whose peer is a bare socket that has said a right hello."""
     listener = connectors.listen("model", timeout=timeout, **options)
     link = socket.create_connection(listener.address)
@@ -86,7 +86,7 @@ def test_another_version_or_model_is_refused(what):
         ends = joined("one", "two")
         words = [("two", "one"), ("one", "two")]
     else:
-        listener = connectors.listen("model", timeout=2.0)
+        listener = connectors.listen("model", timeout=30.0)
         link = socket.create_connection(listener.address)
         link.sendall(framed({"version": 99, "identity": "model"}))
         with pytest.raises(PeerError) as error:

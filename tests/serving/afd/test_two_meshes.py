@@ -22,7 +22,7 @@ def run(*arguments):
         "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
     }
     command = [sys.executable, str(PROGRAM), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=180)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=1800)
     assert done.returncode == 0, done.stderr[-2000:]
     return [line.split()[1:] for line in done.stdout.splitlines() if " " in line]
 
