@@ -8,7 +8,6 @@ import threading
 import time
 
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 import pytest
 
@@ -56,7 +55,7 @@ def framed(header, data=b""):
 def test_messages_arrive_bit_by_bit(kind):
     client, server = connectors.in_process() if kind == "queues" else joined()
     rng = np.random.default_rng(0)
-    dtypes = [np.float32, np.int32, np.bool_, ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn]
+    dtypes = [np.float32, np.int32, np.bool_, jnp.bfloat16, jnp.float8_e4m3fn]
     arrays = {
         np.dtype(d).name: rng.integers(0, 2, (3, 5, 8), np.uint8).repeat(np.dtype(d).itemsize, 2)
         for d in dtypes
