@@ -6,6 +6,7 @@ move (`updating`). The whole of it, environment included, is one pure function, 
 steps is one program on the device.
 """
 
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -101,9 +102,10 @@ def make_learner(
     Raises:
         ValueError: if a number is out of range, the warm-up holds less than a batch or more than
             the replay, the replay does not divide into the environments' steps, updates and
-            `policy.policy_every` do not divide each other, the policy is for another size of
-            action or observation, critics for choices are missing, the environment has agents, or
-            observations do not fit into `obs_dtype`.
+            `policy.policy_every` do not divide each other, the policy is for another space of
+            actions, ignores masks that there are, or is for another size of observation, critics
+            for choices are missing, the environment has agents, or observations do not fit into
+            `obs_dtype`.
     """
     _check(env, policy, gamma, tau, batch_size, capacity, warmup, num_updates)
     numbers = {
@@ -286,6 +288,11 @@ def _check_sizes(env: Env, policy: Policy, critics: Critics) -> None:
         )
 
 
+def _takes_mask(policy: Policy) -> bool:
+    given = inspect.signature(policy.act).parameters.values()
+    return any(p.name == "mask" or p.kind is p.VAR_KEYWORD for p in given)
+
+
 def _check(
     env: Env,
     policy: Policy,
@@ -299,6 +306,15 @@ def _check(
     if policy.action_size != env.action_size:
         raise ValueError(
             f"the policy is for {policy.action_size} actions, {env.name} takes {env.action_size}"
+        )
+    if policy.action_space not in (None, env.action_space):
+        raise ValueError(
+            f"the policy is for {policy.action_space}, {env.name} takes {env.action_space}"
+        )
+    mask = jax.eval_shape(env.reset, jax.random.key(0)).action_mask
+    if not isinstance(mask, tuple) and not _takes_mask(policy):
+        raise ValueError(
+            f"{env.name} rules choices out by an action_mask, which the policy ignores"
         )
     if not (0.0 <= gamma <= 1.0 and 0.0 < tau <= 1.0):
         raise ValueError(f"gamma must lie in [0, 1] and tau in (0, 1], got {gamma} and {tau}")

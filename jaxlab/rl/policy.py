@@ -12,6 +12,7 @@ import jax
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxlab.envs.spaces import Space
 from jaxlab.learning.settings import Settings
 from jaxlab.rl import critics
 from jaxlab.rl.weights import Stats
@@ -96,6 +97,7 @@ class Policy(NamedTuple):
         alpha_learning_rate: Learning rate of the temperature's Adam.
         extras: `extras(action [E, A])`, stored with transitions, or None for nothing.
         refine: `refine(key, params, context) -> extras`, written back to the replay, or None.
+        action_space: The space that its networks know; None if any of that size will do.
         obs_size: O, numbers that its networks look at; None if it does not matter. They are the
             first of an observation: what follows is for critics alone.
         loss_settings: Numbers by name that the loss finds in `Context.settings`, so that they may
@@ -118,6 +120,7 @@ class Policy(NamedTuple):
     alpha_learning_rate: float = 7e-3
     extras: Callable[[jax.Array], Any] | None = None
     refine: Callable[[jax.Array, Any, Context], Any] | None = None
+    action_space: Space | None = None
     obs_size: int | None = None
     loss_settings: Mapping[str, float] = NOTHING
     renew_every: int = 0

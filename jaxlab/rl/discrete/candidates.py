@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxlab.core.types import PyTree
 from jaxlab.diffusion.discrete import exact, schedules
+from jaxlab.envs import spaces
 from jaxlab.learning import temperature as temperature_lib
 from jaxlab.rl import critics as critics_lib
 from jaxlab.rl import policy as policy_lib
@@ -142,6 +143,7 @@ def forward_candidates(
     optimizer = optax.chain(optax.clip_by_global_norm(max_grad_norm), optax.adam(learning_rate))
     return policy_lib.Policy(
         action_size=policy.length,
+        action_space=spaces.MultiDiscrete((V,) * policy.length),
         init=policy.init,
         act=act,
         propose=propose,
@@ -207,6 +209,7 @@ def greedy_macro(vocab: int, length: int, *, explore_prob: float = 0.05) -> poli
 
     return policy_lib.Policy(
         action_size=length,
+        action_space=spaces.MultiDiscrete((vocab,) * length),
         init=lambda key: {},
         act=act,
         propose=propose,

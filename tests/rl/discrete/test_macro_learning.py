@@ -469,3 +469,30 @@ def test_refusals(change, message):
         discrete.forward_rollouts(env, wrong, Ramp(), num_steps=1)
     with pytest.raises(ValueError, match="target_kl lie between 0 and its logarithm, 1.39"):
         discrete.forward_candidates(policy, num_steps=1, num_candidates=4, target_kl=2.0)
+
+
+def test_candidates_refuse_other_choices_and_masks():
+    actor = discrete.greedy_macro(V, K)
+    more = chain()._replace(action_space=envs.Discrete(V + 1))
+    masked = envs.Task(
+        "masked",
+        1,
+        envs.MultiDiscrete((V,) * K),
+        5,
+        chain().reset,
+        lambda x, action: (x, jnp.zeros((1,)), jnp.zeros(()), x == 6),
+        action_mask=lambda x: jnp.ones((V * K,), bool),
+    )
+    for task, message in (
+        (envs.macro(more, K, gamma=0.9), r"the policy is for MultiDiscrete\(nums=\(3, 3\)\)"),
+        (masked, "masked rules choices out by an action_mask, which the policy ignores"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            rl.make_learner(
+                envs.make_env(task, 2),
+                actor,
+                critics=discrete.make_flat_critics((1,), V, K, hidden=(4,)),
+                batch_size=4,
+                warmup=4,
+                capacity=8,
+            )
