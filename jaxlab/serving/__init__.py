@@ -4,6 +4,7 @@ Sources: Step-3, arXiv:2507.19427; MFA, arXiv:2412.19255.
 """
 
 from jaxlab.nn.transformer import GqaParams, Swiglu, init_swiglu, rms_norm, rotate, swiglu
+from jaxlab.serving.afd.attention_side import DisaggregatedDecoder, FeedForward
 from jaxlab.serving.afd.pipeline import (
     STAGES,
     StageEvent,
@@ -22,6 +23,12 @@ from jaxlab.serving.afd.planner import (
     fit_efficiency,
     fit_stage,
     plan,
+)
+from jaxlab.serving.afd.processes import (
+    make_process_decode,
+    serve_ffn,
+    server_identity,
+    server_shards,
 )
 from jaxlab.serving.afd.provisioning import (
     LengthMoments,
@@ -76,11 +83,7 @@ from jaxlab.serving.afd.trace import (
     read_trace,
     utilization,
 )
-from jaxlab.serving.afd.two_meshes import (
-    DisaggregatedDecoder,
-    make_monolith_decode,
-    make_two_mesh_decode,
-)
+from jaxlab.serving.afd.two_meshes import make_monolith_decode, make_two_mesh_decode
 from jaxlab.serving.afd.utilization import (
     Utilization,
     afd_utilization,
@@ -194,6 +197,7 @@ __all__ = [
     "Exchange",
     "FP8",
     "FactorizedAttention",
+    "FeedForward",
     "Ffn",
     "FfnShard",
     "GqaParams",
@@ -286,6 +290,7 @@ __all__ = [
     "make_mfa",
     "make_mla",
     "make_monolith_decode",
+    "make_process_decode",
     "make_service",
     "make_two_mesh_decode",
     "max_micro_batch",
@@ -313,6 +318,9 @@ __all__ = [
     "rotate",
     "route",
     "router_z_loss",
+    "serve_ffn",
+    "server_identity",
+    "server_shards",
     "share",
     "simulate_pipeline",
     "simulate_provisioning",

@@ -6,5 +6,6 @@ its residual stream, attends over its pages and chooses its experts; `wire.pack`
 run on every shard (`topology.ffn_shards`), `stages.sum_in_order` adds up those of an instance, and
 `wire.pack_back` sends one sum a token back, to the `attention_stage` of the next layer. Before the
 first layer `stages.start_stage` embeds it, behind the last `stages.finish_stage` makes its logits.
-Who runs the stages where: `two_meshes`.
+`attention_side` is the loop over layers and micro-batches; who feeds forward: `two_meshes`,
+`processes`.
 """

@@ -1,109 +1,189 @@
-"""Decoding with the feed-forward layers in other processes, over connectors.
+"""Feed-forward instances as processes of their own, asked over connectors.
 
-Every server holds a slice of the hidden axis of each expert and dense layer; the attention side
-adds their partial results in the order of the servers. Servers hold no state of a request: one that
-is lost is started again, and the service goes on from what it knows, see `Service.restart`.
+A server holds the shards of one instance and no state of a request: one that is lost is started
+again, and the service goes on from what it knows, see `Service.restart`. Both sides make the
+connection with `server_identity`, so that a server of another model, topology or place is refused.
 
 Source: Step-3, arXiv:2507.19427, section 4.
 """
 
-import functools
 import threading
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jaxlab.nn import transformer
-from jaxlab.nn.transformer import Swiglu
+from jaxlab.serving.afd import connectors, stages
+from jaxlab.serving.afd import topology as topologies
+from jaxlab.serving.afd import wire as wires
+from jaxlab.serving.afd.attention_side import (
+    DisaggregatedDecoder,
+    FeedForward,
+    Record,
+    make_disaggregated_decoder,
+    spread,
+)
 from jaxlab.serving.afd.connectors import Connector, Message, PeerError
-from jaxlab.serving.model import experts
-from jaxlab.serving.model.experts import Moe
+from jaxlab.serving.afd.topology import FfnShard, Topology
+from jaxlab.serving.afd.wire import Packed
+from jaxlab.serving.cache import quantization
+from jaxlab.serving.model import step3
 from jaxlab.serving.model.step3 import Step3Config, Step3Params
 
 
-def ffn_slices(params: Step3Params, index: int, count: int) -> tuple[Moe | Swiglu, ...]:
-    """Returns what server `index` of `count` holds: a slice of the hidden axis of every layer.
+def server_identity(
+    params: Step3Params, config: Step3Config, topology: Topology, index: int
+) -> str:
+    """Returns the identity of feed-forward instance `index`, for `connectors.connect`, `listen`."""
+    return connectors.model_identity((config, topology, index), params)
+
+
+def server_shards(
+    params: Step3Params, config: Step3Config, topology: Topology, index: int
+) -> tuple[FfnShard, ...]:
+    """Returns what feed-forward instance `index` holds: its shards of every layer, stacked.
 
     Raises:
-        ValueError: if there is no such server, or the hidden axes do not divide.
+        ValueError: if there is no such instance, or topology and parameters do not fit each other.
     """
-    if not 0 <= index < count:
-        raise ValueError(f"index must be in 0 to {count - 1}, got {index}")
-
-    def cut(weights: Swiglu) -> Swiglu:
-        hidden = weights.gate.shape[-1]
-        if hidden % count:
-            raise ValueError(f"hidden axes must divide over {count} servers, got {hidden}")
-        size = hidden // count
-        here = slice(index * size, (index + 1) * size)
-        return Swiglu(weights.gate[..., here], weights.up[..., here], weights.down[..., here, :])
-
-    def one(ffn: Any) -> Moe | Swiglu:
-        if not isinstance(ffn, Moe):
-            return cut(ffn)
-        return Moe(ffn.router, cut(ffn.experts), None if ffn.shared is None else cut(ffn.shared))
-
-    return tuple(one(block.ffn) for block in params.blocks)
+    step3.check_params(params, config)
+    topologies.check_topology(topology, config, params.embedding.dtype)
+    if not 0 <= index < topology.num_ffn:
+        raise ValueError(f"index must be in 0 to {topology.num_ffn - 1}, got {index}")
+    size = topology.num_shards // topology.num_ffn
+    own = slice(index * size, (index + 1) * size)
+    return tuple(
+        jax.tree.map(lambda w: w[own], topologies.ffn_shards(block, topology))
+        for block in params.blocks
+    )
 
 
 def serve_ffn(
     connector: Connector,
-    layers: Sequence[Moe | Swiglu],
+    layers: Sequence[FfnShard],
     config: Step3Config,
+    topology: Topology,
     stop: threading.Event,
     *,
     timeout: float = 3600.0,
 ) -> None:
-    """Answers the messages of one attention worker, until it closes or `stop` is set.
+    """Answers the messages of the attention side, until it closes or `stop` is set.
 
     Args:
-        connector: to the attention worker.
-        layers: weights of this server, see `ffn_slices`.
+        connector: to the attention side.
+        layers: the shards of this server, see `server_shards`.
         config: sizes of the model.
+        topology: who computes what.
         stop: ends the service after the answer that is under way.
-        timeout: seconds without a message after which the worker counts as lost.
+        timeout: seconds without a message after which the attention side counts as lost.
 
     Raises:
-        PeerError: if the connection is lost or a message is not of this model.
+        PeerError: if the connection is lost or a message is none for a layer of this model.
     """
+    dtype = layers[0].always.gate.dtype
 
     @jax.jit
-    def answer(weights: Moe | Swiglu, x: Array) -> Array:
-        if isinstance(weights, Moe):
-            return experts.moe(weights, x, num_active=config.num_active)
-        return transformer.swiglu(weights, x)
+    def answer(shards: FfnShard, heard: Packed) -> Array:
+        def one(heard: Packed, shard: FfnShard) -> Array:
+            return stages.ffn_stage(shard, heard, config, dtype)
+
+        partials = jax.lax.optimization_barrier(spread(one, None, None)(heard, shards))
+        return wires.pack_back(stages.sum_in_order(partials), topology.wire)
 
     while not stop.is_set():
         message = connector.receive(timeout)
-        x = message.arrays.get("x")
-        right = message.stage == "attention" and 0 <= message.layer < len(layers)
-        if not right or x is None or x.ndim != 2 or x.shape[1] != config.d_model:
+        if not _is_question(message, layers, config, topology, dtype):
             connector.close()
             raise PeerError(f"{connector.peer} sent what is no message for a layer: {message[:4]}")
-        partial = np.asarray(answer(layers[message.layer], jnp.asarray(x)))
+        heard = Packed(*map(message.arrays.get, Packed._fields))  # pyright: ignore[reportArgumentType]
+        partial = np.asarray(answer(layers[message.layer], heard))
         connector.send(message._replace(stage="ffn", arrays={"partial": partial}))
 
 
-def ask_ffn(servers: Sequence[Connector], layer: int, micro_batch: int, x: np.ndarray) -> Array:
-    """Sends normalized tokens `[N, D]` to all servers and adds their answers in order.
+def make_process_decode(
+    params: Step3Params,
+    config: Step3Config,
+    topology: Topology,
+    servers: Sequence[Connector],
+    *,
+    record: Record | None = None,
+) -> DisaggregatedDecoder:
+    """Makes the decoder whose feed-forward instances are servers, asked from a thread.
+
+    An error of a server is raised by `decode`, whose cache is lost then: connect to all servers
+    again, for answers may be under way, and go on with an empty cache, see `Service.restart`.
+
+    Args:
+        params: weights of the model, of which the feed-forward layers are not used here.
+        config: sizes of the model.
+        topology: who computes what.
+        servers: a connector to each feed-forward instance, in their order; a list whose entries
+            may be replaced.
+        record: called with every stage as it ends, see `make_two_mesh_decode`; what the servers
+            take includes the way there and back.
 
     Raises:
-        PeerError: if a server is lost, late, or answers another question.
+        ValueError: if topology and parameters do not fit each other, or there is not one server for
+            each instance.
     """
-    question = Message("attention", layer, micro_batch, x.shape[0], {"x": x})
-    for server in servers:
-        server.send(question)
-    partials = []
-    for server in servers:
-        answer = server.receive()
-        partial = answer.arrays.get("partial")
-        right = answer[:4] == ("ffn", *question[1:4])
-        if not right or partial is None or partial.shape != x.shape or partial.dtype != x.dtype:
-            server.close()
-            raise PeerError(f"{server.peer} answered another question than {question[:4]}")
-        partials.append(jnp.asarray(partial))
-    return functools.reduce(jnp.add, partials)
+    step3.check_params(params, config)
+    topologies.check_topology(topology, config, params.embedding.dtype)
+    if len(servers) != topology.num_ffn:
+        raise ValueError(
+            f"servers must be one for each of {topology.num_ffn} instances, got {len(servers)}"
+        )
+
+    def answer(layer: int, micro_batch: int, message: Packed) -> Array:
+        A = message.payload.shape[0]
+        arrays = {
+            name: np.asarray(x).reshape(-1, *x.shape[2:])
+            for name, x in message._asdict().items()
+            if x is not None
+        }
+        count = arrays["payload"].shape[0]
+        question = Message("attention", layer, micro_batch, count, arrays)
+        for server in servers:
+            server.send(question)
+        back = wires.pack_back(jnp.zeros((), params.embedding.dtype), topology.wire).dtype
+        partials = [_answer(server, question, (count, config.d_model), back) for server in servers]
+        return jnp.moveaxis(jnp.stack(partials).reshape(len(servers), A, -1, config.d_model), 1, 0)
+
+    feed_forward = FeedForward(lambda message: message, answer)
+    return make_disaggregated_decoder(
+        params, config, topology, feed_forward, threads=True, record=record
+    )
+
+
+def _answer(
+    server: Connector, question: Message, shape: tuple[int, int], dtype: np.dtype
+) -> np.ndarray:
+    found = server.receive()
+    partial = found.arrays.get("partial")
+    right = found[:4] == ("ffn", *question[1:4])
+    if not right or partial is None or partial.shape != shape or partial.dtype != dtype:
+        server.close()
+        raise PeerError(f"{server.peer} answered another question than {question[:4]}")
+    return partial
+
+
+def _is_question(
+    message: Message,
+    layers: Sequence[FfnShard],
+    config: Step3Config,
+    topology: Topology,
+    dtype: np.dtype,
+) -> bool:
+    """Whether a message has what a layer needs, in shapes and dtypes of this model."""
+    if message.stage != "attention" or not 0 <= message.layer < len(layers):
+        return False
+    N, D, k = message.tokens, config.d_model, config.num_active
+    want = {"payload": ((N, D), dtype)}
+    if topology.wire == "fp8":
+        want["payload"] = ((N, D), jnp.dtype(quantization.FP8))
+        want["scale"] = ((N, D // topologies.GROUP), jnp.dtype(jnp.float32))
+    if layers[message.layer].routed is not None and topology.router == "attention":
+        want["expert"] = ((N, k), jnp.dtype(jnp.int32))
+        want["weight"] = ((N, k), jnp.promote_types(dtype, jnp.float32))
+    return {name: (x.shape, x.dtype) for name, x in message.arrays.items()} == want

@@ -1,4 +1,4 @@
-"""Feed-forward layers in another process, which is killed: no request is lost."""
+"""Feed-forward instances behind connectors: equal to the monolith, and killed without a loss."""
 
 import contextlib
 import os
@@ -15,100 +15,179 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlab.serving.afd import connectors, processes, service
+from jaxlab.serving.afd import connectors, processes, service, two_meshes
+from jaxlab.serving.afd.topology import Topology
 from jaxlab.serving.model import step3
 
-from .ffn_server import CONFIG
+from .ffn_server import CONFIG, TOPOLOGY
 
 SERVER = pathlib.Path(__file__).with_name("ffn_server.py")
 
 
-def test_slices_of_two_servers_add_up_to_the_layer():
-    params = step3.init_step3(jax.random.key(0), CONFIG)
-    x = np.asarray(jax.random.normal(jax.random.key(1), (5, CONFIG.d_model)))
-    ends, threads = [], []
-    for index in range(2):
+@pytest.fixture(scope="module")
+def params():
+    return step3.init_step3(jax.random.key(0), CONFIG)
+
+
+@contextlib.contextmanager
+def servers_in_threads(params, topology):
+    """Connectors to all feed-forward instances of a topology, and what their threads raised."""
+    ends, threads, errors = [], [], []
+    for index in range(topology.num_ffn):
         here, there = connectors.in_process()
-        layers = processes.ffn_slices(params, index, 2)
+        layers = processes.server_shards(params, CONFIG, topology, index)
 
         def serve(there=there, layers=layers):
-            with contextlib.suppress(connectors.PeerError):
-                processes.serve_ffn(there, layers, CONFIG, threading.Event())
+            try:
+                processes.serve_ffn(there, layers, CONFIG, topology, threading.Event())
+            except connectors.PeerError as error:
+                errors.append(str(error))
 
         threads.append(threading.Thread(target=serve))
         threads[-1].start()
         ends.append(here)
-    dense = step3.transformer.swiglu(params.blocks[0].ffn, x)
-    sparse = step3.experts.moe(params.blocks[1].ffn, jnp.asarray(x), num_active=CONFIG.num_active)
-    for layer, want in enumerate((dense, sparse)):
-        np.testing.assert_allclose(processes.ask_ffn(ends, layer, 0, x), want, atol=1e-5)
-    ends[1].send(connectors.Message("attention", 2, 0, 5, {"x": x}))
-    with pytest.raises(connectors.PeerError, match="the ffn thread closed"):
-        ends[1].receive()
-    ends[0].close()
+    yield ends, errors
+    for end in ends:
+        end.close()
     for thread in threads:
         thread.join()
-    with pytest.raises(ValueError, match="divide over 5"):
-        processes.ffn_slices(params, 0, 5)
+
+
+@contextlib.contextmanager
+def server_process():
+    """A server in a process of its own: `(process, port)`."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    command = [sys.executable, str(SERVER), str(port)]
+    process = subprocess.Popen(command, env=os.environ | {"JAX_PLATFORMS": "cpu"})
+    try:
+        yield process, port
+    finally:
+        process.kill()
+        process.wait()
+
+
+def connect(params, port):
+    identity = processes.server_identity(params, CONFIG, TOPOLOGY, 0)
+    return connectors.connect("127.0.0.1", port, identity, timeout=60.0)
+
+
+def decoded(decoder, batch, num_steps=2):
+    """Logits of steps of one and two tokens, one request at rest in the first."""
+    cache = decoder.init_cache(12, batch=batch, max_pages=4, page=2, dtype=jnp.float32)
+    found = []
+    for count in range(1, num_steps + 1):
+        tokens = jax.random.randint(jax.random.key(count), (batch, count), 0, CONFIG.vocab)
+        active = np.arange(batch) != (1 if count == 1 else -1)
+        logits, cache, done = decoder.decode(cache, tokens, jnp.asarray(active))
+        assert np.array_equal(done, active)
+        found.append(np.asarray(logits)[active].reshape(-1, CONFIG.vocab))
+    return np.concatenate(found)
+
+
+def agrees(params, topology, num_steps):
+    with servers_in_threads(params, topology) as (servers, errors):
+        got = processes.make_process_decode(params, CONFIG, topology, servers)
+        want = two_meshes.make_monolith_decode(params, CONFIG, topology)
+        batch = 2 * topology.num_attention
+        np.testing.assert_array_equal(
+            decoded(got, batch, num_steps), decoded(want, batch, num_steps)
+        )
+    assert errors == ["the attention thread closed the connection"] * topology.num_ffn
+
+
+def test_bits_are_those_of_the_monolith(params):
+    agrees(params, Topology(1, 2, tp=2, micro_batches=2, wire="fp8"), 1)
 
 
 @pytest.mark.slow
-def test_a_killed_process_is_named_in_time_and_no_request_is_lost(monkeypatch):
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+@pytest.mark.parametrize(
+    "topology",
+    [
+        Topology(2, 1, ep=2, micro_batches=1),
+        Topology(2, 2, tp=2, ep=2, micro_batches=3, router="ffn"),
+        Topology(1, 4, micro_batches=6, wire="fp8", router="ffn"),
+    ],
+    ids=["2:1", "2:2", "1:4"],
+)
+def test_bits_are_those_of_the_monolith_in_every_topology(params, topology):
+    agrees(params, topology, 2)
 
-    def start():
-        return subprocess.Popen(
-            [sys.executable, str(SERVER), str(port)], env=os.environ | {"JAX_PLATFORMS": "cpu"}
-        )
 
-    params = step3.init_step3(jax.random.key(0), CONFIG)
-    identity = connectors.model_identity(CONFIG, params)
-    server = start()
+def test_what_does_not_fit_is_refused(params):
+    topology = Topology(1, 2)
+    with servers_in_threads(params, topology) as (servers, errors):
+        with pytest.raises(ValueError, match="one for each of 2 instances, got 1"):
+            processes.make_process_decode(params, CONFIG, topology, servers[:1])
+        x = np.zeros((5, CONFIG.d_model), np.float32)
+        for end, layer in zip(servers, (2, 1), strict=True):  # no such layer; no experts named
+            end.send(connectors.Message("attention", layer, 0, 5, {"payload": x}))
+            with pytest.raises(connectors.PeerError, match="the ffn thread closed"):
+                end.receive()
+    assert sorted(errors) == [
+        f"the attention thread sent what is no message for a layer: ('attention', {layer}, 0, 5)"
+        for layer in (1, 2)
+    ]
+    with pytest.raises(ValueError, match="index must be in 0 to 1, got 2"):
+        processes.server_shards(params, CONFIG, topology, 2)
+    names = {processes.server_identity(params, CONFIG, topology, index) for index in range(2)}
+    names.add(processes.server_identity(params, CONFIG, topology._replace(num_ffn=1), 0))
+    assert len(names) == 3  # a server of another place or topology is another one
+
+
+def test_a_process_of_its_own_agrees(params):
+    with server_process() as (_, port):
+        link = connect(params, port)
+        got = processes.make_process_decode(params, CONFIG, TOPOLOGY, [link])
+        want = two_meshes.make_monolith_decode(params, CONFIG, TOPOLOGY)
+        # Another process compiles for itself: equal to rounding.
+        np.testing.assert_allclose(decoded(got, 2, 1), decoded(want, 2, 1), atol=2e-6)
+        link.close()
+
+
+@pytest.mark.slow
+def test_a_killed_process_is_named_in_time_and_no_request_is_lost(params):
     requests = [service.Request((5, 6, 7), 6), service.Request((9, 8), 5, None, 1.0, 0.9, 3)]
 
-    def init_cache():
-        return step3.init_step3_cache(CONFIG, 11, batch=2, max_pages=4, page=4, dtype=jnp.float32)
+    def served_by(decoder):
+        """A service on the one attention instance of a decoder."""
+
+        def init_cache():
+            cache = decoder.init_cache(11, batch=2, max_pages=4, page=4, dtype=jnp.float32)
+            return jax.tree.map(lambda x: x[0], cache)
+
+        def step(_, cache, tokens, config, *, active):
+            cache = jax.tree.map(lambda x: x[None], cache)
+            logits, cache, done = decoder.decode(cache, tokens, jnp.asarray(active))
+            return logits, jax.tree.map(lambda x: x[0], cache), done
+
+        made = service.make_service(step, params, CONFIG, init_cache, chunk=1)
+        state = made.init()
+        for request in requests:
+            state, _ = made.submit(state, request)
+        return made, state
 
     def finish(served, state):
         while not service.is_idle(state):
             state = served.advance(state)
         return [entry.tokens for entry in service.take(state)[1].values()]
 
-    plain = jax.jit(step3.step3_decode_step, static_argnames="config")
-    alone = service.make_service(plain, params, CONFIG, init_cache, chunk=1)
-    state = alone.init()
-    for request in requests:
-        state, _ = alone.submit(state, request)
-    want = finish(alone, state)
-
-    link = [connectors.connect("127.0.0.1", port, identity, timeout=60.0)]
-    blocks = [block.ffn for block in params.blocks]
-
-    def remote(block, x, config):
-        layer = [block.ffn is ffn for ffn in blocks].index(True)
-        normed = step3.transformer.rms_norm(x, block.ffn_norm, eps=config.eps)
-        flat = np.asarray(normed).reshape(-1, config.d_model)
-        return processes.ask_ffn(link, layer, 0, flat).reshape(x.shape)
-
-    monkeypatch.setattr(step3, "_feed_forward", remote)
-    served = service.make_service(step3.step3_decode_step, params, CONFIG, init_cache, chunk=1)
-    state = served.init()
-    for request in requests:
-        state, _ = served.submit(state, request)
-    for _ in range(4):
-        state = served.advance(state)
-    assert any(entry.tokens for entry in state.progress.values())
-    server.send_signal(signal.SIGKILL)
-    server.wait()
-    began = time.monotonic()
-    with pytest.raises(connectors.PeerError, match=f"127.0.0.1:{port} "):
-        served.advance(state)
-    assert time.monotonic() - began < 60.0
-    link[0].close()
-    server = start()
-    link[0] = connectors.connect("127.0.0.1", port, identity, timeout=60.0)
-    assert finish(served, served.restart(state)) == want
-    link[0].close()
-    server.kill()
-    server.wait()
+    want = finish(*served_by(two_meshes.make_monolith_decode(params, CONFIG, TOPOLOGY)))
+    links = []
+    with server_process() as (process, port):
+        links.append(connect(params, port))
+        decoder = processes.make_process_decode(params, CONFIG, TOPOLOGY, links)
+        served, state = served_by(decoder)
+        for _ in range(4):
+            state = served.advance(state)
+        assert any(entry.tokens for entry in state.progress.values())
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        began = time.monotonic()
+        with pytest.raises(connectors.PeerError, match=f"127.0.0.1:{port} "):
+            served.advance(state)
+        assert time.monotonic() - began < 60.0  # the timeout of the connection
+    with server_process() as (_, port):
+        links[0] = connect(params, port)
+        assert finish(served, served.restart(state)) == want
+        links[0].close()

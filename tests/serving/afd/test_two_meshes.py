@@ -72,5 +72,8 @@ def test_refuses_what_does_not_fit():
     cache = decoder.init_cache(9, batch=4, max_pages=2)
     with pytest.raises(ValueError, match="got 3 tokens for 2 caches of 2"):
         decoder.decode(cache, jnp.zeros((3, 1), jnp.int32))
+    plain = step3.init_step3_cache(config, 9, batch=4, max_pages=2)
+    with pytest.raises(ValueError, match=r"of 2 attention instances, got lengths \(4,\)"):
+        decoder.decode(plain, jnp.zeros((4, 1), jnp.int32))
     with pytest.raises(ValueError, match=r"active must be bool \[4\]"):
         decoder.decode(cache, jnp.zeros((4, 1), jnp.int32), jnp.ones((4,)))

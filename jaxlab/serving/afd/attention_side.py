@@ -1,0 +1,243 @@
+"""The attention side of a decoder: one loop over layers and micro-batches, whoever feeds forward.
+
+It asks a `FeedForward`, two functions, and knows nothing of meshes or processes behind them. With
+`threads` they run in a thread of their own, and queues carry what is asked and answered.
+"""
+
+import functools
+import queue
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxlab.serving.afd import stages
+from jaxlab.serving.afd import topology as topologies
+from jaxlab.serving.afd.pipeline import StageEvent
+from jaxlab.serving.afd.topology import Topology
+from jaxlab.serving.afd.wire import Packed
+from jaxlab.serving.cache.paged_cache import PagedCache
+from jaxlab.serving.model import step3
+from jaxlab.serving.model.step3 import Step3Config, Step3Params
+
+Record = Callable[[StageEvent], Any]
+
+
+class DisaggregatedDecoder(NamedTuple):
+    """A decoder whose two kinds of layers are apart.
+
+    Attributes:
+        init_cache: `init_cache(num_pages, batch=..., max_pages=..., page=..., dtype=...)` makes the
+            caches: every array of a `PagedCache` with a leading axis of attention instances, of
+            which each has `num_pages` pages and batch / num_attention requests, in order.
+        decode: `decode(cache, tokens[B, S], active[B] or None)` returns `(logits[B, S, V], cache,
+            done[B])` as `step3_decode_step` does. The cache that goes in is used up.
+    """
+
+    init_cache: Callable[..., PagedCache]
+    decode: Callable[..., tuple[Float[Array, "B S V"], PagedCache, Bool[Array, " B"]]]
+
+
+class FeedForward(NamedTuple):
+    """Who answers the attention side.
+
+    Attributes:
+        hear: `hear(message) -> message` brings a message, every leaf `[A, N, ...]` by attention
+            instance, to where it is answered.
+        answer: `answer(layer, micro_batch, message) -> [A, F, N, D]`, a sum for each token from
+            each of F feed-forward instances, as `wire.pack_back` sends it.
+    """
+
+    hear: Callable[[Packed], Packed]
+    answer: Callable[[int, int, Packed], Float[Array, "A F N D"]]
+
+
+def make_disaggregated_decoder(
+    params: Step3Params,
+    config: Step3Config,
+    topology: Topology,
+    feed_forward: FeedForward,
+    *,
+    mesh: Mesh | None = None,
+    threads: bool = False,
+    record: Record | None = None,
+) -> DisaggregatedDecoder:
+    """Makes the decoder of a topology around whoever feeds forward.
+
+    Args:
+        params: weights of the model.
+        config: sizes of the model.
+        topology: who computes what, see `topology.check_topology`.
+        feed_forward: what answers.
+        mesh: with an axis "attention" of one device an instance; None for one device.
+        threads: whether feed-forward is asked in a thread of its own.
+        record: called with every stage as it ends, see `make_two_mesh_decode`.
+    """
+    dtype = params.embedding.dtype
+    put = functools.partial(place, mesh)
+    embedding, norm, head = put((params.embedding, params.norm, params.head), P())
+    attention_weights = [put(w, P()) for w in topologies.attention_weights(params, topology)]
+    num_layers, M = config.num_layers, topology.micro_batches
+
+    @functools.partial(jax.jit, donate_argnums=1)
+    def start(embedding: Array, cache: PagedCache, tokens: Array, active: Array) -> tuple:
+        def one(embedding: Array, own: tuple[PagedCache, Array, Array]) -> tuple:
+            return stages.start_stage(embedding, *own, config, M)
+
+        return spread(one, mesh, "attention")(embedding, (cache, tokens, active))
+
+    @functools.partial(jax.jit, donate_argnums=3)
+    def attend(
+        weights: Any, x: Array, inbox: Array, cache: PagedCache, layer: Array, requests: Any
+    ) -> tuple:
+        def one(shared: tuple, own: tuple) -> tuple:
+            (weights, layer), (x, inbox, cache, requests) = shared, own
+            return stages.attention_stage(
+                weights, x, inbox, cache, layer, requests, config, topology
+            )
+
+        mapped = spread(one, mesh, "attention")
+        return mapped((weights, layer), (x, inbox, cache, requests))
+
+    @jax.jit
+    def finish(norm: Array, head: Array, x: Array, inbox: Array) -> Array:
+        def one(shared: tuple[Array, Array], own: tuple[Array, Array]) -> Array:
+            return stages.finish_stage(*shared, *own, config)
+
+        return spread(one, mesh, "attention")((norm, head), (x, inbox))
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def collect(logits: list[Array], count: int) -> Array:
+        joined = jnp.concatenate(logits, axis=1)[:, :count]
+        return joined.reshape(-1, *joined.shape[2:])
+
+    def timed(role: str, layer: int, m: int, run: Callable, *arguments: Any) -> Any:
+        begin = time.perf_counter()
+        out = run(*arguments)
+        if threads or record is not None:
+            jax.block_until_ready(out)
+        if record is not None:
+            record(StageEvent(role, 0, layer, m, begin, time.perf_counter()))
+        return out
+
+    def serve(layer: int, m: int, message: Any) -> Array:
+        heard = feed_forward.hear(message)
+        back = timed("experts", layer, m, feed_forward.answer, layer, m, heard)
+        return put(back, P("attention"))
+
+    def attend_all(cache: PagedCache, parts: Any, send: Callable, receive: Callable) -> tuple:
+        xs = [x for x, _ in parts]
+        for layer in range(num_layers):
+            number = put(jnp.asarray(layer, jnp.int32), P())
+            for m, (_, requests) in enumerate(parts):
+                if layer:
+                    inbox = receive(m)
+                else:
+                    N, D = xs[m].shape[1] * xs[m].shape[2], xs[m].shape[3]
+                    kind = dtype if topology.wire == "exact" else jnp.bfloat16
+                    shape = (topology.num_attention, topology.num_ffn, N, D)
+                    inbox = put(jnp.zeros(shape, kind), P("attention"))
+                weights = attention_weights[layer]
+                xs[m], cache, message = timed(
+                    "attention", layer, m, attend, weights, xs[m], inbox, cache, number, requests
+                )
+                send(layer, m, message)
+        logits = [finish(norm, head, x, receive(m)) for m, x in enumerate(xs)]
+        return logits, cache
+
+    def in_turn(cache: PagedCache, parts: Any) -> tuple:
+        boxes: dict[int, Array] = {}
+
+        def send(layer: int, m: int, message: Any) -> None:
+            boxes[m] = serve(layer, m, message)
+
+        return attend_all(cache, parts, send, lambda m: boxes.pop(m))
+
+    def in_threads(cache: PagedCache, parts: Any) -> tuple:
+        out, back = queue.SimpleQueue(), queue.SimpleQueue()
+
+        def run_ffn() -> None:
+            try:
+                while (item := out.get()) is not None:
+                    back.put((serve(*item), None))
+            except BaseException as error:  # attention raises it, instead of waiting
+                back.put((None, error))
+
+        def receive(m: int) -> Array:
+            inbox, error = back.get()
+            if error is not None:
+                raise error
+            return inbox
+
+        worker = threading.Thread(target=run_ffn, name="ffn", daemon=True)
+        worker.start()
+        try:
+            return attend_all(cache, parts, lambda *item: out.put(item), receive)
+        finally:
+            out.put(None)
+            worker.join()
+
+    def decode(
+        cache: PagedCache, tokens: Int[Array, "B S"], active: Bool[Array, " B"] | None = None
+    ) -> tuple[Array, PagedCache, Array]:
+        step3.check_tokens(tokens, config.vocab)
+        if cache.lens.ndim != 2 or cache.lens.shape[0] != topology.num_attention:
+            raise ValueError(
+                f"the cache must be of {topology.num_attention} attention instances, got lengths "
+                f"{cache.lens.shape}: make it with init_cache"
+            )
+        instances, count = cache.lens.shape
+        B = instances * count
+        if tokens.shape[0] != B:
+            raise ValueError(
+                f"tokens must be of the {instances} instances' requests, got {tokens.shape[0]} "
+                f"tokens for {instances} caches of {count}"
+            )
+        active = jnp.ones((B,), bool) if active is None else active
+        if active.shape != (B,) or active.dtype != jnp.bool_:
+            raise ValueError(f"active must be bool [{B}], got {active.dtype} {active.shape}")
+        tokens = put(tokens.reshape(instances, count, -1), P("attention"))
+        active = put(active.reshape(instances, count), P("attention"))
+        cache, done, parts = start(embedding, cache, tokens, active)
+        logits, cache = (in_threads if threads else in_turn)(cache, parts)
+        return collect(logits, count), cache, done.reshape(-1)
+
+    def init_cache(num_pages: int, *, batch: int, **options: Any) -> PagedCache:
+        """Makes the caches; options as in `step3.init_step3_cache`."""
+        if batch % topology.num_attention:
+            raise ValueError(
+                f"batch must be a multiple of num_attention={topology.num_attention}, got {batch}"
+            )
+        each = batch // topology.num_attention
+        one = step3.init_step3_cache(config, num_pages, batch=each, **options)
+        stacked = jax.tree.map(lambda x: jnp.stack([x] * topology.num_attention), one)
+        return put(stacked, P("attention"))
+
+    return DisaggregatedDecoder(init_cache, decode)
+
+
+def place(mesh: Mesh | None, tree: Any, spec: P) -> Any:
+    """Puts arrays on a mesh; without one they stay."""
+    return tree if mesh is None else jax.device_put(tree, NamedSharding(mesh, spec))
+
+
+def spread(fn: Callable, mesh: Mesh | None, axis: Any) -> Callable:
+    """Maps `fn(shared, own)` over the leading axis of own, over a mesh or in turn.
+
+    In turn too `fn` sees the shapes of one device, and gives the same results.
+    """
+
+    def block(shared: Any, own: Any) -> Any:
+        return jax.lax.map(lambda x: fn(shared, x), own)
+
+    if mesh is None:
+        return block
+    return jax.shard_map(
+        block, mesh=mesh, in_specs=(P(), P(axis)), out_specs=P(axis), check_vma=False
+    )
