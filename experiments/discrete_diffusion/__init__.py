@@ -1,6 +1,7 @@
 """Diffusion policies over sequences of tokens, beside what else learns in such spaces."""
 
 import dataclasses
+import math
 from typing import Literal
 
 SUMMARY = (
@@ -113,8 +114,13 @@ class Config:
             )
         if self.data is None and self.reward is None and self.alphabet:
             raise ValueError(f"alphabet goes with data or reward, got {self.alphabet!r}")
-        if not self.learning_rates or min(self.learning_rates) <= 0.0:
-            raise ValueError(f"learning_rates must be positive, got {self.learning_rates}")
+        for name in ("learning_rates", "dna_rates"):
+            rates = getattr(self, name)
+            if not rates or not all(0.0 < rate < math.inf for rate in rates):
+                raise ValueError(f"{name} must be positive numbers, one at least, got {rates}")
+        for name in ("tasks", "parts"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} must name one at least, got none; leave the flag out")
 
 
 PRESETS = {

@@ -26,10 +26,7 @@ def run(config: Config, out: pathlib.Path) -> Result:
     """Trains what `out` does not hold, then compares; own sequences get proposals alone."""
     if config.data is not None or config.reward is not None:
         return _assemble([proposals.run(config, out)])
-    known = dict.fromkeys((*methods.NAMES, *dna.METHODS))
-    for name in config.methods:  # so that a wrong name costs no run
-        if name not in known:
-            raise ValueError(f"methods must be among {', '.join(known)}, got {name!r}")
+    _check_methods(config)
     names = tuple(n for n in methods.NAMES if not config.methods or n in config.methods)
     made = tasks.make_tasks(config)
     found: rows.Found = {}
@@ -52,6 +49,21 @@ def run(config: Config, out: pathlib.Path) -> Result:
     if "dna" in config.parts:
         parts.append(dna.run(config, out))
     return _assemble(parts, _summary(found))
+
+
+def _check_methods(config: Config) -> None:
+    """Refuses methods that no part knows, and parts without a method, before anything is run."""
+    by_part = {"tables": methods.NAMES, "dna": dna.METHODS}
+    known = dict.fromkeys(name for names in by_part.values() for name in names)
+    for name in config.methods:
+        if name not in known:
+            raise ValueError(f"methods must be among {', '.join(known)}, got {name!r}")
+    for part, names in by_part.items():
+        if part in config.parts and config.methods and not set(config.methods) & set(names):
+            raise ValueError(
+                f"the part {part} has none of the methods {', '.join(config.methods)}; name one "
+                f"of {', '.join(names)}, or leave it out of parts"
+            )
 
 
 def _assemble(parts: list[Part], summary: str = "") -> Result:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from jaxlab.envs.spaces import Space
 from jaxlab.learning.returns import td_target
 from jaxlab.nn import Mlp, PixelEncoder, Trunk, mish
 
@@ -49,12 +50,14 @@ class Critics(NamedTuple):
         loss: `loss(key, params, target_params, transitions, gamma) -> (loss, values [2, B])`.
         encode: `encode(params, obs) -> features`, what critics and policy look at; states as they
             are by default. It learns from the critics' loss alone.
+        action_space: The space that their networks know; None if any of that size will do.
     """
 
     init: Callable[[jax.Array], Any]
     apply: Callable[[Any, jax.Array, jax.Array], jax.Array]
     loss: Callable[..., tuple[jax.Array, jax.Array]]
     encode: Callable[[Any, jax.Array], jax.Array] = lambda params, obs: obs
+    action_space: Space | None = None
 
 
 def make_critics(

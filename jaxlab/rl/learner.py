@@ -102,10 +102,10 @@ def make_learner(
     Raises:
         ValueError: if a number is out of range, the warm-up holds less than a batch or more than
             the replay, the replay does not divide into the environments' steps, updates and
-            `policy.policy_every` do not divide each other, the policy is for another space of
-            actions, ignores masks that there are, or is for another size of observation, critics
-            for choices are missing, the environment has agents, or observations do not fit into
-            `obs_dtype`.
+            `policy.policy_every` do not divide each other, the policy or the critics
+            are for another space of actions, the policy ignores masks that there are, or is for
+            another size of observation, critics for choices are missing, the environment has
+            agents, or observations do not fit into `obs_dtype`.
     """
     _check(env, policy, gamma, tau, batch_size, capacity, warmup, num_updates)
     numbers = {
@@ -273,7 +273,11 @@ def _mean(metrics: Metrics) -> dict[str, Any]:
 
 
 def _check_sizes(env: Env, policy: Policy, critics: Critics) -> None:
-    """Compares what the policy was made for with what it will see, without running anything."""
+    """Compares what networks were made for with what they will see, without running anything."""
+    if critics.action_space not in (None, env.action_space):
+        raise ValueError(
+            f"the critics are for {critics.action_space}, {env.name} takes {env.action_space}"
+        )
     if policy.obs_size is None:
         return
     seen = env.obs_size

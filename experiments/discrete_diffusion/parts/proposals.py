@@ -10,6 +10,7 @@ import functools
 import hashlib
 import importlib
 import pathlib
+import re
 from typing import NamedTuple, cast
 
 import jax
@@ -20,7 +21,7 @@ from experiments.discrete_diffusion import Config
 from experiments.harness import flags, units
 from experiments.harness.result import Part, Row, Table
 from experiments.harness.units import Unit
-from jaxlab.core import loop, tables
+from jaxlab.core import loop, tables, text_files
 from jaxlab.diffusion.discrete import sampling, schedules
 from jaxlab.rl import discrete
 from jaxlab.rl.discrete import TokenPolicy, surrogates
@@ -39,6 +40,8 @@ SETTINGS = (
 """What proposals depend on, besides their source."""
 FEWEST = 40
 """Sequences that a table must have."""
+_THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+", re.ASCII)
+"""A number whose commas may part thousands."""
 WEAK = 0.5
 """Correlation on held-out sequences below which a warning is given."""
 LONGEST = 64
@@ -129,15 +132,22 @@ def read(path: pathlib.Path, alphabet: str) -> Known:
     """
     table = tables.read_table(path, ("sequence", "score"))
     at = [table.columns[name] for name in ("sequence", "score")]
+    comma, told = _decimal_comma(table, path)
+    width = max(i for i, name in enumerate(table.header) if name.strip()) + 1
     texts: dict[str, list[float]] = {}
     for line, cells in zip(table.numbers, table.rows, strict=True):
         where = f"{path}, line {line}"
         if max(at) >= len(cells):
             raise ValueError(f"{where}: {len(cells)} cells; sequence and score must be among them")
+        if any(cell.strip() for cell in cells[width:]):
+            raise ValueError(
+                f"{where}: {len(cells)} cells under {width} names; write scores with a point, and "
+                "put a cell that holds the separator in quotes"
+            )
         text, cell = tables.clean_name(cells[at[0]]), cells[at[1]].strip()
-        score = tables.number(cell, "score", where)
+        score = tables.plain_number(cell, comma=comma)
         if not np.isfinite(score):
-            raise ValueError(f"{where}: score must be a number, got {tables.brief(cell)}")
+            raise ValueError(f"{where}: score must be a finite number, got {tables.brief(cell)}")
         first = next(iter(texts), text)
         if not text:
             raise ValueError(f"{where}: the sequence is empty")
@@ -152,9 +162,14 @@ def read(path: pathlib.Path, alphabet: str) -> Known:
                 "--alphabet"
             )
         texts.setdefault(text, []).append(score)
-    notices = table.notices
+    notices = table.notices + told
     if not alphabet:
         alphabet = "".join(sorted(set("".join(texts))))
+        if wrong := set(alphabet) & set(text_files.SEPARATORS):
+            raise ValueError(
+                f"{path}: sequences hold {' '.join(sorted(wrong))}, between cells in other tables; "
+                "use one separator in all lines, or name all letters with --alphabet"
+            )
         notices += (f"The letters are those that occur: {alphabet}",)
         if both := [x for x in alphabet if x.upper() != x and x.upper() in alphabet]:
             raise ValueError(
@@ -181,6 +196,30 @@ def read(path: pathlib.Path, alphabet: str) -> Known:
     if np.ptp(scores) == 0.0:
         raise ValueError(f"{path}: all scores are {scores[0]:g}; there is nothing to learn")
     return Known(alphabet, tokens, scores, notices)
+
+
+def _decimal_comma(table: tables.Table, path: pathlib.Path) -> tuple[bool, tuple[str, ...]]:
+    """Tells whether commas in scores are decimal points, with a notice if they are.
+
+    Raises:
+        ValueError: if other scores have points, or every comma may as well part thousands.
+    """
+    at = table.columns["score"]
+    scores = [cells[at].strip() for cells in table.rows if at < len(cells)]
+    commas = [cell for cell in scores if "," in cell]
+    if not commas:
+        return False, ()
+    if any("." in cell for cell in scores):
+        raise ValueError(
+            f"{path}: some scores have a comma, such as {tables.brief(commas[0])}, and some a "
+            "point; write all with a point, and thousands without any mark"
+        )
+    if all(_THOUSANDS.fullmatch(cell) for cell in commas):
+        raise ValueError(
+            f"{path}: {tables.brief(commas[0])} may be a thousand or a fraction; write scores with "
+            "a point, and thousands without any mark"
+        )
+    return True, (f"Commas in scores are decimal points, such as in {commas[0]}",)
 
 
 def load_reward(name: str) -> Reward:

@@ -80,9 +80,21 @@ def step_kl(
 ) -> Float[Array, " S *B"]:
     """Returns KL of each of S steps from visited states, u_n sum over hidden tokens KL(mu | old).
 
-    Summed over all steps, in expectation over paths of the new denoiser, it is the divergence of
-    paths, an upper bound of KL(pi | pi_old); over paths of the old one it is so to first order.
-    Arguments as `step_logp`; no gradient runs into `old`.
+    Summed over all steps, in expectation over ancestral paths of the new denoiser, it is the
+    divergence of paths, an upper bound of KL(pi | pi_old). Over paths of the old one, which are
+    those that are kept, it is another number: both vanish with their gradients where the denoisers
+    agree and have the same curvature there, so that they differ in the third order alone. The price
+    of a hidden token is u_n even of a path of another order than ancestral.
+
+    Args:
+        denoise: the new one, see `masked.Denoise`; mapped over S.
+        old: the one that drew; no gradient runs into it.
+        tokens: `[*B, K]` what was drawn.
+        reveal: `[*B, K]` in which step, see `sampling.Sample`.
+        steps: `[S]` numbers n in 1 .. N, of steps n -> n - 1.
+        vocab: V.
+        schedule: N steps.
+        token_mask: tokens that count; all if None.
     """
 
     def one(n: Array) -> Array:

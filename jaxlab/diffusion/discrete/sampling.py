@@ -29,7 +29,8 @@ class Sample(NamedTuple):
         reveal: `[*B, K]` int32, the n of the step n -> n - 1 in which each token was revealed, 1 ..
             N; N + 1 for tokens that were given. With it every state on the way is known, see
             `path.visited`.
-        logp: `[N, *B]` log-probability of the tokens revealed in each step, n = 1 first.
+        logp: `[N, *B]` log-probability of the tokens revealed in each step, n = 1 first. It is NaN
+            where no token of a place could be drawn: the denoiser's logits there are all -inf.
     """
 
     tokens: Int[Array, "*B K"]
@@ -80,7 +81,8 @@ def sample(
 
     Raises:
         ValueError: if a size is below 1, there is no such order, given tokens are of another shape
-            or, known, not in 0 .. V, or tokens are hidden again in another order.
+            or, known, not in 0 .. V, tokens are hidden again in another order or, outside of jit,
+            the denoiser leaves no token at a place.
 
     Source: ancestral arXiv:2406.07524; confidence arXiv:2202.04200; remasking arXiv:2503.00307.
     """
@@ -133,6 +135,10 @@ def sample(
     at = jnp.where(known, N + 1, 0).astype(jnp.int32)
     steps = jnp.arange(N, 0, -1, dtype=jnp.int32)
     (tokens, at), logp = jax.lax.scan(step, (start, at), steps)
+    if not isinstance(logp, Tracer) and np.isnan(np.asarray(logp)).any():
+        raise ValueError(
+            "the denoiser must leave a token at every place, got logits that are all -inf, or NaN"
+        )
     return Sample(tokens, at, logp[::-1])
 
 
@@ -152,7 +158,8 @@ def sharpen(
         denoise: see `masked.Denoise`.
         temperature: positive; divides logits.
         top_p: in (0, 1]; 1 keeps all (MD4 samples text with 0.98).
-        valid: True where a token may be drawn at a place, one at least at each.
+        valid: True where a token may be drawn at a place, one at least at each. Where there is none
+            and JAX traces, so that this cannot be refused, logits are NaN.
 
     Raises:
         ValueError: if an option is out of range, or the mask leaves a place without any token.
@@ -169,6 +176,8 @@ def sharpen(
         logits = denoise(tokens, level)
         if valid is not None:
             logits = jnp.where(jnp.broadcast_to(valid, logits.shape), logits, NEVER)
+            some = jnp.any(valid, axis=-1, keepdims=True)
+            logits = jnp.where(jnp.broadcast_to(some, logits.shape), logits, jnp.nan)
         logits = logits / temperature
         if top_p < 1.0:
             logits = jnp.where(_nucleus(jax.nn.softmax(logits), top_p), logits, NEVER)

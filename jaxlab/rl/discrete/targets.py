@@ -13,6 +13,8 @@ from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float
 
 Kind = Literal["softmax", "signed", "z_linear", "z_square", "linear", "square"]
@@ -27,8 +29,12 @@ def exact_target(
 ) -> Float[Array, "*B A"]:
     """Returns prior exp(A / temperature) / Z over all A actions of an enumerable space.
 
+    Raises:
+        ValueError: if the temperature is known and not positive.
+
     Source: arXiv:2509.22963, policy mirror descent.
     """
+    check_temperature(temperature)
     safe = jnp.where(prior > 0.0, prior, 1.0)
     logits = jnp.where(prior > 0.0, jnp.log(safe) + advantage / temperature, -jnp.inf)
     return jax.nn.softmax(logits, axis=-1)
@@ -66,8 +72,7 @@ def sample_weights(
     """
     if kind not in get_args(Kind):
         raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}, got {kind!r}")
-    if isinstance(temperature, int | float) and not 0.0 < temperature < math.inf:
-        raise ValueError(f"temperature must be positive, got {temperature}")
+    check_temperature(temperature)
     if not -1.0 <= lower <= 0.0:
         raise ValueError(f"lower must lie in [-1, 0], got {lower}")
     advantage = jax.lax.stop_gradient(advantage)
@@ -123,12 +128,9 @@ def advantage_weights(
     Source: arXiv:2509.22963, advantages of a state critic and replay; the clipped weight is that of
     Peng et al. 2019, arXiv:1910.00177.
     """
-    for name, x in (
-        ("temperature", temperature),
-        ("largest", largest),
-        ("largest_ratio", largest_ratio),
-    ):
-        if isinstance(x, int | float) and not x > 0.0:
+    check_temperature(temperature)
+    for name, x in (("largest", largest), ("largest_ratio", largest_ratio)):
+        if not x > 0.0:
             raise ValueError(f"{name} must be positive, got {x}")
     logs = jnp.minimum(advantage / temperature, math.log(largest))
     if log_ratio is not None:
@@ -220,6 +222,15 @@ def solve_temperature(
 
     low, high = jax.lax.fori_loop(0, num_halvings, halve, (-ends, ends))
     return jnp.where(flat, 1.0, spread * jnp.exp(0.5 * (low + high)))
+
+
+def check_temperature(temperature: float | Float[Array, "..."]) -> None:
+    """Refuses a temperature that is known and not positive and finite, with a ValueError."""
+    if isinstance(temperature, Tracer):
+        return
+    values = np.asarray(temperature)
+    if not ((values > 0.0) & (values < math.inf)).all():
+        raise ValueError(f"temperature must be positive, got {temperature}")
 
 
 def _linear_shift(scaled: Array, lower: float) -> Array:

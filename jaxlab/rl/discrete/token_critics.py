@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxlab.diffusion.discrete import exact
-from jaxlab.envs import executed
+from jaxlab.envs import MultiDiscrete, executed
 from jaxlab.learning.returns import td_target
 from jaxlab.nn import transformer
 from jaxlab.rl import critics as critics_lib
@@ -98,7 +98,8 @@ def make_token_critics(
     def init(key: jax.Array) -> Any:
         return jax.vmap(init_one)(jax.random.split(key))
 
-    return Critics(init, apply, macro_loss(apply, vocab))
+    space = MultiDiscrete((vocab,) * length)
+    return Critics(init, apply, macro_loss(apply, vocab), action_space=space)
 
 
 def make_flat_critics(
@@ -136,7 +137,8 @@ def make_flat_critics(
         obs = jnp.zeros((math.prod(obs_shape),))
         return jax.vmap(lambda k: network.init(k, obs))(jax.random.split(key))
 
-    return Critics(init, apply, macro_loss(apply, vocab))
+    space = MultiDiscrete((vocab,) * length)
+    return Critics(init, apply, macro_loss(apply, vocab), action_space=space)
 
 
 class StateValue(nn.Module):

@@ -147,3 +147,26 @@ def test_steps_are_drawn_without_replacement():
     for count in (0, 5):
         with pytest.raises(ValueError, match="count"):
             path.draw_steps(jax.random.key(0), 4, count)
+
+
+def test_divergence_over_kept_paths_differs_in_the_third_order(x64):
+    """Halving a small step divides the divergence by 4, and what the old paths miss by 8."""
+    schedule = schedules.make_schedule(N, "cosine")
+    old, direction = (jnp.asarray(table(seed)) for seed in (3, 4))
+    at = (*(jnp.asarray(x, jnp.int32) for x in all_paths()), jnp.arange(1, N + 1))
+    options = {"vocab": V, "schedule": schedule}
+
+    @jax.jit
+    def look(h):
+        new, before = (exact.table_denoiser(x) for x in (old + h * direction, old))
+        kl = path.step_kl(new, before, *at, **options).sum(axis=0)
+        return kl, *(path.step_logp(x, *at, **options) for x in (new, before))
+
+    found = []
+    for h in (1e-2, 5e-3):
+        kl, *logps = (np.asarray(x) for x in look(h))
+        new, before = (path_probability(x, np.asarray(at[1]), schedule) @ kl for x in logps)
+        found.append((new, new - before))
+    (kl, gap), (half_kl, half_gap) = found
+    assert kl / half_kl == pytest.approx(4.0, rel=0.05)
+    assert gap / half_gap == pytest.approx(8.0, rel=0.1)

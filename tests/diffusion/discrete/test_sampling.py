@@ -272,3 +272,25 @@ def test_bad_input_is_refused(options, message):
 def test_bad_sharpening_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         sampling.sharpen(lambda x, t: x, **options)
+
+
+def test_a_place_without_a_token_is_refused_and_told_under_jit():
+    """Where JAX traces, the log-probability is NaN: of that sequence alone."""
+    valid = jnp.ones((2, 3, 2), bool).at[1, 2].set(False)
+    schedule = schedules.make_schedule(2)
+
+    def draw(valid, limit):
+        def denoise(tokens, level):
+            flat = jnp.zeros((2, 3, 2))
+            return jnp.where(valid, flat, limit) if limit is not None else flat
+
+        sharp = denoise if limit is not None else sampling.sharpen(denoise, valid=valid)
+        return sampling.sample(
+            jax.random.key(0), sharp, (2,), 3, vocab=2, schedule=schedule
+        ).logp.sum(axis=0)
+
+    for limit in (None, -jnp.inf):
+        logp = np.asarray(jax.jit(lambda valid, limit=limit: draw(valid, limit))(valid))
+        assert logp[0] == pytest.approx(-3 * math.log(2.0), rel=1e-5) and np.isnan(logp[1])
+    with pytest.raises(ValueError, match="the denoiser must leave a token at every place"):
+        draw(valid, -jnp.inf)

@@ -148,6 +148,7 @@ def test_single_steps_alone_point_along_the_policy_gradient(monkeypatch):
     [
         ({"tasks": ("chess",)}, "tasks must be among"),
         ({"methods": ("PPO",)}, "methods must be among"),
+        ({"methods": ("SVDD",)}, "the part tables has none of the methods SVDD"),
     ],
 )
 def test_unknown_names_are_refused_before_anything_is_written(tmp_path, options, message):
@@ -156,7 +157,19 @@ def test_unknown_names_are_refused_before_anything_is_written(tmp_path, options,
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("options", [{"batch": 12}, {"rewards": 10}, {"learning_rates": ()}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"batch": 12},
+        {"rewards": 10},
+        {"learning_rates": ()},
+        {"learning_rates": (float("nan"), 1e-3)},
+        {"learning_rates": (1e-3, 0.0)},
+        {"dna_rates": (float("inf"),)},
+        {"tasks": ()},
+        {"parts": ()},
+    ],
+)
 def test_settings_out_of_range_are_refused(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         dataclasses.replace(TINY, **options)

@@ -53,6 +53,41 @@ def test_gaps_at_the_start_are_letters_and_no_formulas(tmp_path):
     np.testing.assert_array_equal(plain.tokens, again.tokens)
 
 
+def with_commas(rows, cells="{text};{score}"):
+    return [(cells.format(text=text, score=score.replace(".", ",")),) for text, score in rows]
+
+
+@pytest.mark.parametrize(
+    ("header", "cells"),
+    [("sequence;score", "{text};{score}"), ("sequence,score", '{text},"{score}"')],
+    ids=["semicolons", "quotes"],
+)
+def test_decimal_commas_are_read_as_points_and_told(tmp_path, header, cells):
+    rows = many()
+    plain = proposals.read(write(tmp_path / "a.csv", rows), "")
+    known = proposals.read(write(tmp_path / "b.csv", with_commas(rows, cells), header), "")
+    np.testing.assert_array_equal(known.scores, plain.scores)
+    np.testing.assert_array_equal(known.tokens, plain.tokens)
+    assert "Commas in scores are decimal points, such as in 0,000" in known.notices
+
+
+@pytest.mark.parametrize(
+    ("rows", "header", "message"),
+    [
+        (with_commas(many(), "{text},{score}"), "sequence,score", "line 2: 3 cells under 2 names"),
+        (with_commas(many(), "{text},{score}"), "sequence,score,", "line 2: 3 cells under 2 names"),
+        (with_commas(many(), "{score},{text}"), "score,sequence", "line 2: 3 cells under 2 names"),
+        ([(f"{text};1,250",) for text, _ in many()], "sequence;score", "'1,250' may be a thousand"),
+        ([*with_commas(many()), ("ACGTAC;0.5",)], "sequence;score", "some a point"),
+        ([*with_commas(many()), ("ACGTAC;1,2,3",)], "sequence;score", "line 50: score must be"),
+        (with_commas(many()), "sequence,score", "sequences hold ;"),
+    ],
+)
+def test_commas_that_may_mean_something_else_are_refused(tmp_path, rows, header, message):
+    with pytest.raises(ValueError, match=message):
+        proposals.read(write(tmp_path / "a.csv", rows, header), "")
+
+
 @pytest.mark.parametrize(
     ("rows", "alphabet", "message"),
     [

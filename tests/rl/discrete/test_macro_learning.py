@@ -471,6 +471,25 @@ def test_refusals(change, message):
         discrete.forward_candidates(policy, num_steps=1, num_candidates=4, target_kl=2.0)
 
 
+def test_a_learner_refuses_critics_of_other_tokens():
+    env = envs.make_env(envs.macro(chain(), K, gamma=0.9), 2)
+    small = {"width": 4, "num_layers": 1, "num_heads": 1}
+    for critics in (
+        discrete.make_token_critics((1,), V + 1, K, **small),
+        discrete.make_token_critics((1,), V, K + 1, **small),
+        discrete.make_flat_critics((1,), V - 1, K),
+    ):
+        with pytest.raises(ValueError, match=r"the critics are for MultiDiscrete.* chain x2 takes"):
+            rl.make_learner(
+                env,
+                discrete.greedy_macro(V, K),
+                critics=critics,
+                batch_size=4,
+                warmup=4,
+                capacity=8,
+            )
+
+
 def test_candidates_refuse_other_choices_and_masks():
     actor = discrete.greedy_macro(V, K)
     more = chain()._replace(action_space=envs.Discrete(V + 1))

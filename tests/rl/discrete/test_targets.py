@@ -163,3 +163,16 @@ def test_what_went_better_than_expected_is_imitated():
 def test_bad_input_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call(jnp.zeros((8, 2)))
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan, math.inf, np.float32(0.0)])
+@pytest.mark.parametrize("known", [False, True], ids=["number", "array"])
+def test_a_temperature_that_is_none_is_refused(temperature, known):
+    given = jnp.asarray(temperature) if known else temperature
+    for function in (
+        lambda x: targets.exact_target(x, x, given),
+        lambda x: targets.sample_weights(x, given),
+        lambda x: targets.advantage_weights(x, given),
+    ):
+        with pytest.raises(ValueError, match="temperature must be positive"):
+            function(jnp.ones(3))
