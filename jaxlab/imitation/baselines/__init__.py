@@ -1,0 +1,1 @@
+"""Methods that the room's own is compared with; all have its interface."""

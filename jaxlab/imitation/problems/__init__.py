@@ -1,0 +1,1 @@
+"""Problems whose occupancies, divergences and density ratios are known."""
