@@ -29,6 +29,7 @@ class Transitions(NamedTuple):
         next_action: `[B, A]` actions at `next_obs`, whose values are bootstrapped from.
         bonus: `[B]`, added to the next value: an entropy, or zero.
         duration: `[B]` int32, steps of the clock that the action took, or `()` for one each.
+        action_mask: `[B, num_logits]` bool, choices that were allowed at `obs`; `()` without masks.
     """
 
     obs: Float[Array, "B O"]
@@ -39,6 +40,7 @@ class Transitions(NamedTuple):
     next_action: Float[Array, "B A"]
     bonus: Float[Array, " B"]
     duration: Any = ()
+    action_mask: Any = ()
 
 
 class Critics(NamedTuple):

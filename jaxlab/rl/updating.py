@@ -96,6 +96,7 @@ def make_updates(
             next_action,
             jax.lax.stop_gradient(bonus),
             batch.duration,
+            batch.action_mask,
         )
         (loss, values), grads = jax.value_and_grad(critics.loss, argnums=1, has_aux=True)(
             key_target, state.critic_params, state.target_critic_params, data, gamma

@@ -169,7 +169,7 @@ def sharpen(
     if not 0.0 < top_p <= 1.0:
         raise ValueError(f"top_p must lie in (0, 1], got {top_p}")
     if valid is not None and not isinstance(valid, Tracer):
-        if not bool(jnp.all(jnp.any(valid, axis=-1))):
+        if not np.asarray(valid).any(axis=-1).all():
             raise ValueError("valid must leave at least one token at every place")
 
     def sharpened(tokens: Array, level: Array) -> Array:

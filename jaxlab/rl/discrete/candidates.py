@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxlab.core.types import PyTree
 from jaxlab.diffusion.discrete import exact, schedules
@@ -21,7 +21,7 @@ from jaxlab.learning import temperature as temperature_lib
 from jaxlab.rl import critics as critics_lib
 from jaxlab.rl import policy as policy_lib
 from jaxlab.rl.discrete import bandits, matching, token_critics
-from jaxlab.rl.discrete.state_policies import StatePolicy
+from jaxlab.rl.discrete.state_policies import StatePolicy, at_states
 from jaxlab.rl.discrete.transformers import WritingPolicy
 from jaxlab.rl.policy import Context, Improvement
 
@@ -96,37 +96,53 @@ def forward_candidates(
             f"{max_grad_norm}"
         )
     V, schedule = policy.vocab, schedules.make_schedule(N)
+    space = spaces.MultiDiscrete((V,) * policy.length)
 
-    def draw(key: Array, params: PyTree, obs: Array, num: int) -> Int[Array, "n B K"]:
-        shape = (num, *obs.shape[:-1])
-        drawn = bandits.draw(key, policy.given(obs), params, shape, schedule)
-        return jax.lax.stop_gradient(drawn.tokens)
+    def draw(key: Array, params: PyTree, obs: Array, mask: Any, num: int) -> Int[Array, "n B K"]:
+        here, shape = at_states(policy, obs, mask), (num, *obs.shape[:-1])
+        return jax.lax.stop_gradient(bandits.draw(key, here, params, shape, schedule).tokens)
 
     def act(
-        key: jax.Array, params: PyTree, obs: Array, q: critics_lib.Q, alpha: Array, *, explore: bool
+        key: jax.Array,
+        params: PyTree,
+        obs: Array,
+        q: critics_lib.Q,
+        alpha: Array,
+        *,
+        explore: bool,
+        mask: Any = (),
     ) -> Int[Array, "B K"]:
         del alpha
         key_draw, key_mix, key_uniform = jax.random.split(key, 3)
         if not explore:
-            return _best(q, obs, draw(key_draw, params, obs, best_of))
-        tokens = draw(key_draw, params, obs, 1)[0]
+            tokens = draw(key_draw, params, obs, mask, best_of)
+            return _best(tokens, q(obs[None], tokens))
+        tokens = draw(key_draw, params, obs, mask, 1)[0]
         if uniform_share == 0.0:
             return tokens
         mixed = jax.random.bernoulli(key_mix, uniform_share, tokens.shape)
-        anew = jax.random.randint(key_uniform, tokens.shape, 0, V, tokens.dtype)
+        anew = spaces.sample(key_uniform, space, obs.shape[:-1], mask)
         return jnp.where(mixed, anew, tokens)
 
     def propose(
-        key: jax.Array, params: PyTree, old: PyTree, obs: Array, q: critics_lib.Q, alpha: Array
+        key: jax.Array,
+        params: PyTree,
+        old: PyTree,
+        obs: Array,
+        q: critics_lib.Q,
+        alpha: Array,
+        *,
+        mask: Any = (),
     ) -> tuple[Int[Array, "M B K"], Float[Array, " B"], dict[str, Array]]:
         del old, q, alpha
-        return draw(key, params, obs, num_next), jnp.zeros(obs.shape[:-1]), {}
+        return draw(key, params, obs, mask, num_next), jnp.zeros(obs.shape[:-1]), {}
 
     def loss(key: jax.Array, params: PyTree, context: Context) -> tuple[jax.Array, Improvement]:
         key_draw, key_noise = jax.random.split(key)
-        tokens = draw(key_draw, context.average_params, context.obs, num_candidates)
+        at = (context.obs, context.action_mask)
+        tokens = draw(key_draw, context.average_params, *at, num_candidates)
         q = jax.lax.stop_gradient(context.q(context.obs[None], tokens))
-        here = policy.given(context.obs)
+        here = at_states(policy, *at)
         if isinstance(here, WritingPolicy):
             bound = -here.log_prob(params, tokens)
         else:
@@ -143,7 +159,7 @@ def forward_candidates(
     optimizer = optax.chain(optax.clip_by_global_norm(max_grad_norm), optax.adam(learning_rate))
     return policy_lib.Policy(
         action_size=policy.length,
-        action_space=spaces.MultiDiscrete((V,) * policy.length),
+        action_space=space,
         init=policy.init,
         act=act,
         propose=propose,
@@ -178,29 +194,45 @@ def greedy_macro(vocab: int, length: int, *, explore_prob: float = 0.05) -> poli
     token_critics.check_flat(vocab, length)
     if not 0.0 <= explore_prob <= 1.0:
         raise ValueError(f"explore_prob must lie in [0, 1], got {explore_prob}")
-    every = exact.sequences(vocab, length)
+    every, space = exact.sequences(vocab, length), spaces.MultiDiscrete((vocab,) * length)
 
-    def greedy(obs: Array, q: critics_lib.Q) -> Int[Array, "B K"]:
+    def greedy(obs: Array, q: critics_lib.Q, mask: Any) -> Int[Array, "B K"]:
         listed = jnp.asarray(every).reshape(-1, *(1,) * (obs.ndim - 1), length)
-        return _best(q, obs, jnp.broadcast_to(listed, (len(every), *obs.shape[:-1], length)))
+        listed = jnp.broadcast_to(listed, (len(every), *obs.shape[:-1], length))
+        values = jnp.where(_allowed(listed, mask), q(obs[None], listed), -jnp.inf)
+        return _best(listed, values)
 
     def act(
-        key: jax.Array, params: PyTree, obs: Array, q: critics_lib.Q, alpha: Array, *, explore: bool
+        key: jax.Array,
+        params: PyTree,
+        obs: Array,
+        q: critics_lib.Q,
+        alpha: Array,
+        *,
+        explore: bool,
+        mask: Any = (),
     ) -> Int[Array, "B K"]:
         del params, alpha
-        best = greedy(obs, q)
+        best = greedy(obs, q, mask)
         if not explore:
             return best
         key_which, key_uniform = jax.random.split(key)
         which = jax.random.bernoulli(key_which, explore_prob, (*obs.shape[:-1], 1))
-        anew = jax.random.randint(key_uniform, best.shape, 0, vocab, best.dtype)
+        anew = spaces.sample(key_uniform, space, obs.shape[:-1], mask)
         return jnp.where(jnp.broadcast_to(which, best.shape), anew, best)
 
     def propose(
-        key: jax.Array, params: PyTree, old: PyTree, obs: Array, q: critics_lib.Q, alpha: Array
+        key: jax.Array,
+        params: PyTree,
+        old: PyTree,
+        obs: Array,
+        q: critics_lib.Q,
+        alpha: Array,
+        *,
+        mask: Any = (),
     ) -> tuple[Int[Array, "1 B K"], Float[Array, " B"], dict[str, Array]]:
         del key, params, old, alpha
-        return greedy(obs, q)[None], jnp.zeros(obs.shape[:-1]), {}
+        return greedy(obs, q, mask)[None], jnp.zeros(obs.shape[:-1]), {}
 
     def loss(key: jax.Array, params: PyTree, context: Context) -> tuple[jax.Array, Improvement]:
         del key, params
@@ -209,7 +241,7 @@ def greedy_macro(vocab: int, length: int, *, explore_prob: float = 0.05) -> poli
 
     return policy_lib.Policy(
         action_size=length,
-        action_space=spaces.MultiDiscrete((vocab,) * length),
+        action_space=space,
         init=lambda key: {},
         act=act,
         propose=propose,
@@ -222,7 +254,16 @@ def greedy_macro(vocab: int, length: int, *, explore_prob: float = 0.05) -> poli
     )
 
 
-def _best(q: critics_lib.Q, obs: Any, tokens: Int[Array, "n B K"]) -> Int[Array, "B K"]:
+def _allowed(tokens: Int[Array, "n B K"], mask: Any) -> Bool[Array, "n B"]:
+    """Says which candidates a mask `[B, K V]` allows in each state; `()` allows all."""
+    if isinstance(mask, tuple):
+        return jnp.ones(tokens.shape[:-1], bool)
+    mask = mask.reshape(*mask.shape[:-1], tokens.shape[-1], -1)
+    mask = jnp.broadcast_to(mask, (*tokens.shape[:-1], *mask.shape[-2:]))
+    return jnp.all(jnp.take_along_axis(mask, tokens[..., None], axis=-1)[..., 0], axis=-1)
+
+
+def _best(tokens: Int[Array, "n B K"], values: Float[Array, "n B"]) -> Int[Array, "B K"]:
     """Returns the candidate with the largest value in each state."""
-    best = jnp.argmax(q(obs[None], tokens), axis=0)
+    best = jnp.argmax(values, axis=0)
     return jnp.take_along_axis(tokens, best[None, ..., None], axis=0)[0]

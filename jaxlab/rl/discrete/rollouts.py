@@ -18,7 +18,7 @@ from jaxlab.learning import settings as settings_lib
 from jaxlab.learning.settings import Settings
 from jaxlab.rl.discrete import bandits
 from jaxlab.rl.discrete.matching import Policy
-from jaxlab.rl.discrete.state_policies import StatePolicy
+from jaxlab.rl.discrete.state_policies import StatePolicy, at_states
 
 
 class Played(NamedTuple):
@@ -31,6 +31,7 @@ class Played(NamedTuple):
         executed: `[..., K]` bool, tokens that were carried out.
         advantage: `[...]`, standardized over the rollout.
         target: `[...]`, what the value should be.
+        mask: `[..., K V]` bool, tokens that were allowed, or `()` without action masks.
     """
 
     obs: Float[Array, "... O"]
@@ -39,6 +40,7 @@ class Played(NamedTuple):
     executed: Bool[Array, "... K"]
     advantage: Float[Array, "..."]
     target: Float[Array, "..."]
+    mask: Any = ()
 
 
 Loss = Callable[
@@ -50,17 +52,19 @@ RULES = ppo.RULES | bandits.RULES
 
 
 def check_policy(policy: StatePolicy, env: envs.Env) -> Policy:
-    """Returns the policy at some state; refuses one for other actions, with a ValueError."""
+    """Returns the policy at some state; refuses one for other actions, with a ValueError.
+
+    So it does one that takes no masks, of an environment that has them.
+    """
     want = envs.MultiDiscrete((policy.vocab,) * policy.length)
     if env.action_space != want or env.num_agents is not None or env.actor_part is not None:
         raise ValueError(
             f"{env.name}: the policy is for {want}, one actor and one array to observe, got "
             f"{env.action_space}, {env.num_agents} agents and the part {env.actor_part!r}"
         )
-    start = jax.eval_shape(env.reset, jax.random.key(0))
-    if not isinstance(start.action_mask, tuple):
-        raise ValueError(f"{env.name}: policies over tokens know no action_mask, got one")
-    return policy.given(jnp.zeros((env.obs_size,)))
+    masked = not isinstance(jax.eval_shape(env.reset, jax.random.key(0)).action_mask, tuple)
+    mask = jnp.ones((policy.length * policy.vocab,), bool) if masked else ()
+    return at_states(policy, jnp.zeros((env.obs_size,)), mask)
 
 
 def make_learner(
@@ -117,8 +121,9 @@ def make_learner(
         )
 
     def act(state: PpoState, key: Array) -> tuple[PpoState, tuple]:
-        obs, settings = state.env.obs, state.settings
-        drawn = bandits.draw(key, policy.given(obs), state.params["policy"], (E,), schedule)
+        obs, allowed, settings = state.env.obs, state.env.action_mask, state.settings
+        here = at_states(policy, obs, allowed)
+        drawn = bandits.draw(key, here, state.params["policy"], (E,), schedule)
         after = env.step(state.env, drawn.tokens)
         reward = after.reward.astype(jnp.float32)
         alone = isinstance(after.duration, tuple)
@@ -140,14 +145,14 @@ def make_learner(
         rewarded = settings["reward_scale"] * reward
         entropy = -jnp.mean(jnp.sum(drawn.logp, axis=0))
         outcome = (rewarded, discount, done, after.final_obs, ended, entropy)
-        return state, ((obs, drawn.tokens, drawn.reveal, mask), outcome)
+        return state, ((obs, drawn.tokens, drawn.reveal, mask, allowed), outcome)
 
     def step(state: PpoState) -> tuple[PpoState, Metrics]:
         key, key_rollout, key_epochs = jax.random.split(state.key, 3)
         settings, old = state.settings, state.params
         keys = jax.random.split(key_rollout, rollout)
         state, (moves, outcome) = jax.lax.scan(act, state._replace(key=key), keys)
-        obs, tokens, reveal, executed = moves
+        obs, tokens, reveal, executed, allowed = moves
         reward, discount, done, final_obs, ended, entropy = outcome
         advantage, target = returns.gae(
             reward,
@@ -157,13 +162,16 @@ def make_learner(
             done,
             gae_lambda=settings["gae_lambda"],
         )
-        advantage = policy_gradient.normalize_advantage(advantage)
-        played = Played(obs, tokens, reveal, executed, advantage, target)
+        choice = None  # where there was one to make
+        if not isinstance(allowed, tuple):
+            choice = jnp.sum(allowed, axis=-1) > policy.length
+        advantage = policy_gradient.normalize_advantage(advantage, choice)
+        played = Played(obs, tokens, reveal, executed, advantage, target, allowed)
         played = jax.tree.map(lambda x: x.reshape(batch, *x.shape[2:]), played)
 
         def loss(params: PyTree, key: Array, index: Array) -> tuple[Array, dict[str, Array]]:
             chosen = jax.tree.map(lambda x: x[index], played)
-            here = policy.given(chosen.obs)
+            here = at_states(policy, chosen.obs, chosen.mask)
             total, metrics = policy_loss(
                 key, here, params["policy"], old["policy"], chosen, settings
             )

@@ -7,6 +7,7 @@ Networks: the transformers of `transformers` with the state as tokens before the
 that know of no other token. Ma et al. 2025, arXiv:2509.22963, macro-actions.
 """
 
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,9 +15,10 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from jaxlab.core.types import PyTree
+from jaxlab.diffusion.discrete import sampling
 from jaxlab.diffusion.discrete.masked import Denoise
 from jaxlab.nn import Mlp
 from jaxlab.rl.discrete import transformers
@@ -32,9 +34,11 @@ class StatePolicy(NamedTuple):
         vocab: V, tokens are 0 .. V - 1.
         length: K tokens of an action.
         init: `init(key) -> params`.
-        given: `given(obs [*S, O]) -> policy` over sequences, a denoiser or one that writes, of the
-            same parameters. What it draws and judges is `[..., *S, K]`: the axes of states are the
-            last before the tokens.
+        given: `given(obs [*S, O], valid=None) -> policy` over sequences, a denoiser or one that
+            writes, of the same parameters. What it draws and judges is `[..., *S, K]`: the axes of
+            states are the last before the tokens. `valid [*S, K, V]` is True where a token may be
+            drawn; the others have no probability. One for states without action masks alone need
+            not take it.
 
     Example:
         >>> policy = make_state_policy((4,), 3, 8, width=32)
@@ -45,7 +49,7 @@ class StatePolicy(NamedTuple):
     vocab: int
     length: int
     init: Callable[[jax.Array], PyTree]
-    given: Callable[[jax.Array], Policy]
+    given: Callable[..., Policy]
 
 
 class StateEncoder(nn.Module):
@@ -106,9 +110,10 @@ def make_state_policy(
     config = transformers.block_config(vocab, length, width, num_layers, num_heads)
     init, prefix = _prefixed(obs_shape, vocab, length, num_layers, num_prefix, config)
 
-    def given(obs: Float[Array, "*S O"]) -> TokenPolicy:
+    def given(obs: Float[Array, "*S O"], valid: Bool[Array, "*S K V"] | None = None) -> TokenPolicy:
         def denoise(params: PrefixedParams) -> Denoise:
-            return transformers.denoiser(params.trunk, config, prefix(params, obs))
+            open_to_all = transformers.denoiser(params.trunk, config, prefix(params, obs))
+            return sampling.sharpen(open_to_all, valid=valid)
 
         return TokenPolicy(vocab, length, init, denoise)
 
@@ -133,9 +138,9 @@ def make_state_writer(
     config = transformers.block_config(vocab, length, width, num_layers, num_heads)
     init, prefix = _prefixed(obs_shape, vocab, length, num_layers, num_prefix, config)
 
-    def given(obs: Float[Array, "*S O"]) -> Policy:
+    def given(obs: Float[Array, "*S O"], valid: Bool[Array, "*S K V"] | None = None) -> Policy:
         return transformers.writer(
-            vocab, length, init, lambda params: (params.trunk, prefix(params, obs)), config
+            vocab, length, init, lambda params: (params.trunk, prefix(params, obs)), config, valid
         )
 
     return StatePolicy(vocab, length, init, given)
@@ -161,14 +166,39 @@ def make_state_heads(
     def init(key: jax.Array) -> Any:
         return network.init(key, jnp.zeros((math.prod(obs_shape),)))
 
-    def given(obs: Float[Array, "*S O"]) -> TokenPolicy:
+    def given(obs: Float[Array, "*S O"], valid: Bool[Array, "*S K V"] | None = None) -> TokenPolicy:
         def denoise(params: Any) -> Denoise:
             logits = network.apply(params, obs).reshape(*obs.shape[:-1], length, vocab)
-            return lambda tokens, level: jnp.broadcast_to(logits, (*level.shape, length, vocab))
+            return sampling.sharpen(
+                lambda tokens, level: jnp.broadcast_to(logits, (*level.shape, length, vocab)),
+                valid=valid,
+            )
 
         return TokenPolicy(vocab, length, init, denoise)
 
     return StatePolicy(vocab, length, init, given)
+
+
+def at_states(policy: StatePolicy, obs: Float[Array, "*S O"], mask: Any = ()) -> Policy:
+    """Returns the policy over sequences at states, of the tokens that are allowed there.
+
+    Args:
+        policy: for every state.
+        obs: `[*S, O]`.
+        mask: `[*S, K V]` bool, what an environment says of its choices, see `State.action_mask`;
+            `()` allows all.
+
+    Raises:
+        ValueError: if there is a mask, and the policy takes none.
+    """
+    if isinstance(mask, tuple):
+        return policy.given(obs)
+    if len(inspect.signature(policy.given).parameters) < 2:
+        raise ValueError(
+            "choices are ruled out by an action_mask, which the policy's given(obs) does not take; "
+            "write given(obs, valid)"
+        )
+    return policy.given(obs, mask.reshape(*mask.shape[:-1], policy.length, policy.vocab))
 
 
 def check_obs_shape(shape: tuple[int, ...]) -> tuple[int, ...]:

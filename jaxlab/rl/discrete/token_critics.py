@@ -2,7 +2,7 @@
 
 A macro-action takes time, so that what follows counts gamma^k after its k steps. Tokens that were
 not carried out, since the episode had ended, made no difference: each time that a critic looks at
-them they are drawn anew, which teaches it so.
+them they are drawn anew, of those that were allowed, which teaches it so.
 
 Ma et al. 2025, arXiv:2509.22963, off-policy learning; clipped double critics arXiv:1802.09477.
 """
@@ -15,8 +15,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxlab import envs
 from jaxlab.diffusion.discrete import exact
-from jaxlab.envs import MultiDiscrete, executed
+from jaxlab.envs import spaces
 from jaxlab.learning.returns import td_target
 from jaxlab.nn import transformer
 from jaxlab.rl import critics as critics_lib
@@ -98,7 +99,7 @@ def make_token_critics(
     def init(key: jax.Array) -> Any:
         return jax.vmap(init_one)(jax.random.split(key))
 
-    space = MultiDiscrete((vocab,) * length)
+    space = envs.MultiDiscrete((vocab,) * length)
     return Critics(init, apply, macro_loss(apply, vocab), action_space=space)
 
 
@@ -137,7 +138,7 @@ def make_flat_critics(
         obs = jnp.zeros((math.prod(obs_shape),))
         return jax.vmap(lambda k: network.init(k, obs))(jax.random.split(key))
 
-    space = MultiDiscrete((vocab,) * length)
+    space = envs.MultiDiscrete((vocab,) * length)
     return Critics(init, apply, macro_loss(apply, vocab), action_space=space)
 
 
@@ -173,8 +174,11 @@ def macro_loss(apply: Any, vocab: int) -> Any:
         target = td_target(jnp.mean(next_q, axis=0) + bonus, data.reward, discount)
         tokens = data.action
         if not isinstance(data.duration, tuple):
-            anew = jax.random.randint(key, tokens.shape, 0, vocab, tokens.dtype)
-            tokens = jnp.where(executed(data.duration, tokens.shape[-1]), tokens, anew)
+            length = tokens.shape[-1]
+            space = envs.MultiDiscrete((vocab,) * length)
+            anew = spaces.sample(key, space, tokens.shape[:-1], data.action_mask)
+            kept = envs.executed(data.duration, length)
+            tokens = jnp.where(kept, tokens, anew.astype(tokens.dtype))
         q = apply(params, data.obs, tokens)
         return jnp.sum(jnp.mean((q - target[None]) ** 2, axis=1)), q
 

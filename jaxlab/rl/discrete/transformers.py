@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxlab.core.types import PyTree
+from jaxlab.diffusion.discrete import sampling
 from jaxlab.diffusion.discrete.masked import Denoise
 from jaxlab.nn import transformer
 from jaxlab.nn.transformer import BlockConfig
@@ -116,6 +117,7 @@ def writer(
     init: Callable[[jax.Array], PyTree],
     split: Callable[[PyTree], tuple[TrunkParams, Float[Array, "*S P D"] | None]],
     config: BlockConfig,
+    valid: Bool[Array, "*S K V"] | None = None,
 ) -> WritingPolicy:
     """Makes a writing policy of a causal trunk; all tokens see the prefix.
 
@@ -126,6 +128,7 @@ def writer(
         split: `split(params) -> (trunk, prefix)`; the prefix is `[*S, P, D]` or None, as in
             `denoiser`.
         config: of the blocks.
+        valid: True where a token may stand at a place; all may if None.
     """
 
     def conditionals(params: PyTree, tokens: Int[Array, "*B K"]) -> Float[Array, "*B K V"]:
@@ -134,7 +137,10 @@ def writer(
         before = jnp.concatenate([start, tokens[..., :-1].astype(jnp.int32)], axis=-1)
         pos = jnp.arange(_size(prefix) + length, dtype=jnp.int32)
         sees = (pos[None] <= pos[:, None]) | (pos < _size(prefix))[None]
-        return jax.nn.log_softmax(_logits(trunk, before, pos, sees, config, prefix))
+        logits = _logits(trunk, before, pos, sees, config, prefix)
+        if valid is not None:
+            logits = jnp.where(jnp.broadcast_to(valid, logits.shape), logits, sampling.NEVER)
+        return jax.nn.log_softmax(logits)
 
     def log_prob(params: PyTree, tokens: Int[Array, "*B K"]) -> Float[Array, "*B"]:
         logp = conditionals(params, tokens)
@@ -155,6 +161,10 @@ def writer(
             pos = jnp.broadcast_to(slots[:before], (size, before))
             sees = jnp.broadcast_to(slots < before, (size, before, before + length))
             _, cache = transformer.apply_blocks(trunk.blocks, x, pos, sees, config, cache=cache)
+        open_places = None
+        if valid is not None:
+            open_places = jnp.broadcast_to(valid, (*batch, length, vocab))
+            open_places = open_places.reshape(size, length, vocab)
 
         def write(carry: tuple, place: Array) -> tuple[tuple, tuple[Array, Array]]:
             cache, last = carry
@@ -162,7 +172,10 @@ def writer(
             pos = jnp.full((size, 1), before + place, jnp.int32)
             mask = jnp.broadcast_to(slots <= before + place, (size, 1, before + length))
             x, cache = transformer.apply_blocks(trunk.blocks, x, pos, mask, config, cache=cache)
-            logp = jax.nn.log_softmax(_readout(trunk, x, config))[:, 0]
+            logits = _readout(trunk, x, config)[:, 0]
+            if open_places is not None:
+                logits = jnp.where(open_places[:, place], logits, sampling.NEVER)
+            logp = jax.nn.log_softmax(logits)
             drawn = jax.random.categorical(jax.random.fold_in(key, place), logp).astype(jnp.int32)
             at_drawn = jnp.take_along_axis(logp, drawn[:, None], axis=-1)[:, 0]
             return (cache, drawn), (drawn, at_drawn)

@@ -490,28 +490,14 @@ def test_a_learner_refuses_critics_of_other_tokens():
             )
 
 
-def test_candidates_refuse_other_choices_and_masks():
-    actor = discrete.greedy_macro(V, K)
-    more = chain()._replace(action_space=envs.Discrete(V + 1))
-    masked = envs.Task(
-        "masked",
-        1,
-        envs.MultiDiscrete((V,) * K),
-        5,
-        chain().reset,
-        lambda x, action: (x, jnp.zeros((1,)), jnp.zeros(()), x == 6),
-        action_mask=lambda x: jnp.ones((V * K,), bool),
-    )
-    for task, message in (
-        (envs.macro(more, K, gamma=0.9), r"the policy is for MultiDiscrete\(nums=\(3, 3\)\)"),
-        (masked, "masked rules choices out by an action_mask, which the policy ignores"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            rl.make_learner(
-                envs.make_env(task, 2),
-                actor,
-                critics=discrete.make_flat_critics((1,), V, K, hidden=(4,)),
-                batch_size=4,
-                warmup=4,
-                capacity=8,
-            )
+def test_candidates_refuse_other_choices():
+    more = envs.macro(chain()._replace(action_space=envs.Discrete(V + 1)), K, gamma=0.9)
+    with pytest.raises(ValueError, match=r"the policy is for MultiDiscrete\(nums=\(3, 3\)\)"):
+        rl.make_learner(
+            envs.make_env(more, 2),
+            discrete.greedy_macro(V, K),
+            critics=discrete.make_flat_critics((1,), V, K, hidden=(4,)),
+            batch_size=4,
+            warmup=4,
+            capacity=8,
+        )
