@@ -6,7 +6,20 @@ from jaxlab.envs.adapters.gymnax import from_gymnax
 from jaxlab.envs.adapters.jaxmarl import from_jaxmarl
 from jaxlab.envs.adapters.playground import from_playground
 from jaxlab.envs.backends import SMALL, make_task, mujoco_task
+from jaxlab.envs.ball import balance, ball_balancing, ball_index
 from jaxlab.envs.episodes import Env, State, actor_obs, make_env
+from jaxlab.envs.games import (
+    Game,
+    asymmetric,
+    climbing,
+    game_task,
+    gold_mine,
+    matrix_game,
+    penalty,
+    random_game,
+    stag_grid,
+    state_of,
+)
 from jaxlab.envs.macro_actions import executed, macro
 from jaxlab.envs.mujoco_tasks import TASKS
 from jaxlab.envs.small_tasks import (
@@ -33,13 +46,19 @@ __all__ = [
     "Box",
     "Discrete",
     "Env",
+    "Game",
     "LinearQuadratic",
     "MultiDiscrete",
     "Space",
     "State",
     "Task",
     "actor_obs",
+    "asymmetric",
+    "balance",
+    "ball_balancing",
+    "ball_index",
     "bandit",
+    "climbing",
     "deep_sea",
     "deep_sea_optimum",
     "deep_sea_rights",
@@ -49,12 +68,19 @@ __all__ = [
     "from_gymnax",
     "from_jaxmarl",
     "from_playground",
+    "game_task",
+    "gold_mine",
     "linear_quadratic",
     "macro",
     "make_env",
     "make_task",
+    "matrix_game",
     "mujoco_task",
     "multi_goal",
     "pendulum",
+    "penalty",
+    "random_game",
     "riccati",
+    "stag_grid",
+    "state_of",
 ]
