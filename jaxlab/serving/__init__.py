@@ -57,6 +57,7 @@ from jaxlab.serving.afd.service import (
     make_service,
     take,
 )
+from jaxlab.serving.afd.spmd import make_spmd_decode
 from jaxlab.serving.afd.stages import (
     MicroBatch,
     attention_stage,
@@ -292,6 +293,7 @@ __all__ = [
     "make_monolith_decode",
     "make_process_decode",
     "make_service",
+    "make_spmd_decode",
     "make_two_mesh_decode",
     "max_micro_batch",
     "mean_of_largest",

@@ -186,22 +186,8 @@ def make_disaggregated_decoder(
     def decode(
         cache: PagedCache, tokens: Int[Array, "B S"], active: Bool[Array, " B"] | None = None
     ) -> tuple[Array, PagedCache, Array]:
-        step3.check_tokens(tokens, config.vocab)
-        if cache.lens.ndim != 2 or cache.lens.shape[0] != topology.num_attention:
-            raise ValueError(
-                f"the cache must be of {topology.num_attention} attention instances, got lengths "
-                f"{cache.lens.shape}: make it with init_cache"
-            )
-        instances, count = cache.lens.shape
-        B = instances * count
-        if tokens.shape[0] != B:
-            raise ValueError(
-                f"tokens must be of the {instances} instances' requests, got {tokens.shape[0]} "
-                f"tokens for {instances} caches of {count}"
-            )
-        active = jnp.ones((B,), bool) if active is None else active
-        if active.shape != (B,) or active.dtype != jnp.bool_:
-            raise ValueError(f"active must be bool [{B}], got {active.dtype} {active.shape}")
+        instances, count = topology.num_attention, cache.lens.shape[-1]
+        active = check_step(cache, tokens, active, config, instances, instances)
         tokens = put(tokens.reshape(instances, count, -1), P("attention"))
         active = put(active.reshape(instances, count), P("attention"))
         cache, done, parts = start(embedding, cache, tokens, active)
@@ -210,16 +196,66 @@ def make_disaggregated_decoder(
 
     def init_cache(num_pages: int, *, batch: int, **options: Any) -> PagedCache:
         """Makes the caches; options as in `step3.init_step3_cache`."""
-        if batch % topology.num_attention:
-            raise ValueError(
-                f"batch must be a multiple of num_attention={topology.num_attention}, got {batch}"
-            )
-        each = batch // topology.num_attention
-        one = step3.init_step3_cache(config, num_pages, batch=each, **options)
+        one = init_one_cache(config, topology, num_pages, batch, options)
         stacked = jax.tree.map(lambda x: jnp.stack([x] * topology.num_attention), one)
         return put(stacked, P("attention"))
 
     return DisaggregatedDecoder(init_cache, decode)
+
+
+def check_step(
+    cache: PagedCache,
+    tokens: Int[Array, "B S"],
+    active: Bool[Array, " B"] | None,
+    config: Step3Config,
+    instances: int,
+    caches: int,
+) -> Bool[Array, " B"]:
+    """Returns who is active, by default all.
+
+    Args:
+        cache: of the attention instances.
+        tokens: of their requests.
+        active: who takes part, or None.
+        config: sizes of the model.
+        instances: attention instances.
+        caches: leading axis of the cache.
+
+    Raises:
+        ValueError: if cache, tokens and `active` do not fit each other.
+    """
+    step3.check_tokens(tokens, config.vocab)
+    if cache.lens.ndim != 2 or cache.lens.shape[0] != caches:
+        raise ValueError(
+            f"the cache must be of {caches} attention instances, got lengths "
+            f"{cache.lens.shape}: make it with init_cache"
+        )
+    B = instances * cache.lens.shape[1]
+    if tokens.shape[0] != B:
+        raise ValueError(
+            f"tokens must be of the {instances} instances' requests, got {tokens.shape[0]} "
+            f"tokens for {instances} caches of {cache.lens.shape[1]}"
+        )
+    active = jnp.ones((B,), bool) if active is None else active
+    if active.shape != (B,) or active.dtype != jnp.bool_:
+        raise ValueError(f"active must be bool [{B}], got {active.dtype} {active.shape}")
+    return active
+
+
+def init_one_cache(
+    config: Step3Config, topology: Topology, num_pages: int, batch: int, options: dict[str, Any]
+) -> PagedCache:
+    """Returns the cache of one attention instance of a topology.
+
+    Raises:
+        ValueError: if the batch does not divide over the instances.
+    """
+    if batch % topology.num_attention:
+        raise ValueError(
+            f"batch must be a multiple of num_attention={topology.num_attention}, got {batch}"
+        )
+    each = batch // topology.num_attention
+    return step3.init_step3_cache(config, num_pages, batch=each, **options)
 
 
 def place(mesh: Mesh | None, tree: Any, spec: P) -> Any:

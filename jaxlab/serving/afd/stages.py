@@ -19,6 +19,7 @@ from jaxlab.nn import transformer
 from jaxlab.serving.afd import wire as wires
 from jaxlab.serving.afd.topology import AttentionWeights, FfnShard, Topology
 from jaxlab.serving.afd.wire import Packed
+from jaxlab.serving.cache import paged_cache
 from jaxlab.serving.cache.paged_cache import PagedCache
 from jaxlab.serving.model import experts, step3
 from jaxlab.serving.model.experts import Routing
@@ -93,16 +94,52 @@ def attention_stage(
         config: sizes of the model.
         topology: wire, and who routes.
     """
+    x, (q, k, v) = project_stage(weights, x, inbox, requests, config)
+    cache = write_stage(cache, layer, k, v, requests)
+    x, message = read_stage(weights, x, q, cache, layer, requests, config, topology)
+    return x, cache, message
+
+
+def project_stage(
+    weights: AttentionWeights,
+    x: Float[Array, "b S D"],
+    inbox: Float[Array, "F N D"],
+    requests: MicroBatch,
+    config: Step3Config,
+) -> tuple[Float[Array, "b S D"], tuple[Array, Array, Array]]:
+    """The part of `attention_stage` before the cache: stream; queries, keys and values."""
     x = add_inbox(x, inbox)
+    return x, step3.project(weights.block, x, requests.step, config)
+
+
+def write_stage(
+    cache: PagedCache, layer: Array, k: Array, v: Array, requests: MicroBatch
+) -> PagedCache:
+    """The part of `attention_stage` that changes the cache."""
     here = cache._replace(page_table=requests.page_table, lens=requests.lens)
-    x, here = step3.attend_pages(weights.block, x, here, layer, requests.step, config)
-    cache = here._replace(page_table=cache.page_table, lens=cache.lens)
+    here = paged_cache.write(here, layer, k, v, requests.step.pos, requests.step.keep)
+    return here._replace(page_table=cache.page_table, lens=cache.lens)
+
+
+def read_stage(
+    weights: AttentionWeights,
+    x: Float[Array, "b S D"],
+    q: Float[Array, "b S H C"],
+    cache: PagedCache,
+    layer: Array,
+    requests: MicroBatch,
+    config: Step3Config,
+    topology: Topology,
+) -> tuple[Float[Array, "b S D"], Packed]:
+    """The part of `attention_stage` that reads the cache: stream and message."""
+    here = cache._replace(page_table=requests.page_table, lens=requests.lens)
+    x = step3.read_pages(weights.block, x, q, here, layer, requests.step, config)
     tokens = transformer.rms_norm(x, weights.block.ffn_norm, eps=config.eps)
     tokens = tokens.reshape(-1, x.shape[-1])
     routing = None
     if weights.router is not None:
         routing = experts.route(weights.router, tokens, config.num_active)
-    return x, cache, wires.pack(tokens, routing, topology.wire)
+    return x, wires.pack(tokens, routing, topology.wire)
 
 
 def ffn_stage(

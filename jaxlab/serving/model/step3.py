@@ -321,12 +321,34 @@ def attend_pages(
         config: sizes of the model.
         impl: implementation of the attention kernel; None chooses one.
     """
+    q, k, v = project(block, x, step, config)
+    cache = paged_cache.write(cache, layer, k, v, step.pos, step.keep)
+    return read_pages(block, x, q, cache, layer, step, config, impl=impl), cache
+
+
+def project(
+    block: Block, x: Float[Array, "B S D"], step: Step, config: Step3Config
+) -> tuple[Float[Array, "B S H C"], Float[Array, "B S C"], Float[Array, "B S C"]]:
+    """Returns the queries of a layer, and the keys and values that its cache has to hold."""
     attention = config.attention(0)  # the depth shrinks initial weights, nothing else
-    num_pages = cache.k_pages.shape[1]
     normed = transformer.rms_norm(x, block.attention_norm, eps=config.eps)
     q = factorized.project_q(block.attention, normed, step.pos, attention)
-    k, v = factorized.project_kv(block.attention, normed, step.pos, attention)
-    cache = paged_cache.write(cache, layer, k, v, step.pos, step.keep)
+    return q, *factorized.project_kv(block.attention, normed, step.pos, attention)
+
+
+def read_pages(
+    block: Block,
+    x: Float[Array, "B S D"],
+    q: Float[Array, "B S H C"],
+    cache: PagedCache,
+    layer: int | Array,
+    step: Step,
+    config: Step3Config,
+    *,
+    impl: mqa_decode.Impl | mqa_prefill.Impl | None = None,
+) -> Float[Array, "B S D"]:
+    """Adds to x what its queries attend to in a cache that holds their keys and values."""
+    num_pages = cache.k_pages.shape[1]
     # Pages of all layers, of which the table names this one's: a slice would be a copy.
     table = cache.page_table + layer * num_pages
     pages = {name: _flat(getattr(cache, name)) for name in ("k_pages", "v_pages")}
@@ -337,8 +359,9 @@ def attend_pages(
     if step.plan is not None:
         here = step.plan._replace(flat_page=step.plan.flat_page + layer * num_pages)
         attend = functools.partial(mqa_decode.mqa_decode, plan=here)
-    out = attend(q, *pages.values(), table, step.lens, scale=attention.scale, impl=impl, **scales)
-    return x + jnp.einsum("bthc,hcd->btd", out.astype(x.dtype), block.attention.out), cache
+    scale = config.attention(0).scale
+    out = attend(q, *pages.values(), table, step.lens, scale=scale, impl=impl, **scales)
+    return x + jnp.einsum("bthc,hcd->btd", out.astype(x.dtype), block.attention.out)
 
 
 def init_step3_cache(config: Step3Config, num_pages: int, **options: Any) -> PagedCache:

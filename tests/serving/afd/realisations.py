@@ -1,9 +1,11 @@
-"""Programs for test_two_meshes.py, run on eight devices of the host.
+"""Programs for test_realisations.py, run on several devices of the host, or in several processes.
 
-python two_meshes.py agree NUM_STEPS [NUM_ATTENTION NUM_FFN TP EP MICRO_BATCHES WIRE ROUTER]...
-    prints, a line a topology, whether bits are those of the monolith, the largest difference of its
-    logits from the plain step's relative to the largest logit, and whether caches are equal
-python two_meshes.py fail   a stage of feed-forward fails: prints the error that the caller sees
+python realisations.py agree REALISATION NUM_STEPS
+        [NUM_ATTENTION NUM_FFN TP EP MICRO_BATCHES WIRE ROUTER]...
+    REALISATION is two_mesh or spmd. Prints, a line a topology, whether bits are those of the
+    monolith, the largest difference of its logits from the plain step's relative to the largest
+    logit, and whether caches are equal
+python realisations.py fail   a stage of feed-forward fails: prints the error that the caller sees
 """
 
 import sys
@@ -11,8 +13,10 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
-from jaxlab.serving.afd import two_meshes
+from jaxlab.core import sharding
+from jaxlab.serving.afd import spmd, two_meshes
 from jaxlab.serving.afd.topology import Topology
 from jaxlab.serving.model import step3
 
@@ -36,24 +40,40 @@ def make_cache(init_cache):
     return init_cache(12, batch=BATCH, max_pages=4, page=2, dtype=jnp.float32)
 
 
-def agree(num_steps, *topologies):
+def agree(realisation, num_steps, *topologies):
     params = step3.init_step3(jax.random.key(7), CONFIG)
     plain = jax.jit(lambda c, t, a: step3.step3_decode_step(params, c, t, CONFIG, active=a))
     want, _ = steps(
         plain, make_cache(lambda n, **o: step3.init_step3_cache(CONFIG, n, **o)), num_steps
     )
     for topology in topologies:
-        events = []
         one = two_meshes.make_monolith_decode(params, CONFIG, topology)
-        two = two_meshes.make_two_mesh_decode(params, CONFIG, topology, record=events.append)
+        events = []
+        if realisation == "two_mesh":
+            other = two_meshes.make_two_mesh_decode(params, CONFIG, topology, record=events.append)
+        else:
+            other = spmd.make_spmd_decode(params, CONFIG, topology)
         expected, cache_one = steps(one.decode, make_cache(one.init_cache), num_steps)
-        got, cache_two = steps(two.decode, make_cache(two.init_cache), num_steps)
-        pairs = zip(jax.tree.leaves(cache_one), jax.tree.leaves(cache_two), strict=True)
-        caches = all(np.array_equal(a, b) for a, b in pairs)
-        stages = {(e.role, e.layer, e.micro_batch) for e in events if e.end >= e.start}
-        assert len(stages) == 2 * CONFIG.num_layers * topology.micro_batches
+        got, cache_other = steps(other.decode, make_cache(other.init_cache), num_steps)
+        if realisation == "two_mesh":
+            stages = {(e.role, e.layer, e.micro_batch) for e in events if e.end >= e.start}
+            assert len(stages) == 2 * CONFIG.num_layers * topology.micro_batches
+        caches = all(
+            np.array_equal(a, whole(b)[: topology.num_attention])
+            for a, b in zip(held(cache_one), held(cache_other), strict=True)
+        )
         distance = np.abs(expected - want).max() / np.abs(want).max()
         print("topology", np.array_equal(got, expected), distance, caches)
+
+
+def held(cache):
+    """Returns what a cache holds: nobody reads page 0, to which goes what is not kept."""
+    pages = [x[:, :, 1:] for x in (cache.k_pages, cache.v_pages)]
+    return [*pages, cache.lens, cache.page_table]
+
+
+def whole(x):
+    return multihost_utils.process_allgather(x, tiled=True) if jax.process_count() > 1 else x
 
 
 def fail():
@@ -72,8 +92,10 @@ def fail():
 
 
 if __name__ == "__main__":
+    sharding.initialize()
     if sys.argv[1] == "fail":
         fail()
     else:
-        rows = (sys.argv[i : i + 7] for i in range(3, len(sys.argv), 7))
-        agree(int(sys.argv[2]), *(Topology(*map(int, row[:5]), *row[5:]) for row in rows))
+        rows = (sys.argv[i : i + 7] for i in range(4, len(sys.argv), 7))
+        topologies = [Topology(*map(int, row[:5]), *row[5:]) for row in rows]
+        agree(sys.argv[2], int(sys.argv[3]), *topologies)
