@@ -39,21 +39,27 @@ class JoinedDense(nn.Module):
 
     Attributes:
         features: width of the result.
+        kernel_init: `kernel_init(key, shape, dtype) -> weights` of all inputs joined.
+        use_bias: whether a bias is added.
     """
 
     features: int
+    kernel_init: Callable[..., jax.Array] = fan_in_normal
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, *inputs: Float[Array, "... _"]) -> Float[Array, "... features"]:
         ends = list(itertools.accumulate(x.shape[-1] for x in inputs))
-        kernel = self.param("kernel", fan_in_normal, (ends[-1], self.features))
-        bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
+        kernel = self.param("kernel", self.kernel_init, (ends[-1], self.features))
         if len({x.shape[:-1] for x in inputs}) == 1:
             joined = jnp.concatenate(inputs, axis=-1) @ kernel
         else:
             parts = jnp.split(kernel, ends[:-1])
             products = [x @ rows for x, rows in zip(inputs, parts, strict=True)]
             joined = functools.reduce(jnp.add, products)
+        if not self.use_bias:
+            return joined
+        bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
         return joined + bias.reshape((1,) * (joined.ndim - 1) + (-1,))
 
 
@@ -66,14 +72,20 @@ class Mlp(nn.Module):
         hidden: widths of the hidden layers.
         out: width of the result.
         activation: function that follows every hidden layer.
+        kernel_init: `kernel_init(key, shape, dtype) -> weights` of every layer.
+        out_bias: whether the last layer has a bias.
     """
 
     hidden: tuple[int, ...]
     out: int
     activation: Callable[[jax.Array], jax.Array] = mish
+    kernel_init: Callable[..., jax.Array] = fan_in_normal
+    out_bias: bool = True
 
     @nn.compact
     def __call__(self, *inputs: Float[Array, "... _"]) -> Float[Array, "... out"]:
         for i, width in enumerate(self.hidden):
-            inputs = (self.activation(JoinedDense(width, name=f"layer_{i}")(*inputs)),)
-        return JoinedDense(self.out, name=f"layer_{len(self.hidden)}")(*inputs)
+            layer = JoinedDense(width, self.kernel_init, name=f"layer_{i}")
+            inputs = (self.activation(layer(*inputs)),)
+        last = f"layer_{len(self.hidden)}"
+        return JoinedDense(self.out, self.kernel_init, self.out_bias, name=last)(*inputs)
