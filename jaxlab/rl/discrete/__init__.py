@@ -29,6 +29,7 @@ from jaxlab.rl.discrete.policies import (
     make_table_policy,
 )
 from jaxlab.rl.discrete.pretraining import PretrainState, log_likelihood, pretrain
+from jaxlab.rl.discrete.replayed import forward_replay
 from jaxlab.rl.discrete.sequences import forward, reverse
 from jaxlab.rl.discrete.state_policies import (
     StateEncoder,
@@ -84,6 +85,7 @@ __all__ = [
     "forward",
     "forward_candidates",
     "forward_kl",
+    "forward_replay",
     "forward_rollouts",
     "greedy_macro",
     "grpo",

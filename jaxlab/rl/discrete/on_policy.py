@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxlab import envs
 from jaxlab.core.types import Algorithm, PyTree
@@ -103,7 +103,9 @@ def reverse_rollouts(
         )
 
     numbers = {"temperature": temperature, "clip_eps": clip_eps}
-    numbers |= _shared(gamma, gae_lambda, value_coef, learning_rate, max_grad_norm, reward_scale)
+    numbers |= shared_numbers(
+        gamma, gae_lambda, value_coef, learning_rate, max_grad_norm, reward_scale
+    )
     rules = rollouts.RULES | {"temperature": settings_lib.NOT_NEGATIVE}
     sizes = (rollout, num_epochs, num_minibatches)
     return rollouts.make_learner(
@@ -159,29 +161,60 @@ def forward_rollouts(
         weight = targets.advantage_weights(
             played.advantage, settings["temperature"], largest=largest
         )
-        if isinstance(here, WritingPolicy):
-            logp = matching.token_logp(here, params, played.tokens)
-            bound = -jnp.sum(jnp.where(played.executed, logp, 0.0), axis=-1)
-        else:
-            bound = matching.sequence_loss(
-                key,
-                here.denoise(params),
-                played.tokens,
-                vocab=here.vocab,
-                count=count,
-                token_mask=played.executed,
-            )
-        metrics = {
-            "policy/max_weight": jnp.max(weight),
-            "policy/ess": targets.effective_size(weight),
-        }
-        return matching.forward_kl(bound, weight) / here.length, metrics
+        return weighted_loss(key, here, params, played, weight, count=count)
 
     numbers = {"temperature": temperature}
-    numbers |= _shared(gamma, gae_lambda, value_coef, learning_rate, max_grad_norm, reward_scale)
+    numbers |= shared_numbers(
+        gamma, gae_lambda, value_coef, learning_rate, max_grad_norm, reward_scale
+    )
     sizes = (rollout, num_epochs, num_minibatches)
     return rollouts.make_learner(
         env, policy, value, loss, schedule, sizes, numbers, rollouts.RULES, "forward_rollouts"
+    )
+
+
+def weighted_loss(
+    key: jax.Array,
+    policy: Policy,
+    params: PyTree,
+    played: Played,
+    weight: Float[Array, " B"],
+    *,
+    count: int,
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """Returns the sum of w l over K, l of `executed_bound`, and metrics of the weights."""
+    bound = executed_bound(key, policy, params, played.tokens, played.executed, count=count)
+    metrics = {
+        "policy/max_weight": jnp.max(weight),
+        "policy/ess": jnp.where(jnp.sum(weight) > 0.0, targets.effective_size(weight), 0.0),
+    }
+    return matching.forward_kl(bound, weight) / policy.length, metrics
+
+
+def executed_bound(
+    key: jax.Array,
+    policy: Policy,
+    params: PyTree,
+    tokens: Int[Array, "*B K"],
+    executed: Bool[Array, "*B K"],
+    *,
+    count: int,
+) -> Float[Array, "*B"]:
+    """Returns the negative evidence bound of what was carried out; of one that writes it is exact.
+
+    Args:
+        key: PRNG key of the noise: the same for two policies that are compared.
+        policy: at the states.
+        params: of the policy.
+        tokens: `[*B, K]`.
+        executed: `[*B, K]` bool.
+        count: levels of noise for each sequence.
+    """
+    if isinstance(policy, WritingPolicy):
+        logp = matching.token_logp(policy, params, tokens)
+        return -jnp.sum(jnp.where(executed, logp, 0.0), axis=-1)
+    return matching.sequence_loss(
+        key, policy.denoise(params), tokens, vocab=policy.vocab, count=count, token_mask=executed
     )
 
 
@@ -246,7 +279,7 @@ def compare_steps(
     return logp, jax.lax.stop_gradient(logp_old), kl
 
 
-def _shared(
+def shared_numbers(
     gamma: float,
     gae_lambda: float,
     value_coef: float,
@@ -254,6 +287,7 @@ def _shared(
     max_grad_norm: float,
     reward_scale: float,
 ) -> dict[str, float]:
+    """Returns the settings by name that all learners on rollouts have."""
     return {
         "gamma": gamma,
         "gae_lambda": gae_lambda,

@@ -1,5 +1,7 @@
 """Rollouts of macro-actions: what was played, its advantages, and the loop around a loss.
 
+What is learned from is the rollout just played, or what a `Memory` makes of it and earlier ones.
+
 An action of duration k discounts what follows by gamma^k. Schulman et al. 2016, arXiv:1506.02438.
 """
 
@@ -13,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxlab import envs
 from jaxlab.core.types import Algorithm, Mean, Metrics, PyTree
 from jaxlab.diffusion.discrete.schedules import Schedule
-from jaxlab.learning import PpoState, policy_gradient, ppo, returns
+from jaxlab.learning import policy_gradient, ppo, returns
 from jaxlab.learning import settings as settings_lib
 from jaxlab.learning.settings import Settings
 from jaxlab.rl.discrete import bandits
@@ -21,17 +23,41 @@ from jaxlab.rl.discrete.matching import Policy
 from jaxlab.rl.discrete.state_policies import StatePolicy, at_states
 
 
-class Played(NamedTuple):
-    """Macro-actions of a rollout; `[T, E, ...]`, or `[B, ...]` of a minibatch.
+class Rollout(NamedTuple):
+    """T macro-actions in each of E environments, and what they led to: `[T, E, ...]`.
 
     Attributes:
         obs: `[..., O]` where they were drawn.
         tokens: `[..., K]` what was drawn.
         reveal: `[..., K]` when, see `sampling.Sample`.
         executed: `[..., K]` bool, tokens that were carried out.
-        advantage: `[...]`, standardized over the rollout.
-        target: `[...]`, what the value should be.
         mask: `[..., K V]` bool, tokens that were allowed, or `()` without action masks.
+        reward: `[...]`, scaled.
+        discount: `[...]`, gamma^duration (1 - terminated), the factor of what follows.
+        done: `[...]` bool, the episode ended in either way.
+        final_obs: `[..., O]` what they led to, before any new episode.
+    """
+
+    obs: Float[Array, "... O"]
+    tokens: Int[Array, "... K"]
+    reveal: Int[Array, "... K"]
+    executed: Bool[Array, "... K"]
+    mask: Any
+    reward: Float[Array, "..."]
+    discount: Float[Array, "..."]
+    done: Bool[Array, "..."]
+    final_obs: Float[Array, "... O"]
+
+
+class Played(NamedTuple):
+    """Macro-actions to learn from, `[B, ...]`.
+
+    Attributes:
+        obs, tokens, reveal, executed, mask: see `Rollout`.
+        advantage: `[...]`, standardized over what is learned from in a step.
+        target: `[...]`, what the value should be.
+        log_ratio: `[...]` nats, by which the policy that is improved gives them more probability
+            than the one that drew them; `()` where that is the same.
     """
 
     obs: Float[Array, "... O"]
@@ -41,6 +67,44 @@ class Played(NamedTuple):
     advantage: Float[Array, "..."]
     target: Float[Array, "..."]
     mask: Any = ()
+    log_ratio: Any = ()
+
+
+class RolloutState(NamedTuple):
+    """All that evolves, and the settings.
+
+    Attributes:
+        params: Parameters of both networks, `policy` and `value`.
+        opt_state: State of the optimizer of both.
+        env: State of the environments.
+        failures: int32, steps of environments that were not finite, since the start.
+        returns: `[E]` sum of rewards of the running episodes.
+        settings: Numbers of the run that may be swept.
+        key: PRNG key for all random draws of the run.
+        kept: What the `Memory` holds; `()` on policy.
+    """
+
+    params: PyTree
+    opt_state: PyTree
+    env: envs.State
+    failures: Int[Array, ""]
+    returns: Float[Array, " E"]
+    settings: Settings
+    key: Array
+    kept: Any = ()
+
+
+class Memory(NamedTuple):
+    """What is learned from, when a rollout has been played.
+
+    Attributes:
+        init: `init(key, example) -> kept`, before the first rollout, of shapes like the example's.
+        recall: `recall(key, kept, params, rolled, settings) -> (kept, played)`, with as many rows
+            as the rollout has macro-actions; the parameters are those that played it.
+    """
+
+    init: Callable[[jax.Array, Rollout], Any]
+    recall: Callable[[jax.Array, Any, PyTree, Rollout, Settings], tuple[Any, Played]]
 
 
 Loss = Callable[
@@ -67,6 +131,55 @@ def check_policy(policy: StatePolicy, env: envs.Env) -> Policy:
     return at_states(policy, jnp.zeros((env.obs_size,)), mask)
 
 
+def judge(
+    value: Any, params: PyTree, rolled: Rollout, gae_lambda: float | Float[Array, ""]
+) -> tuple[Float[Array, "T E"], Float[Array, "T E"]]:
+    """Returns advantages and targets by the values that the parameters give states now.
+
+    Args:
+        value: network of the value of a state.
+        params: parameters of both networks.
+        rolled: what was played.
+        gae_lambda: decay of the advantages' sum.
+    """
+    now, then = (value_of(value, params, x) for x in (rolled.obs, rolled.final_obs))
+    return returns.gae(
+        rolled.reward, now, then, rolled.discount, rolled.done, gae_lambda=gae_lambda
+    )
+
+
+def value_of(value: Any, params: PyTree, obs: Float[Array, "*B O"]) -> Float[Array, "*B"]:
+    """Returns the value of states."""
+    return value.apply(params["value"], obs)[..., 0]
+
+
+def standardize(advantage: Float[Array, "..."], mask: Any, length: int) -> Float[Array, "..."]:
+    """Standardizes advantages over the states in which there was a choice, 0 in the others.
+
+    Args:
+        advantage: `[...]`.
+        mask: `[..., K V]` bool, tokens that were allowed, or `()`.
+        length: K.
+    """
+    choice = None if isinstance(mask, tuple) else jnp.sum(mask, axis=-1) > length
+    return policy_gradient.normalize_advantage(advantage, choice)
+
+
+def on_policy(value: Any, length: int) -> Memory:
+    """Makes the memory that keeps nothing: what is learned from is what was just played."""
+
+    def recall(
+        key: jax.Array, kept: Any, params: PyTree, rolled: Rollout, settings: Settings
+    ) -> tuple[Any, Played]:
+        del key
+        advantage, target = judge(value, params, rolled, settings["gae_lambda"])
+        advantage = standardize(advantage, rolled.mask, length)
+        played = Played(*rolled[:4], advantage, target, rolled.mask)
+        return kept, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), played)
+
+    return Memory(lambda key, example: (), recall)
+
+
 def make_learner(
     env: envs.Env,
     policy: StatePolicy,
@@ -77,6 +190,7 @@ def make_learner(
     numbers: Mapping[str, float],
     rules: Mapping[str, settings_lib.Rule],
     name: str,
+    memory: Memory | None = None,
 ) -> Algorithm:
     """Makes the loop around a loss of the policy: rollout, advantages, epochs of both networks.
 
@@ -90,27 +204,26 @@ def make_learner(
         numbers: the settings' defaults by name, those of `reverse_rollouts`.
         rules: what each number must be.
         name: what checkpoints call it.
+        memory: what is learned from; the rollout just played by default.
 
     Raises:
         ValueError: if a number is out of range, or the rollout does not divide into minibatches.
     """
+    memory = on_policy(value, policy.length) if memory is None else memory
     rollout, num_epochs, num_minibatches = sizes
     bandits.check_counts(rollout=rollout, num_epochs=num_epochs, num_minibatches=num_minibatches)
     E, batch = env.num_envs, rollout * env.num_envs
     bandits.check_minibatches(batch, num_minibatches)
     settings_lib.fill(None, numbers, rules)
 
-    def value_of(params: PyTree, obs: Array) -> Array:
-        return value.apply(params["value"], obs)[..., 0]
-
-    def init(key: jax.Array, settings: Mapping[str, Any] | None = None) -> PpoState:
+    def init(key: jax.Array, settings: Mapping[str, Any] | None = None) -> RolloutState:
         values = settings_lib.fill(settings, numbers, rules)
-        key, key_policy, key_value, key_env = jax.random.split(key, 4)
+        key, key_policy, key_value, key_env, key_kept = jax.random.split(key, 5)
         params = {
             "policy": policy.init(key_policy),
             "value": value.init(key_value, jnp.zeros((env.obs_size,))),
         }
-        return PpoState(
+        state = RolloutState(
             params,
             bandits.make_optimizer(values).init(params),
             env.reset(key_env),
@@ -119,8 +232,10 @@ def make_learner(
             values,
             key,
         )
+        _, (example, *_) = jax.eval_shape(play, state, key)
+        return state._replace(kept=memory.init(key_kept, example))
 
-    def act(state: PpoState, key: Array) -> tuple[PpoState, tuple]:
+    def act(state: RolloutState, key: Array) -> tuple[RolloutState, tuple]:
         obs, allowed, settings = state.env.obs, state.env.action_mask, state.settings
         here = at_states(policy, obs, allowed)
         drawn = bandits.draw(key, here, state.params["policy"], (E,), schedule)
@@ -144,30 +259,18 @@ def make_learner(
         )
         rewarded = settings["reward_scale"] * reward
         entropy = -jnp.mean(jnp.sum(drawn.logp, axis=0))
-        outcome = (rewarded, discount, done, after.final_obs, ended, entropy)
-        return state, ((obs, drawn.tokens, drawn.reveal, mask, allowed), outcome)
+        moves = (obs, drawn.tokens, drawn.reveal, mask, allowed)
+        rolled = Rollout(*moves, rewarded, discount, done, after.final_obs)
+        return state, (rolled, ended, entropy)
 
-    def step(state: PpoState) -> tuple[PpoState, Metrics]:
-        key, key_rollout, key_epochs = jax.random.split(state.key, 3)
+    def play(state: RolloutState, key: Array) -> tuple[RolloutState, tuple]:
+        return jax.lax.scan(act, state, jax.random.split(key, rollout))
+
+    def step(state: RolloutState) -> tuple[RolloutState, Metrics]:
+        key, key_rollout, key_recall, key_epochs = jax.random.split(state.key, 4)
         settings, old = state.settings, state.params
-        keys = jax.random.split(key_rollout, rollout)
-        state, (moves, outcome) = jax.lax.scan(act, state._replace(key=key), keys)
-        obs, tokens, reveal, executed, allowed = moves
-        reward, discount, done, final_obs, ended, entropy = outcome
-        advantage, target = returns.gae(
-            reward,
-            value_of(old, obs),
-            value_of(old, final_obs),
-            discount,
-            done,
-            gae_lambda=settings["gae_lambda"],
-        )
-        choice = None  # where there was one to make
-        if not isinstance(allowed, tuple):
-            choice = jnp.sum(allowed, axis=-1) > policy.length
-        advantage = policy_gradient.normalize_advantage(advantage, choice)
-        played = Played(obs, tokens, reveal, executed, advantage, target, allowed)
-        played = jax.tree.map(lambda x: x.reshape(batch, *x.shape[2:]), played)
+        state, (rolled, ended, entropy) = play(state._replace(key=key), key_rollout)
+        kept, played = memory.recall(key_recall, state.kept, old, rolled, settings)
 
         def loss(params: PyTree, key: Array, index: Array) -> tuple[Array, dict[str, Array]]:
             chosen = jax.tree.map(lambda x: x[index], played)
@@ -175,7 +278,7 @@ def make_learner(
             total, metrics = policy_loss(
                 key, here, params["policy"], old["policy"], chosen, settings
             )
-            error = jnp.mean((value_of(params, chosen.obs) - chosen.target) ** 2)
+            error = jnp.mean((value_of(value, params, chosen.obs) - chosen.target) ** 2)
             return total + settings["value_coef"] * error, metrics | {"critic/loss": error}
 
         params, opt_state, metrics = bandits.descend_epochs(
@@ -188,7 +291,7 @@ def make_learner(
             num_epochs=num_epochs,
             num_minibatches=num_minibatches,
         )
-        state = state._replace(params=params, opt_state=opt_state)
+        state = state._replace(params=params, opt_state=opt_state, kept=kept)
         return state, metrics | {
             "policy/entropy": jnp.mean(entropy),
             "env/failed": state.failures.astype(jnp.float32),

@@ -351,13 +351,14 @@ class Flat:
     ("make", "policy", "options"),
     [
         (discrete.reverse_rollouts, tables, {"num_steps": 2}),
+        (discrete.forward_replay, tables, {"num_steps": 2, "num_kept": 2}),
         (
             discrete.forward_rollouts,
             lambda: discrete.make_state_writer((STATES,), V, K, **SMALL),
             {},
         ),
     ],
-    ids=["reverse", "forward"],
+    ids=["reverse", "replay", "forward"],
 )
 def test_rollouts_play_what_is_allowed(make, policy, options):
     """Nothing forbidden in three steps, parameters that move and stay finite."""
