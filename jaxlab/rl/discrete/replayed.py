@@ -67,9 +67,9 @@ def forward_replay(
     A step plays a rollout, judges all that are kept by the present values, and learns from as many
     macro-actions of them, drawn uniformly, as it has played. Weights are
 
-    * "advantage": min(exp(A / lambda), w_max) min(pi_old / pi_behavior, rho_max), A standardized
-      over what was drawn; the ratio is of evidence bounds under the same noise, and pi_old the policy
-      at the start of the step, so that it is one for the newest rollout.
+    * "advantage": min(exp(A / lambda), w_max) min(pi_old / pi_behavior, rho_max). A is standardized
+      over what was drawn; the ratio is of evidence bounds under the same noise, and pi_old the
+      policy at the start of the step, so that it is one for the newest rollout.
     * "imitation": max(R - V, 0), R the lambda-return: self-imitation.
 
     Arguments as `forward_rollouts`, but for these.
