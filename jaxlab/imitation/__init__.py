@@ -20,6 +20,7 @@ from jaxlab.imitation.data.preparing import (
     prepare,
     union,
 )
+from jaxlab.imitation.data.reading import from_d4rl, from_minari, read_npz
 from jaxlab.imitation.data.recording import record
 from jaxlab.imitation.heads import Dual, Head, make_head
 from jaxlab.imitation.learner import Method, TrainState, make_learner
@@ -74,6 +75,9 @@ from jaxlab.imitation.value_dice import (
 )
 
 __all__ = [
+    "read_npz",
+    "from_minari",
+    "from_d4rl",
     "Dataset",
     "Demonstrations",
     "Dual",

@@ -301,7 +301,8 @@ def _check_episodes(dataset: Dataset, name: str) -> None:
 def _check_time_limit(dataset: Dataset, name: str) -> None:
     """Finds terminations that are a time limit; `time_limit` in `about` says what is known."""
     begin, length = starts(dataset), lengths(dataset)
-    ended = dataset.terminated[begin + length - 1]
+    last = begin + length - 1
+    ended = dataset.terminated[last] & ~dataset.truncated[last]
     limit = dataset.about.get("time_limit")
     if limit is not None:
         suspect = ended & (length == limit)
