@@ -32,6 +32,7 @@ EXPERIMENTS = {
     "step3_cost": "experiments.step3_cost",
     "mfa_quality": "experiments.mfa_quality",
     "mfa_decode": "experiments.mfa_decode",
+    "afd": "experiments.afd",
     "fpmd": "experiments.fpmd",
     "discrete_diffusion": "experiments.discrete_diffusion",
 }
@@ -39,7 +40,10 @@ EXPERIMENTS = {
 SYSTEMS = {
     "ICU bed planning": ("jaxlab/queueing", ("icu_occupancy",)),
     "Constrained optimization from function values": ("jaxlab/zeroth_order", ("zofl",)),
-    "Attention with a small cache": ("jaxlab/serving", ("step3_cost", "mfa_quality", "mfa_decode")),
+    "Attention with a small cache": (
+        "jaxlab/serving",
+        ("step3_cost", "mfa_quality", "mfa_decode", "afd"),
+    ),
     "Flow policies by mirror descent": ("jaxlab/rl", ("fpmd",)),
     "Policies over sequences": ("jaxlab/rl/discrete", ("discrete_diffusion",)),
 }

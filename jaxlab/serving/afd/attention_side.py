@@ -84,6 +84,7 @@ def make_disaggregated_decoder(
     embedding, norm, head = put((params.embedding, params.norm, params.head), P())
     attention_weights = [put(w, P()) for w in topologies.attention_weights(params, topology)]
     num_layers, M = config.num_layers, topology.micro_batches
+    numbers = [put(jnp.asarray(layer, jnp.int32), P()) for layer in range(num_layers)]
 
     @functools.partial(jax.jit, donate_argnums=1)
     def start(embedding: Array, cache: PagedCache, tokens: Array, active: Array) -> tuple:
@@ -134,7 +135,6 @@ def make_disaggregated_decoder(
     def attend_all(cache: PagedCache, parts: Any, send: Callable, receive: Callable) -> tuple:
         xs = [x for x, _ in parts]
         for layer in range(num_layers):
-            number = put(jnp.asarray(layer, jnp.int32), P())
             for m, (_, requests) in enumerate(parts):
                 if layer:
                     inbox = receive(m)
@@ -143,7 +143,7 @@ def make_disaggregated_decoder(
                     kind = dtype if topology.wire == "exact" else jnp.bfloat16
                     shape = (topology.num_attention, topology.num_ffn, N, D)
                     inbox = put(jnp.zeros(shape, kind), P("attention"))
-                weights = attention_weights[layer]
+                weights, number = attention_weights[layer], numbers[layer]
                 xs[m], cache, message = timed(
                     "attention", layer, m, attend, weights, xs[m], inbox, cache, number, requests
                 )

@@ -1,0 +1,1 @@
+"""The parts of the study: each `run(config, out) -> Part`."""
