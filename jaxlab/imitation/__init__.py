@@ -1,5 +1,11 @@
 """Offline imitation with representations of the dynamics that are learned from any logs."""
 
+from jaxlab.imitation.baselines.behavior_cloning import make_bc
+from jaxlab.imitation.baselines.demodice import make_demodice
+from jaxlab.imitation.baselines.dwbc import make_dwbc
+from jaxlab.imitation.baselines.ilid import make_ilid
+from jaxlab.imitation.baselines.iq_learn import make_iq_learn
+from jaxlab.imitation.baselines.smodice import make_smodice
 from jaxlab.imitation.data.dataset import (
     Dataset,
     check_dataset,
@@ -75,9 +81,6 @@ from jaxlab.imitation.value_dice import (
 )
 
 __all__ = [
-    "read_npz",
-    "from_minari",
-    "from_d4rl",
     "Dataset",
     "Demonstrations",
     "Dual",
@@ -105,6 +108,8 @@ __all__ = [
     "dual_optimum",
     "estimate",
     "fingerprint",
+    "from_d4rl",
+    "from_minari",
     "gaussian_pendulum",
     "gradient_penalty",
     "join",
@@ -113,11 +118,17 @@ __all__ = [
     "linear_episodes",
     "load_representation",
     "low_rank_process",
+    "make_bc",
+    "make_demodice",
+    "make_dwbc",
     "make_head",
+    "make_ilid",
+    "make_iq_learn",
     "make_learner",
     "make_policy",
     "make_pretraining",
     "make_representation",
+    "make_smodice",
     "make_value_dice",
     "observe",
     "occupancy",
@@ -129,6 +140,7 @@ __all__ = [
     "random_system",
     "ranking_loss",
     "ratio",
+    "read_npz",
     "record",
     "represented",
     "returns",

@@ -1,10 +1,12 @@
 """What the methods of this room share: a state, batches, and one step of all their networks."""
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Int
 
@@ -12,6 +14,8 @@ from jaxlab.core.types import Algorithm, Metrics, PyTree
 from jaxlab.envs import spaces
 from jaxlab.imitation.data.preparing import Demonstrations, Transitions
 from jaxlab.imitation.policy import Policy, make_policy
+from jaxlab.learning import settings as settings_lib
+from jaxlab.nn import Mlp
 
 
 class TrainState(NamedTuple):
@@ -98,6 +102,59 @@ def _moved(
     return optax.apply_updates(params, updates), opt_state
 
 
+class Scalar(NamedTuple):
+    """A network with one output.
+
+    Attributes:
+        init: `init(key, *sizes) -> params`, sizes of its inputs.
+        apply: `apply(params, *inputs [..., size]) -> [...]`.
+    """
+
+    init: Callable[..., PyTree]
+    apply: Callable[..., jax.Array]
+
+
+def scalar_network(
+    hidden: tuple[int, ...] = (256, 256),
+    activation: Callable[[jax.Array], jax.Array] = nn.relu,
+    kernel_init: Callable[..., jax.Array] = nn.initializers.orthogonal(),  # noqa: B008
+) -> Scalar:
+    """Makes a perceptron with one output: critics and discriminators."""
+    network: Any = Mlp(hidden, 1, activation, kernel_init)
+    return Scalar(
+        init=lambda key, *sizes: network.init(key, *(jnp.zeros((size,)) for size in sizes)),
+        apply=lambda params, *inputs: network.apply(params, *inputs)[..., 0],
+    )
+
+
+def fit(
+    key: jax.Array,
+    params: PyTree,
+    loss: Callable[[jax.Array, PyTree], jax.Array],
+    optimizer: optax.GradientTransformation,
+    num_steps: int,
+) -> PyTree:
+    """Trains what a method needs before its first step: `loss(key, params)`, `num_steps` times."""
+
+    def one(carry: tuple, key: jax.Array) -> tuple[tuple, None]:
+        gradient = jax.grad(lambda p: loss(key, p))(carry[0])
+        return _moved(optimizer, gradient, *carry), None
+
+    carry = (params, optimizer.init(params))
+    return jax.lax.scan(one, carry, jax.random.split(key, num_steps))[0][0]
+
+
+def adam_with_decay(learning_rate: float, weight_decay: float) -> optax.GradientTransformation:
+    """Makes Adam on a loss with 0.5 `weight_decay` ||W||^2 added, as torch's Adam has it."""
+    return optax.chain(optax.add_decayed_weights(weight_decay), optax.adam(learning_rate))
+
+
+def first_rows(data: Transitions) -> Int[np.ndarray, " E"]:
+    """Returns the row that each episode begins with."""
+    change = np.flatnonzero(np.diff(np.asarray(data.episode))) + 1
+    return np.concatenate([[0], change])
+
+
 def rows_of(key: jax.Array, data: Transitions, batch_size: int) -> Transitions:
     """Draws a batch with replacement."""
     rows = jax.random.randint(key, (batch_size,), 0, data.obs.shape[0])
@@ -129,6 +186,20 @@ def logs_of(demos: Demonstrations, method: str) -> Transitions:
     if demos.logs is None:
         raise ValueError(f"{method} needs logs beside the expert's data; give them to prepare")
     return demos.logs
+
+
+def check_rates(batch_size: int, **numbers: float) -> None:
+    """Refuses a batch without rows, rates that are not positive, and negative weights.
+
+    Raises:
+        ValueError: naming the number.
+    """
+    check_batch(batch_size)
+    rules = {
+        name: settings_lib.POSITIVE if name.endswith("rate") else settings_lib.NOT_NEGATIVE
+        for name in numbers
+    }
+    settings_lib.check(numbers, rules)
 
 
 def check_batch(batch_size: int) -> None:

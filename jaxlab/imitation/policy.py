@@ -29,6 +29,7 @@ class Policy(NamedTuple):
         law: `law(params, obs [..., O]) -> [..., 2 A]`, means and logarithms of standard deviations
             before tanh.
         sample: `sample(key, params, obs) -> [..., A]` in [-1, 1], with a gradient.
+        draw: `draw(key, params, obs) -> (action, [...])`, the same and its log-density.
         log_prob: `log_prob(params, obs, action) -> [...]`, log-density of an action of data, which
             is clipped to 1 - 1e-6.
         mode: `mode(params, obs) -> [..., A]`, tanh of the mean.
@@ -39,6 +40,7 @@ class Policy(NamedTuple):
     init: Callable[[jax.Array], PyTree]
     law: Callable[[PyTree, jax.Array], jax.Array]
     sample: Callable[[jax.Array, PyTree, jax.Array], jax.Array]
+    draw: Callable[[jax.Array, PyTree, jax.Array], tuple[jax.Array, jax.Array]]
     log_prob: Callable[[PyTree, jax.Array, jax.Array], jax.Array]
     mode: Callable[[PyTree, jax.Array], jax.Array]
 
@@ -68,6 +70,12 @@ def make_policy(
         log_std = low + 0.5 * (high - low) * (jnp.tanh(raw) + 1.0)
         return jnp.concatenate([mean, log_std], axis=-1)
 
+    def draw(key: jax.Array, params: PyTree, obs: jax.Array) -> tuple[jax.Array, jax.Array]:
+        mean, log_std = jnp.split(law(params, obs), 2, axis=-1)
+        noise = jax.random.normal(key, mean.shape, mean.dtype)
+        x = mean + jnp.exp(log_std) * noise
+        return jnp.tanh(x), distributions.squashed_logp(x, noise, log_std)
+
     def log_prob(params: PyTree, obs: jax.Array, action: jax.Array) -> jax.Array:
         return squashed.log_prob(law(params, obs), jnp.clip(action, -_BOUND, _BOUND))
 
@@ -76,7 +84,8 @@ def make_policy(
         action_size,
         init=lambda key: network.init(key, jnp.zeros((obs_size,))),
         law=law,
-        sample=lambda key, params, obs: squashed.sample(key, law(params, obs)),
+        sample=lambda key, params, obs: draw(key, params, obs)[0],
+        draw=draw,
         log_prob=log_prob,
         mode=lambda params, obs: squashed.mode(law(params, obs)),
     )

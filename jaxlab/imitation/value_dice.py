@@ -131,13 +131,13 @@ def make_value_dice(
     _check_numbers(
         gamma,
         share,
+        batch_size,
         head_learning_rate=head_learning_rate,
         policy_learning_rate=policy_learning_rate,
         penalty_weight=penalty_weight,
         correction_weight=correction_weight,
         orthogonality_weight=orthogonality_weight,
     )
-    learner_lib.check_batch(batch_size)
     actor = learner_lib.policy_for(demos, policy)
     logs = learner_lib.logs_of(demos, f"alpha = {share:g}") if share > 0.0 else None
     form = heads_lib.make_head(
@@ -331,23 +331,20 @@ def between(key: jax.Array, pairs: Pairs) -> tuple[Float[Array, "C O"], Float[Ar
 
 
 def gradient_penalty(
-    nu: Callable[[jax.Array, jax.Array], jax.Array],
-    obs: Float[Array, "C O"],
-    action: Float[Array, "C A"],
+    nu: Callable[..., jax.Array], *inputs: Float[Array, "C _"]
 ) -> Float[Array, ""]:
-    """Returns the mean of (|grad nu| - 1)^2, the gradient that by observation and action."""
-    slopes = jax.grad(lambda *x: jnp.sum(nu(*x)), argnums=(0, 1))(obs, action)
+    """Returns the mean of (|grad nu| - 1)^2, the gradient that by all inputs, `[C, ...]` each."""
+    of_each = tuple(range(len(inputs)))
+    slopes = jax.grad(lambda *x: jnp.sum(nu(*x)), argnums=of_each)(*inputs)
     square = sum(jnp.sum(slope**2, axis=-1) for slope in slopes)
     return jnp.mean((jnp.sqrt(square + _TINY) - 1.0) ** 2)
 
 
-def _check_numbers(gamma: float, alpha: float, **others: float) -> None:
+def _check_numbers(gamma: float, alpha: float, batch_size: int, **others: float) -> None:
     if not 0.0 < gamma < 1.0:
         raise ValueError(f"gamma must lie in (0, 1), got {gamma}")
-    rates = {name: x for name, x in others.items() if name.endswith("rate")}
-    rules = {name: settings_lib.NOT_NEGATIVE for name in others}
-    rules |= {name: settings_lib.POSITIVE for name in rates} | {"alpha": settings_lib.SHARE}
-    settings_lib.check({"alpha": alpha, **others}, rules)
+    settings_lib.check({"alpha": alpha}, {"alpha": settings_lib.SHARE})
+    learner_lib.check_rates(batch_size, **others)
 
 
 def _check_features(demos: Demonstrations, head: Kind, pretrained: Pretrained | None) -> None:
