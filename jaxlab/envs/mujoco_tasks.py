@@ -127,15 +127,22 @@ def _joints(skip: int, limit: float | None = None) -> Callable:
 
 
 def _run(
-    *, alive: float, cost: float, healthy: Callable[[MujocoState], Array] | None = None
+    *,
+    alive: float,
+    cost: float,
+    healthy: Callable[[MujocoState], Array] | None = None,
+    pay_fallen: bool = True,
 ) -> Callable:
-    """Forward speed by qpos[0], a bonus a step, a cost of control; the end if not healthy."""
+    """Forward speed by qpos[0], a bonus a step, a cost of control; the end if not healthy.
+
+    Version 5 pays no bonus for the step that ends so.
+    """
 
     def outcome(constants: Constants, before: MujocoState, after: MujocoState, ctrl: Array) -> Any:
         speed = (after.qpos[0] - before.qpos[0]) / constants.dt
-        reward = speed + alive - cost * jnp.sum(ctrl**2)
         end = jnp.zeros((), bool) if healthy is None else ~healthy(after)
-        return reward, end
+        bonus = alive if pay_fallen else jnp.where(end, 0.0, alive)
+        return speed + bonus - cost * jnp.sum(ctrl**2), end
 
     return outcome
 
@@ -280,6 +287,16 @@ TASKS = {
         _joints(1, 10.0),
         _run(alive=1.0, cost=1e-3, healthy=_hopper_healthy),
     ),
+    "hopper_v5": MujocoTask(
+        "hopper.xml",
+        4,
+        11,
+        1000,
+        (),
+        _uniform(5e-3),
+        _joints(1, 10.0),
+        _run(alive=1.0, cost=1e-3, healthy=_hopper_healthy, pay_fallen=False),
+    ),
     "walker2d": MujocoTask(
         "walker2d.xml",
         4,
@@ -289,6 +306,16 @@ TASKS = {
         _uniform(5e-3),
         _joints(1, 10.0),
         _run(alive=1.0, cost=1e-3, healthy=_walker_healthy),
+    ),
+    "walker2d_v5": MujocoTask(
+        "walker2d_v5.xml",
+        4,
+        17,
+        1000,
+        (),
+        _uniform(5e-3),
+        _joints(1, 10.0),
+        _run(alive=1.0, cost=1e-3, healthy=_walker_healthy, pay_fallen=False),
     ),
     "humanoid": MujocoTask(
         "humanoid.xml",
