@@ -55,5 +55,6 @@ BENCHES = {
     "mqa_decode": "experiments.bench.mqa_decode",
     "mqa_prefill": "experiments.bench.mqa_prefill",
     "projections": "experiments.bench.projections",
+    "afd": "experiments.bench.afd",
     "rl": "experiments.bench.rl",
 }

@@ -6,6 +6,7 @@ that a process may use, so that a device of one core is a process that is kept t
 """
 
 import contextlib
+import functools
 import json
 import os
 import pathlib
@@ -202,6 +203,48 @@ def overlap(
     return {"seconds": seconds, "traces": traces}
 
 
+def dispatch(num_layers: int, micro_batches: int, repeats: int) -> dict[str, list[float]]:
+    """Decodes with every realisation a model that computes next to nothing.
+
+    Returns:
+        Seconds of each step: of the plain step, and of every realisation, by name.
+    """
+    topology = Topology(1, 1, micro_batches=micro_batches)
+    params, config = _overlap_params(num_layers, 64)
+    room: dict[str, Any] = {
+        "batch": micro_batches,
+        "max_pages": 1,
+        "page": 256,
+        "dtype": jnp.float32,
+    }
+    plain = jax.jit(functools.partial(step3.step3_decode_step, config=config), donate_argnums=1)
+    with _server(topology, num_layers, 64, None) as server:
+        links = [server]
+        decoders = {
+            "stages on one device": two_meshes.make_monolith_decode(params, config, topology),
+            "two meshes": two_meshes.make_two_mesh_decode(params, config, topology),
+            "one program": spmd.make_spmd_decode(params, config, topology),
+            "server process": processes.make_process_decode(params, config, topology, links),
+        }
+        steps: dict[str, tuple[Callable, Any]] = {
+            name: (decoder.decode, decoder.init_cache(micro_batches + 1, **room))
+            for name, decoder in decoders.items()
+        }
+        cache = step3.init_step3_cache(config, micro_batches + 1, **room)
+        steps["one step"] = (functools.partial(plain, params), cache)
+        tokens = np.zeros((micro_batches, 1), np.int32)
+        seconds: dict[str, list[float]] = {name: [] for name in steps}
+        caches = {name: cache for name, (_, cache) in steps.items()}
+        for number in range(3 + repeats):  # in turns: what slows the machine slows all
+            for name, (decode, _) in steps.items():
+                begin = time.perf_counter()
+                logits, caches[name], _ = decode(caches[name], tokens)
+                jax.block_until_ready(logits)
+                if number >= 3:
+                    seconds[name].append(time.perf_counter() - begin)
+    return seconds
+
+
 @contextlib.contextmanager
 def _server(
     topology: Topology, num_layers: int, width: int, sleep_ms: float | None
@@ -278,7 +321,7 @@ def _let_stages_sleep(seconds: float) -> None:
     stages.ffn_stage = slower(stages.ffn_stage)
 
 
-PROGRAMS = {"exactness": exactness, "overlap": overlap, "serve": serve}
+PROGRAMS = {"exactness": exactness, "overlap": overlap, "dispatch": dispatch, "serve": serve}
 
 
 if __name__ == "__main__":
