@@ -35,7 +35,7 @@ def dispatch(repeats: int = 60) -> list[Measurement]:
             _timing(np.array(seconds) / (LAYERS * M)),
             "a layer of the step that is one program on one device",
             plain,
-            note="Next to nothing is computed: starting programs and moving arrays is what is left.",
+            note="Next to nothing is computed: starting programs and moving arrays is left.",
         )
         for name, seconds in found.items()
     ]
@@ -63,7 +63,7 @@ def one_program(M: int, apart: bool, repeats: int = 10) -> Measurement:
         "sleep_ms": None,
         "pinned": apart,
     }
-    places = {"num_processes": 2} if apart else {"num_devices": 2}
+    places: dict[str, Any] = {"num_processes": 2} if apart else {"num_devices": 2}
     alone = child.ask("overlap", realisation="alone", **given)
     ours = child.ask("overlap", realisation="one program", **given, **places)
     tA, tF = (
