@@ -70,6 +70,7 @@ from jaxlab.serving.afd.topology import (
     AttentionWeights,
     FfnShard,
     Topology,
+    attention_layers,
     check_topology,
     ffn_shards,
 )
@@ -253,6 +254,7 @@ __all__ = [
     "attention_seconds",
     "attention_stage",
     "attention_usd",
+    "attention_layers",
     "attention_weights",
     "best_ratio",
     "bytes_per_token",

@@ -82,7 +82,7 @@ def make_disaggregated_decoder(
     dtype = params.embedding.dtype
     put = functools.partial(place, mesh)
     embedding, norm, head = put((params.embedding, params.norm, params.head), P())
-    attention_weights = [put(w, P()) for w in topologies.attention_weights(params, topology)]
+    attention_weights = [put(w, P()) for w in topologies.attention_layers(params, topology)]
     num_layers, M = config.num_layers, topology.micro_batches
     numbers = [put(jnp.asarray(layer, jnp.int32), P()) for layer in range(num_layers)]
 

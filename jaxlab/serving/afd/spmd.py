@@ -264,7 +264,7 @@ def _place_weights(
 
     A layer of a device is a row of `[2 X, L, S]`, with S that of the longest; one array a dtype.
     """
-    attention = list(topologies.attention_weights(params, topology))
+    attention = list(topologies.attention_layers(params, topology))
     router = next((w.router for w in attention if w.router is not None), None)
     if router is not None:  # all layers look alike; a dense one does not use what it chooses
         zeros = jnp.zeros_like(router)

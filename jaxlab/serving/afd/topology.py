@@ -129,7 +129,7 @@ def check_topology(topology: Topology, config: Step3Config, dtype: Any) -> None:
             )
 
 
-def attention_weights(params: Step3Params, topology: Topology) -> tuple[AttentionWeights, ...]:
+def attention_layers(params: Step3Params, topology: Topology) -> tuple[AttentionWeights, ...]:
     """Returns what the attention side holds of every layer; embedding and head stay in params."""
 
     def one(block: Block) -> AttentionWeights:
