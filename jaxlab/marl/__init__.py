@@ -1,7 +1,22 @@
 """Optimistic, risk-seeking multi-agent reinforcement learning."""
 
 from jaxlab.marl.gradients import Gradient, agent_weights, policy_gradient, project_simplex
+from jaxlab.marl.ippo import IppoState, make_op_ippo
+from jaxlab.marl.networks import Memory, gru_networks
+from jaxlab.marl.optimism import (
+    Optimism,
+    beta_of_divergence,
+    entropic,
+    expectile,
+    leaky,
+    neutral,
+    optimistic_loss,
+    step_weights,
+    tilt_divergence,
+)
 from jaxlab.marl.play import PlayState, make_play, policies_of, score
+from jaxlab.marl.q_learners import QState, make_q_learner
+from jaxlab.marl.tabular import TabularState, make_tabular
 from jaxlab.marl.values import (
     Values,
     agent_values,
@@ -17,21 +32,38 @@ from jaxlab.marl.values import (
 
 __all__ = [
     "Gradient",
+    "IppoState",
+    "Memory",
+    "Optimism",
     "PlayState",
+    "QState",
+    "TabularState",
     "Values",
     "agent_values",
     "agent_weights",
+    "beta_of_divergence",
+    "entropic",
     "evaluate",
+    "expectile",
+    "gru_networks",
     "joint_policy",
+    "leaky",
+    "make_op_ippo",
     "make_play",
+    "make_q_learner",
+    "make_tabular",
     "marginal",
+    "neutral",
     "optimal_values",
+    "optimistic_loss",
     "policies_of",
     "policy_gradient",
     "project_simplex",
     "q_values",
     "score",
     "state_values",
+    "step_weights",
+    "tilt_divergence",
     "tilted_policy",
     "visitation",
 ]
