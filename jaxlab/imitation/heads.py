@@ -59,7 +59,7 @@ def make_head(
     gamma: float = 0.99,
     hidden: tuple[int, ...] = (256, 256),
     phi_input_grad: bool = True,
-    least: float = 1e-6,
+    least: float | None = None,
 ) -> Head:
     """Makes a head.
 
@@ -76,7 +76,9 @@ def make_head(
         phi_input_grad: whether gradients with respect to observation and action flow through the
             features, as they must for the policy and the penalty to see them. False is the
             authors' first code.
-        least: what the logarithm is clamped at.
+        least: what the logarithm is clamped at, positive; None: 1 - gamma, since mu theta is no
+            less than 0 where it is what it stands for. The paper's 1e-6 has slopes of a million
+            beside it, which the penalty on gradients cannot bear.
 
     Raises:
         ValueError: if the kind is unknown, or features are missing or of other sizes.
@@ -92,6 +94,9 @@ def make_head(
                 f"representation must be of {obs_size} and {action_size} numbers of observation "
                 f"and action, got {found[0]} and {found[1]}"
             )
+    floor = 1.0 - gamma if least is None else least
+    if not floor > 0.0:
+        raise ValueError(f"least must be positive, got {least}")
     activation = nn.relu if kind == "mlp" else nn.elu
     network: Any = Mlp(hidden, 1, activation, nn.initializers.orthogonal(), out_bias=False)
 
@@ -130,6 +135,6 @@ def make_head(
         if kind != "paper":
             return Dual(f + linear, f, nothing > 0.0)
         reached = mu @ params["theta"] + 1.0 - gamma
-        return Dual(jnp.log(jnp.maximum(reached, least)) - f - linear, f, reached < least)
+        return Dual(jnp.log(jnp.maximum(reached, floor)) - f - linear, f, reached < floor)
 
     return Head(kind, init, dual)

@@ -83,6 +83,7 @@ def make_value_dice(
     correction_weight: float = 0.1,
     orthogonality_weight: float = 1e-4,
     phi_input_grad: bool = True,
+    least: float | None = None,
     finetune: bool = False,
 ) -> Algorithm:
     """Makes the learner; one step is one update of head and policy from the same batches.
@@ -104,7 +105,7 @@ def make_value_dice(
             the policy where alpha is 0.
         correction_weight: of the mean square of f over the expert, so that features carry the dual.
         orthogonality_weight: of the policy's `orthogonality`.
-        phi_input_grad: see `make_head`.
+        phi_input_grad, least: see `make_head`.
         finetune: whether the features learn as well, at the head's rate.
 
     Returns:
@@ -148,6 +149,7 @@ def make_value_dice(
         gamma=gamma,
         hidden=hidden,
         phi_input_grad=phi_input_grad,
+        least=least,
     )
     if head != "mlp":
         _check_features(demos, head, pretrained)

@@ -68,13 +68,13 @@ def test_heads_by_hand(x64, kind):
         want = want + f
     reached = mu @ np.asarray(own.get("theta", np.zeros(6))) + 1.0 - GAMMA
     if kind == "paper":
-        want = np.log(np.maximum(reached, 1e-6)) - want
+        want = np.log(np.maximum(reached, 1.0 - GAMMA)) - want
     found = head.dual(own, params, expert.obs, expert.action)
     np.testing.assert_allclose(found.nu, want, rtol=1e-9)
     if kind in ("paper", "repo"):
         np.testing.assert_allclose(found.correction, f)
     if kind == "paper":
-        np.testing.assert_array_equal(found.clamped, reached < 1e-6)
+        np.testing.assert_array_equal(found.clamped, reached < 1.0 - GAMMA)
         assert 0 < found.clamped.sum() < 9
 
 
@@ -323,6 +323,7 @@ def test_bad_settings_are_refused(demos, linear):
         ({**given, "divergence": "js"}, "divergence must be kl or chi2"),
         ({**given, "init_states": "all"}, "init_states must be expert_all or first"),
         ({"head": "mlp", "finetune": True}, "finetune needs features"),
+        ({**given, "least": 0.0}, "least must be positive, got 0.0"),
         ({**given, "policy": imitation.make_policy(4, 1)}, "policy must be of 4 and 2 numbers"),
     ):
         with pytest.raises(ValueError, match=message):
