@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import queue
+import select
 import socket
 import struct
 import time
@@ -78,12 +79,15 @@ class Connector(NamedTuple):
         send: `send(message)`.
         receive: `receive(timeout=None) -> message`; a timeout in seconds, that of the connector by
             default.
+        ready: `ready(seconds) -> bool`, whether something comes within as many; it stays there for
+            `receive`, be it a message or the news that the peer is lost.
         close: `close()`; the peer sees it as lost.
     """
 
     peer: str
     send: Callable[[Message], None]
     receive: Callable[..., Message]
+    ready: Callable[[float], bool]
     close: Callable[[], None]
 
 
@@ -142,12 +146,18 @@ def in_process(*, timeout: float = 30.0) -> tuple[Connector, Connector]:
                 raise PeerError(f"{peer} closed the connection")
             return message
 
+        def ready(seconds: float) -> bool:
+            until = time.monotonic() + seconds
+            while come.empty() and not gone and time.monotonic() < until:
+                time.sleep(1e-3)
+            return bool(gone) or not come.empty()
+
         def close() -> None:
             if not gone:
                 gone.append(True)
                 out.put(None)
 
-        return Connector(peer, send, receive, close)
+        return Connector(peer, send, receive, ready, close)
 
     return end("the ffn thread", *ways), end("the attention thread", *ways[::-1])
 
@@ -274,7 +284,10 @@ def _over(
             link.close()
             raise PeerError(f"{peer} sent a message with a false header: {error}") from None
 
-    return Connector(peer, send, receive, link.close)
+    def ready(seconds: float) -> bool:
+        return link.fileno() < 0 or bool(select.select([link], [], [], seconds)[0])
+
+    return Connector(peer, send, receive, ready, link.close)
 
 
 def _write(link: socket.socket, peer: str, header: dict, data: list, timeout: float) -> None:

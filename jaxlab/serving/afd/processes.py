@@ -8,6 +8,7 @@ Source: Step-3, arXiv:2507.19427, section 4.
 """
 
 import threading
+import time
 from collections.abc import Sequence
 
 import jax
@@ -76,7 +77,7 @@ def serve_ffn(
         layers: the shards of this server, see `server_shards`.
         config: sizes of the model.
         topology: who computes what.
-        stop: ends the service after the answer that is under way.
+        stop: ends the service after the answer that is under way, or within a tenth of a second.
         timeout: seconds without a message after which the attention side counts as lost.
 
     Raises:
@@ -92,8 +93,15 @@ def serve_ffn(
         partials = jax.lax.optimization_barrier(spread(one, None, None)(heard, shards))
         return wires.pack_back(stages.sum_in_order(partials), topology.wire)
 
+    until = time.monotonic() + timeout
     while not stop.is_set():
+        if not connector.ready(min(0.1, timeout)):
+            if time.monotonic() < until:
+                continue
+            connector.close()
+            raise PeerError(f"{connector.peer} sent nothing within {timeout:g} seconds")
         message = connector.receive(timeout)
+        until = time.monotonic() + timeout
         if not _is_question(message, layers, config, topology, dtype):
             connector.close()
             raise PeerError(f"{connector.peer} sent what is no message for a layer: {message[:4]}")

@@ -91,6 +91,32 @@ class ServiceState(NamedTuple):
     is_open: bool = True
 
 
+class Pool(NamedTuple):
+    """What slots share their pages: those of one attention instance, which follow each other.
+
+    Attributes:
+        num_instances: attention instances, 1 for a cache without an axis of them.
+        num_slots: requests that run at a time in one of them.
+        num_pages: pages of one, without page 0.
+        page: tokens of a page.
+        table_size: most pages of a request.
+    """
+
+    num_instances: int
+    num_slots: int
+    num_pages: int
+    page: int
+    table_size: int
+
+    def pages(self, length: int) -> int:
+        """Pages that a length takes."""
+        return math.ceil(length / self.page)
+
+    def instance(self, slot: int) -> int:
+        """The instance of a slot."""
+        return slot // self.num_slots
+
+
 class Service(NamedTuple):
     """Functions that need to know the model; the others are functions of this module.
 
@@ -116,6 +142,7 @@ def make_service(
     init_cache: Callable[[], PagedCache],
     *,
     chunk: int = 64,
+    num_instances: int | None = None,
 ) -> Service:
     """Makes a service on top of a decode step.
 
@@ -124,21 +151,26 @@ def make_service(
 
     Args:
         step: `step(params, cache, tokens, config, active=...) -> (logits, cache, done)`, like
-            `step3_decode_step`; jit it, and donate the cache, where it can be.
+            `step3_decode_step`; jit it, and donate the cache, where it can be. Of a
+            `DisaggregatedDecoder` it is
+            `lambda params, cache, tokens, config, active: decoder.decode(cache, tokens, active)`.
         params: weights that the step gets.
         config: sizes of the model, with `vocab`; the step gets it.
-        init_cache: makes the empty cache; B requests run at a time.
+        init_cache: makes the empty cache; B requests run at a time. The cache may have a leading
+            axis of attention instances, see `DisaggregatedDecoder`, each with pages and requests of
+            its own; the step then gets the tokens of all, in order.
         chunk: number of tokens of a prompt that are written at a time.
+        num_instances: attention instances, where the leading axis is longer: that of one program
+            has room for feed-forward devices too. None for all of the axis.
 
     Raises:
-        ValueError: if chunk is below 1.
+        ValueError: if chunk is below 1, or there are fewer instances than asked for.
     """
     if chunk < 1:
         raise ValueError(f"chunk must be at least 1, got {chunk}")
-    shapes = jax.eval_shape(init_cache)
-    B, table_size = shapes.page_table.shape
-    num_pages, page = shapes.k_pages.shape[1] - 1, shapes.page
-    room = min(table_size, num_pages) * page
+    pool, num_caches = _pool(jax.eval_shape(init_cache), num_instances)
+    B = pool.num_instances * pool.num_slots
+    room = min(pool.table_size, pool.num_pages) * pool.page
 
     def init() -> ServiceState:
         return ServiceState(init_cache(), slots=(None,) * B, lens=(0,) * B)
@@ -162,9 +194,9 @@ def make_service(
         return state._replace(progress=progress, waiting=waiting, next_number=number + 1), number
 
     def advance(state: ServiceState) -> ServiceState:
-        state = _admit(state, num_pages, page)
-        state = _run(state, _chunked(state, chunk, num_pages, page, table_size), chunk)
-        return _run(*_single(state, num_pages, page), 1)
+        state = _admit(state, pool)
+        state = _run(state, _chunked(state, chunk, pool), chunk)
+        return _run(*_single(state, pool), 1)
 
     def restart(state: ServiceState) -> ServiceState:
         for slot in _oldest_first(state):
@@ -185,7 +217,9 @@ def make_service(
             tokens[slot, : len(new)], count[slot], active[slot] = new, len(new), True
             request = entry.request
             settings[slot] = (request.seed, at + len(new), request.temperature, request.top_p)
-        cache = _cut(state.cache, np.asarray(state.lens, np.int32))
+        lens = np.zeros((num_caches, pool.num_slots), np.int32)
+        lens[: pool.num_instances] = np.reshape(state.lens, (-1, pool.num_slots))
+        cache = _cut(state.cache, lens)
         logits, cache, done = step(params, cache, jnp.asarray(tokens), config, active=active)
         assert _SETTINGS.names is not None
         drawn = draw(logits, count, *(settings[name] for name in _SETTINGS.names))
@@ -193,7 +227,7 @@ def make_service(
         state = state._replace(cache=cache)
         for slot in taking:
             if not done[slot]:
-                state = _no_room(state, slot)
+                state = _no_room(state, slot, pool)
             elif not is_finite[slot]:
                 state = _leave(state, slot, "failed", "the model's logits are not finite")
             else:
@@ -331,9 +365,9 @@ def _evict(state: ServiceState, slot: int) -> ServiceState:
     return state._replace(waiting=tuple(sorted((*state.waiting, number))))
 
 
-def _no_room(state: ServiceState, slot: int) -> ServiceState:
+def _no_room(state: ServiceState, slot: int, pool: Pool) -> ServiceState:
     """The step found no page where the scheduler saw one: its pages are not all for all."""
-    if len(_oldest_first(state)) > 1:
+    if sum(pool.instance(s) == pool.instance(slot) for s in _oldest_first(state)) > 1:
         return _evict(state, slot)
     return _leave(state, slot, "failed", "the step has no page for it, with no other running")
 
@@ -352,62 +386,91 @@ def _written(state: ServiceState, slot: int, count: int, token: int) -> ServiceS
     return state
 
 
-def _used(state: ServiceState, page: int) -> int:
-    return sum(math.ceil(length / page) for length in state.lens)
+def _free(state: ServiceState, pool: Pool) -> list[int]:
+    """Pages of each instance that nobody uses."""
+    free = [pool.num_pages] * pool.num_instances
+    for slot, length in enumerate(state.lens):
+        free[pool.instance(slot)] -= pool.pages(length)
+    return free
 
 
-def _admit(state: ServiceState, num_pages: int, page: int) -> ServiceState:
-    """Gives slots to the oldest that wait while there are pages for all that is known."""
+def _admit(state: ServiceState, pool: Pool) -> ServiceState:
+    """Gives slots to the oldest that wait while an instance has pages for all that is known."""
 
     def need(number: int) -> int:
-        return math.ceil(len(state.progress[number].known) / page)
+        return pool.pages(len(state.progress[number].known))
 
-    while state.waiting and None in state.slots:
+    while state.waiting:
         number, *rest = state.waiting
-        if need(number) + sum(need(n) for n in state.slots if n is not None) > num_pages:
+        free = [pool.num_pages] * pool.num_instances
+        for slot, other in enumerate(state.slots):
+            free[pool.instance(slot)] -= 0 if other is None else need(other)
+        found = [
+            slot
+            for slot, other in enumerate(state.slots)
+            if other is None and need(number) <= free[pool.instance(slot)]
+        ]
+        if not found:
             break
-        slots = _put(state.slots, state.slots.index(None), number)
+        slot = max(found, key=lambda slot: (free[pool.instance(slot)], -slot))
+        slots = _put(state.slots, slot, number)
         state = _set(state._replace(slots=slots, waiting=tuple(rest)), number, status="running")
     return state
 
 
-def _chunked(
-    state: ServiceState, chunk: int, num_pages: int, page: int, table_size: int
-) -> tuple[int, ...]:
+def _chunked(state: ServiceState, chunk: int, pool: Pool) -> tuple[int, ...]:
     """Slots with several tokens to write that have room for a whole chunk, padding included."""
-    free, found = num_pages - _used(state, page), []
+    free, found = _free(state, pool), []
     for slot in _oldest_first(state) if chunk > 1 else ():
-        length = state.lens[slot]
-        need = math.ceil((length + chunk) / page)
-        more = need - math.ceil(length / page)
-        if len(_entry(state, slot).known) - length > 1 and need <= table_size and more <= free:
+        length, instance = state.lens[slot], pool.instance(slot)
+        need = pool.pages(length + chunk)
+        more = need - pool.pages(length)
+        several = len(_entry(state, slot).known) - length > 1
+        if several and need <= pool.table_size and more <= free[instance]:
             found.append(slot)
-            free -= more
+            free[instance] -= more
     return tuple(found)
 
 
-def _single(state: ServiceState, num_pages: int, page: int) -> tuple[ServiceState, tuple[int, ...]]:
+def _single(state: ServiceState, pool: Pool) -> tuple[ServiceState, tuple[int, ...]]:
     """All slots, after as many evictions of the youngest as the next token of each needs."""
-    found, free = [], num_pages - _used(state, page)
-    slots = list(_oldest_first(state))
-    while slots:
-        slot = slots.pop(0)
-        need = int(state.lens[slot] % page == 0)
-        while need > free:
-            youngest = slots.pop() if slots else slot
-            free += math.ceil(state.lens[youngest] / page)
-            state = _evict(state, youngest)
-            if youngest == slot:
-                break
-        else:
-            free -= need
-            found.append(slot)
+    found = []
+    for instance, free in enumerate(_free(state, pool)):
+        slots = [slot for slot in _oldest_first(state) if pool.instance(slot) == instance]
+        while slots:
+            slot = slots.pop(0)
+            need = int(state.lens[slot] % pool.page == 0)
+            while need > free:
+                youngest = slots.pop() if slots else slot
+                free += pool.pages(state.lens[youngest])
+                state = _evict(state, youngest)
+                if youngest == slot:
+                    break
+            else:
+                free -= need
+                found.append(slot)
     return state, tuple(found)
 
 
+def _pool(cache: PagedCache, num_instances: int | None) -> tuple[Pool, int]:
+    """Returns what slots share, and how many caches there are."""
+    *leading, num_slots, table_size = cache.page_table.shape
+    num_caches = leading[0] if leading else 1
+    num_instances = num_caches if num_instances is None else num_instances
+    if not 1 <= num_instances <= num_caches:
+        raise ValueError(
+            f"num_instances must be in 1 to the {num_caches} caches of init_cache, got "
+            f"{num_instances}"
+        )
+    *_, num_pages, page, _ = cache.k_pages.shape
+    return Pool(num_instances, num_slots, num_pages - 1, page, table_size), num_caches
+
+
 @jax.jit
-def _cut(cache: PagedCache, lens: Int[Array, " B"]) -> PagedCache:
-    return paged_cache.truncate(cache, lens)
+def _cut(cache: PagedCache, lens: Int[Array, "I B"]) -> PagedCache:
+    if cache.lens.ndim == 1:
+        return paged_cache.truncate(cache, lens[0])
+    return jax.vmap(paged_cache.truncate)(cache, lens)
 
 
 def _checked(request: Request, vocab: int, room: int) -> Request:

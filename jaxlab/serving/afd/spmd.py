@@ -105,8 +105,8 @@ def make_spmd_decode(
     @functools.partial(jax.jit, donate_argnums=2)
     def run(weights: Any, shared: Any, cache: PagedCache, tokens: Array, active: Array) -> tuple:
         def one(weights: Any, shared: Any, cache: PagedCache, tokens: Array, active: Array):
-            args = jax.tree.map(lambda x: x[0], (weights, cache, tokens, active))
-            out = _step(*args, shared, templates, config, topology)
+            own = jax.tree.map(lambda x: x[0], (weights, cache, tokens, active))
+            out = _step(own, shared, templates, config, topology)
             return jax.tree.map(lambda x: x[None], out)
 
         own = jax.tree.map(lambda x: _both_roles(x.reshape(X, -1, *x.shape[1:])), (tokens, active))
@@ -129,28 +129,25 @@ def make_spmd_decode(
 
     def init_cache(num_pages: int, *, batch: int, **options: Any) -> PagedCache:
         """Makes the caches; options as in `step3.init_step3_cache`."""
-        one = attention_side.init_one_cache(config, topology, num_pages, batch, options)
-        sharding = NamedSharding(mesh, by_device)
-        stack = jax.jit(
-            lambda one: jax.tree.map(lambda x: jnp.stack([x] * (2 * X)), one),
-            out_shardings=sharding,
-        )
-        return stack(jax.tree.map(np.asarray, one))
+
+        def stacked() -> PagedCache:
+            one = attention_side.init_one_cache(config, topology, num_pages, batch, options)
+            return jax.tree.map(lambda x: jnp.stack([x] * (2 * X)), one)
+
+        return jax.jit(stacked, out_shardings=NamedSharding(mesh, by_device))()
 
     return DisaggregatedDecoder(init_cache, decode)
 
 
 def _step(
-    weights: dict[str, Array],
-    cache: PagedCache,
-    tokens: Int[Array, "B S"],
-    active: Bool[Array, " B"],
+    own: tuple[dict[str, Array], PagedCache, Int[Array, "B S"], Bool[Array, " B"]],
     shared: tuple[Array, Array, Array],
     templates: tuple[AttentionWeights, FfnShard | None, FfnShard | None],
     config: Step3Config,
     topology: Topology,
 ) -> tuple[Float[Array, "B S V"], PagedCache, Bool[Array, " B"]]:
     """One decoding step as one device sees it."""
+    weights, cache, tokens, active = own
     embedding, norm, head = shared
     attention_template, dense_template, sparse_template = templates
     M, A, F = topology.micro_batches, topology.num_attention, topology.num_ffn
@@ -215,7 +212,8 @@ def _step(
     back = jnp.bfloat16 if topology.wire == "fp8" else dtype
     heard = jax.tree.map(lambda x: jnp.zeros((A, *x.shape), x.dtype), silence)
     carry = _Carry(x, jnp.zeros((M, F, N, D), back), cache, heard)
-    carry, _ = jax.lax.scan(tick, carry, _calendar(config, M))
+    calendar = jax.tree.map(jnp.asarray, _calendar(config, M))
+    carry, _ = jax.lax.scan(tick, carry, calendar)
 
     def finish(carry: _Carry) -> Array:
         logits = [
@@ -282,7 +280,7 @@ def _place_weights(
             leaves = [x for x in jax.tree.leaves(layer_of(device, layer)) if x.dtype == dtype]
             return np.concatenate([np.ravel(x) for x in leaves] or [np.zeros(0, dtype)])
 
-        def rows(index: tuple[slice, ...]) -> np.ndarray:
+        def rows(index: Any) -> np.ndarray:
             device = index[0].start or 0
             out = np.zeros((1, len(shards), longest), dtype)
             for layer in range(len(shards)):

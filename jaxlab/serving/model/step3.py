@@ -333,7 +333,8 @@ def project(
     attention = config.attention(0)  # the depth shrinks initial weights, nothing else
     normed = transformer.rms_norm(x, block.attention_norm, eps=config.eps)
     q = factorized.project_q(block.attention, normed, step.pos, attention)
-    return q, *factorized.project_kv(block.attention, normed, step.pos, attention)
+    k, v = factorized.project_kv(block.attention, normed, step.pos, attention)
+    return q, k, v
 
 
 def read_pages(

@@ -5,6 +5,7 @@ python realisations.py agree REALISATION NUM_STEPS
     REALISATION is two_mesh or spmd. Prints, a line a topology, whether bits are those of the
     monolith, the largest difference of its logits from the plain step's relative to the largest
     logit, and whether caches are equal
+python realisations.py serve  requests through a service on each: prints whether tokens are equal
 python realisations.py fail   a stage of feed-forward fails: prints the error that the caller sees
 """
 
@@ -16,7 +17,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from jaxlab.core import sharding
-from jaxlab.serving.afd import spmd, two_meshes
+from jaxlab.serving.afd import service, spmd, two_meshes
 from jaxlab.serving.afd.topology import Topology
 from jaxlab.serving.model import step3
 
@@ -76,6 +77,41 @@ def whole(x):
     return multihost_utils.process_allgather(x, tiled=True) if jax.process_count() > 1 else x
 
 
+def serve():
+    """Requests through the service on every realisation: prints whether all tokens are equal."""
+    params = step3.init_step3(jax.random.key(7), CONFIG)
+    topology, found = Topology(2, 2, micro_batches=2), []
+    for make, count in (
+        (two_meshes.make_monolith_decode, None),
+        (two_meshes.make_two_mesh_decode, None),
+        (spmd.make_spmd_decode, 2),
+    ):
+        decoder = make(params, CONFIG, topology)
+        served = service.make_service(
+            lambda params, cache, tokens, config, active, d=decoder: d.decode(
+                cache, tokens, active
+            ),
+            None,
+            CONFIG,
+            lambda d=decoder: d.init_cache(10, batch=4, max_pages=10, page=4, dtype=jnp.float32),
+            chunk=8,
+            num_instances=count,
+        )
+        state, evicted = served.init(), 0
+        for seed in range(6):
+            length = 3 + 5 * seed % 17
+            prompt = jax.random.randint(jax.random.key(seed), (length,), 0, CONFIG.vocab)
+            request = service.Request(prompt.tolist(), 12, None, float(seed % 2), 0.9, seed)
+            state, _ = served.submit(state, request)
+        while not service.is_idle(state):
+            waiting = len(state.waiting)
+            state = served.advance(state)
+            evicted += len(state.waiting) > waiting
+        assert evicted
+        found.append({n: entry.tokens for n, entry in service.take(state)[1].items()})
+    print("served", all(tokens == found[0] for tokens in found), len(found[0]))
+
+
 def fail():
     params = step3.init_step3(jax.random.key(7), CONFIG)
 
@@ -95,6 +131,8 @@ if __name__ == "__main__":
     sharding.initialize()
     if sys.argv[1] == "fail":
         fail()
+    elif sys.argv[1] == "serve":
+        serve()
     else:
         rows = (sys.argv[i : i + 7] for i in range(4, len(sys.argv), 7))
         topologies = [Topology(*map(int, row[:5]), *row[5:]) for row in rows]

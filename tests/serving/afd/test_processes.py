@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent import futures
 
 import jax
 import jax.numpy as jnp
@@ -135,6 +136,36 @@ def test_what_does_not_fit_is_refused(params):
     assert len(names) == 3  # a server of another place or topology is another one
 
 
+@pytest.mark.parametrize("kind", ["queues", "sockets"])
+def test_a_server_stops_at_once_or_when_nobody_asks(params, kind):
+    layers = processes.server_shards(params, CONFIG, TOPOLOGY, 0)
+
+    def ends():
+        if kind == "queues":
+            return connectors.in_process()
+        listener = connectors.listen("model")
+        with futures.ThreadPoolExecutor(1) as pool:
+            other = pool.submit(connectors.connect, *listener.address, "model")
+            there = listener.accept(10.0)
+        listener.close()
+        return other.result(), there
+
+    here, there = ends()
+    stop = threading.Event()
+    with futures.ThreadPoolExecutor(1) as pool:
+        server = pool.submit(processes.serve_ffn, there, layers, CONFIG, TOPOLOGY, stop)
+        time.sleep(0.05)
+        assert not server.done()
+        stop.set()
+        assert server.result(10.0) is None  # not after the hour that it would wait
+    here.close()
+    there.close()
+    here, there = ends()
+    with pytest.raises(connectors.PeerError, match="sent nothing within 0.05 seconds"):
+        processes.serve_ffn(there, layers, CONFIG, TOPOLOGY, threading.Event(), timeout=0.05)
+    here.close()
+
+
 def test_a_process_of_its_own_agrees(params):
     with server_process() as (_, port):
         link = connect(params, port)
@@ -152,16 +183,13 @@ def test_a_killed_process_is_named_in_time_and_no_request_is_lost(params):
     def served_by(decoder):
         """A service on the one attention instance of a decoder."""
 
-        def init_cache():
-            cache = decoder.init_cache(11, batch=2, max_pages=4, page=4, dtype=jnp.float32)
-            return jax.tree.map(lambda x: x[0], cache)
-
-        def step(_, cache, tokens, config, *, active):
-            cache = jax.tree.map(lambda x: x[None], cache)
-            logits, cache, done = decoder.decode(cache, tokens, jnp.asarray(active))
-            return logits, jax.tree.map(lambda x: x[0], cache), done
-
-        made = service.make_service(step, params, CONFIG, init_cache, chunk=1)
+        made = service.make_service(
+            lambda params, cache, tokens, config, active: decoder.decode(cache, tokens, active),
+            params,
+            CONFIG,
+            lambda: decoder.init_cache(11, batch=2, max_pages=4, page=4, dtype=jnp.float32),
+            chunk=1,
+        )
         state = made.init()
         for request in requests:
             state, _ = made.submit(state, request)

@@ -44,8 +44,9 @@ def run(*arguments, num_processes=1, devices=8):
         for process in running:
             out, errors = process.communicate(timeout=1800)
             assert process.returncode == 0, errors[-2000:]
-            words = [line.split() for line in out.splitlines()]  # the runtime prints lines too
-            lines += [line[1:] for line in words if line[:1] in (["topology"], ["raised"])]
+            words = [line.split() for line in out.splitlines() if line.strip()]
+            ours = ("topology", "served", "raised")  # the runtime prints lines too
+            lines += [line[1:] for line in words if line[0] in ours]
     finally:
         for process in running:
             process.kill()
@@ -115,6 +116,11 @@ def test_one_program_of_two_processes():
 @pytest.mark.slow
 def test_one_program_of_four_processes():
     check("spmd", Topology(4, 2, tp=2, micro_batches=2), num_steps=1, num_processes=4, devices=2)
+
+
+@pytest.mark.slow
+def test_requests_get_the_same_tokens_from_every_realisation():
+    assert run("serve", devices=4) == [["True", "6"]]
 
 
 @pytest.mark.slow

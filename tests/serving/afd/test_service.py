@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlab.serving.afd import service
+from jaxlab.serving.afd import service, two_meshes
+from jaxlab.serving.afd.topology import Topology
 from jaxlab.serving.model import step3
 
 CONFIG = step3.TINY._replace(num_layers=2, dense_layers=(0,))
@@ -108,10 +109,43 @@ def test_every_request_gets_the_tokens_that_it_gets_alone(chunk, params, decode,
         else:
             assert ended[number].status == "finished"
         assert ended[number].tokens == want
-    cache = jax.tree.map(np.asarray, service._cut(state.cache, np.zeros(4, np.int32)))
+    cache = jax.tree.map(np.asarray, service._cut(state.cache, np.zeros((1, 4), np.int32)))
     assert cache.num_free == 10 and not cache.num_owners.any()  # no page is lost
     if chunk == 8:
         assert decode._cache_size() == 2  # one program a width, whatever came
+
+
+def test_requests_of_several_attention_instances(params, alone):
+    """Each has its pages: two slots and nine pages; evictions stay within an instance."""
+    decoder = two_meshes.make_monolith_decode(params, CONFIG, Topology(2, 1, micro_batches=2))
+    init = functools.partial(
+        decoder.init_cache, 10, batch=4, max_pages=10, page=4, dtype=jnp.float32
+    )
+    served = service.make_service(
+        lambda params, cache, tokens, config, active: decoder.decode(cache, tokens, active),
+        None,
+        CONFIG,
+        init,
+        chunk=8,
+    )
+    requests = make_requests(np.random.default_rng(3), 6)
+    state, evicted, together = served.init(), set(), 0
+    for request in requests:
+        state, _ = served.submit(state, request)
+    while not service.is_idle(state):
+        before = {number for number in state.slots if number is not None}
+        state = served.advance(state)
+        evicted |= before & set(state.waiting)
+        together = max(together, sum(number is not None for number in state.slots))
+        held = np.asarray(state.cache.lens)
+        assert np.all(np.sum(-(-held // 4), axis=1) <= 9)
+    assert evicted and together >= 3
+    _, ended = service.take(state)
+    for number, request in enumerate(requests):
+        assert ended[number].status == "finished"
+        assert ended[number].tokens == alone(request)
+    with pytest.raises(ValueError, match="num_instances must be in 1 to the 2 caches"):
+        service.make_service(lambda: None, None, CONFIG, init, num_instances=3)
 
 
 def test_stop_token_restart_and_closing(params, decode, alone):
