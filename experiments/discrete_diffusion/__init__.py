@@ -7,7 +7,7 @@ from typing import Literal
 SUMMARY = (
     "Discrete diffusion: policies over sequences of tokens, forward against reverse divergence"
 )
-Piece = Literal["tables", "steps", "gradients", "dna"]
+Piece = Literal["tables", "steps", "gradients", "dna", "control"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,8 +18,9 @@ class Config:
     """Seed of every random draw."""
     num_seeds: int = 5
     """Runs a figure rests on, per task and method, vmapped."""
-    parts: tuple[Piece, ...] = ("tables", "steps", "gradients", "dna")
-    """Tasks of known rewards; error by steps of sampling; where ratios point; regulatory DNA."""
+    parts: tuple[Piece, ...] = ("tables", "steps", "gradients", "dna", "control")
+    """Tasks of known rewards; error by steps of sampling; where ratios point; regulatory DNA; games
+    played by macro-actions."""
     data: str | None = None
     """Own sequences: a CSV file with the columns sequence and score. Proposals are made from it."""
     reward: str | None = None
@@ -68,6 +69,14 @@ class Config:
     """Calls of the oracle that every method has, a seed."""
     dna_rates: tuple[float, ...] = (1e-3, 3e-4, 3e-3)
     """Learning rates to choose from."""
+    control_games: tuple[str, ...] = ("deep_sea", "breakout")
+    """Games; breakout is left out, and said to be, without the library gymnax."""
+    control_lengths: tuple[int, ...] = (1, 2, 4, 8)
+    """Choices K that are made at once."""
+    control_frames: int = 65_536
+    """Steps of a game that every method plays, a seed."""
+    control_rates: tuple[float, ...] = (1e-3, 3e-4, 3e-3)
+    """Learning rates to choose from."""
 
     def __post_init__(self):
         least = {
@@ -87,6 +96,7 @@ class Config:
             "dna_pretraining": 1,
             "dna_steps": 1,
             "dna_calls": 640,
+            "control_frames": 4096,
         }
         for name, bound in least.items():
             if getattr(self, name) < bound:
@@ -114,21 +124,24 @@ class Config:
             )
         if self.data is None and self.reward is None and self.alphabet:
             raise ValueError(f"alphabet goes with data or reward, got {self.alphabet!r}")
-        for name in ("learning_rates", "dna_rates"):
+        for name in ("learning_rates", "dna_rates", "control_rates"):
             rates = getattr(self, name)
             if not rates or not all(0.0 < rate < math.inf for rate in rates):
                 raise ValueError(f"{name} must be positive numbers, one at least, got {rates}")
-        for name in ("tasks", "parts"):
+        for name in ("tasks", "parts", "control_games", "control_lengths"):
             if not getattr(self, name):
                 raise ValueError(f"{name} must name one at least, got none; leave the flag out")
+
+        if min(self.control_lengths) < 1:
+            raise ValueError(f"control_lengths must be at least 1, got {self.control_lengths}")
 
 
 PRESETS = {
     "smoke": Config(
         num_seeds=2,
-        parts=("tables", "gradients"),
+        parts=("tables", "gradients", "control"),
         tasks=("permutation",),
-        methods=("FKL", "RKL", "factored"),
+        methods=("FKL", "RKL", "factored", "PPO, factored"),
         rewards=5120,
         num_steps=4,
         width=16,
@@ -136,6 +149,10 @@ PRESETS = {
         learning_rates=(1e-2,),
         tuning_seeds=0,
         evaluations=5,
+        control_games=("deep_sea",),
+        control_lengths=(2,),
+        control_frames=4096,
+        control_rates=(3e-3,),
     ),
     "cpu": Config(),
     "gpu": Config(
@@ -150,5 +167,6 @@ PRESETS = {
         dna_steps=128,
         dna_calls=256_000,
         dna_rates=(1e-4, 3e-5, 3e-4),
+        control_frames=1_048_576,
     ),
 }

@@ -44,7 +44,7 @@ def settings(task: str, name: str, config: Config, values: Mapping[str, Any]) ->
     fields = {"task": task, "of": name, **values, **dataclasses.asdict(config)}
     for other in ("parts", "tasks", "factor", "methods", "learning_rates", "tuning_seeds"):
         del fields[other]
-    return fields
+    return {name: x for name, x in fields.items() if not name.startswith("control_")}
 
 
 def train(

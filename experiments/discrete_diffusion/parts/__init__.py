@@ -1,1 +1,1 @@
-"""Studies beside the comparison: error by steps, and where each estimate of a ratio points."""
+"""Studies beside the comparison: where ratios point, DNA, macro-actions, own sequences."""

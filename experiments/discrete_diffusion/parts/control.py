@@ -1,0 +1,386 @@
+"""Macro-actions: returns against how many choices are made at once, without a look between.
+
+Every method plays the same number of steps of a game, and chooses a learning rate on a quarter of
+them. In the deep sea the best return is known; in a game that must be reacted to, long
+macro-actions cost something, which is why K = 1 is always there.
+"""
+
+import functools
+import itertools
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.discrete_diffusion import Config
+from experiments.discrete_diffusion.parts import control_told
+from experiments.discrete_diffusion.parts.control_told import SIZE, Outcome
+from experiments.harness import units, verdicts
+from experiments.harness.result import Part
+from experiments.harness.units import Unit
+from jaxlab import envs, learning, rl
+from jaxlab.core import logging, loop
+from jaxlab.core.types import Algorithm
+from jaxlab.diffusion.discrete import schedules
+from jaxlab.learning import over_seeds
+from jaxlab.rl import critics as critics_lib
+from jaxlab.rl import discrete
+from jaxlab.rl.discrete import StatePolicy, bandits, token_critics
+
+ENVS = 16
+"""Games side by side."""
+ROLLOUT = 64
+"""Steps of each game between two changes of a policy that learns from rollouts."""
+BATCH = 32
+"""Macro-actions of a gradient step on critics."""
+EPISODES = 32
+"""Of an evaluation."""
+GAMMA = 0.99
+EVALUATION_KEY = 2**31 - 1
+"""Seed of evaluations, apart from those of training."""
+SETTINGS = ("width", "num_layers", "num_steps", "evaluations")
+"""What an outcome depends on, of the study's settings, besides its own."""
+
+
+class Method(NamedTuple):
+    """How one method learns a game of macro-actions.
+
+    Attributes:
+        algorithm: Of one seed.
+        act: `act(state, key, obs [B, O]) -> [B, K]`, as an evaluation plays.
+        macros: Macro-actions of each game in a step of the algorithm.
+        warmup: Macro-actions of all games before the first.
+    """
+
+    algorithm: Algorithm
+    act: Callable[[Any, jax.Array, jax.Array], jax.Array]
+    macros: int
+    warmup: int
+
+
+class Game(NamedTuple):
+    """A game, and the shape of what is seen.
+
+    Attributes:
+        task: Of single choices.
+        obs_shape: (O,), or (H, W, C) of flat images.
+    """
+
+    task: envs.Task
+    obs_shape: tuple[int, ...]
+
+
+def run(config: Config, out: pathlib.Path) -> Part:
+    """Trains what `out` does not hold, then tells."""
+    names = tuple(name for name in METHODS if not config.methods or name in config.methods)
+    games = make_games(config)
+    wanted = list(itertools.product(games, config.control_lengths, names))
+    cells = [
+        (game, length, name)
+        for game, length, name in wanted
+        if name != "DQN" or _listable(games[game], length)
+    ]
+
+    def unit(cell: tuple[str, int, str], values: Mapping[str, float], tuning: bool) -> Unit:
+        game, length, name = cell
+        number = config.tuning_seeds if tuning else config.num_seeds
+        frames = config.control_frames // 4 if tuning else config.control_frames
+        seed = config.seed + 1000 * tuning
+        run_ = Run(game, length, name, frames, number, seed, dict(values))
+        settings = {k: getattr(config, k) for k in SETTINGS} | run_._asdict()
+        where = "".join(f"/tuning/{x:g}" for x in values.values()) if tuning else ""
+        compute = functools.partial(train, run_, games[game], config)
+        return Unit(f"control/{game}/K{length}/{name}{where}", settings, compute, Outcome)
+
+    chosen, tried = {}, {}
+    for cell in cells:
+        setting, candidates = sweep(cell[2], config)
+        chosen[cell] = {setting: candidates[0]}
+        if len(candidates) > 1 and config.tuning_seeds:
+            tried |= {(cell, x): unit(cell, {setting: x}, True) for x in candidates}
+    kept = units.run(
+        list(tried.values()), out, title="discrete_diffusion, control tuning", metrics=_metrics
+    )
+    best: dict[tuple[str, int, str], float] = {}
+    for (cell, x), one in tried.items():
+        worth = float(np.mean(kept[one.name].final))  # one that loses a seed is not taken
+        if worth > best.get(cell, -np.inf):
+            best[cell] = worth
+            chosen[cell] = dict.fromkeys(chosen[cell], x)
+    todo = {cell: unit(cell, chosen[cell], False) for cell in cells}
+    kept = units.run(
+        list(todo.values()), out, title="discrete_diffusion, control", metrics=_metrics
+    )
+    found = {cell: kept[one.name] for cell, one in todo.items()}
+    return control_told.tell(found, chosen, config, out, left_out=_left_out(config, games, wanted))
+
+
+class Run(NamedTuple):
+    """What one program trains.
+
+    Attributes:
+        game: Its name.
+        length: K.
+        method: Its name.
+        frames: Steps of the game, a seed.
+        num_seeds: Seeds side by side.
+        seed: Of all draws.
+        values: The setting that is chosen.
+    """
+
+    game: str
+    length: int
+    method: str
+    frames: int
+    num_seeds: int
+    seed: int
+    values: dict[str, float]
+
+
+def train(what: Run, game: Game, config: Config, folder: pathlib.Path) -> Outcome:
+    """Trains all seeds of one method, or goes on with what `folder` holds."""
+    method = make_method(what.method, game, what.length, what.frames, config)
+    swept = {k: jnp.full(what.num_seeds, x, jnp.float32) for k, x in what.values.items()}
+    learner = over_seeds(method.algorithm, what.num_seeds, settings=swept)
+    a_step = ENVS * what.length * method.macros
+    num_steps = max((what.frames - method.warmup * what.length) // a_step, 1)
+    judge = envs.make_env(envs.macro(game.task, what.length, gamma=1.0), EPISODES)
+
+    def look(state: Any) -> jax.Array:
+        act = functools.partial(method.act, state)
+        return jnp.mean(learning.evaluate(jax.random.key(EVALUATION_KEY), act, judge))
+
+    looks = jax.jit(jax.vmap(look, in_axes=(learner.axes,)))
+    try:
+        ended = loop.run(
+            learner,
+            jax.random.key(what.seed),
+            num_steps=num_steps,
+            chunk_size=max(num_steps // config.evaluations, 1),
+            directory=folder,
+            evaluate=lambda state: {"eval/return": looks(state)},
+            config=what._asdict(),
+        )
+    except loop.NonFiniteError:
+        gone, none = np.full(what.num_seeds, np.nan), np.zeros(0)
+        return Outcome(gone, (none, np.zeros((0, what.num_seeds))))
+    steps, found = logging.series(logging.read_jsonl(folder / "metrics.jsonl"), "eval/return_seeds")
+    final = np.array(found[-1])
+    final[list(ended.frozen)] = np.nan
+    return Outcome(final, (method.warmup * what.length + steps * a_step, found))
+
+
+def make_games(config: Config) -> dict[str, Game]:
+    """Makes the games by name; those whose library is not installed are left out.
+
+    Raises:
+        ValueError: if there is no such game, or none is left.
+    """
+    made = {}
+    for name in config.control_games:
+        if name not in GAMES:
+            raise ValueError(f"control_games must be among {', '.join(GAMES)}, got {name!r}")
+        try:
+            made[name] = GAMES[name]()
+        except ImportError:
+            continue
+    if not made:
+        raise ValueError(
+            f"the games {', '.join(config.control_games)} need gymnax: pip install 'jaxlab[games]'"
+        )
+    return made
+
+
+def make_method(name: str, game: Game, length: int, frames: int, config: Config) -> Method:
+    """Makes a method by its name."""
+    return METHODS[name](game, length, frames, config)
+
+
+def sweep(name: str, config: Config) -> tuple[str, tuple[float, ...]]:
+    """Returns the setting that a method chooses, a learning rate, and its candidates."""
+    if name == "F2 candidates":  # times that of its optimizer
+        return "policy_rate_factor", tuple(
+            x / config.control_rates[0] for x in config.control_rates
+        )
+    return "critic_learning_rate" if name == "DQN" else "learning_rate", config.control_rates
+
+
+def _deep_sea() -> Game:
+    return Game(envs.deep_sea(SIZE), (SIZE * SIZE,))
+
+
+def _breakout() -> Game:
+    import gymnax
+
+    return Game(envs.from_gymnax(*gymnax.make("Breakout-MinAtar")), (10, 10, 4))
+
+
+GAMES: Mapping[str, Callable[[], Game]] = {"deep_sea": _deep_sea, "breakout": _breakout}
+
+
+def _left_out(
+    config: Config, games: Mapping[str, Game], wanted: list[tuple[str, int, str]]
+) -> tuple[str, ...]:
+    """Sentences on what was asked for and is not here."""
+    told = tuple(
+        f"The game {control_told.TITLES[name]} was left out: it needs gymnax, pip install "
+        "'jaxlab[games]'."
+        for name in config.control_games
+        if name not in games
+    )
+    if any(name == "DQN" and not _listable(games[game], k) for game, k, name in wanted):
+        told += (
+            f"DQN is left out where there are more than {token_critics.MOST_ACTIONS} "
+            "macro-actions.",
+        )
+    return told
+
+
+def _listable(game: Game, length: int) -> bool:
+    return game.task.action_space.num**length <= token_critics.MOST_ACTIONS
+
+
+def _metrics(_: str, outcome: Outcome) -> dict[str, float]:
+    return {"return": verdicts.average(outcome.final)}
+
+
+def _env(game: Game, length: int) -> envs.Env:
+    return envs.make_env(envs.macro(game.task, length, gamma=GAMMA), ENVS)
+
+
+# Methods that learn from a replay of single macro-actions
+
+
+def _off_policy(
+    make: Callable[[Game, int, Config], tuple[rl.Policy, rl.Critics]],
+) -> Callable[[Game, int, int, Config], Method]:
+    def method(game: Game, length: int, frames: int, config: Config) -> Method:
+        policy, critics = make(game, length, config)
+        macros = frames // length
+        warmup = -(-max(macros // 20, BATCH) // ENVS) * ENVS
+        capacity = -(-max(min(macros, 2**16), warmup) // ENVS) * ENVS
+        algorithm = rl.make_learner(
+            _env(game, length),
+            policy,
+            critics=critics,
+            gamma=GAMMA,
+            batch_size=BATCH,
+            capacity=capacity,
+            warmup=warmup,
+            num_updates=-(-length // 2),  # nearly as many gradient steps for a step of the game
+            reward_scale=1.0,
+            critic_learning_rate=config.control_rates[0],
+        )
+
+        def act(state: rl.TrainState, key: jax.Array, obs: jax.Array) -> jax.Array:
+            params = state.policy_average_params
+            q = critics_lib.smaller(critics, state.critic_params)
+            return policy.act(key, params, obs, q, jnp.exp(state.log_alpha), explore=False)
+
+        return Method(algorithm, act, 1, warmup)
+
+    return method
+
+
+def _candidates(game: Game, length: int, config: Config) -> tuple[rl.Policy, rl.Critics]:
+    sizes = (game.obs_shape, game.task.action_space.num, length)
+    policy = discrete.forward_candidates(
+        _denoiser(game, length, config),
+        num_steps=_num_steps(length, config),
+        num_candidates=8,
+        target_kl=1.0,
+        renew_every=100,
+        uniform_share=0.05,
+        learning_rate=config.control_rates[0],
+    )
+    critics = discrete.make_token_critics(*sizes, width=config.width, num_layers=config.num_layers)
+    return policy, critics
+
+
+def _deep_q(game: Game, length: int, config: Config) -> tuple[rl.Policy, rl.Critics]:
+    vocab = game.task.action_space.num
+    policy = discrete.greedy_macro(vocab, length, explore_prob=0.1)
+    critics = discrete.make_flat_critics(game.obs_shape, vocab, length)
+    return policy, critics
+
+
+# Methods that learn from rollouts
+
+
+def _on_policy(
+    make: Callable[..., Algorithm],
+    make_policy: Callable[[Game, int, Config], StatePolicy],
+    **options: Any,
+) -> Callable[[Game, int, int, Config], Method]:
+    def method(game: Game, length: int, frames: int, config: Config) -> Method:
+        policy = make_policy(game, length, config)
+        example = policy.given(jnp.zeros((1,)))
+        writes = isinstance(example, discrete.WritingPolicy)
+        alone = make_policy is _heads
+        num_steps = None if writes else 1 if alone else _num_steps(length, config)
+        macros = max(ROLLOUT // length, 1)
+        algorithm = make(
+            _env(game, length),
+            policy,
+            discrete.StateValue(game.obs_shape),
+            num_steps=num_steps,
+            rollout=macros,
+            gamma=GAMMA,
+            **options,
+        )
+        schedule = schedules.make_schedule(bandits.check_steps(example, num_steps))
+
+        def act(state: Any, key: jax.Array, obs: jax.Array) -> jax.Array:
+            here, params = policy.given(obs), state.params["policy"]
+            return bandits.draw(key, here, params, obs.shape[:1], schedule).tokens
+
+        return Method(algorithm, act, macros, 0)
+
+    return method
+
+
+def _denoiser(game: Game, length: int, config: Config) -> StatePolicy:
+    return _transformer(discrete.make_state_policy, game, length, config)
+
+
+def _writer(game: Game, length: int, config: Config) -> StatePolicy:
+    return _transformer(discrete.make_state_writer, game, length, config)
+
+
+def _heads(game: Game, length: int, config: Config) -> StatePolicy:
+    del config
+    return discrete.make_state_heads(game.obs_shape, game.task.action_space.num, length)
+
+
+def _transformer(
+    make: Callable[..., StatePolicy], game: Game, length: int, config: Config
+) -> StatePolicy:
+    return make(
+        game.obs_shape,
+        game.task.action_space.num,
+        length,
+        width=config.width,
+        num_layers=config.num_layers,
+    )
+
+
+def _num_steps(length: int, config: Config) -> int:
+    return min(config.num_steps, length)
+
+
+METHODS: Mapping[str, Callable[[Game, int, int, Config], Method]] = {
+    "F2 candidates": _off_policy(_candidates),
+    "R2 ratios": _on_policy(discrete.reverse_rollouts, _denoiser),
+    "F3 advantages": _on_policy(discrete.forward_rollouts, _denoiser),
+    "F4 replay": _on_policy(discrete.forward_replay, _denoiser),
+    "PPO, factored": _on_policy(discrete.reverse_rollouts, _heads),
+    "PPO, autoregressive": _on_policy(discrete.reverse_rollouts, _writer),
+    "DQN": _off_policy(_deep_q),
+}
+"""Candidates weighed by an action critic, ratios of single steps of denoising, advantages of
+rollouts and of past ones; PPO of independent tokens and of written ones; and deep Q learning, which
+lists all macro-actions."""
+NAMES = tuple(METHODS)
