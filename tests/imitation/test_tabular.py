@@ -10,7 +10,7 @@ from jaxlab import imitation
 from jaxlab.imitation.problems import tabular
 
 pytestmark = pytest.mark.usefixtures("x64")
-SEEDS = range(3)
+SEEDS = range(2)
 
 
 def problem(seed, **options):
