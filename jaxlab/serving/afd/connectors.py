@@ -61,14 +61,14 @@ class Message(NamedTuple):
         layer: index of the layer.
         micro_batch: index of the micro-batch.
         tokens: number of tokens that count; rows behind them are padding.
-        arrays: by name, arrays of the host.
+        arrays: by name; a peer gets arrays of its host, or of its device, as the connector has it.
     """
 
     stage: str
     layer: int
     micro_batch: int
     tokens: int
-    arrays: dict[str, np.ndarray]
+    arrays: dict[str, Any]
 
 
 class Connector(NamedTuple):

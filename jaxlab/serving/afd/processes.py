@@ -106,7 +106,7 @@ def serve_ffn(
             connector.close()
             raise PeerError(f"{connector.peer} sent what is no message for a layer: {message[:4]}")
         heard = Packed(*map(message.arrays.get, Packed._fields))  # pyright: ignore[reportArgumentType]
-        partial = np.asarray(answer(layers[message.layer], heard))
+        partial = answer(layers[message.layer], heard)
         connector.send(message._replace(stage="ffn", arrays={"partial": partial}))
 
 
@@ -146,7 +146,7 @@ def make_process_decode(
     def answer(layer: int, micro_batch: int, message: Packed) -> Array:
         A = message.payload.shape[0]
         arrays = {
-            name: np.asarray(x).reshape(-1, *x.shape[2:])
+            name: x.reshape(-1, *x.shape[2:])
             for name, x in message._asdict().items()
             if x is not None
         }

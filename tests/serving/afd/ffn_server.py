@@ -1,11 +1,11 @@
-"""python ffn_server.py PORT: the feed-forward instance of the model of test_processes.py."""
+"""The feed-forward instance of the model of test_processes.py: ffn_server.py PORT [transfer]."""
 
 import sys
 import threading
 
 import jax
 
-from jaxlab.serving.afd import connectors, processes
+from jaxlab.serving.afd import connectors, processes, transfers
 from jaxlab.serving.afd.topology import Topology
 from jaxlab.serving.model import step3
 
@@ -17,4 +17,7 @@ if __name__ == "__main__":
     identity = processes.server_identity(params, CONFIG, TOPOLOGY, 0)
     listener = connectors.listen(identity, port=int(sys.argv[1]), timeout=60.0)
     layers = processes.server_shards(params, CONFIG, TOPOLOGY, 0)
-    processes.serve_ffn(listener.accept(60.0), layers, CONFIG, TOPOLOGY, threading.Event())
+    link = listener.accept(60.0)
+    if sys.argv[2:] == ["transfer"]:
+        link = transfers.pulled(link)
+    processes.serve_ffn(link, layers, CONFIG, TOPOLOGY, threading.Event())

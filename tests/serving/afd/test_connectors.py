@@ -6,12 +6,13 @@ import socket
 import struct
 import threading
 import time
+from concurrent import futures
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlab.serving.afd import connectors
+from jaxlab.serving.afd import connectors, transfers
 from jaxlab.serving.afd.connectors import Message, PeerError
 
 
@@ -51,9 +52,17 @@ def framed(header, data=b""):
     return struct.pack("!4sIQ", b"AFD\n", len(text), len(data)) + text + data
 
 
-@pytest.mark.parametrize("kind", ["queues", "socket"])
+def with_transfer(ends):
+    """Both ends greet each other at once."""
+    with futures.ThreadPoolExecutor(2) as pool:
+        return tuple(pool.map(transfers.pulled, ends))
+
+
+@pytest.mark.parametrize("kind", ["queues", "socket", "transfer"])
 def test_messages_arrive_bit_by_bit(kind):
     client, server = connectors.in_process() if kind == "queues" else joined()
+    if kind == "transfer":
+        client, server = with_transfer((client, server))
     rng = np.random.default_rng(0)
     dtypes = [np.float32, np.int32, np.bool_, jnp.bfloat16, jnp.float8_e4m3fn]
     arrays = {
@@ -68,7 +77,7 @@ def test_messages_arrive_bit_by_bit(kind):
     assert list(got.arrays) == list(arrays)
     for name, array in arrays.items():
         assert got.arrays[name].dtype == array.dtype and got.arrays[name].shape == array.shape
-        assert got.arrays[name].tobytes() == array.tobytes()
+        assert np.asarray(got.arrays[name]).tobytes() == array.tobytes()
     server.send(Message("ffn", 3, 1, 15, {"partial": np.asarray(jnp.ones(4, jnp.bfloat16))}))
     assert client.receive().arrays["partial"].astype(np.float32).sum() == 4.0
     with pytest.raises(PeerError, match=r"nothing|did not send"):

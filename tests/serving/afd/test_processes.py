@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlab.serving.afd import connectors, processes, service, two_meshes
+from jaxlab.serving.afd import connectors, processes, service, transfers, two_meshes
 from jaxlab.serving.afd.topology import Topology
 from jaxlab.serving.model import step3
 
@@ -55,11 +55,11 @@ def servers_in_threads(params, topology):
 
 
 @contextlib.contextmanager
-def server_process():
+def server_process(*options):
     """A server in a process of its own: `(process, port)`."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    command = [sys.executable, str(SERVER), str(port)]
+    command = [sys.executable, str(SERVER), str(port), *options]
     process = subprocess.Popen(command, env=os.environ | {"JAX_PLATFORMS": "cpu"})
     try:
         yield process, port
@@ -174,6 +174,22 @@ def test_a_process_of_its_own_agrees(params):
         # Another process compiles for itself: equal to rounding.
         np.testing.assert_allclose(decoded(got, 2, 1), decoded(want, 2, 1), atol=2e-6)
         link.close()
+
+
+@pytest.mark.slow
+def test_a_process_gives_and_takes_arrays_by_transfer(params):
+    """The same answers; one that is killed is told of within the timeouts."""
+    with server_process("transfer") as (process, port):
+        link = transfers.pulled(connect(params, port), pull_timeout=10.0)
+        got = processes.make_process_decode(params, CONFIG, TOPOLOGY, [link])
+        want = two_meshes.make_monolith_decode(params, CONFIG, TOPOLOGY)
+        np.testing.assert_allclose(decoded(got, 2, 2), decoded(want, 2, 2), atol=2e-6)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        began = time.monotonic()
+        with pytest.raises(connectors.PeerError, match=f"127.0.0.1:{port}"):
+            decoded(got, 2, 1)
+        assert time.monotonic() - began < 90.0
 
 
 @pytest.mark.slow
