@@ -25,6 +25,7 @@ from jaxlab import envs, learning, rl
 from jaxlab.core import logging, loop
 from jaxlab.core.types import Algorithm
 from jaxlab.diffusion.discrete import schedules
+from jaxlab.envs import spaces
 from jaxlab.learning import over_seeds
 from jaxlab.rl import critics as critics_lib
 from jaxlab.rl import discrete
@@ -71,6 +72,11 @@ class Game(NamedTuple):
 
     task: envs.Task
     obs_shape: tuple[int, ...]
+
+    @property
+    def vocab(self) -> int:
+        """V, single choices."""
+        return spaces.num_logits(self.task.action_space)
 
 
 def run(config: Config, out: pathlib.Path) -> Part:
@@ -213,7 +219,7 @@ def _deep_sea() -> Game:
 
 
 def _breakout() -> Game:
-    import gymnax
+    import gymnax  # pyright: ignore[reportMissingImports]
 
     return Game(envs.from_gymnax(*gymnax.make("Breakout-MinAtar")), (10, 10, 4))
 
@@ -240,7 +246,7 @@ def _left_out(
 
 
 def _listable(game: Game, length: int) -> bool:
-    return game.task.action_space.num**length <= token_critics.MOST_ACTIONS
+    return game.vocab**length <= token_critics.MOST_ACTIONS
 
 
 def _metrics(_: str, outcome: Outcome) -> dict[str, float]:
@@ -286,7 +292,7 @@ def _off_policy(
 
 
 def _candidates(game: Game, length: int, config: Config) -> tuple[rl.Policy, rl.Critics]:
-    sizes = (game.obs_shape, game.task.action_space.num, length)
+    sizes = (game.obs_shape, game.vocab, length)
     policy = discrete.forward_candidates(
         _denoiser(game, length, config),
         num_steps=_num_steps(length, config),
@@ -301,7 +307,7 @@ def _candidates(game: Game, length: int, config: Config) -> tuple[rl.Policy, rl.
 
 
 def _deep_q(game: Game, length: int, config: Config) -> tuple[rl.Policy, rl.Critics]:
-    vocab = game.task.action_space.num
+    vocab = game.vocab
     policy = discrete.greedy_macro(vocab, length, explore_prob=0.1)
     critics = discrete.make_flat_critics(game.obs_shape, vocab, length)
     return policy, critics
@@ -352,18 +358,14 @@ def _writer(game: Game, length: int, config: Config) -> StatePolicy:
 
 def _heads(game: Game, length: int, config: Config) -> StatePolicy:
     del config
-    return discrete.make_state_heads(game.obs_shape, game.task.action_space.num, length)
+    return discrete.make_state_heads(game.obs_shape, game.vocab, length)
 
 
 def _transformer(
     make: Callable[..., StatePolicy], game: Game, length: int, config: Config
 ) -> StatePolicy:
     return make(
-        game.obs_shape,
-        game.task.action_space.num,
-        length,
-        width=config.width,
-        num_layers=config.num_layers,
+        game.obs_shape, game.vocab, length, width=config.width, num_layers=config.num_layers
     )
 
 
