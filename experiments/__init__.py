@@ -35,6 +35,7 @@ EXPERIMENTS = {
     "afd": "experiments.afd",
     "fpmd": "experiments.fpmd",
     "discrete_diffusion": "experiments.discrete_diffusion",
+    "optimistic_marl": "experiments.optimistic_marl",
 }
 
 SYSTEMS = {
