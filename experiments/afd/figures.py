@@ -52,8 +52,9 @@ def token(events: Sequence[StageEvent], out: pathlib.Path) -> result.Figure:
     """Draws the way of one token through two layers: attention, out, experts, back."""
     there, back = wire.wire_bytes(Step3Config(), "fp8")
     begin = min(e.start for e in events)
-    first = sorted((e for e in events if e.layer < 2), key=lambda e: e.start)
     rows = {"attention": 0, "experts": 1}
+    first = [e for e in events if e.layer < 2 and e.role in rows]
+    first.sort(key=lambda e: e.start)
     with plt.rc_context(drawing.STYLE):
         figure, axes = drawing.panels(1, 1, height=2.9)
         axis = axes[0, 0]

@@ -8,7 +8,6 @@ from jaxlab.serving.afd.attention_side import DisaggregatedDecoder, FeedForward
 from jaxlab.serving.afd.pipeline import (
     STAGES,
     StageEvent,
-    micro_batch_sizes,
     min_micro_batches,
     pipeline_time,
     simulate_pipeline,
@@ -299,7 +298,6 @@ __all__ = [
     "make_two_mesh_decode",
     "max_micro_batch",
     "mean_of_largest",
-    "micro_batch_sizes",
     "min_active",
     "min_batch",
     "min_micro_batches",

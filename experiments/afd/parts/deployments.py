@@ -17,7 +17,7 @@ SHARES = {
     "bandwidth, FLOPs and network": ("bandwidth", "flops", "network"),
 }
 """What the loss may be charged to; the first is what the rows show."""
-CLAIM = "One efficiency explains the throughputs that the paper measured"
+CLAIM = "What one measured throughput says about other deployments"
 LIMITS = (
     "The efficiency is fitted on the first published throughput alone; that it is charged to the "
     "experts was chosen after the fact, and the table shows what other choices say.",
@@ -44,12 +44,10 @@ def run(config: Config, out: pathlib.Path) -> Part:
             f"Throughput of {name} at {served[name].context // 1024}K, fitted on {FITTED}",
             predicted[first][name],
             paper=served[name].measured,
-            verdict="reproduced"
-            if abs(predicted[first][name] / served[name].measured - 1.0) <= 0.05
-            else "not reproduced",
             unit="tokens/GPU/s",
-            note=f"The experts reach {share:.3f} of their roofline, all else as usual; within 5 % "
-            "counts as reproduced.",
+            note=f"The experts reach {share:.3f} of their roofline, all else as usual. They bound "
+            "all three deployments then, with the same time a token: the prediction is the "
+            "published throughput by requests and accelerators, which is the paper's own scaling.",
         )
         for name in PREDICTED
     )

@@ -15,6 +15,8 @@ from jaxlab.serving.afd import trace
 from jaxlab.serving.afd.pipeline import StageEvent, pipeline_time
 
 SLEEPING, PRODUCTS = "sleeping stages", "matrix products"
+GOALS = {SLEEPING: 0.95, PRODUCTS: 0.85}
+"""Shares of the ideal overlap that we set ourselves."""
 CLAIM = "While attention computes, so do the experts"
 GAIN = "A second micro-batch nearly doubles throughput, a third adds what the network hides"
 LIMITS = (
@@ -22,7 +24,8 @@ LIMITS = (
     "of one core each, one device a role.",
     "Overlap is the time saved, of what the exact formula for these stage times could save; stage "
     "times are those of the stages alone, one after another.",
-    "A trace in a server process counts the way there and back, over the loopback, to the experts.",
+    "The paper gives no overlap; 0.95 of it while stages sleep and 0.85 while they compute are goals "
+    "of ours.",
 )
 
 
@@ -60,12 +63,15 @@ def run(config: Config, out: pathlib.Path) -> Part:
             continue
         efficiency = _efficiency(measured.seconds, alone[cell.work], cell, config.num_layers)
         if cell.micro_batches <= 3:
+            goal = GOALS[cell.work]
             rows.append(
                 verdicts.row_alone(
                     CLAIM,
                     f"Share of the ideal overlap, {cell.work}, {_run_as(cell)}, "
                     f"{cell.micro_batches} micro-batches",
                     efficiency,
+                    verdict="reproduced" if efficiency.mean() >= goal else "not reproduced",
+                    paper=f"{goal} or more (our goal)",
                     note=f"Attention {1e3 * alone[cell.work][0]:.1f} ms, experts "
                     f"{1e3 * alone[cell.work][1]:.1f} ms, {config.num_layers} layers.",
                 )

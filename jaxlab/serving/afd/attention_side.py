@@ -48,14 +48,17 @@ class FeedForward(NamedTuple):
     """Who answers the attention side.
 
     Attributes:
-        hear: `hear(message) -> message` brings a message, every leaf `[A, N, ...]` by attention
-            instance, to where it is answered.
-        answer: `answer(layer, micro_batch, message) -> [A, F, N, D]`, a sum for each token from
-            each of F feed-forward instances, as `wire.pack_back` sends it.
+        ask: `ask(layer, micro_batch, message) -> question` sends a message, every leaf
+            `[A, N, ...]` by attention instance, and does not wait; attention goes on meanwhile.
+        answer: `answer(layer, micro_batch, question) -> [A, F, N, D]`, a sum for each token from
+            each of F feed-forward instances, as `wire.pack_back` sends it. Questions are answered
+            in the order in which they were asked, with threads in one of their own.
+        close: `close()` is called when attention fails while answers are under way; it ends them.
     """
 
-    hear: Callable[[Packed], Packed]
-    answer: Callable[[int, int, Packed], Float[Array, "A F N D"]]
+    ask: Callable[[int, int, Packed], Any]
+    answer: Callable[[int, int, Any], Float[Array, "A F N D"]]
+    close: Callable[[], None]
 
 
 def make_disaggregated_decoder(
@@ -76,8 +79,9 @@ def make_disaggregated_decoder(
         topology: who computes what, see `topology.check_topology`.
         feed_forward: what answers.
         mesh: with an axis "attention" of one device an instance; None for one device.
-        threads: whether feed-forward is asked in a thread of its own.
-        record: called with every stage as it ends, see `make_two_mesh_decode`.
+        threads: whether answers are waited for in a thread of their own.
+        record: called with every stage of attention as it ends; the stages wait for their results
+            then.
     """
     dtype = params.embedding.dtype
     put = functools.partial(place, mesh)
@@ -118,19 +122,8 @@ def make_disaggregated_decoder(
         joined = jnp.concatenate(logits, axis=1)[:, :count]
         return joined.reshape(-1, *joined.shape[2:])
 
-    def timed(role: str, layer: int, m: int, run: Callable, *arguments: Any) -> Any:
-        begin = time.perf_counter()
-        out = run(*arguments)
-        if threads or record is not None:
-            jax.block_until_ready(out)
-        if record is not None:
-            record(StageEvent(role, 0, layer, m, begin, time.perf_counter()))
-        return out
-
-    def serve(layer: int, m: int, message: Any) -> Array:
-        heard = feed_forward.hear(message)
-        back = timed("experts", layer, m, feed_forward.answer, layer, m, heard)
-        return put(back, P("attention"))
+    def answer(layer: int, m: int, question: Any) -> Array:
+        return put(feed_forward.answer(layer, m, question), P("attention"))
 
     def attend_all(cache: PagedCache, parts: Any, send: Callable, receive: Callable) -> tuple:
         xs = [x for x, _ in parts]
@@ -145,7 +138,10 @@ def make_disaggregated_decoder(
                     inbox = put(jnp.zeros(shape, kind), P("attention"))
                 weights, number = attention_weights[layer], numbers[layer]
                 xs[m], cache, message = timed(
-                    "attention", layer, m, attend, weights, xs[m], inbox, cache, number, requests
+                    record,
+                    ("attention", 0, layer, m),
+                    functools.partial(attend, weights, xs[m], inbox, cache, number, requests),
+                    wait=threads,
                 )
                 send(layer, m, message)
         logits = [finish(norm, head, x, receive(m)) for m, x in enumerate(xs)]
@@ -154,20 +150,23 @@ def make_disaggregated_decoder(
     def in_turn(cache: PagedCache, parts: Any) -> tuple:
         boxes: dict[int, Array] = {}
 
-        def send(layer: int, m: int, message: Any) -> None:
-            boxes[m] = serve(layer, m, message)
+        def send(layer: int, m: int, message: Packed) -> None:
+            boxes[m] = answer(layer, m, feed_forward.ask(layer, m, message))
 
         return attend_all(cache, parts, send, lambda m: boxes.pop(m))
 
     def in_threads(cache: PagedCache, parts: Any) -> tuple:
-        out, back = queue.SimpleQueue(), queue.SimpleQueue()
+        asked, back = queue.SimpleQueue(), queue.SimpleQueue()
 
-        def run_ffn() -> None:
+        def run_answers() -> None:
             try:
-                while (item := out.get()) is not None:
-                    back.put((serve(*item), None))
+                while (item := asked.get()) is not None:
+                    back.put((answer(*item), None))
             except BaseException as error:  # attention raises it, instead of waiting
                 back.put((None, error))
+
+        def send(layer: int, m: int, message: Packed) -> None:
+            asked.put((layer, m, feed_forward.ask(layer, m, message)))
 
         def receive(m: int) -> Array:
             inbox, error = back.get()
@@ -175,12 +174,15 @@ def make_disaggregated_decoder(
                 raise error
             return inbox
 
-        worker = threading.Thread(target=run_ffn, name="ffn", daemon=True)
+        worker = threading.Thread(target=run_answers, name="ffn", daemon=True)
         worker.start()
         try:
-            return attend_all(cache, parts, lambda *item: out.put(item), receive)
+            return attend_all(cache, parts, send, receive)
+        except BaseException:
+            feed_forward.close()
+            raise
         finally:
-            out.put(None)
+            asked.put(None)
             worker.join()
 
     def decode(
@@ -215,7 +217,8 @@ def check_step(
 
     Args:
         cache: of the attention instances.
-        tokens: of their requests.
+        tokens: of their requests. On the host they are checked; a request with a token of a device
+            that is not in the vocabulary rests, and its `done` is False.
         active: who takes part, or None.
         config: sizes of the model.
         instances: attention instances.
@@ -224,12 +227,17 @@ def check_step(
     Raises:
         ValueError: if cache, tokens and `active` do not fit each other.
     """
-    step3.check_tokens(tokens, config.vocab)
+    if isinstance(tokens, jax.Array):  # waiting for them would hold up the devices
+        if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
+            raise ValueError(f"tokens must be integers [B, S], got {tokens.dtype} {tokens.shape}")
+    else:
+        step3.check_tokens(tokens, config.vocab)
     if cache.lens.ndim != 2 or cache.lens.shape[0] != caches:
         raise ValueError(
             f"the cache must be of {caches} attention instances, got lengths "
             f"{cache.lens.shape}: make it with init_cache"
         )
+    step3.check_cache_sizes(jax.tree.map(_row, cache), config)
     B = instances * cache.lens.shape[1]
     if tokens.shape[0] != B:
         raise ValueError(
@@ -256,6 +264,26 @@ def init_one_cache(
         )
     each = batch // topology.num_attention
     return step3.init_step3_cache(config, num_pages, batch=each, **options)
+
+
+def timed(
+    record: Record | None, where: tuple[str, int, int, int], run: Callable[[], Any], *, wait: bool
+) -> Any:
+    """Runs a stage, and records it with its role, instance, layer and micro-batch.
+
+    To record it, or if it is told to, it waits for the result.
+    """
+    begin = time.perf_counter()
+    out = run()
+    if wait or record is not None:
+        jax.block_until_ready(out)
+    if record is not None:
+        record(StageEvent(*where, begin, time.perf_counter()))
+    return out
+
+
+def _row(x: Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
 
 
 def place(mesh: Mesh | None, tree: Any, spec: P) -> Any:

@@ -8,6 +8,7 @@ one line that names it, within the timeout, and the connection is closed.
 Source: Step-3, arXiv:2507.19427, section 5 (what goes over the wire).
 """
 
+import contextlib
 import hashlib
 import json
 import math
@@ -23,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-VERSION = 1
+VERSION = 2
 """Of the protocol; peers of another one are refused."""
 MAX_BYTES = 2**30
 """Largest size of the arrays of a message, by default."""
@@ -61,6 +62,7 @@ class Message(NamedTuple):
         layer: index of the layer.
         micro_batch: index of the micro-batch.
         tokens: number of tokens that count; rows behind them are padding.
+        number: running number of a question, which its answer repeats.
         arrays: by name; a peer gets arrays of its host, or of its device, as the connector has it.
     """
 
@@ -69,6 +71,7 @@ class Message(NamedTuple):
     micro_batch: int
     tokens: int
     arrays: dict[str, Any]
+    number: int = 0
 
 
 class Connector(NamedTuple):
@@ -147,10 +150,8 @@ def in_process(*, timeout: float = 30.0) -> tuple[Connector, Connector]:
             return message
 
         def ready(seconds: float) -> bool:
-            until = time.monotonic() + seconds
-            while come.empty() and not gone and time.monotonic() < until:
-                time.sleep(1e-3)
-            return bool(gone) or not come.empty()
+            with come.not_empty:  # the queue's own condition
+                return bool(gone) or come.not_empty.wait_for(lambda: len(come.queue), seconds) > 0
 
         def close() -> None:
             if not gone:
@@ -287,7 +288,12 @@ def _over(
     def ready(seconds: float) -> bool:
         return link.fileno() < 0 or bool(select.select([link], [], [], seconds)[0])
 
-    return Connector(peer, send, receive, ready, link.close)
+    def close() -> None:
+        with contextlib.suppress(OSError):  # a thread that waits on it is to see it
+            link.shutdown(socket.SHUT_RDWR)
+        link.close()
+
+    return Connector(peer, send, receive, ready, close)
 
 
 def _write(link: socket.socket, peer: str, header: dict, data: list, timeout: float) -> None:
@@ -310,7 +316,7 @@ def _read(link: socket.socket, peer: str, max_bytes: int, timeout: float) -> tup
     text = _exactly(link, peer, header_size, until, inside=True)
     try:
         header = json.loads(text.decode())
-    except ValueError:
+    except (ValueError, RecursionError):
         raise PeerError(f"{peer} sent a header that is not JSON") from None
     if not isinstance(header, dict):
         raise PeerError(f"{peer} sent a header that is no JSON object")
@@ -348,11 +354,12 @@ def _unpacked(header: dict, data: bytearray) -> Message:
         at += size
     if at != len(data):
         raise ValueError(f"the arrays are {at} bytes, there are {len(data)}")
-    stage, *numbers = (header[name] for name in ("stage", "layer", "micro_batch", "tokens"))
+    counts = ("layer", "micro_batch", "tokens", "number")
+    stage, *numbers = (header[name] for name in ("stage", *counts))
     if type(stage) is not str or any(type(number) is not int for number in numbers):
-        raise ValueError("stage must be text, layer, micro_batch and tokens integers")
-    layer, micro_batch, tokens = numbers
-    return Message(stage, layer, micro_batch, tokens, arrays)
+        raise ValueError(f"stage must be text, {', '.join(counts)} integers")
+    layer, micro_batch, tokens, number = numbers
+    return Message(stage, layer, micro_batch, tokens, arrays, number)
 
 
 def _raw(array: np.ndarray) -> bytes:

@@ -68,17 +68,6 @@ def min_micro_batches(stage_seconds: Sequence[float]) -> int:
     return math.ceil(sum(stage_seconds) / max(stage_seconds) - 1e-9)
 
 
-def micro_batch_sizes(num_requests: int, num_micro_batches: int) -> tuple[int, ...]:
-    """Returns how many requests each micro-batch gets: sizes that differ by one at most.
-
-    With fewer requests than micro-batches the last ones are dummies: they hold no request and pass
-    all stages nevertheless, so that every worker sees the same sequence of messages.
-    """
-    check_counts(num_requests=num_requests, num_micro_batches=num_micro_batches)
-    size, larger = divmod(int(num_requests), int(num_micro_batches))
-    return tuple(size + (m < larger) for m in range(int(num_micro_batches)))
-
-
 def simulate_pipeline(
     stage_seconds: Sequence[ArrayLike], num_micro_batches: int, num_layers: int
 ) -> tuple[StageEvent, ...]:

@@ -7,27 +7,33 @@ connection with `server_identity`, so that a server of another model, topology o
 Source: Step-3, arXiv:2507.19427, section 4.
 """
 
+import itertools
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
-from jaxlab.serving.afd import connectors, stages
+from jaxlab.nn import transformer
+from jaxlab.serving.afd import connectors, two_meshes
 from jaxlab.serving.afd import topology as topologies
-from jaxlab.serving.afd import wire as wires
 from jaxlab.serving.afd.attention_side import (
     DisaggregatedDecoder,
     FeedForward,
     Record,
     make_disaggregated_decoder,
-    spread,
+    place,
 )
 from jaxlab.serving.afd.connectors import Connector, Message, PeerError
+from jaxlab.serving.afd.pipeline import StageEvent
 from jaxlab.serving.afd.topology import FfnShard, Topology
+from jaxlab.serving.afd.trace import Exchange
 from jaxlab.serving.afd.wire import Packed
 from jaxlab.serving.cache import quantization
 from jaxlab.serving.model import step3
@@ -62,52 +68,75 @@ def server_shards(
 
 
 def serve_ffn(
-    connector: Connector,
+    links: Connector | Sequence[Connector],
     layers: Sequence[FfnShard],
     config: Step3Config,
     topology: Topology,
     stop: threading.Event,
     *,
+    devices: Sequence[Any] | None = None,
     timeout: float = 3600.0,
 ) -> None:
     """Answers the messages of the attention side, until it closes or `stop` is set.
 
+    With several attention processes it waits for the message of each, and answers all together.
+    However it ends, it closes the connections; accept them again and call it again to go on.
+
     Args:
-        connector: to the attention side.
+        links: to the attention processes, by their instances; or to the one.
         layers: the shards of this server, see `server_shards`.
         config: sizes of the model.
         topology: who computes what.
         stop: ends the service after the answer that is under way, or within a tenth of a second.
+        devices: ep * tp of them, by group and place in the group; None for one device.
         timeout: seconds without a message after which the attention side counts as lost.
 
     Raises:
-        PeerError: if the connection is lost or a message is none for a layer of this model.
+        PeerError: if a connection is lost or a message is none for a layer of this model.
+        ValueError: if there are not as many devices as shards.
     """
+    links = (links,) if isinstance(links, Connector) else tuple(links)
     dtype = layers[0].always.gate.dtype
-
-    @jax.jit
-    def answer(shards: FfnShard, heard: Packed) -> Array:
-        def one(heard: Packed, shard: FfnShard) -> Array:
-            return stages.ffn_stage(shard, heard, config, dtype)
-
-        partials = jax.lax.optimization_barrier(spread(one, None, None)(heard, shards))
-        return wires.pack_back(stages.sum_in_order(partials), topology.wire)
-
+    mesh = None
+    if devices is not None:
+        if len(devices) != topology.ep * topology.tp:
+            raise ValueError(
+                f"devices must be the {topology.ep * topology.tp} of an instance, got "
+                f"{len(devices)}"
+            )
+        two_meshes.check_devices("of feed-forward", devices)
+        mesh = Mesh(np.array(devices)[None], ("ffn", "device"))
+        layers = [place(mesh, shard, P(("ffn", "device"))) for shard in layers]
+    answer = two_meshes.make_ffn_program(config, topology._replace(num_ffn=1), dtype, mesh)
     until = time.monotonic() + timeout
-    while not stop.is_set():
-        if not connector.ready(min(0.1, timeout)):
-            if time.monotonic() < until:
-                continue
-            connector.close()
-            raise PeerError(f"{connector.peer} sent nothing within {timeout:g} seconds")
-        message = connector.receive(timeout)
-        until = time.monotonic() + timeout
-        if not _is_question(message, layers, config, topology, dtype):
-            connector.close()
-            raise PeerError(f"{connector.peer} sent what is no message for a layer: {message[:4]}")
-        heard = Packed(*map(message.arrays.get, Packed._fields))  # pyright: ignore[reportArgumentType]
-        partial = answer(layers[message.layer], heard)
-        connector.send(message._replace(stage="ffn", arrays={"partial": partial}))
+    try:
+        while not stop.is_set():
+            if not links[0].ready(min(0.1, timeout)):
+                if time.monotonic() < until:
+                    continue
+                raise PeerError(f"{links[0].peer} sent nothing within {timeout:g} seconds")
+            questions, received = [], []
+            for link in links:
+                questions.append(link.receive(timeout))
+                received.append(time.perf_counter())
+                _check_question(link, questions, layers, config, topology, dtype)
+            begin = time.perf_counter()
+            heard = jax.tree.map(
+                lambda *parts: place(mesh, jnp.concatenate(parts)[None], P()),
+                *(_packed(question) for question in questions),
+            )
+            partial = answer(layers[questions[0].layer], heard)[0, 0].block_until_ready()
+            compute, first = time.perf_counter() - begin, 0
+            for link, question, came in zip(links, questions, received, strict=True):
+                own = partial[first : first + question.tokens]
+                first += question.tokens
+                times = np.array([came, compute, time.perf_counter()])
+                arrays = {"partial": own, "times": times}
+                link.send(question._replace(stage="ffn", arrays=arrays))
+            until = time.monotonic() + timeout
+    finally:
+        for link in links:
+            link.close()
 
 
 def make_process_decode(
@@ -116,12 +145,19 @@ def make_process_decode(
     topology: Topology,
     servers: Sequence[Connector],
     *,
+    devices: Sequence[Any] | None = None,
     record: Record | None = None,
+    record_exchange: Callable[[Exchange], Any] | None = None,
 ) -> DisaggregatedDecoder:
-    """Makes the decoder whose feed-forward instances are servers, asked from a thread.
+    """Makes the decoder whose feed-forward instances are servers.
 
-    An error of a server is raised by `decode`, whose cache is lost then: connect to all servers
-    again, for answers may be under way, and go on with an empty cache, see `Service.restart`.
+    Messages go out while answers to earlier ones are under way, so that micro-batches hide the
+    network as they hide the experts. An error of a server is raised by `decode`, whose cache is
+    lost then, and all connections are closed, for answers may be under way: connect to all servers
+    again, and go on with an empty cache, see `Service.restart`.
+
+    Several attention processes share servers: each has the instances of its topology, and the
+    servers that of all, see `serve_ffn`. They decode in step, each with as many tokens a request.
 
     Args:
         params: weights of the model, of which the feed-forward layers are not used here.
@@ -129,51 +165,130 @@ def make_process_decode(
         topology: who computes what.
         servers: a connector to each feed-forward instance, in their order; a list whose entries
             may be replaced.
-        record: called with every stage as it ends, see `make_two_mesh_decode`; what the servers
-            take includes the way there and back.
+        devices: one for each attention instance; None for one device.
+        record: called with every stage as it ends, of attention and of the experts, and with the
+            network before and after those as `pipeline.STAGES` names them. The times of a server
+            are brought to the clock of this process by taking both ways to be equally long.
+        record_exchange: called with the times of every message, see `trace.peer_table`.
 
     Raises:
         ValueError: if topology and parameters do not fit each other, or there is not one server for
-            each instance.
+            each instance and one device for each of attention.
     """
     step3.check_params(params, config)
-    topologies.check_topology(topology, config, params.embedding.dtype)
+    dtype = params.embedding.dtype
+    topologies.check_topology(topology, config, dtype)
     if len(servers) != topology.num_ffn:
         raise ValueError(
             f"servers must be one for each of {topology.num_ffn} instances, got {len(servers)}"
         )
+    mesh = None
+    if devices is not None:
+        if len(devices) != topology.num_attention:
+            raise ValueError(
+                f"devices must be one for each of {topology.num_attention} attention instances, "
+                f"got {len(devices)}"
+            )
+        two_meshes.check_devices("of attention", devices)
+        mesh = Mesh(np.array(devices), ("attention",))
+    back = jnp.dtype(dtype if topology.wire == "exact" else jnp.bfloat16)
+    numbers = itertools.count(1)
 
-    def answer(layer: int, micro_batch: int, message: Packed) -> Array:
-        A = message.payload.shape[0]
+    def ask(layer: int, micro_batch: int, message: Packed) -> tuple[Message, float]:
         arrays = {
             name: x.reshape(-1, *x.shape[2:])
             for name, x in message._asdict().items()
             if x is not None
         }
         count = arrays["payload"].shape[0]
-        question = Message("attention", layer, micro_batch, count, arrays)
+        question = Message("attention", layer, micro_batch, count, arrays, next(numbers))
+        sent = time.perf_counter()
         for server in servers:
             server.send(question)
-        back = wires.pack_back(jnp.zeros((), params.embedding.dtype), topology.wire).dtype
-        partials = [_answer(server, question, (count, config.d_model), back) for server in servers]
-        return jnp.moveaxis(jnp.stack(partials).reshape(len(servers), A, -1, config.d_model), 1, 0)
+        return question._replace(arrays={}), sent
 
-    feed_forward = FeedForward(lambda message: message, answer)
+    def answer(layer: int, micro_batch: int, asked: tuple[Message, float]) -> Array:
+        question, sent = asked
+        partials = []
+        try:
+            for index, server in enumerate(servers):
+                found = _answer(server, question, (question.tokens, config.d_model), back)
+                partials.append(jnp.asarray(found.arrays["partial"]))
+                times = (*map(float, found.arrays["times"]), sent, time.perf_counter())
+                if record is not None:
+                    _record_server(record, index, question, times)
+                if record_exchange is not None:
+                    record_exchange(_exchange(index, question, times))
+        except BaseException:
+            close()
+            raise
+        shape = (len(servers), topology.num_attention, -1, config.d_model)
+        return jnp.moveaxis(jnp.stack(partials).reshape(shape), 1, 0)
+
+    def close() -> None:
+        for server in servers:
+            server.close()
+
     return make_disaggregated_decoder(
-        params, config, topology, feed_forward, threads=True, record=record
+        params,
+        config,
+        topology,
+        FeedForward(ask, answer, close),
+        mesh=mesh,
+        threads=True,
+        record=record,
     )
+
+
+def _exchange(index: int, question: Message, times: tuple[float, ...]) -> Exchange:
+    received, compute, answered, sent, returned = times
+    where = (0, index, question.layer, question.micro_batch)
+    return Exchange(*where, sent, returned, received, answered, compute)
+
+
+def _record_server(record: Record, index: int, question: Message, times: tuple[float, ...]) -> None:
+    received, compute, answered, sent, returned = times
+    one_way = max(0.0, (returned - sent - (answered - received)) / 2.0)
+    here = sent + one_way - received  # what the server's clock lacks
+    where = (index, question.layer, question.micro_batch)
+    record(StageEvent("network out", *where, sent, sent + one_way))
+    record(StageEvent("experts", *where, answered + here - compute, answered + here))
+    record(StageEvent("network back", *where, answered + here, returned))
 
 
 def _answer(
     server: Connector, question: Message, shape: tuple[int, int], dtype: np.dtype
-) -> np.ndarray:
+) -> Message:
     found = server.receive()
-    partial = found.arrays.get("partial")
-    right = found[:4] == ("ffn", *question[1:4])
+    partial, times = (found.arrays.get(name) for name in ("partial", "times"))
+    right = (*found[:4], found.number) == ("ffn", *question[1:4], question.number)
+    right = right and getattr(times, "shape", None) == (3,)
     if not right or partial is None or partial.shape != shape or partial.dtype != dtype:
-        server.close()
         raise PeerError(f"{server.peer} answered another question than {question[:4]}")
-    return partial
+    return found
+
+
+def _packed(message: Message) -> Packed:
+    return Packed(*(message.arrays.get(name) for name in Packed._fields))  # pyright: ignore[reportArgumentType]
+
+
+def _check_question(
+    link: Connector,
+    questions: Sequence[Message],
+    layers: Sequence[FfnShard],
+    config: Step3Config,
+    topology: Topology,
+    dtype: np.dtype,
+) -> None:
+    """Refuses what is no message for a layer, or for another than the first peer's."""
+    last = questions[-1]
+    if not _is_question(last, layers, config, topology, dtype):
+        raise PeerError(f"{link.peer} sent what is no message for a layer: {last[:4]}")
+    if last[1:3] != questions[0][1:3]:
+        raise PeerError(
+            f"{link.peer} is at layer and micro-batch {last[1:3]}, the first attention process at "
+            f"{questions[0][1:3]}: they must decode in step"
+        )
 
 
 def _is_question(
@@ -193,5 +308,5 @@ def _is_question(
         want["scale"] = ((N, D // topologies.GROUP), jnp.dtype(jnp.float32))
     if layers[message.layer].routed is not None and topology.router == "attention":
         want["expert"] = ((N, k), jnp.dtype(jnp.int32))
-        want["weight"] = ((N, k), jnp.promote_types(dtype, jnp.float32))
+        want["weight"] = ((N, k), transformer.wide_dtype(dtype))
     return {name: (x.shape, x.dtype) for name, x in message.arrays.items()} == want

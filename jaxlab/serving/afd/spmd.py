@@ -25,6 +25,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxlab.nn import transformer
+from jaxlab.nn.transformer import Block
 from jaxlab.serving.afd import attention_side, stages
 from jaxlab.serving.afd import topology as topologies
 from jaxlab.serving.afd import wire as wires
@@ -267,41 +268,45 @@ def _place_weights(
     if router is not None:  # all layers look alike; a dense one does not use what it chooses
         zeros = jnp.zeros_like(router)
         attention = [w if w.router is not None else w._replace(router=zeros) for w in attention]
-    shards = [topologies.ffn_shards(b, topology)._replace(first=None) for b in params.blocks]
-    X = topology.num_attention
+    X, L = topology.num_attention, len(params.blocks)
+    sharding = NamedSharding(mesh, P(("afd", "x")))
+    looks: list[FfnShard] = [
+        jax.eval_shape(lambda b: jax.tree.map(lambda w: w[0], _shards(b, topology)), block)
+        for block in params.blocks
+    ]
+    everything = [*looks, *map(_shapes, attention)]
+    dtypes = {np.dtype(x.dtype) for x in jax.tree.leaves(everything)}
+    longest = {d: max(_count(tree, d) for tree in everything) for d in dtypes}
+    process = jax.process_index()
+    here = [i for i, device in enumerate(mesh.devices.flat) if device.process_index == process]
+    rows = {(i, d): np.zeros((1, L, longest[d]), d) for i in here for d in dtypes}
+    for layer, block in enumerate(params.blocks):  # one at a time: a device may not hold all
+        shards = jax.tree.map(np.asarray, _shards(block, topology))
+        for i in here:
+            own = attention[layer] if i < X else jax.tree.map(lambda w, i=i: w[i - X], shards)
+            for d in dtypes:
+                leaves = [np.ravel(x) for x in jax.tree.leaves(own) if x.dtype == d]
+                flat = np.concatenate([*leaves, np.zeros(0, d)])
+                rows[i, d][0, layer, : flat.size] = flat
 
-    def layer_of(device: int, layer: int) -> Any:
-        if device < X:
-            return attention[layer]
-        return jax.tree.map(lambda w: w[device - X], shards[layer])
+    def place(d: np.dtype) -> Array:
+        def row(index: Any) -> np.ndarray:
+            return rows[index[0].start or 0, d]
 
-    def place(dtype: Any) -> Array:
-        def row(device: int, layer: int) -> np.ndarray:
-            leaves = [x for x in jax.tree.leaves(layer_of(device, layer)) if x.dtype == dtype]
-            return np.concatenate([np.ravel(x) for x in leaves] or [np.zeros(0, dtype)])
+        return jax.make_array_from_callback((2 * X, L, longest[d]), sharding, row)
 
-        def rows(index: Any) -> np.ndarray:
-            device = index[0].start or 0
-            out = np.zeros((1, len(shards), longest), dtype)
-            for layer in range(len(shards)):
-                own = row(device, layer)
-                out[0, layer, : own.size] = own
-            return out
-
-        longest = max(
-            sum(x.size for x in jax.tree.leaves(tree) if x.dtype == dtype)
-            for layer in range(len(shards))
-            for tree in (_shapes(layer_of(0, layer)), _shapes(layer_of(X, layer)))
-        )
-        sharding = NamedSharding(mesh, P(("afd", "x")))
-        return jax.make_array_from_callback((2 * X, len(shards), longest), sharding, rows)
-
-    looks = [_shapes(layer_of(X, layer)) for layer in range(len(shards))]
     dense = next((look for look in looks if look.routed is None), None)
     sparse = next((look for look in looks if look.routed is not None), None)
-    dtypes = {x.dtype for x in jax.tree.leaves((attention, shards))}
-    weights = {np.dtype(dtype).name: place(dtype) for dtype in dtypes}
-    return weights, (_shapes(attention[0]), dense, sparse)
+    return {d.name: place(d) for d in dtypes}, (_shapes(attention[0]), dense, sparse)
+
+
+def _shards(block: Block, topology: Topology) -> FfnShard:
+    """The shards of a layer; which experts they have, a device knows from its place."""
+    return topologies.ffn_shards(block, topology)._replace(first=None)
+
+
+def _count(tree: Any, dtype: np.dtype) -> int:
+    return sum(math.prod(x.shape) for x in jax.tree.leaves(tree) if x.dtype == dtype)
 
 
 def _view(weights: dict[str, Array], layer: Array, template: Any) -> Any:

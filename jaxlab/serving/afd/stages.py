@@ -50,9 +50,12 @@ def start_stage(
 ) -> tuple[PagedCache, Bool[Array, " B"], tuple[tuple[Array, MicroBatch], ...]]:
     """Reserves room, embeds, and divides the requests of an instance into micro-batches.
 
-    All are of one size: dummy requests fill the last ones up. Returns cache, who is done, and
-    residual stream `[b, S, D]` and requests of each micro-batch.
+    All are of one size: dummy requests fill the last ones up. A request with a token outside of the
+    vocabulary rests. Returns cache, who is done, and residual stream `[b, S, D]` and requests of
+    each micro-batch.
     """
+    known = jnp.all((tokens >= 0) & (tokens < embedding.shape[0]), axis=1)
+    active = active & known
     cache, done, step = step3.begin_step(cache, tokens, active, config)
     count = tokens.shape[0]
     size = -(-count // num_micro_batches)

@@ -92,8 +92,9 @@ def check_topology(topology: Topology, config: Step3Config, dtype: Any) -> None:
             the other, experts or hidden axes do not divide, or the wire cannot carry the dtype.
     """
     for name in ("num_attention", "num_ffn", "tp", "ep", "micro_batches"):
-        if getattr(topology, name) < 1:
-            raise ValueError(f"{name} must be at least 1, got {getattr(topology, name)}")
+        count = getattr(topology, name)
+        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+            raise ValueError(f"{name} must be an integer of at least 1, got {count!r}")
     if topology.wire not in get_args(Wire) or topology.router not in get_args(Router):
         raise ValueError(
             f"wire must be one of {get_args(Wire)} and router one of {get_args(Router)}, got "

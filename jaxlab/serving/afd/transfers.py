@@ -42,7 +42,7 @@ def pulled(
     server = transfer.start_transfer_server(device.client, address, [address])
     link.send(_header(Message("transfer", 0, 0, 0, {}), server.address()))
     greeting = link.receive()
-    if greeting.stage != "transfer":
+    if greeting.stage != "transfer" or "transfer" not in greeting.arrays:
         link.close()
         raise PeerError(f"{link.peer} does not send by transfer: it began with {greeting[:4]}")
     source = server.connect(_text(greeting))
@@ -66,7 +66,7 @@ def pulled(
                 for _, dtype, shape in specs
             ]
             names = [name for name, _, _ in specs]
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
             link.close()
             raise PeerError(f"{link.peer} sent a message with a false header: {error}") from None
         full = [kind for kind in kinds if math.prod(kind.shape)]  # an empty one never arrives

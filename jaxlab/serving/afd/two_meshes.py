@@ -8,7 +8,8 @@ Without meshes the same stages run one after another on one device: that is the 
 the same shards in the same order.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from jaxlab.serving.afd import stages
 from jaxlab.serving.afd import topology as topologies
@@ -28,8 +29,10 @@ from jaxlab.serving.afd.attention_side import (
     make_disaggregated_decoder,
     place,
     spread,
+    timed,
 )
-from jaxlab.serving.afd.topology import Topology
+from jaxlab.serving.afd.topology import FfnShard, Topology
+from jaxlab.serving.afd.wire import Packed
 from jaxlab.serving.model import step3
 from jaxlab.serving.model.step3 import Step3Config, Step3Params
 
@@ -66,6 +69,8 @@ def make_two_mesh_decode(
             f"{topology} needs {topology.num_devices} devices, there are {len(devices)}"
         )
     split = topology.num_attention
+    check_devices("of attention", devices[:split])
+    check_devices("of feed-forward", devices[split : topology.num_devices])
     attention = Mesh(np.array(devices[:split]), ("attention",))
     ffn = np.array(devices[split : topology.num_devices])
     mesh_ffn = Mesh(ffn.reshape(topology.num_ffn, -1), ("ffn", "device"))
@@ -75,7 +80,7 @@ def make_two_mesh_decode(
         params,
         config,
         topology,
-        _feed_forward(params, config, topology, mesh_ffn),
+        _feed_forward(params, config, topology, mesh_ffn, bool(threads), record),
         mesh=attention,
         threads=bool(threads),
         record=record,
@@ -95,26 +100,29 @@ def make_monolith_decode(
     step3.check_params(params, config)
     topologies.check_topology(topology, config, params.embedding.dtype)
     return make_disaggregated_decoder(
-        params, config, topology, _feed_forward(params, config, topology, None)
+        params, config, topology, _feed_forward(params, config, topology, None, False, None)
     )
 
 
-def _feed_forward(
-    params: Step3Params, config: Step3Config, topology: Topology, mesh: Mesh | None
-) -> FeedForward:
-    """Returns feed-forward over a mesh, or shard after shard on one device."""
-    dtype = params.embedding.dtype
-    layers = [
-        place(mesh, topologies.ffn_shards(block, topology), P(("ffn", "device")))
-        for block in params.blocks
-    ]
+def make_ffn_program(
+    config: Step3Config, topology: Topology, dtype: Any, mesh: Mesh | None
+) -> Callable[[FfnShard, Packed], Float[Array, "A F N D"]]:
+    """Returns what feed-forward instances do with a message: `run(shards, message)`, jitted.
+
+    Args:
+        config: sizes of the model.
+        topology: of these instances.
+        dtype: of the model.
+        mesh: with axes "ffn", the instance, and "device", over which the shards lie; or None for
+            one shard after another on one device.
+    """
 
     @jax.jit
-    def run(shards: Any, message: Any) -> Array:
+    def run(shards: FfnShard, message: Packed) -> Array:
         count = message.payload.shape[0]
         heard = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), message)
 
-        def one(message: Any, shard: Any) -> Array:
+        def one(message: Packed, shard: FfnShard) -> Array:
             return stages.ffn_stage(shard, message, config, dtype)
 
         partials = spread(one, mesh, ("ffn", "device"))(heard, shards)
@@ -126,7 +134,39 @@ def _feed_forward(
         back = back.reshape(topology.num_ffn, count, -1, back.shape[-1])
         return jnp.moveaxis(back, 1, 0)  # a leading axis of attention instances
 
-    return FeedForward(
-        hear=lambda message: place(mesh, message, P()),
-        answer=lambda layer, micro_batch, message: run(layers[layer], message),
-    )
+    return run
+
+
+def check_devices(what: str, devices: Sequence[Any]) -> None:
+    """Refuses a device that is there twice.
+
+    Raises:
+        ValueError: that names it.
+    """
+    twice = [device for i, device in enumerate(devices) if device in devices[:i]]
+    if twice:
+        raise ValueError(f"devices {what} must differ, got {twice[0]} twice")
+
+
+def _feed_forward(
+    params: Step3Params,
+    config: Step3Config,
+    topology: Topology,
+    mesh: Mesh | None,
+    threads: bool,
+    record: Record | None,
+) -> FeedForward:
+    """Returns feed-forward over a mesh, or shard after shard on one device."""
+    dtype = params.embedding.dtype
+    layers = [
+        place(mesh, topologies.ffn_shards(block, topology), P(("ffn", "device")))
+        for block in params.blocks
+    ]
+    run = make_ffn_program(config, topology, dtype, mesh)
+
+    def answer(layer: int, micro_batch: int, message: Packed) -> Array:
+        heard = place(mesh, message, P())
+        stage = functools.partial(run, layers[layer], heard)
+        return timed(record, ("experts", 0, layer, micro_batch), stage, wait=threads)
+
+    return FeedForward(lambda layer, m, message: message, answer, lambda: None)

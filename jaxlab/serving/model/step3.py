@@ -468,6 +468,19 @@ def check_params(params: Step3Params, config: Step3Config) -> None:
 
 
 def _check_cache(cache: PagedCache, tokens: Array, config: Step3Config) -> None:
+    check_cache_sizes(cache, config)
+    if cache.lens.shape != tokens.shape[:1]:
+        raise ValueError(
+            f"tokens are of {tokens.shape[0]} requests, the cache of {cache.lens.shape[0]}"
+        )
+
+
+def check_cache_sizes(cache: PagedCache, config: Step3Config) -> None:
+    """Refuses a cache of another model.
+
+    Raises:
+        ValueError: that says which layers and dimensions it must have.
+    """
     L, _, _, C = cache.k_pages.shape
     if (L, C) != (config.num_layers, config.head_dim) or cache.v_pages is None:
         values = "no values" if cache.v_pages is None else "values"
@@ -475,10 +488,6 @@ def _check_cache(cache: PagedCache, tokens: Array, config: Step3Config) -> None:
             f"the cache must hold keys and values of {config.num_layers} layers of "
             f"{config.head_dim} dimensions, got {L} of {C} with {values}: make it with "
             "init_step3_cache"
-        )
-    if cache.lens.shape != tokens.shape[:1]:
-        raise ValueError(
-            f"tokens are of {tokens.shape[0]} requests, the cache of {cache.lens.shape[0]}"
         )
 
 

@@ -2,14 +2,15 @@
 
 python realisations.py agree REALISATION NUM_STEPS
         [NUM_ATTENTION NUM_FFN TP EP MICRO_BATCHES WIRE ROUTER]...
-    REALISATION is two_mesh or spmd. Prints, a line a topology, whether bits are those of the
-    monolith, the largest difference of its logits from the plain step's relative to the largest
-    logit, and whether caches are equal
+    REALISATION is two_mesh, spmd or servers. Prints, a line a topology, whether bits are those of
+    the monolith, the largest difference of its logits from the plain step's relative to the
+    largest logit, and whether caches are equal
 python realisations.py serve  requests through a service on each: prints whether tokens are equal
 python realisations.py fail   a stage of feed-forward fails: prints the error that the caller sees
 """
 
 import sys
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from jaxlab.core import sharding
-from jaxlab.serving.afd import service, spmd, two_meshes
+from jaxlab.serving.afd import connectors, processes, service, spmd, two_meshes
 from jaxlab.serving.afd.topology import Topology
 from jaxlab.serving.model import step3
 
@@ -52,8 +53,10 @@ def agree(realisation, num_steps, *topologies):
         events = []
         if realisation == "two_mesh":
             other = two_meshes.make_two_mesh_decode(params, CONFIG, topology, record=events.append)
-        else:
+        elif realisation == "spmd":
             other = spmd.make_spmd_decode(params, CONFIG, topology)
+        else:
+            other = with_servers(params, topology)
         expected, cache_one = steps(one.decode, make_cache(one.init_cache), num_steps)
         got, cache_other = steps(other.decode, make_cache(other.init_cache), num_steps)
         if realisation == "two_mesh":
@@ -65,6 +68,24 @@ def agree(realisation, num_steps, *topologies):
         )
         distance = np.abs(expected - want).max() / np.abs(want).max()
         print("topology", np.array_equal(got, expected), distance, caches)
+
+
+def with_servers(params, topology):
+    """Feed-forward instances in threads, each with devices of its own."""
+    devices, first, servers = jax.devices(), topology.num_attention, []
+    for index in range(topology.num_ffn):
+        here, there = connectors.in_process()
+        layers = processes.server_shards(params, CONFIG, topology, index)
+        each = topology.num_shards // topology.num_ffn
+        own = devices[first + each * index : first + each * (index + 1)]
+        threading.Thread(
+            target=processes.serve_ffn,
+            args=(there, layers, CONFIG, topology, threading.Event()),
+            kwargs={"devices": own},
+            daemon=True,
+        ).start()
+        servers.append(here)
+    return processes.make_process_decode(params, CONFIG, topology, servers, devices=devices[:first])
 
 
 def held(cache):

@@ -101,7 +101,7 @@ def test_another_version_or_model_is_refused(what):
             listener.accept(5.0)
         listener.close()
         link.close()
-        ends, words = [error.value], [("99", "1")]
+        ends, words = [error.value], [("99", "2")]
     for end, (there, here) in zip(ends, words, strict=True):
         text = str(end)
         assert isinstance(end, PeerError) and "\n" not in text
@@ -109,7 +109,7 @@ def test_another_version_or_model_is_refused(what):
         assert f"{there} there, {here} here" in text
 
 
-HEADER = {"stage": "ffn", "layer": 0, "micro_batch": 0, "tokens": 1}
+HEADER = {"stage": "ffn", "layer": 0, "micro_batch": 0, "tokens": 1, "number": 3}
 
 
 @pytest.mark.parametrize(
@@ -124,6 +124,7 @@ HEADER = {"stage": "ffn", "layer": 0, "micro_batch": 0, "tokens": 1}
         (struct.pack("!4sIQ", b"AFD\n", 2**31, 0), "more than"),
         (struct.pack("!4sIQ", b"AFD\n", 2, 0) + b"{!", "not JSON"),
         (struct.pack("!4sIQ", b"AFD\n", 2, 0) + b"[]", "no JSON object"),
+        (struct.pack("!4sIQ", b"AFD\n", 60_000, 0) + b"[" * 60_000, "not JSON"),
         (framed(HEADER), "false header"),
         (framed(HEADER | {"arrays": [["x", "float32", [3]]]}, bytes(8)), "needs 12 bytes"),
         (framed(HEADER | {"arrays": [["x", "float32", [1]]]}, bytes(8)), "are 4 bytes"),

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlab.serving.afd import connectors, processes, service, transfers, two_meshes
+from jaxlab.serving.afd import connectors, processes, service, trace, transfers, two_meshes
+from jaxlab.serving.afd.pipeline import STAGES
 from jaxlab.serving.afd.topology import Topology
 from jaxlab.serving.model import step3
 
@@ -134,6 +135,105 @@ def test_what_does_not_fit_is_refused(params):
     names = {processes.server_identity(params, CONFIG, topology, index) for index in range(2)}
     names.add(processes.server_identity(params, CONFIG, topology._replace(num_ffn=1), 0))
     assert len(names) == 3  # a server of another place or topology is another one
+
+
+def test_messages_go_out_while_answers_are_under_way(params):
+    """A server that answers nothing before it has both micro-batches would wait for ever."""
+    here, there = connectors.in_process(timeout=60.0)
+    topology = Topology(1, 1, micro_batches=2)
+
+    def serve():
+        for _ in range(CONFIG.num_layers):
+            questions = [there.receive() for _ in range(2)]
+            assert [q.micro_batch for q in questions] == [0, 1]
+            for question in questions:
+                partial = np.zeros((question.tokens, CONFIG.d_model), np.float32)
+                arrays = {"partial": partial, "times": np.array([0.0, 0.0, 0.0])}
+                there.send(question._replace(stage="ffn", arrays=arrays))
+
+    with futures.ThreadPoolExecutor(1) as pool:
+        server = pool.submit(serve)
+        logits = decoded(processes.make_process_decode(params, CONFIG, topology, [here]), 2, 1)
+        server.result(60.0)
+    assert np.all(np.isfinite(logits))
+
+
+def test_who_is_not_connected_to_again_is_named(params):
+    """One of two servers is lost and replaced alone: the answers under way must not be taken."""
+    topology = Topology(1, 2, micro_batches=1)
+    with servers_in_threads(params, topology) as (servers, _):
+        decoder = processes.make_process_decode(params, CONFIG, topology, servers)
+        decoded(decoder, 2, 1)
+        servers[0].close()
+        with pytest.raises(connectors.PeerError, match="no longer connected"):
+            decoded(decoder, 2, 1)
+        with servers_in_threads(params, topology) as (others, _):
+            first, servers[0] = servers[0], others[0]
+            with pytest.raises(connectors.PeerError, match="no longer connected"):
+                decoded(decoder, 2, 1)
+            servers[0] = first
+
+
+def test_several_attention_processes_share_servers(params):
+    """Each decodes its own requests; together they have the bits of all in one process."""
+    topology = Topology(2, 1, tp=2, micro_batches=2)
+    own = topology._replace(num_attention=1)
+    want = two_meshes.make_monolith_decode(params, CONFIG, topology)
+    expected = decoded(want, 4, 1)
+    ends = [connectors.in_process(timeout=60.0) for _ in range(2)]
+    layers = processes.server_shards(params, CONFIG, topology, 0)
+    tokens = jax.random.randint(jax.random.key(1), (4, 1), 0, CONFIG.vocab)
+    active = np.arange(4) != 1
+
+    def decode(index):
+        decoder = processes.make_process_decode(params, CONFIG, own, [ends[index][0]])
+        cache = decoder.init_cache(12, batch=2, max_pages=4, page=2, dtype=jnp.float32)
+        part = slice(2 * index, 2 * index + 2)
+        logits, _, done = decoder.decode(cache, tokens[part], active[part])
+        assert np.array_equal(done, active[part])
+        return np.asarray(logits)[active[part], 0]
+
+    stop = threading.Event()
+    with futures.ThreadPoolExecutor(3) as pool:
+        links = [there for _, there in ends]
+        server = pool.submit(processes.serve_ffn, links, layers, CONFIG, topology, stop)
+        got = np.concatenate(list(pool.map(decode, range(2))))
+        stop.set()
+        server.result(60.0)
+    np.testing.assert_array_equal(got, expected)
+
+
+def test_stages_and_messages_are_recorded(params):
+    """All four stages of every server, layer and micro-batch; their messages by peer."""
+    topology = Topology(1, 2, tp=2, micro_batches=2)
+    events, exchanges = [], []
+    with servers_in_threads(params, topology) as (servers, _):
+        decoder = processes.make_process_decode(
+            params,
+            CONFIG,
+            topology,
+            servers,
+            record=events.append,
+            record_exchange=exchanges.append,
+        )
+        decoded(decoder, 2, 1)
+    for role in STAGES:
+        cells = {(e.instance, e.layer, e.micro_batch) for e in events if e.role == role}
+        assert len(cells) == (4 if role == "attention" else 8)
+    assert all(e.end >= e.start for e in events)
+    table = trace.peer_table(exchanges)
+    assert [(p.attention, p.expert, p.count) for p in table] == [(0, 0, 4), (0, 1, 4)]
+    for e in exchanges:
+        assert e.sent <= e.received <= e.received + e.compute <= e.answered <= e.returned
+
+
+def test_bfloat16_goes_through_servers():
+    topology = Topology(1, 1, micro_batches=1)
+    params = step3.init_step3(jax.random.key(0), CONFIG, dtype=jnp.bfloat16)
+    with servers_in_threads(params, topology) as (servers, _):
+        got = processes.make_process_decode(params, CONFIG, topology, servers)
+        want = two_meshes.make_monolith_decode(params, CONFIG, topology)
+        np.testing.assert_array_equal(decoded(got, 2, 1), decoded(want, 2, 1))
 
 
 @pytest.mark.parametrize("kind", ["queues", "sockets"])

@@ -8,6 +8,7 @@ import sys
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from jaxlab.serving.afd import spmd, two_meshes
@@ -103,6 +104,16 @@ def test_every_kind_of_topology_of_one_program():
 
 
 @pytest.mark.slow
+def test_every_kind_of_topology_of_servers_with_devices():
+    check(
+        "servers",
+        Topology(2, 1, tp=2, ep=2, micro_batches=1),
+        Topology(2, 2, tp=2, micro_batches=6, router="ffn"),
+        Topology(1, 2, ep=2, micro_batches=3, wire="fp8"),
+    )
+
+
+@pytest.mark.slow
 def test_one_program_of_two_processes():
     check(
         "spmd",
@@ -141,6 +152,20 @@ def test_refuses_what_does_not_fit():
     cache = decoder.init_cache(9, batch=4, max_pages=2)
     with pytest.raises(ValueError, match="got 3 tokens for 2 caches of 2"):
         decoder.decode(cache, jnp.zeros((3, 1), jnp.int32))
+    shallow = config._replace(num_layers=2, dense_layers=(0,))
+    other = step3.init_step3(jax.random.key(0), shallow)
+    other = two_meshes.make_monolith_decode(other, shallow, Topology(2, 1))
+    with pytest.raises(ValueError, match="of 4 layers of 32 dimensions, got 2 of 32"):
+        decoder.decode(other.init_cache(9, batch=4, max_pages=2), jnp.zeros((4, 1), jnp.int32))
+    with pytest.raises(ValueError, match="of attention must differ"):
+        two_meshes.make_two_mesh_decode(
+            params, config, Topology(2, 1), devices=jax.devices()[:1] * 3
+        )
+    unknown = jnp.array([[1], [config.vocab], [-1], [0]])
+    given = decoder.init_cache(9, batch=4, max_pages=2)
+    assert np.array_equal(decoder.decode(given, unknown)[2], [True, False, False, True])
+    with pytest.raises(ValueError, match="got -1 to 512"):
+        decoder.decode(cache, np.asarray(unknown))
     plain = step3.init_step3_cache(config, 9, batch=4, max_pages=2)
     with pytest.raises(ValueError, match=r"of 2 attention instances, got lengths \(4,\)"):
         decoder.decode(plain, jnp.zeros((4, 1), jnp.int32))

@@ -91,9 +91,10 @@ def test_eight_bits_change_the_update_of_a_layer_as_they_change_its_tokens(layer
 @pytest.mark.parametrize(
     ("where", "message"),
     [
-        (Topology(0, 1), "num_attention must be at least 1"),
+        (Topology(0, 1), "num_attention must be an integer of at least 1, got 0"),
+        (Topology(2.0, 1), "num_attention must be an integer of at least 1, got 2.0"),
         (Topology(3, 2), "multiple of the smaller, got 3 and 2"),
-        (Topology(1, 1, micro_batches=0), "micro_batches must be at least 1"),
+        (Topology(1, 1, micro_batches=0), "micro_batches must be an integer of at least 1, got 0"),
         (Topology(3, 3), "dense_hidden = 256 must divide over 3"),
         (Topology(1, 1, ep=16), "num_experts = 8 must divide over 16"),
         (Topology(1, 1, tp=128), "expert_hidden = 64 must divide over 128"),
