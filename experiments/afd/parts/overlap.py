@@ -24,8 +24,8 @@ LIMITS = (
     "of one core each, one device a role.",
     "Overlap is the time saved, of what the exact formula for these stage times could save; stage "
     "times are those of the stages alone, one after another.",
-    "The paper gives no overlap; 0.95 of it while stages sleep and 0.85 while they compute are goals "
-    "of ours.",
+    "The paper gives no overlap; 0.95 of it while stages sleep and 0.85 while they compute are our "
+    "goals.",
 )
 
 

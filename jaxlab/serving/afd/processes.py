@@ -191,6 +191,7 @@ def make_process_decode(
             )
         two_meshes.check_devices("of attention", devices)
         mesh = Mesh(np.array(devices), ("attention",))
+    home = params.embedding.devices().pop() if devices is None else devices[0]
     back = jnp.dtype(dtype if topology.wire == "exact" else jnp.bfloat16)
     numbers = itertools.count(1)
 
@@ -213,7 +214,7 @@ def make_process_decode(
         try:
             for index, server in enumerate(servers):
                 found = _answer(server, question, (question.tokens, config.d_model), back)
-                partials.append(jnp.asarray(found.arrays["partial"]))
+                partials.append(jax.device_put(found.arrays["partial"], home))
                 times = (*map(float, found.arrays["times"]), sent, time.perf_counter())
                 if record is not None:
                     _record_server(record, index, question, times)
