@@ -94,8 +94,9 @@ def _name(realisation: str, topology: Topology, processes: int) -> str:
 
 def _unit(realisation: str, topology: Topology, processes: int) -> Unit:
     settings = {"realisation": realisation, "topology": list(topology)}
+    devices = topology.num_devices // processes
     compute = functools.partial(
-        child.ask, "exactness", num_devices=8 // processes, num_processes=processes, **settings
+        child.ask, "exactness", num_devices=devices, num_processes=processes, **settings
     )
     return Unit(
         _name(realisation, topology, processes),

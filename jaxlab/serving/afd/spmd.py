@@ -79,7 +79,8 @@ def make_spmd_decode(
 
     Raises:
         ValueError: if topology, parameters and devices do not fit each other, there are not as many
-            devices of attention as of feed-forward, or fewer than two micro-batches.
+            devices of attention as of feed-forward, fewer than two micro-batches, or a process of
+            the run without a device.
     """
     devices = list(jax.devices() if devices is None else devices)
     step3.check_params(params, config)
@@ -95,6 +96,12 @@ def make_spmd_decode(
     if len(devices) < 2 * X:
         raise ValueError(f"{topology} needs {2 * X} devices, there are {len(devices)}")
     mesh = Mesh(np.array(devices[: 2 * X]).reshape(2, X), ("afd", "x"))
+    idle = set(range(jax.process_count())) - {d.process_index for d in mesh.devices.flat}
+    if idle:
+        raise ValueError(
+            f"every process must have a device of the program, the {2 * X} of {topology} are none "
+            f"of process {min(idle)}: start fewer processes, or give devices of all"
+        )
     weights, templates = _place_weights(params, topology, mesh)
     shared = jax.tree.map(
         functools.partial(_replicate, mesh), (params.embedding, params.norm, params.head)
