@@ -58,4 +58,5 @@ BENCHES = {
     "projections": "experiments.bench.projections",
     "afd": "experiments.bench.afd",
     "rl": "experiments.bench.rl",
+    "discrete_diffusion": "experiments.bench.discrete_diffusion",
 }

@@ -49,7 +49,7 @@ class Measurement:
         name: What is timed.
         shape: Its size in words, e.g. "5 sites x 2,922 days".
         ours: Timing of our function.
-        rival_name: What the rival is; empty without one.
+        rival_name: What the rival is, and why it has no time if it has none; empty without one.
         rival: Timing of the rival at the same shape.
         work: Units of work in one call: bytes, FLOPs, patients.
         work_unit: What `work` counts, e.g. "B", "FLOP", "patients".
@@ -228,7 +228,7 @@ def as_table(measurements: Sequence[Measurement], title: str = "Timings") -> res
     """Returns measurements as a table: median and interquartile range of each side."""
 
     def row(item: Measurement) -> tuple[str | float, ...]:
-        rival = f"{_time(item.rival)} ({item.rival_name})" if item.rival else "–"
+        rival = f"{_time(item.rival)} ({item.rival_name})" if item.rival else item.rival_name or "–"
         ratio = f"{item.ratio:.3g} ×" if item.ratio else "–"
         rate = f"{words.number(item.rate)} {item.work_unit}/s" if item.rate else "–"
         share = f"{item.rate / item.ceiling:.0%}" if item.rate and item.ceiling else "–"
