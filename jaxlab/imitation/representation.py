@@ -99,6 +99,27 @@ def ratio(
     return jnp.sum(features * representation.mu(params, next_obs), axis=-1)
 
 
+def ranking_log_ratio(
+    representation: Representation,
+    params: PyTree,
+    obs: Float[Array, "B O"],
+    action: Float[Array, "B A"],
+    next_obs: Float[Array, "B O"],
+    noise: Float[Array, "M O"],
+    *,
+    temperature: float = 1.0,
+) -> Float[Array, " B"]:
+    """Returns log P(s' | s, a) / noise(s') after `ranking_loss`, whose open number is found here.
+
+    phi mu / temperature less the logarithm of the mean of its exponential over draws of the noise,
+    `[M]`: so the ratio has the mean 1 that a ratio of densities has, for every (s, a).
+    """
+    features = representation.phi(params, obs, action) / temperature
+    own = jnp.sum(features * representation.mu(params, next_obs), axis=-1)
+    others = features @ representation.mu(params, noise).T
+    return own - jax.nn.logsumexp(others, axis=-1) + jnp.log(float(noise.shape[0]))
+
+
 def spectral_loss(
     positive: Float[Array, " B"],
     negative: Float[Array, "B M"],

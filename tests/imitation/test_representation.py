@@ -94,6 +94,21 @@ def test_ranking_loss_does_not_see_what_a_row_has_in_common(x64):
     np.testing.assert_allclose(imitation.ranking_loss(shifted, temperature=0.5), want, rtol=1e-12)
 
 
+def test_ranking_s_ratio_has_the_mean_one(x64):
+    representation = imitation.make_representation(4, 1, feature_size=6, hidden=(5,))
+    params = representation.init(jax.random.key(0))
+    obs, action = jnp.asarray(rng.normal(size=(3, 4))), jnp.asarray(rng.normal(size=(3, 1)))
+    noise = jnp.asarray(rng.normal(size=(9, 4)))
+    for i in range(3):
+        same = [jnp.broadcast_to(x[i], (9, x.shape[1])) for x in (obs, action)]
+        logs = imitation.ranking_log_ratio(
+            representation, params, *same, noise, noise, temperature=0.2
+        )
+        np.testing.assert_allclose(np.exp(logs).mean(), 1.0)
+        h = imitation.ratio(representation, params, *same, noise)
+        np.testing.assert_allclose(logs - h / 0.2, logs[0] - h[0] / 0.2)
+
+
 @pytest.fixture(scope="module")
 def demos():
     """Eight episodes of the pendulum's expert, and eight of random torques."""
