@@ -36,6 +36,7 @@ EXPERIMENTS = {
     "fpmd": "experiments.fpmd",
     "discrete_diffusion": "experiments.discrete_diffusion",
     "optimistic_marl": "experiments.optimistic_marl",
+    "imitation": "experiments.imitation",
 }
 
 SYSTEMS = {
@@ -47,6 +48,7 @@ SYSTEMS = {
     ),
     "Flow policies by mirror descent": ("jaxlab/rl", ("fpmd",)),
     "Policies over sequences": ("jaxlab/rl/discrete", ("discrete_diffusion",)),
+    "Offline imitation": ("jaxlab/imitation", ("imitation",)),
 }
 """Systems, each with its room and its experiments, in the order of the reports."""
 

@@ -28,10 +28,11 @@ from jaxlab.imitation.data.preparing import (
 )
 from jaxlab.imitation.data.reading import from_d4rl, from_minari, read_npz
 from jaxlab.imitation.data.recording import record
-from jaxlab.imitation.heads import Dual, Head, make_head
+from jaxlab.imitation.heads import Dual, Head, Kind, make_head
 from jaxlab.imitation.learner import Method, TrainState, make_learner
 from jaxlab.imitation.policy import Policy, make_policy, orthogonality
 from jaxlab.imitation.pretraining import (
+    Loss,
     Pretrained,
     PretrainState,
     load_representation,
@@ -87,7 +88,9 @@ __all__ = [
     "Dual",
     "FiniteProcess",
     "Head",
+    "Kind",
     "LinearPolicy",
+    "Loss",
     "LowRank",
     "Method",
     "Normalizer",

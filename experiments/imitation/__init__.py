@@ -1,0 +1,99 @@
+"""Offline imitation with features of the dynamics, beside what else imitates from the same data."""
+
+import dataclasses
+from typing import Literal
+
+SUMMARY = "Offline imitation: features of the dynamics from any logs, then one trajectory"
+Piece = Literal["identity", "ratios", "scores"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Settings of the comparison, on arXiv:2508.14383."""
+
+    seed: int = 0
+    """Seed of every random draw."""
+    num_seeds: int = 5
+    """Runs a figure rests on, per method and number of trajectories, vmapped."""
+    parts: tuple[Piece, ...] = ("identity", "ratios", "scores")
+    """The theorem on finite processes; learned density ratios; imitation."""
+    expert: str | None = None
+    """Own demonstrations, an npz file; with env, and logs beside it."""
+    logs: str | None = None
+    """Own transitions of any quality with the same dynamics, an npz file."""
+    env: str | None = None
+    """Task in which own demonstrations are judged, such as hopper_v5."""
+    backend: Literal["c", "mjx", "brax", "jax"] = "c"
+    """Engine of that task."""
+    trajectories: tuple[int, ...] = (1, 4, 10)
+    """Numbers of the expert's episodes to learn from."""
+    methods: tuple[str, ...] = ()
+    """Methods to compare; all when empty."""
+    log_episodes: int = 60
+    """Episodes of logs on the pendulum, of six qualities in equal shares."""
+    features: int = 256
+    """Features of the representation."""
+    width: int = 128
+    """Of both hidden layers of every network."""
+    pretraining: int = 5000
+    """Steps of the representation."""
+    updates: int = 50_000
+    """Steps of every method."""
+    batch: int = 256
+    """Transitions of a step, of either kind."""
+    policy_rate: float = 1e-4
+    """Learning rate of the saddle points' policies."""
+    evaluations: int = 20
+    """During a run, evenly spaced; the last one counts."""
+    episodes: int = 20
+    """Of an evaluation."""
+
+    def __post_init__(self):
+        least = {
+            "num_seeds": 2,
+            "log_episodes": 6,
+            "features": 1,
+            "width": 1,
+            "pretraining": 1,
+            "updates": 1,
+            "batch": 1,
+            "evaluations": 1,
+            "episodes": 1,
+        }
+        for name, bound in least.items():
+            if getattr(self, name) < bound:
+                raise ValueError(f"{name} must be at least {bound}, got {getattr(self, name)}")
+        if self.updates < self.evaluations:
+            raise ValueError(
+                f"updates must be at least evaluations, got {self.updates} and {self.evaluations}"
+            )
+        if not self.trajectories or min(self.trajectories) < 1:
+            raise ValueError(f"trajectories must be at least 1, got {self.trajectories}")
+        if not self.policy_rate > 0.0:
+            raise ValueError(f"policy_rate must be positive, got {self.policy_rate}")
+        if not self.parts:
+            raise ValueError("parts must name one at least, got none; leave the flag out")
+        own = [name for name in ("expert", "logs", "env") if getattr(self, name) is not None]
+        if own and len(own) < 3:
+            raise ValueError(
+                f"own data need expert, logs and env, got {', '.join(own)} alone; give all three"
+            )
+
+
+PRESETS = {
+    "smoke": Config(
+        num_seeds=2,
+        trajectories=(4,),
+        methods=("ours", "ValueDICE", "BC"),
+        log_episodes=18,
+        features=32,
+        width=32,
+        pretraining=400,
+        updates=400,
+        batch=64,
+        evaluations=2,
+        episodes=8,
+    ),
+    "cpu": Config(),
+    "gpu": Config(features=1024, width=256, pretraining=10_000, updates=500_000, policy_rate=1e-5),
+}

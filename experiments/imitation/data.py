@@ -1,0 +1,98 @@
+"""What is imitated: the pendulum's expert with logs of six qualities, or one's own files."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.imitation import Config
+from jaxlab import envs, imitation
+from jaxlab.imitation import Dataset, Demonstrations
+
+QUALITIES = (0.0, 0.1, 0.2, 0.4, 0.6, 0.8)
+"""Shares of the expert's torque in the logs; the rest is noise."""
+MOST = 20
+"""Episodes of the pendulum's expert that there are."""
+
+
+class Source(NamedTuple):
+    """Where demonstrations come from, and what a policy is judged by.
+
+    Attributes:
+        title: Name of the task in words.
+        expert: All episodes of the expert.
+        logs: Transitions of any quality.
+        env: Environment of an evaluation.
+        random: Mean return of uniformly random actions.
+    """
+
+    title: str
+    expert: Dataset
+    logs: Dataset
+    env: envs.Env
+    random: float
+
+
+def make_source(config: Config) -> Source:
+    """Records the pendulum, or reads own files.
+
+    Raises:
+        ValueError: if files are unsound, or fewer episodes are in them than are asked for.
+        FileNotFoundError: if there is no such file.
+    """
+    key = jax.random.key(config.seed)
+    if config.expert is not None:
+        assert config.logs is not None and config.env is not None
+        expert, logs = imitation.read_npz(config.expert), imitation.read_npz(config.logs)
+        task, title = envs.make_task(config.env, config.backend), config.env
+    else:
+        task, title = imitation.gaussian_pendulum(), "Gaussian pendulum"
+        expert = imitation.record(
+            jax.random.fold_in(key, 1),
+            lambda _, obs: imitation.pump_and_balance(obs),
+            envs.make_env(task, MOST),
+            about={"policy": "pump_and_balance", "seed": config.seed},
+        )
+        logs = _imperfect(jax.random.fold_in(key, 10), task, config.log_episodes // 6 * 6)
+    num = len(np.unique(expert.episode_id))
+    if max(config.trajectories) > num:
+        raise ValueError(
+            f"trajectories must be at most {num}, the episodes of the expert, got "
+            f"{max(config.trajectories)}"
+        )
+    env = envs.make_env(task, config.episodes)
+    if (env.obs_size, env.action_size) != (expert.obs.shape[1], expert.action.shape[1]):
+        raise ValueError(
+            f"{title} has observations of {env.obs_size} and actions of {env.action_size} numbers, "
+            f"the demonstrations {expert.obs.shape[1]} and {expert.action.shape[1]}"
+        )
+    shape = (config.episodes, env.action_size)
+    played = imitation.record(
+        jax.random.fold_in(key, 2), lambda k, _: jax.random.uniform(k, shape, minval=-1.0), env
+    )
+    return Source(title, expert, logs, env, float(imitation.returns(played).mean()))
+
+
+def demonstrations(source: Source, num: int, seed: int) -> Demonstrations:
+    """Takes `num` of the expert's episodes, the same for every method, and all logs."""
+    ids = np.random.default_rng(seed).permutation(np.unique(source.expert.episode_id))
+    return imitation.prepare(imitation.take_episodes(source.expert, ids[:num]), source.logs)
+
+
+def normalized(source: Source, returns: np.ndarray) -> np.ndarray:
+    """Returns 100 (J - J_random) / (J_expert - J_random); J_expert of the recorded episodes."""
+    expert = float(np.nanmean(imitation.returns(source.expert)))
+    return 100.0 * (np.asarray(returns) - source.random) / (expert - source.random)
+
+
+def _imperfect(key: jax.Array, task: envs.Task, num: int) -> Dataset:
+    """Episodes of all qualities, in equal shares."""
+    share = jnp.repeat(jnp.asarray(QUALITIES), num // len(QUALITIES))[:, None]
+
+    def act(key: jax.Array, obs: jax.Array) -> jax.Array:
+        noise = jax.random.uniform(key, (num, 1), minval=-1.0)
+        return jnp.where(jnp.abs(noise) < share, imitation.pump_and_balance(obs), noise)
+
+    about = {"policy": "pump_and_balance in 0 to 0.8 of the steps"}
+    return imitation.record(key, act, envs.make_env(task, num), about=about)

@@ -1,0 +1,130 @@
+"""The comparison: features once for each set of demonstrations, then every method on it."""
+
+import functools
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.harness import result, units, verdicts
+from experiments.harness.result import Part, Result
+from experiments.harness.units import Unit
+from experiments.imitation import Config, data, figures, identity, methods, ratios, rows, training
+from experiments.imitation.data import Source
+from experiments.imitation.training import Outcome
+from jaxlab import imitation
+from jaxlab.imitation import Normalizer, Pretrained
+
+PAPER = (
+    "Ma et al.: Offline Imitation Learning upon Arbitrary Demonstrations by Pre-Training Dynamics "
+    "Representations, arXiv:2508.14383"
+)
+
+
+def run(config: Config, out: pathlib.Path) -> Result:
+    """Measures what `out` does not hold, then compares."""
+    for name in config.methods:
+        if name not in methods.NAMES:
+            raise ValueError(f"methods must be among {'; '.join(methods.NAMES)}, got {name!r}")
+    parts, summary = [], ""
+    source = data.make_source(config) if "scores" in config.parts else None
+    if "identity" in config.parts:
+        parts.append(identity.run(config, out))
+    if "ratios" in config.parts:
+        parts.append(ratios.run(config, out))
+    if source is not None:
+        found = compare(config, source, out)
+        limits = _limits(config)
+        parts.append(Part(rows.rows(found), figures.draw(found, out), (rows.table(found),), limits))
+        summary = _summary(found, source)
+    return result.assemble(
+        parts,
+        experiment="imitation",
+        title="Offline imitation with features of the dynamics",
+        summary=summary,
+        paper=PAPER,
+        interval_label=verdicts.LABEL,
+    )
+
+
+def compare(config: Config, source: Source, out: pathlib.Path) -> rows.Found:
+    """Learns the features that are missing, then trains the methods."""
+    names = [n for n in methods.NAMES if not config.methods or n in config.methods]
+    kinds = dict.fromkeys(kind for n in names if (kind := methods.features_of(n)) is not None)
+    demos = {n: data.demonstrations(source, n, config.seed) for n in config.trajectories}
+    acts = {
+        n: imitation.acting(methods.make_policy(config, d).mode, d.normalizer)
+        for n, d in demos.items()
+    }
+    first = {
+        (num, kind): Unit(
+            f"{num}/features/{kind}",
+            training.settings(config, demos=demos[num].fingerprint),
+            functools.partial(training.pretrain, kind, demos[num], config),
+            Pretrained,
+        )
+        for num in config.trajectories
+        for kind in kinds
+    }
+    kept = units.run(list(first.values()), out, title="imitation, features")
+    features = {k: _as_arrays(kept[unit.name]) for k, unit in first.items()}
+    todo = {
+        (num, name): Unit(
+            f"{num}/{name}",
+            training.settings(config, demos=demos[num].fingerprint),
+            functools.partial(
+                training.train,
+                name,
+                source,
+                demos[num],
+                features.get((num, kind)),
+                acts[num],
+                config,
+            ),
+            Outcome,
+        )
+        for num in config.trajectories
+        for name in names
+        for kind in (methods.features_of(name) or "",)
+    }
+    found = units.run(list(todo.values()), out, title="imitation", metrics=_metrics)
+    return {pair: found[unit.name] for pair, unit in todo.items()}
+
+
+def _as_arrays(pretrained: Pretrained) -> Pretrained:
+    params = jax.tree.map(jnp.asarray, pretrained.params)
+    normalizer = Normalizer(*(np.asarray(x) for x in pretrained.normalizer))
+    return Pretrained(params, normalizer, pretrained.fingerprint)
+
+
+def _metrics(_: str, outcome: Outcome) -> dict[str, float]:
+    return {"score": verdicts.average(outcome.final)}
+
+
+def _limits(config: Config) -> tuple[str, ...]:
+    limits = [
+        "Every method has the same updates, batches and policy, and its own default rates; the "
+        "saddle points' policies learn at "
+        f"{config.policy_rate:g}.",
+        "ILID's and SMODICE's discriminators are trained before, for a tenth of the updates.",
+        "Seeds share the expert's episodes and the features: their spread is that of training.",
+    ]
+    if config.expert is None:
+        limits.append(
+            "The pendulum's expert is a formula, and its logs are the same formula in a share of "
+            "the steps, among random torques."
+        )
+    return tuple(limits)
+
+
+def _summary(found: rows.Found, source: Source) -> str:
+    parts = []
+    for num in rows.counts(found):
+        listed = ", ".join(
+            f"{n} {verdicts.average(found[num, n].final):.3g}"
+            for n in (methods.OURS, "ValueDICE", "BC", "ILID")
+            if (num, n) in found
+        )
+        parts.append(f"{num}: {listed}")
+    return f"Normalized scores on the {source.title} by trajectories, {'; '.join(parts)}."

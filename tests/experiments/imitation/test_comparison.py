@@ -1,0 +1,120 @@
+"""The comparison's own arithmetic, data and refusals; a whole run is slow."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.imitation import PRESETS, Config, data, identity, methods, rows, study, training
+from jaxlab import imitation
+
+SMALL = dataclasses.replace(
+    PRESETS["smoke"], log_episodes=6, episodes=2, trajectories=(2,), width=8, features=8, batch=16
+)
+
+
+@pytest.fixture(scope="module")
+def source():
+    return data.make_source(SMALL)
+
+
+def test_identity_holds_on_a_hundred_processes(monkeypatch):
+    gaps = identity.measure(3)
+    assert gaps.features.shape == (100,) and gaps.features.max() < 1e-10
+    assert np.abs(gaps.divergence).max() < 1e-10 and gaps.features.max() > 0.0
+
+
+def test_scores_are_zero_for_random_and_hundred_for_the_expert(source):
+    best = imitation.returns(source.expert).mean()
+    scores = data.normalized(source, np.array([source.random, best, 2 * best - source.random]))
+    np.testing.assert_allclose(scores, [0.0, 100.0, 200.0])
+    assert source.random < best < 0.0
+
+
+def test_logs_have_six_qualities_and_no_demonstration(source):
+    """The better a sixth of the logs is, the more of its actions are the expert's."""
+    logs = source.logs
+    assert len(np.unique(logs.episode_id)) == 6
+    best = 2.0 * np.asarray(imitation.pump_and_balance(jax.numpy.asarray(logs.obs)))
+    same = [np.mean(np.abs(best - logs.action)[logs.episode_id == i] < 1e-5) for i in range(6)]
+    np.testing.assert_allclose(same, data.QUALITIES, atol=0.12)
+    assert imitation.leaking_episodes(source.expert, logs) == {}
+    demos = data.demonstrations(source, 2, 0)
+    assert demos.first_obs.shape[0] == 2 and demos.logs is not None
+
+
+def test_own_files_are_judged_in_their_task(source, tmp_path):
+    for name, dataset in (("demo", source.expert), ("logs", source.logs)):
+        np.savez(tmp_path / f"{name}.npz", **imitation.to_npz(dataset))
+    own = dataclasses.replace(
+        SMALL,
+        expert=str(tmp_path / "demo.npz"),
+        logs=str(tmp_path / "logs.npz"),
+        env="pendulum",
+        backend="jax",
+    )
+    read = data.make_source(own)
+    np.testing.assert_array_equal(read.expert.obs, source.expert.obs)
+    assert read.title == "pendulum" and read.env.obs_size == 3
+    for change, message in (
+        ({"trajectories": (21,)}, "trajectories must be at most 20"),
+        ({"env": "linear_quadratic"}, "has observations of 2 and actions of 1 numbers"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            data.make_source(dataclasses.replace(own, **change))
+
+
+def test_every_method_can_be_made(source):
+    demos = data.demonstrations(source, 2, 0)
+    pretrained = training.pretrain("random", demos, SMALL)
+    for name in methods.NAMES:
+        kind = methods.features_of(name)
+        algorithm = methods.make_method(name, SMALL, demos, pretrained if kind else None)
+        assert algorithm.name
+    assert methods.features_of("BC") is None and methods.features_of("ours") == "union"
+
+
+def test_bad_settings_are_refused(tmp_path):
+    for options, message in (
+        ({"num_seeds": 1}, "num_seeds must be at least 2"),
+        ({"trajectories": (0,)}, "trajectories must be at least 1"),
+        ({"expert": "demo.npz"}, "own data need expert, logs and env, got expert alone"),
+        ({"policy_rate": 0.0}, "policy_rate must be positive"),
+        ({"updates": 5, "evaluations": 9}, "updates must be at least evaluations"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Config(**options)
+    with pytest.raises(ValueError, match="methods must be among ours; ValueDICE"):
+        study.run(dataclasses.replace(SMALL, methods=("GAIL",)), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_rows_say_what_was_measured():
+    def outcome(scores):
+        scores = np.asarray(scores, float)
+        return training.Outcome(scores, scores - 1.0, (np.zeros(1), scores[None]))
+
+    found = {
+        (1, "ours"): outcome([90, 91, 92, 93, 94]),
+        (1, "ValueDICE"): outcome([50, 70, 60, 20, 40]),
+        (1, "BC"): outcome([91, 92, 93, 94, 90]),
+    }
+    told = {row.baseline[0] if row.baseline else row.metric: row for row in rows.rows(found)}
+    assert told["ValueDICE"].verdict == "better" and told["BC"].verdict == "no clear difference"
+    spread = told["Standard deviation over seeds, 1 trajectory"]
+    np.testing.assert_allclose(spread.value, np.std([90, 91, 92, 93, 94], ddof=1))
+    assert rows.table(found).rows[0] == ("ours", 92.0, 91.0)
+
+
+@pytest.mark.slow
+def test_smoke_run_is_kept_and_read(tmp_path, optax_promotes):
+    config = PRESETS["smoke"]
+    result = study.run(config, tmp_path)
+    first = {row.metric: row.value for row in result.rows}
+    assert first["Error of Q in the features"] < 1e-10
+    again = study.run(config, tmp_path)
+    assert {row.metric: row.value for row in again.rows} == first
+    assert (tmp_path / "scores.png").exists() and (tmp_path / "ratios.png").exists()
+    json.dumps([row.verdict for row in result.rows])
