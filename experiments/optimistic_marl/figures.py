@@ -129,5 +129,5 @@ def deep(found: dict[str, Deep], out: pathlib.Path) -> Figure:
     return Figure(
         "deep.png",
         "Returns with sampled actions, mean and range of the seeds.",
-        "Learning curves of IPPO, Op-IPPO and OptiMAPPO on simple spread",
+        "Learning curves of IPPO, Op-IPPO and OptiMAPPO",
     )

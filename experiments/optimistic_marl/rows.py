@@ -170,7 +170,7 @@ def strangers(found: dict[str, Strangers]) -> tuple[Row, ...]:
     return tuple(rows)
 
 
-def deep(found: dict[str, Deep]) -> tuple[Row, ...]:
+def deep(found: dict[str, Deep], task: str) -> tuple[Row, ...]:
     """Op-IPPO beside both rivals, with IQM."""
     ours = found["Op-IPPO"].final
     note = f"IQM {float(stats.iqm(jnp.asarray(ours[np.isfinite(ours)]))):.4g}"
@@ -182,7 +182,7 @@ def deep(found: dict[str, Deep]) -> tuple[Row, ...]:
         rows.append(
             verdicts.row(
                 "Op-IPPO beats IPPO and OptiMAPPO with networks",
-                "Return of Op-IPPO, simple spread",
+                f"Return of Op-IPPO, {task}",
                 ours,
                 (name, rival.final),
                 larger_is_better=True,

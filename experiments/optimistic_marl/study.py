@@ -27,7 +27,7 @@ def run(config: Config, out: pathlib.Path) -> Result:
     exact_games = games.exact_games(config.payoff)  # a wrong file costs no run
     sampled_games = games.sampled_games(config.payoff, config.games)
     if "deep" in config.parts:
-        training.spread()
+        training.DEEP[config.deep_task]()
     exact: dict[str, Ends] = {}
     sampled: dict[tuple[str, str], Ends] = {}
     parts = []
@@ -147,7 +147,12 @@ def _deep(config: Config, out: pathlib.Path) -> Part:
     for name, one in kept.items():
         worth = np.nan_to_num(one.final.reshape(len(tuned[name]), -1), nan=-np.inf).mean(axis=1)
         chosen[name] = tuned[name][int(np.argmax(worth))]
-    given = {"seeds": config.deep_seeds, "steps": config.deep_steps, "seed": config.seed}
+    given = {
+        "task": config.deep_task,
+        "seeds": config.deep_seeds,
+        "steps": config.deep_steps,
+        "seed": config.seed,
+    }
     found = _kept(
         out,
         {
@@ -160,7 +165,7 @@ def _deep(config: Config, out: pathlib.Path) -> Part:
         f"the best of {len(config.tuning_betas)} and {len(config.tuning_etas)} on "
         f"{config.tuning_seeds} seeds of their own; all else is common."
     )
-    return Part(rows.deep(found), (figures.deep(found, out),), (), (limit,))
+    return Part(rows.deep(found, config.deep_task), (figures.deep(found, out),), (), (limit,))
 
 
 def _unit(name: str, compute: Callable, args: tuple, given: dict[str, Any], kind: Any) -> Unit:

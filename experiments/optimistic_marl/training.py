@@ -218,13 +218,13 @@ def deep(
     parameters: tuple[float, ...],
     folder: pathlib.Path,
     *,
+    task: str,
     seeds: int,
     steps: int,
     seed: int,
 ) -> Deep:
-    """Trains networks on simple spread, `seeds` for each parameter, side by side."""
-    task = spread()
-    env = envs.make_env(task, 16)
+    """Trains networks, `seeds` for each parameter, side by side."""
+    env = envs.make_env(DEEP[task](), 16)
     rollout = 128
     updates = max(steps // (rollout * env.num_envs), 2)
     learner = marl.make_op_ippo(env, style=STYLES[method](), num_steps=rollout, learning_rate=7e-4)
@@ -259,6 +259,12 @@ def spread() -> envs.Task:
             "the part 'deep' needs jaxmarl (pip install -e '.[games]'); leave it out of --parts"
         ) from error
     return envs.from_jaxmarl(jaxmarl.make("MPE_simple_spread_v3"))
+
+
+DEEP: Mapping[str, Callable[[], envs.Task]] = {
+    "stag": lambda: envs.game_task(envs.stag_grid(5.0)),
+    "spread": spread,
+}
 
 
 def _same_seeds(algorithm: Any, betas: tuple[float, ...], seeds: int) -> Any:

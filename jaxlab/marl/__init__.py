@@ -2,6 +2,7 @@
 
 from jaxlab.marl.gradients import Gradient, agent_weights, policy_gradient, project_simplex
 from jaxlab.marl.ippo import IppoState, make_op_ippo
+from jaxlab.marl.joint_critic import JointState, make_joint
 from jaxlab.marl.networks import Memory, gru_networks
 from jaxlab.marl.optimism import (
     Optimism,
@@ -33,6 +34,7 @@ from jaxlab.marl.values import (
 __all__ = [
     "Gradient",
     "IppoState",
+    "JointState",
     "Memory",
     "Optimism",
     "PlayState",
@@ -48,6 +50,7 @@ __all__ = [
     "gru_networks",
     "joint_policy",
     "leaky",
+    "make_joint",
     "make_op_ippo",
     "make_play",
     "make_q_learner",
