@@ -194,7 +194,8 @@ def make_joint(
         seen = envs.actor_obs(env, obs)
         seen = seen.reshape(seen.shape[0], 1, -1)
         chosen = jax.nn.one_hot(action, A, dtype=jnp.float32)
-        return network.apply(params, seen, chosen.reshape(*action.shape[:-1], -1))[..., 0]
+        out: Any = network.apply(params, seen, chosen.reshape(*action.shape[:-1], -1))
+        return out[..., 0]
 
     def optimistic(
         key: jax.Array, critic_params: PyTree, obs: PyTree, log_pi: jax.Array, risk: Risk
