@@ -21,9 +21,9 @@ class Config:
     """Layers of the model whose overlap is measured."""
     sleep_ms: float = 40.0
     """Milliseconds that a stage sleeps where stages sleep."""
-    width: int = 1024
+    width: int = 2048
     """Width of the model whose matrix products are measured; 0 leaves them out."""
-    requests: int = 1024
+    requests: int = 512
     """Requests of a micro-batch there."""
     exact: Literal["few", "all"] = "all"
     """How many topologies are compared with the monolith."""
@@ -50,8 +50,8 @@ class Config:
         for name, low in least.items():
             if getattr(self, name) < low:
                 raise ValueError(f"{name} must be at least {low}, got {getattr(self, name)}")
-        if self.width < 0 or self.width % 64:
-            raise ValueError(f"width must be a multiple of 64, or 0, got {self.width}")
+        if self.width < 0 or self.width % 128:
+            raise ValueError(f"width must be a multiple of 128, or 0, got {self.width}")
         if self.topology and not self.width:
             raise ValueError("a run with a topology needs a width, got 0")
         if not 0.0 < self.sleep_ms < 1e4:

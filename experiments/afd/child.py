@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -86,20 +86,31 @@ def ask(
 def _start(
     name: str,
     arguments: dict[str, Any],
-    environment: dict[str, str],
+    environment: Mapping[str, str],
     process_id: int | None = None,
     pinned: bool = False,
 ) -> subprocess.Popen:
-    of_run = {} if process_id is None else {"JAX_PROCESS_ID": str(process_id)}
-    core = {"JAXLAB_CORE": str(process_id or 0)} if pinned else {}
+    of_run = {"JAX_PROCESS_ID": str(process_id)} if "JAX_NUM_PROCESSES" in environment else {}
+    core = _core(process_id or 0) if pinned else ""
+    cores = {"JAXLAB_CORE": core, "JAXLAB_CORES": os.environ.get("JAXLAB_CORES", "")}
     return subprocess.Popen(
         [sys.executable, "-m", "experiments.afd.child", name, json.dumps(arguments)],
         cwd=REPOSITORY,
-        env=environment | of_run | core,
+        env={**environment, **cores, **of_run},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
+
+
+def _core(number: int) -> str:
+    """Names a core that the first of these processes may use; "" where they cannot be named."""
+    if not hasattr(os, "sched_getaffinity"):
+        return ""
+    cores = os.environ.get("JAXLAB_CORES") or ",".join(map(str, sorted(os.sched_getaffinity(0))))
+    os.environ["JAXLAB_CORES"] = cores  # for those that they start, which may be kept to one
+    given = cores.split(",")
+    return given[number % len(given)]
 
 
 def _free_port() -> int:
@@ -154,7 +165,7 @@ def overlap(
         realisation: "alone", where one stage runs after another on one device; "two meshes", "one
             program", or "server process".
         sleep_ms: milliseconds that stages sleep, of a model that computes next to nothing; None for
-            the matrix products of a model of the width.
+            the matrix products of a model of the width, whose messages are in eight bits.
 
     Returns:
         Seconds of every step, and unless it is one program the stages of each, as rows of a trace.
@@ -162,7 +173,8 @@ def overlap(
     if sleep_ms is not None:
         _let_stages_sleep(sleep_ms / 1e3)
         width, requests = 64, 1
-    topology = Topology(1, 1, micro_batches=micro_batches)
+    wire = "exact" if sleep_ms is not None else "fp8"
+    topology = Topology(1, 1, micro_batches=micro_batches, wire=wire)
     params, config = _overlap_params(num_layers, width)
     events: list = []
     with contextlib.ExitStack() as stack:
@@ -258,7 +270,7 @@ def _server(
         "width": width,
         "sleep_ms": sleep_ms,
     }
-    process = _start("serve", arguments, dict(os.environ) | {"JAXLAB_CORE": "1"})
+    process = _start("serve", arguments, os.environ, 1, pinned=bool(os.environ.get("JAXLAB_CORE")))
     try:
         params, config = _overlap_params(num_layers, width)
         identity = processes.server_identity(params, config, topology, 0)
@@ -325,8 +337,7 @@ PROGRAMS = {"exactness": exactness, "overlap": overlap, "dispatch": dispatch, "s
 
 
 if __name__ == "__main__":
-    if (core := os.environ.get("JAXLAB_CORE")) and hasattr(os, "sched_setaffinity"):
-        cores = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, {cores[int(core) % len(cores)]})
+    if core := os.environ.get("JAXLAB_CORE"):
+        os.sched_setaffinity(0, {int(core)})
     sharding.initialize()
     print(MARK + json.dumps(PROGRAMS[sys.argv[1]](**json.loads(sys.argv[2]))), flush=True)

@@ -10,7 +10,7 @@ from experiments.afd import child
 from experiments.bench.timing import Measurement, Timing
 
 SUMMARY = "Attention and experts apart: dispatch of a stage, one program beside its own bound"
-LAYERS, WIDTH, REQUESTS = 8, 1024, 1024
+LAYERS, WIDTH, REQUESTS = 8, 2048, 512
 ALLOWED = 1.15
 """Times its bound that one program may take."""
 

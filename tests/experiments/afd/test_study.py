@@ -92,7 +92,7 @@ def test_stages_are_timed_at_every_size(tmp_path, monkeypatch):
         ({"parts": ()}, "parts must be among"),
         ({"micro_batches": (2, 3)}, "must be 1 and what is compared"),
         ({"micro_batches": (1, 3, 2)}, "must increase"),
-        ({"width": 100}, "multiple of 64"),
+        ({"width": 100}, "multiple of 128"),
         ({"sleep_ms": 0.0}, "sleep_ms must be in 0 to"),
         ({"topology": (2, 1)}, "topology must be four counts"),
         ({"repeats": 0}, "repeats must be at least 1"),
