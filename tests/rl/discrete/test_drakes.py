@@ -154,6 +154,7 @@ def test_training_ends_where_the_price_balances_the_gradient():
         assert divergence == pytest.approx(nats, abs=0.03)
 
 
+@pytest.mark.slow
 def test_dependence_is_learned_and_the_price_keeps_the_law_near():
     """An even number of ones among three bits: no single token says anything of the reward."""
     policy = discrete.make_table_policy(2, 3)

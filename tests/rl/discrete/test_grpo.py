@@ -119,8 +119,9 @@ def test_grpo_is_its_formula():
     assert float(metrics["policy/reference_kl"]) == pytest.approx(price / 6, rel=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("optax_promotes")
-@pytest.mark.parametrize("ratio", ["step", pytest.param("exact", marks=pytest.mark.slow), "grpo"])
+@pytest.mark.parametrize("ratio", ["step", "exact", "grpo"])
 def test_a_policy_that_writes_learns_parity(ratio):
     """The first tokens say nothing, the last depends on all: half are right at first."""
     policy = discrete.make_writing_policy(V, K, width=8, num_layers=1, num_heads=2)
@@ -138,6 +139,7 @@ def test_a_policy_that_writes_learns_parity(ratio):
     assert int(state.num_rewards) == 40 * 64
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("optax_promotes")
 def test_grpo_learns_independent_tokens_and_its_price_holds_them_back():
     task = discrete.tasks.product(np.array([[0.0, 1.0, 0.5], [1.0, 0.0, 0.2]]))

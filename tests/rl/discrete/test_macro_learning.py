@@ -215,6 +215,7 @@ def test_candidates_are_the_old_policy_s_and_weigh_what_critics_say(x64):
     assert counts.min() > 55 and counts.max() < 150
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("optax_promotes")
 def test_deep_q_learning_finds_the_needle_and_replays_durations():
     """Five seeds; the old policy of an actor that renews is the present one every third step."""

@@ -104,6 +104,7 @@ def test_a_frozen_behavior_leads_to_a_single_tilt(behavior):
     np.testing.assert_allclose(first, [target.sum(axis=1), target.sum(axis=0)], atol=0.04)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["signed", "linear", "square", "z_linear", "z_square"])
 def test_every_kind_of_weight_leads_to_better_tokens(kind):
     """Independent tokens, a reward that is a sum of them: the law after 60 steps."""
