@@ -103,6 +103,14 @@ def _queries(N: int) -> Entry:
     return Entry(_named("query projection", N=N), "benchmark", target, 14.0, {"N": N}, small)
 
 
+def _stage(stage: str, batch: int, context: int = 0) -> Entry:
+    sizes = {"batch": batch} | ({"context": context} if context else {})
+    small = {"size": "small", "batch": 8} | ({"context": 128} if context else {})
+    target = "experiments.bench.afd_stages:cell"
+    name = _named(f"disaggregated layer, {stage}", **sizes)
+    return Entry(name, "benchmark", target, 14.0, {"stage": stage, "size": "true", **sizes}, small)
+
+
 def _other(
     name: str, target: str, seconds: float, small: dict[str, Any] | None = None, **args: Any
 ) -> Entry:
@@ -129,6 +137,10 @@ SUITE = (
     _experts(128),
     _experts(2048),
     _experts(8192),
+    _stage("attention", 128, 4096),
+    _stage("attention", 64, 8192),
+    _stage("experts", 2048),
+    _stage("experts", 512),
     _other("ICU Monte Carlo", "queueing:monte_carlo_gpu", 20.0, {"replications": 64}),
     _other("ZOFL, batches", "zeroth_order:batches_gpu", 25.0, {"num_instances": 100}),
     _other("RL, whole loop, paper's sizes", "rl:loops", 40.0, labels=["paper"]),

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from experiments.afd import Config, child
+from experiments.afd import Config, child, layer
 from experiments.afd.parts import deployments, exactness, network, overlap, sizing, stages
 from jaxlab.serving.afd.pipeline import pipeline_time, simulate_pipeline
 
@@ -77,8 +77,8 @@ def test_stages_are_timed_at_every_size(tmp_path, monkeypatch):
 
         return make
 
-    monkeypatch.setattr(stages, "_attention", program("attention"))
-    monkeypatch.setattr(stages, "_experts", program("experts"))
+    monkeypatch.setattr(layer, "attention", program("attention"))
+    monkeypatch.setattr(layer, "experts", program("experts"))
     monkeypatch.setattr(stages.time, "perf_counter", lambda: now[0])
     rows = stages.run(SMALL, tmp_path).rows
     assert [row.value for row in rows] == pytest.approx([0.0, 0.0], abs=1e-6)
