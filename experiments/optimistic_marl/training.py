@@ -1,6 +1,7 @@
 """What is computed and kept: exact play, sampled play, the ball, strangers, networks."""
 
 import functools
+import importlib
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ import numpy as np
 from jaxlab import envs, learning, marl
 from jaxlab.core import logging, loop, risk
 from jaxlab.envs import Game
+from jaxlab.envs import ball as ball_task
 
 GAMMA = 0.95
 WITHIN = 0.03
@@ -179,8 +181,8 @@ def strangers(
 def ball(rule: str, folder: pathlib.Path, *, seeds: int, trials: int, seed: int) -> Ball:
     """Learns to balance the ball with one rule, all seeds side by side."""
     env = envs.make_env(envs.ball_balancing(), 1)
-    num_states = envs.ball.BINS[0] * envs.ball.BINS[1]
-    steps = trials * envs.ball.STEPS
+    num_states = ball_task.BINS[0] * ball_task.BINS[1]
+    steps = trials * ball_task.STEPS
     learner = marl.make_q_learner(
         env, envs.ball_index, num_states, explore_steps=steps, gamma=0.9, **RULES[rule]
     )
@@ -205,7 +207,7 @@ def ball(rule: str, folder: pathlib.Path, *, seeds: int, trials: int, seed: int)
             return (state, running, total), jnp.where(running, state.final_obs[0, 0], jnp.nan)
 
         start = (env.reset(jax.random.key(0)), jnp.ones((), bool), jnp.zeros(()))
-        (_, _, total), seen = jax.lax.scan(one, start, length=envs.ball.STEPS)
+        (_, _, total), seen = jax.lax.scan(one, start, length=ball_task.STEPS)
         return total, seen
 
     greedy, traces = jax.device_get(jax.jit(jax.vmap(rollout))(ended.state.greedy))
@@ -253,7 +255,7 @@ def spread() -> envs.Task:
         ValueError: if JaxMARL is not installed.
     """
     try:
-        import jaxmarl
+        jaxmarl = importlib.import_module("jaxmarl")
     except ImportError as error:
         raise ValueError(
             "the part 'deep' needs jaxmarl (pip install -e '.[games]'); leave it out of --parts"
