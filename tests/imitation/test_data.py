@@ -48,6 +48,8 @@ def test_files_keep_everything(logs, tmp_path):
     half = imitation.read_npz(tmp_path / "half.npz")
     np.testing.assert_array_equal(half.obs, logs.obs.astype(np.float16).astype(np.float32))
     assert imitation.fingerprint(half) != imitation.fingerprint(logs)
+    with pytest.raises(ValueError, match="about must hold what JSON does"):
+        imitation.to_npz(logs._replace(about={"return": np.float32(1.0)}))
     changed = logs.reward.copy()
     changed[3] += 1.0
     assert imitation.fingerprint(logs._replace(reward=changed)) != imitation.fingerprint(logs)

@@ -225,7 +225,8 @@ def to_npz(dataset: Dataset, *, half: bool = False) -> dict[str, np.ndarray]:
             errors of a part in two thousand.
 
     Raises:
-        ValueError: if the dataset is not sound, or a number is beyond the range of half precision.
+        ValueError: if the dataset is not sound, a number is beyond the range of half precision, or
+            `about` is nothing that JSON holds.
 
     Example:
         `numpy.savez_compressed("demo.npz", **imitation.to_npz(dataset))`
@@ -244,7 +245,11 @@ def to_npz(dataset: Dataset, *, half: bool = False) -> dict[str, np.ndarray]:
         "action_high": dataset.action_high.tolist(),
         **dataset.about,
     }
-    return {"header": np.asarray(json.dumps(header)), **arrays}
+    try:
+        text = json.dumps(header)
+    except TypeError as error:
+        raise ValueError(f"about must hold what JSON does, numbers and text: {error}") from None
+    return {"header": np.asarray(text), **arrays}
 
 
 def _check_finite(dataset: Dataset, name: str) -> None:

@@ -20,7 +20,7 @@ def source():
     return data.make_source(SMALL)
 
 
-def test_identity_holds_on_a_hundred_processes(monkeypatch):
+def test_identity_holds_on_a_hundred_processes():
     gaps = identity.measure(3)
     assert gaps.features.shape == (100,) and gaps.features.max() < 1e-10
     assert np.abs(gaps.divergence).max() < 1e-10 and gaps.features.max() > 0.0
