@@ -194,19 +194,10 @@ def check_rates(batch_size: int, **numbers: float) -> None:
     Raises:
         ValueError: naming the number.
     """
-    check_batch(batch_size)
+    if not spaces.is_count(batch_size):
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}; give an integer")
     rules = {
         name: settings_lib.POSITIVE if name.endswith("rate") else settings_lib.NOT_NEGATIVE
         for name in numbers
     }
     settings_lib.check(numbers, rules)
-
-
-def check_batch(batch_size: int) -> None:
-    """Refuses a batch without rows.
-
-    Raises:
-        ValueError: if there is less than one.
-    """
-    if not spaces.is_count(batch_size):
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}; give an integer")
