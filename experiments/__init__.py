@@ -49,6 +49,7 @@ SYSTEMS = {
     "Flow policies by mirror descent": ("jaxlab/rl", ("fpmd",)),
     "Policies over sequences": ("jaxlab/rl/discrete", ("discrete_diffusion",)),
     "Offline imitation": ("jaxlab/imitation", ("imitation",)),
+    "Optimistic agents": ("jaxlab/marl", ("optimistic_marl",)),
 }
 """Systems, each with its room and its experiments, in the order of the reports."""
 
