@@ -211,8 +211,7 @@ def ball(rule: str, folder: pathlib.Path, *, seeds: int, trials: int, seed: int)
         return total, seen
 
     greedy, traces = jax.device_get(jax.jit(jax.vmap(rollout))(ended.state.greedy))
-    late = returns[-max(len(returns) // 10, 1) :]
-    return Ball(np.nanmean(late, axis=0), greedy, at, returns, traces[0])
+    return Ball(_late(returns), greedy, at, returns, traces[0])
 
 
 def deep(
@@ -243,9 +242,8 @@ def deep(
     at, returns = logging.series(records, "env/return_seeds")
     speed = np.median(logging.series(records, "perf/steps_per_second")[1])
     per_step = rollout * env.num_envs
-    late = np.nanmean(returns[-max(len(returns) // 10, 1) :], axis=0)
     rate = np.array(speed * per_step * seeds * len(parameters))
-    return Deep(late, at * per_step, returns, rate)
+    return Deep(_late(returns), at * per_step, returns, rate)
 
 
 def spread() -> envs.Task:
@@ -267,6 +265,13 @@ DEEP: Mapping[str, Callable[[], envs.Task]] = {
     "stag": lambda: envs.game_task(envs.stag_grid(5.0)),
     "spread": spread,
 }
+
+
+def _late(returns: np.ndarray) -> np.ndarray:
+    """Mean of the last tenth by seed; NaN of a seed none of whose episodes ended in it."""
+    late = returns[-max(len(returns) // 10, 1) :]
+    seen = np.isfinite(late).sum(axis=0)
+    return np.where(seen > 0, np.nansum(late, axis=0) / np.maximum(seen, 1), np.nan)
 
 
 def _same_seeds(algorithm: Any, betas: tuple[float, ...], seeds: int) -> Any:
