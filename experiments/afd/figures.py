@@ -68,7 +68,7 @@ def token(events: Sequence[StageEvent], out: pathlib.Path) -> result.Figure:
             axis.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": drawing.INK})
             size = there if a.role == "attention" else back
             axis.text(
-                start[0], 0.5, f" {size:,} bytes", fontsize=8, va="center", color=drawing.MUTED
+                start[0], 0.5, f" {size / 1e3:.1f} kB", fontsize=8, va="center", color=drawing.MUTED
             )
         axis.set_yticks(list(rows.values()), list(rows))
         axis.set_ylim(1.6, -0.6)
@@ -84,7 +84,7 @@ def token(events: Sequence[StageEvent], out: pathlib.Path) -> result.Figure:
         "The way of a token through two layers as it was measured: attention normalizes it and "
         "chooses its experts, it goes to the server process, and the weighted sum of its experts "
         "comes back and is added to it. Meanwhile the other micro-batch goes the same way. Stages "
-        "sleep; bytes are Step-3's, in eight bits out and bfloat16 back.",
+        "sleep; kilobytes are Step-3's, in eight bits out and bfloat16 back.",
         "Two lanes over time with bars; arrows lead from attention to experts and back.",
     )
 
