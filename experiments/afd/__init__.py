@@ -62,6 +62,7 @@ class Config:
 
 PRESETS = {
     "smoke": Config(
+        parts=PARTS[:-1],
         micro_batches=(1, 2),
         repeats=5,
         num_layers=4,
