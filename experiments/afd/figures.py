@@ -82,7 +82,7 @@ def token(events: Sequence[StageEvent], out: pathlib.Path) -> result.Figure:
     return result.Figure(
         "token.png",
         "The way of a token through two layers as it was measured: attention normalizes it and "
-        "chooses its experts, it goes to the server process, and the weighted sum of its experts "
+        "chooses its experts, it goes over to them, and the weighted sum of what they make of it "
         "comes back and is added to it. Meanwhile the other micro-batch goes the same way. Stages "
         "sleep; kilobytes are Step-3's, in eight bits out and bfloat16 back.",
         "Two lanes over time with bars; arrows lead from attention to experts and back.",

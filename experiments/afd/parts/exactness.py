@@ -35,12 +35,12 @@ LIMITS = (
 
 
 def run(config: Config, out: pathlib.Path) -> Part:
-    """Compares topologies in other processes, a unit each."""
+    """Compares topologies in other processes, a unit each and two at a time."""
     few = config.exact == "few"
     cells = [("two meshes", t, 1) for t in TWO_MESHES[: 1 if few else None]]
     cells += [("one program", t, n) for t, n in ONE_PROGRAM[: 1 if few else None]]
     todo = {_name(*cell): cell for cell in cells}
-    found = units.run([_unit(*cell) for cell in cells], out, title="afd, exactness")
+    found = units.run([_unit(*cell) for cell in cells], out, title="afd, exactness", workers=2)
     rows = []
     for realisation in ("two meshes", "one program"):
         here = [name for name, cell in todo.items() if cell[0] == realisation]
