@@ -90,7 +90,8 @@ def run(config: Config, out: pathlib.Path) -> Part:
     pictures = []
     sleeping = {c.micro_batches: m for c, m in found.items() if c[:2] == ("two meshes", SLEEPING)}
     pictures.append(figures.gantt({M: m.traces[-1] for M, m in sleeping.items()}, out))
-    served = Cell("server process" if config.width else "two meshes", SLEEPING, 2)
+    shown = "server process" if config.width else "two meshes"
+    served = Cell(shown, SLEEPING, config.micro_batches[1])
     pictures.append(figures.token(found[served].traces[-1], out))
     told = Table(
         "Steps of a decoder",
@@ -107,7 +108,7 @@ def grid(config: Config) -> list[Cell]:
     cells = [Cell("alone", work, 1) for work in works(config)]
     cells += [Cell("two meshes", SLEEPING, M) for M in config.micro_batches]
     if config.width:
-        cells.append(Cell("server process", SLEEPING, 2))
+        cells.append(Cell("server process", SLEEPING, config.micro_batches[1]))
         cells += [Cell("server process", PRODUCTS, M) for M in config.micro_batches]
     cells += [
         Cell("one program", work, M)
