@@ -91,26 +91,22 @@ def _start(
     pinned: bool = False,
 ) -> subprocess.Popen:
     of_run = {"JAX_PROCESS_ID": str(process_id)} if "JAX_NUM_PROCESSES" in environment else {}
-    core = _core(process_id or 0) if pinned else ""
-    cores = {"JAXLAB_CORE": core, "JAXLAB_CORES": os.environ.get("JAXLAB_CORES", "")}
+    known = environment.get("JAXLAB_CORES") or ",".join(map(str, cores()))
+    core = known.split(",")[process_id or 0] if pinned else ""
     return subprocess.Popen(
         [sys.executable, "-m", "experiments.afd.child", name, json.dumps(arguments)],
         cwd=REPOSITORY,
-        env={**environment, **cores, **of_run},
+        # A process that is kept to one core starts another, which is kept to the next.
+        env={**environment, "JAXLAB_CORES": known, "JAXLAB_CORE": core, **of_run},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
 
 
-def _core(number: int) -> str:
-    """Names a core that the first of these processes may use; "" where they cannot be named."""
-    if not hasattr(os, "sched_getaffinity"):
-        return ""
-    cores = os.environ.get("JAXLAB_CORES") or ",".join(map(str, sorted(os.sched_getaffinity(0))))
-    os.environ["JAXLAB_CORES"] = cores  # for those that they start, which may be kept to one
-    given = cores.split(",")
-    return given[number % len(given)]
+def cores() -> list[int]:
+    """The cores that this process may use, of those systems that can keep a process to one."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 
 
 def _free_port() -> int:
@@ -231,12 +227,11 @@ def dispatch(num_layers: int, micro_batches: int, repeats: int) -> dict[str, lis
     }
     plain = jax.jit(functools.partial(step3.step3_decode_step, config=config), donate_argnums=1)
     with _server(topology, num_layers, 64, None) as server:
-        links = [server]
         decoders = {
             "stages on one device": two_meshes.make_monolith_decode(params, config, topology),
             "two meshes": two_meshes.make_two_mesh_decode(params, config, topology),
             "one program": spmd.make_spmd_decode(params, config, topology),
-            "server process": processes.make_process_decode(params, config, topology, links),
+            "server process": processes.make_process_decode(params, config, topology, [server]),
         }
         steps: dict[str, tuple[Callable, Any]] = {
             name: (decoder.decode, decoder.init_cache(micro_batches + 1, **room))

@@ -5,10 +5,9 @@ import pathlib
 from experiments.afd import Config
 from experiments.harness.result import Part, Row, Table
 from experiments.step3_cost import published
-from experiments.step3_cost.rows import SERVED
+from experiments.step3_cost.rows import planned
 from jaxlab.serving.afd import planner
-from jaxlab.serving.afd.planner import Deployment, Efficiency
-from jaxlab.serving.cost import catalog
+from jaxlab.serving.afd.planner import Efficiency
 
 FITTED, PREDICTED = "2A2F", ("4A2F", "3A2F")
 SHARES = {
@@ -31,10 +30,10 @@ def run(config: Config, out: pathlib.Path) -> Part:
     shares: dict[str, Efficiency] = {}
     for name, fields in SHARES.items():
         shares[name] = planner.fit_efficiency(
-            served[FITTED].measured, lambda e: _achieves(FITTED, e), fields
+            served[FITTED].measured, lambda e: planned(served[FITTED], e), fields
         )
         predicted[name] = {
-            other: _achieves(other, shares[name]).tokens_per_gpu_second for other in PREDICTED
+            other: planned(served[other], shares[name]).tokens_per_gpu_second for other in PREDICTED
         }
     first = next(iter(SHARES))
     share = getattr(shares[first], SHARES[first][0])
@@ -70,18 +69,3 @@ def run(config: Config, out: pathlib.Path) -> Part:
         "2A2F at 4K.",
     )
     return Part(rows=rows, tables=(table,), limits=LIMITS)
-
-
-def _achieves(name: str, efficiency: Efficiency) -> Deployment:
-    served = next(d for d in published.DEPLOYMENTS if d.name == name)
-    on = catalog.ACCELERATORS["H800"]
-    return planner.evaluate(
-        SERVED[served.model],
-        on,
-        on,
-        context=served.context,
-        num_attention=served.num_attention,
-        num_ffn=served.num_ffn,
-        batch=served.batch,
-        efficiency=efficiency,
-    )

@@ -1,5 +1,6 @@
 """How much of the ideal overlap is reached, and what micro-batches gain."""
 
+import dataclasses
 import functools
 import pathlib
 from collections.abc import Sequence
@@ -46,6 +47,10 @@ class Measured(NamedTuple):
 
 def run(config: Config, out: pathlib.Path) -> Part:
     """Decodes in other processes, a unit each, and sets the steps beside the formula."""
+    limits = LIMITS
+    if config.width and len(child.cores()) < 2:
+        config = dataclasses.replace(config, width=0)
+        limits += ("Matrix products were left out: processes cannot be kept to two cores here.",)
     cells = grid(config)
     answers = units.run([_unit(cell, config) for cell in cells], out, title="afd, overlap")
     found = {
@@ -100,7 +105,7 @@ def run(config: Config, out: pathlib.Path) -> Part:
         "Medians over steps. Ideal: the formula for a pipeline of these stage times without a "
         "network. Overlap: share of the time that overlap could save.",
     )
-    return Part(rows=tuple(rows), figures=tuple(pictures), tables=(told,), limits=LIMITS)
+    return Part(rows=tuple(rows), figures=tuple(pictures), tables=(told,), limits=limits)
 
 
 def grid(config: Config) -> list[Cell]:

@@ -29,7 +29,7 @@ class Kept(NamedTuple):
 
     Attributes:
         rolled: what was played.
-        bound: `[R, T, E]` evidence bounds, nats, of the policies that played.
+        bound: `[R, T, E]` negative evidence bounds, nats, of the policies that played.
         noise: `[R]` PRNG keys of the noise under which these bounds were estimated.
         count: int32, how many there are so far.
     """

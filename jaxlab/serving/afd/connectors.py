@@ -63,6 +63,8 @@ class Message(NamedTuple):
         micro_batch: index of the micro-batch.
         tokens: number of tokens that count; rows behind them are padding.
         number: running number of a question, which its answer repeats.
+        seconds: of an answer, on its clock: when the question came, how long it computed, and when
+            it answered. As text they keep every digit, whatever carries the arrays.
         arrays: by name; a peer gets arrays of its host, or of its device, as the connector has it.
     """
 
@@ -72,6 +74,7 @@ class Message(NamedTuple):
     tokens: int
     arrays: dict[str, Any]
     number: int = 0
+    seconds: tuple[float, ...] = ()
 
 
 class Connector(NamedTuple):
@@ -358,8 +361,11 @@ def _unpacked(header: dict, data: bytearray) -> Message:
     stage, *numbers = (header[name] for name in ("stage", *counts))
     if type(stage) is not str or any(type(number) is not int for number in numbers):
         raise ValueError(f"stage must be text, {', '.join(counts)} integers")
+    seconds = tuple(header["seconds"])
+    if any(type(x) is not float or not math.isfinite(x) for x in seconds):
+        raise ValueError(f"seconds must be finite numbers, got {seconds}")
     layer, micro_batch, tokens, number = numbers
-    return Message(stage, layer, micro_batch, tokens, arrays, number)
+    return Message(stage, layer, micro_batch, tokens, arrays, number, seconds)
 
 
 def _raw(array: np.ndarray) -> bytes:

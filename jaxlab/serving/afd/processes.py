@@ -8,10 +8,11 @@ Source: Step-3, arXiv:2507.19427, section 4.
 """
 
 import itertools
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -130,9 +131,8 @@ def serve_ffn(
             for link, question, came in zip(links, questions, received, strict=True):
                 own = partial[first : first + question.tokens]
                 first += question.tokens
-                times = np.array([came, compute, time.perf_counter()])
-                arrays = {"partial": own, "times": times}
-                link.send(question._replace(stage="ffn", arrays=arrays))
+                seconds = (came, compute, time.perf_counter())
+                link.send(question._replace(stage="ffn", arrays={"partial": own}, seconds=seconds))
             until = time.monotonic() + timeout
     finally:
         for link in links:
@@ -167,8 +167,9 @@ def make_process_decode(
             may be replaced.
         devices: one for each attention instance; None for one device.
         record: called with every stage as it ends, of attention and of the experts, and with the
-            network before and after those as `pipeline.STAGES` names them. The times of a server
-            are brought to the clock of this process by taking both ways to be equally long.
+            network before and after those as `pipeline.STAGES` names them; on the way out a message
+            also waits until the server reads it. The clock of a server is told by its quickest
+            message so far, both of whose ways are taken to be equally long.
         record_exchange: called with the times of every message, see `trace.peer_table`.
 
     Raises:
@@ -194,6 +195,7 @@ def make_process_decode(
     home = params.embedding.devices().pop() if devices is None else devices[0]
     back = jnp.dtype(dtype if topology.wire == "exact" else jnp.bfloat16)
     numbers = itertools.count(1)
+    clocks: dict[int, _Clock] = {}
 
     def ask(layer: int, micro_batch: int, message: Packed) -> tuple[Message, float]:
         arrays = {
@@ -215,11 +217,14 @@ def make_process_decode(
             for index, server in enumerate(servers):
                 found = _answer(server, question, (question.tokens, config.d_model), back)
                 partials.append(jax.device_put(found.arrays["partial"], home))
-                times = (*map(float, found.arrays["times"]), sent, time.perf_counter())
+                where = (0, index, layer, micro_batch)
+                received, compute, answered = found.seconds
+                exchange = Exchange(*where, sent, time.perf_counter(), received, answered, compute)
                 if record is not None:
-                    _record_server(record, index, question, times)
+                    clocks[index] = min(clocks.get(index, NO_CLOCK), _clock(exchange))
+                    _record_server(record, exchange, clocks[index].ahead)
                 if record_exchange is not None:
-                    record_exchange(_exchange(index, question, times))
+                    record_exchange(exchange)
         except BaseException:
             close()
             raise
@@ -227,6 +232,7 @@ def make_process_decode(
         return jnp.moveaxis(jnp.stack(partials).reshape(shape), 1, 0)
 
     def close() -> None:
+        clocks.clear()  # who is connected to again may be another host
         for server in servers:
             server.close()
 
@@ -241,30 +247,47 @@ def make_process_decode(
     )
 
 
-def _exchange(index: int, question: Message, times: tuple[float, ...]) -> Exchange:
-    received, compute, answered, sent, returned = times
-    where = (0, index, question.layer, question.micro_batch)
-    return Exchange(*where, sent, returned, received, answered, compute)
+class _Clock(NamedTuple):
+    """What is known of a server's clock; the least of several is the best known.
+
+    Attributes:
+        network: seconds that its quickest message was under way, both ways together.
+        ahead: seconds that the clock of this process is ahead of its.
+    """
+
+    network: float
+    ahead: float
 
 
-def _record_server(record: Record, index: int, question: Message, times: tuple[float, ...]) -> None:
-    received, compute, answered, sent, returned = times
-    one_way = max(0.0, (returned - sent - (answered - received)) / 2.0)
-    here = sent + one_way - received  # what the server's clock lacks
-    where = (index, question.layer, question.micro_batch)
-    record(StageEvent("network out", *where, sent, sent + one_way))
-    record(StageEvent("experts", *where, answered + here - compute, answered + here))
-    record(StageEvent("network back", *where, answered + here, returned))
+NO_CLOCK = _Clock(math.inf, 0.0)
+
+
+def _clock(e: Exchange) -> _Clock:
+    network = max(0.0, e.returned - e.sent - (e.answered - e.received))
+    return _Clock(network, e.sent + network / 2.0 - e.received)
+
+
+def _record_server(record: Record, e: Exchange, ahead: float) -> None:
+    where = (e.expert, e.layer, e.micro_batch)
+    received, answered = max(e.sent, e.received + ahead), min(e.returned, e.answered + ahead)
+    record(StageEvent("network out", *where, e.sent, received))
+    record(StageEvent("experts", *where, answered - e.compute, answered))
+    record(StageEvent("network back", *where, answered, e.returned))
 
 
 def _answer(
     server: Connector, question: Message, shape: tuple[int, int], dtype: np.dtype
 ) -> Message:
     found = server.receive()
-    partial, times = (found.arrays.get(name) for name in ("partial", "times"))
+    partial = found.arrays.get("partial")
     right = (*found[:4], found.number) == ("ffn", *question[1:4], question.number)
-    right = right and getattr(times, "shape", None) == (3,)
-    if not right or partial is None or partial.shape != shape or partial.dtype != dtype:
+    if (
+        not right
+        or len(found.seconds) != 3
+        or partial is None
+        or partial.shape != shape
+        or partial.dtype != dtype
+    ):
         raise PeerError(f"{server.peer} answered another question than {question[:4]}")
     return found
 

@@ -71,8 +71,10 @@ def test_messages_arrive_bit_by_bit(kind):
     }
     arrays = {name: x.view(name)[..., ::2] for name, x in arrays.items()}  # not contiguous
     arrays |= {"none": np.zeros((0, 4), np.float32), "scalar": np.float32(np.nan)}
-    client.send(Message("attention", 3, 1, 15, arrays))
+    seconds = (86_400.123456789, 1e-6)  # float32 would lose a millisecond
+    client.send(Message("attention", 3, 1, 15, arrays, 7, seconds))
     got = server.receive()
+    assert (got.number, got.seconds) == (7, seconds)
     assert got[:4] == ("attention", 3, 1, 15)
     assert list(got.arrays) == list(arrays)
     for name, array in arrays.items():
@@ -109,7 +111,7 @@ def test_another_version_or_model_is_refused(what):
         assert f"{there} there, {here} here" in text
 
 
-HEADER = {"stage": "ffn", "layer": 0, "micro_batch": 0, "tokens": 1, "number": 3}
+HEADER = {"stage": "ffn", "layer": 0, "micro_batch": 0, "tokens": 1, "number": 3, "seconds": []}
 
 
 @pytest.mark.parametrize(

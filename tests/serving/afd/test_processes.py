@@ -148,8 +148,8 @@ def test_messages_go_out_while_answers_are_under_way(params):
             assert [q.micro_batch for q in questions] == [0, 1]
             for question in questions:
                 partial = np.zeros((question.tokens, CONFIG.d_model), np.float32)
-                arrays = {"partial": partial, "times": np.array([0.0, 0.0, 0.0])}
-                there.send(question._replace(stage="ffn", arrays=arrays))
+                arrays, seconds = {"partial": partial}, (0.0, 0.0, 0.0)
+                there.send(question._replace(stage="ffn", arrays=arrays, seconds=seconds))
 
     with futures.ThreadPoolExecutor(1) as pool:
         server = pool.submit(serve)
