@@ -424,9 +424,17 @@ def test_values_are_fitted_to_rewards_and_what_truncation_leads_to(make, termina
 @pytest.mark.slow
 @pytest.mark.usefixtures("optax_promotes")
 @pytest.mark.parametrize(
-    "make", [discrete.reverse_rollouts, discrete.forward_rollouts], ids=["reverse", "forward"]
+    ("make", "num_updates", "options"),
+    [
+        (discrete.reverse_rollouts, 60, {}),
+        (discrete.forward_rollouts, 60, {}),
+        (discrete.forward_replay, 80, {"num_kept": 4}),
+        (discrete.forward_replay, 80, {"num_kept": 4, "largest_ratio": None}),
+        (discrete.forward_replay, 80, {"num_kept": 4, "weighting": "imitation"}),
+    ],
+    ids=["reverse", "forward", "replay", "replay without ratio", "imitation"],
 )
-def test_heads_learn_the_best_macro_action(make):
+def test_heads_learn_the_best_macro_action(make, num_updates, options):
     """A state, two tokens, and rewards 1 .. 3 for each: (2, 2) is best; five seeds."""
     env = envs.make_env(envs.macro(counted(), K, gamma=1.0), 16)
     policy = discrete.make_state_heads((1,), V, K, hidden=(8,))
@@ -439,11 +447,16 @@ def test_heads_learn_the_best_macro_action(make):
         num_epochs=2,
         num_minibatches=2,
         learning_rate=0.02,
+        **options,
     )
     seeds = learning.over_seeds(algorithm, 5)
-    _, metrics = jax.jit(
-        lambda key: jax.lax.scan(lambda s, _: seeds.step(s), seeds.init(key), None, length=60)
-    )(jax.random.key(0))
+
+    @jax.jit
+    def run(key):
+        begin = seeds.init(key)
+        return jax.lax.scan(lambda s, _: seeds.step(s), begin, None, length=num_updates)[1]
+
+    metrics = run(jax.random.key(0))
     total, count = metrics["env/return"]
     last = np.asarray(total[-5:].sum(axis=0) / count[-5:].sum(axis=0))
     assert np.all(last > 5.5)  # 6 at best, 4 at random

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlab import envs, learning
+from jaxlab import envs
 from jaxlab.diffusion.discrete import exact
 from jaxlab.rl import discrete
 from jaxlab.rl.discrete import replayed, rollouts
@@ -170,34 +170,6 @@ def test_what_a_far_policy_drew_weighs_nothing_unless_no_ratio_is_asked_for():
     assert near == pytest.approx(64.0, rel=1e-3) and 16 < far < 48
     near, far = sizes(largest_ratio=None)
     assert near == far == pytest.approx(64.0, rel=1e-3)
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("optax_promotes")
-@pytest.mark.parametrize(
-    "options", [{}, {"largest_ratio": None}, {"weighting": "imitation"}], ids=str
-)
-def test_replay_learns_the_best_macro_action(options):
-    """A state, two tokens, and rewards 1 .. 3 for each: (2, 2) is best; five seeds."""
-    algorithm = discrete.forward_replay(
-        envs.make_env(envs.macro(counted(), K, gamma=1.0), 16),
-        discrete.make_state_heads((1,), V, K, hidden=(8,)),
-        discrete.StateValue((1,), (8,)),
-        num_steps=1,
-        rollout=4,
-        num_kept=4,
-        num_epochs=2,
-        num_minibatches=2,
-        learning_rate=0.02,
-        **options,
-    )
-    seeds = learning.over_seeds(algorithm, 5)
-    _, metrics = jax.jit(
-        lambda key: jax.lax.scan(lambda s, _: seeds.step(s), seeds.init(key), None, length=80)
-    )(jax.random.key(0))
-    total, count = metrics["env/return"]
-    last = np.asarray(total[-5:].sum(axis=0) / count[-5:].sum(axis=0))
-    assert np.all(last > 5.5)  # 6 at best, 4 at random
 
 
 @pytest.mark.parametrize(

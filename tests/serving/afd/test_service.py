@@ -9,7 +9,7 @@ import pytest
 
 from jaxlab.serving.afd import service, two_meshes
 from jaxlab.serving.afd.topology import Topology
-from jaxlab.serving.model import step3
+from jaxlab.serving.model import sampling, step3
 
 CONFIG = step3.TINY._replace(num_layers=2, dense_layers=(0,))
 LONGEST = 40
@@ -205,7 +205,7 @@ def test_sampled_tokens_have_their_probabilities():
     """Frequencies over 4000 seeds against softmax, cut at top-p: 4.5 sigma of a binomial."""
     logits = np.log(np.array([0.1, 0.4, 0.2, 0.3]))
     n = 4000
-    token, _ = service.draw(
+    token, _ = sampling.draw(
         jnp.tile(jnp.asarray(logits, jnp.float32), (n, 1, 1)),
         jnp.ones(n, jnp.int32),
         jnp.arange(n, dtype=jnp.uint32),
