@@ -53,7 +53,7 @@ class FeedForward(NamedTuple):
         answer: `answer(layer, micro_batch, question) -> [A, F, N, D]`, a sum for each token from
             each of F feed-forward instances, as `wire.pack_back` sends it. Questions are answered
             in the order in which they were asked, with threads in one of their own.
-        close: `close()` is called when attention fails while answers are under way; it ends them.
+        close: `close()` is called when a question or an answer fails; it ends what is under way.
     """
 
     ask: Callable[[int, int, Packed], Any]
@@ -157,30 +157,36 @@ def make_disaggregated_decoder(
 
     def in_threads(cache: PagedCache, parts: Any) -> tuple:
         asked, back = queue.SimpleQueue(), queue.SimpleQueue()
+        errors: list[BaseException] = []
+
+        def end(error: BaseException) -> None:
+            errors.append(error)  # before connections close, of which both threads hear
+            feed_forward.close()
 
         def run_answers() -> None:
             try:
                 while (item := asked.get()) is not None:
-                    back.put((answer(*item), None))
-            except BaseException as error:  # attention raises it, instead of waiting
-                back.put((None, error))
+                    back.put(answer(*item))
+            except BaseException as error:
+                end(error)
+                back.put(None)  # attention is not to wait
 
         def send(layer: int, m: int, message: Packed) -> None:
             asked.put((layer, m, feed_forward.ask(layer, m, message)))
 
         def receive(m: int) -> Array:
-            inbox, error = back.get()
-            if error is not None:
-                raise error
+            inbox = back.get()
+            if inbox is None:
+                raise errors[0]
             return inbox
 
         worker = threading.Thread(target=run_answers, name="ffn", daemon=True)
         worker.start()
         try:
             return attend_all(cache, parts, send, receive)
-        except BaseException:
-            feed_forward.close()
-            raise
+        except BaseException as error:
+            end(error)
+            raise errors[0] from None
         finally:
             asked.put(None)
             worker.join()

@@ -213,21 +213,17 @@ def make_process_decode(
     def answer(layer: int, micro_batch: int, asked: tuple[Message, float]) -> Array:
         question, sent = asked
         partials = []
-        try:
-            for index, server in enumerate(servers):
-                found = _answer(server, question, (question.tokens, config.d_model), back)
-                partials.append(jax.device_put(found.arrays["partial"], home))
-                where = (0, index, layer, micro_batch)
-                received, compute, answered = found.seconds
-                exchange = Exchange(*where, sent, time.perf_counter(), received, answered, compute)
-                if record is not None:
-                    clocks[index] = min(clocks.get(index, NO_CLOCK), _clock(exchange))
-                    _record_server(record, exchange, clocks[index].ahead)
-                if record_exchange is not None:
-                    record_exchange(exchange)
-        except BaseException:
-            close()
-            raise
+        for index, server in enumerate(servers):
+            found = _answer(server, question, (question.tokens, config.d_model), back)
+            partials.append(jax.device_put(found.arrays["partial"], home))
+            where = (0, index, layer, micro_batch)
+            received, compute, answered = found.seconds
+            exchange = Exchange(*where, sent, time.perf_counter(), received, answered, compute)
+            if record is not None:
+                clocks[index] = min(clocks.get(index, NO_CLOCK), _clock(exchange))
+                _record_server(record, exchange, clocks[index].ahead)
+            if record_exchange is not None:
+                record_exchange(exchange)
         shape = (len(servers), topology.num_attention, -1, config.d_model)
         return jnp.moveaxis(jnp.stack(partials).reshape(shape), 1, 0)
 

@@ -16,7 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlab.serving.afd import connectors, processes, service, trace, transfers, two_meshes
+from jaxlab.serving.afd import (
+    attention_side,
+    connectors,
+    processes,
+    service,
+    trace,
+    transfers,
+    two_meshes,
+)
 from jaxlab.serving.afd.pipeline import STAGES
 from jaxlab.serving.afd.topology import Topology
 from jaxlab.serving.model import step3
@@ -69,8 +77,8 @@ def server_process(*options):
         process.wait()
 
 
-def connect(params, port):
-    identity = processes.server_identity(params, CONFIG, TOPOLOGY, 0)
+def connect(params, port, topology=TOPOLOGY, index=0):
+    identity = processes.server_identity(params, CONFIG, topology, index)
     return connectors.connect("127.0.0.1", port, identity, timeout=60.0)
 
 
@@ -156,6 +164,28 @@ def test_messages_go_out_while_answers_are_under_way(params):
         logits = decoded(processes.make_process_decode(params, CONFIG, topology, [here]), 2, 1)
         server.result(60.0)
     assert np.all(np.isfinite(logits))
+
+
+def test_the_first_error_is_told_and_not_what_follows_from_it(params):
+    """An answer fails, which closes all connections, at which the next question fails too."""
+    closed = threading.Event()
+
+    def ask(layer, micro_batch, message):
+        if micro_batch == 1 and closed.wait(60.0):
+            raise connectors.PeerError("the other server is no longer connected")
+
+    def answer(layer, micro_batch, question):
+        raise connectors.PeerError("this server is lost")
+
+    decoder = attention_side.make_disaggregated_decoder(
+        params,
+        CONFIG,
+        Topology(1, 2, micro_batches=2),
+        attention_side.FeedForward(ask, answer, closed.set),
+        threads=True,
+    )
+    with pytest.raises(connectors.PeerError, match="this server is lost"):
+        decoded(decoder, 2, 1)
 
 
 def test_who_is_not_connected_to_again_is_named(params):
@@ -277,9 +307,37 @@ def test_a_process_of_its_own_agrees(params):
 
 
 @pytest.mark.slow
+def test_two_processes_agree_and_one_that_is_killed_ends_the_other(params):
+    """Each is refused in the place of the other; after a loss both are started again."""
+    topology = TOPOLOGY._replace(num_ffn=2)
+    want = decoded(two_meshes.make_monolith_decode(params, CONFIG, topology), 2, 2)
+    servers = []
+    got = None
+    for _ in range(2):
+        with (
+            server_process("--of", "2") as (first, port),
+            server_process("--of", "2", "--index", "1") as (second, other_port),
+        ):
+            servers[:] = [
+                connect(params, port, topology, 0),
+                connect(params, other_port, topology, 1),
+            ]
+            got = got or processes.make_process_decode(params, CONFIG, topology, servers)
+            np.testing.assert_allclose(decoded(got, 2, 2), want, atol=2e-6)
+            second.send_signal(signal.SIGKILL)
+            second.wait()
+            with pytest.raises(connectors.PeerError, match=f"127.0.0.1:{other_port}"):
+                decoded(got, 2, 1)
+            assert first.wait(60.0) != 0  # told that the attention side has closed
+    refused = pytest.raises(connectors.PeerError, match="has another model")
+    with server_process("--of", "2") as (_, port), refused:
+        connect(params, port, topology, 1)
+
+
+@pytest.mark.slow
 def test_a_process_gives_and_takes_arrays_by_transfer(params):
     """The same answers; one that is killed is told of within the timeouts."""
-    with server_process("transfer") as (process, port):
+    with server_process("--transfer") as (process, port):
         link = transfers.pulled(connect(params, port), pull_timeout=10.0)
         got = processes.make_process_decode(params, CONFIG, TOPOLOGY, [link])
         want = two_meshes.make_monolith_decode(params, CONFIG, TOPOLOGY)
