@@ -75,8 +75,8 @@ def _reverse(
         policy = make_policy(task, config)
         diffuses = make_policy is _transformer
         steps = num_steps(task, config) if diffuses else 1 if make_policy is _factored else None
-        # Of single steps of denoising, every gradient looks at half.
-        half = {"count": -(-num_steps(task, config) // 2)} if diffuses and not options else {}
+        # Of the steps of denoising, every gradient looks at half.
+        half = {"count": -(-num_steps(task, config) // 2)} if diffuses else {}
         algorithm = discrete.reverse(
             task.reward,
             policy,

@@ -82,26 +82,39 @@ def _assemble(parts: list[Part], summary: str = "") -> Result:
 def tune(
     config: Config, made: dict[str, SequenceTask], names: tuple[str, ...], out: pathlib.Path
 ) -> rows.Chosen:
-    """Chooses the settings of every method on every task, all candidates in one program."""
-    grids, todo = {}, {}
-    for task, name in itertools.product(made, names):
+    """Chooses the settings of every method on every task.
+
+    All candidates of a learning rate are one program, and one unit.
+    """
+    rewards = max(config.rewards // 2, config.evaluations * config.batch)
+    tuning = dataclasses.replace(config, seed=config.seed + 1000, rewards=rewards)
+    chosen, tried = {}, {}
+    for pair in itertools.product(made, names):
+        task, name = pair
         sweep = methods.make_method(name, made[task], config).sweep
         grid = [dict(zip(sweep, x, strict=True)) for x in itertools.product(*sweep.values())]
-        grids[task, name] = grid
+        chosen[pair] = grid[0]
         if len(grid) == 1 or not config.tuning_seeds:
             continue
-        each = [values for values in grid for _ in range(config.tuning_seeds)]
-        tuning = dataclasses.replace(config, seed=config.seed + 1000, num_seeds=len(each))
-        todo[task, name] = _unit(f"{task}/{name}/tuning", made[task], name, tuning, each)
-    kept = units.run(list(todo.values()), out, title="discrete_diffusion, tuning", metrics=_metrics)
-    chosen = {}
-    for pair, grid in grids.items():
-        best = 0
-        if pair in todo:
-            final = kept[todo[pair].name].final.reshape(len(grid), -1)
-            worth = np.where(np.isfinite(final), final, -np.inf).mean(axis=1)
-            best = int(np.argmax(worth))
-        chosen[pair] = grid[best]
+        for rate, of_rate in itertools.groupby(grid, lambda values: values["learning_rate"]):
+            candidates = list(of_rate)
+            each = [values for values in candidates for _ in range(config.tuning_seeds)]
+            unit = _unit(
+                f"{task}/{name}/tuning/{rate:g}",
+                made[task],
+                name,
+                dataclasses.replace(tuning, num_seeds=len(each)),
+                each,
+            )
+            tried[unit.name] = (pair, candidates, unit)
+    todo = [unit for _, _, unit in tried.values()]
+    kept = units.run(todo, out, title="discrete_diffusion, tuning", metrics=_metrics)
+    best: dict[tuple[str, str], float] = {}
+    for where, (pair, candidates, _) in tried.items():
+        final = kept[where].final.reshape(len(candidates), -1)
+        for values, worth in zip(candidates, final.mean(axis=1), strict=True):
+            if worth > best.get(pair, -np.inf):  # never of NaN: one that loses a seed is not taken
+                best[pair], chosen[pair] = float(worth), values
     return chosen
 
 
@@ -155,7 +168,8 @@ def _limits(config: Config, made: dict[str, SequenceTask]) -> tuple[str, ...]:
         "Every method has the same calls of the reward function and sees each drawn sequence "
         f"{methods.UPDATES} times.",
         "Each chooses its learning rate and its price of divergence on "
-        f"{config.tuning_seeds} seeds of their own; genetic search has nothing to choose."
+        f"{config.tuning_seeds} seeds of their own and half of the calls; genetic search has "
+        "nothing to choose."
         if config.tuning_seeds
         else "No method is tuned.",
         "Diffusion and autoregressive policies have the same transformer; independent tokens need "

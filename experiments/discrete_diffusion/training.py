@@ -1,6 +1,5 @@
 """Training of one method on one task, seeds in one program, and what is looked at on the way."""
 
-import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -17,6 +16,18 @@ from jaxlab.rl.discrete.tasks import SequenceTask
 
 EVALUATION_KEY = 2**31 - 1
 """Seed of evaluations, apart from those of training."""
+SETTINGS = (
+    "seed",
+    "num_seeds",
+    "rewards",
+    "batch",
+    "num_steps",
+    "width",
+    "num_layers",
+    "evaluations",
+    "eval_draws",
+)
+"""What an outcome depends on, of the study's settings."""
 COURSE = ("policy/ess", "policy/kl", "policy/target_kl", "policy/unique", "policy/entropy")
 """What is kept of the log besides rewards."""
 
@@ -41,10 +52,8 @@ class Outcome(NamedTuple):
 
 def settings(task: str, name: str, config: Config, values: Mapping[str, Any]) -> dict[str, Any]:
     """All that an outcome depends on."""
-    fields = {"task": task, "of": name, **values, **dataclasses.asdict(config)}
-    for other in ("parts", "tasks", "factor", "methods", "learning_rates", "tuning_seeds"):
-        del fields[other]
-    return {name: x for name, x in fields.items() if not name.startswith("control_")}
+    fields = {name: getattr(config, name) for name in SETTINGS}
+    return {"task": task, "of": name, **values, **fields}
 
 
 def train(

@@ -97,11 +97,51 @@ def step_kl(
         token_mask: tokens that count; all if None.
     """
 
-    def one(n: Array) -> Array:
+    both = compare_steps(
+        denoise, old, tokens, reveal, steps, vocab=vocab, schedule=schedule, token_mask=token_mask
+    )
+    return both.kl
+
+
+class Compared(NamedTuple):
+    """Two denoisers at S steps of many paths.
+
+    Attributes:
+        logp: `[S, *B]` log-probability of the tokens revealed in each step.
+        logp_old: `[S, *B]` the same of the old denoiser, without a gradient.
+        kl: `[S, *B]` nats of `step_kl`.
+    """
+
+    logp: Float[Array, " S *B"]
+    logp_old: Float[Array, " S *B"]
+    kl: Float[Array, " S *B"]
+
+
+def compare_steps(
+    denoise: Denoise,
+    old: Denoise,
+    tokens: Int[Array, "*B K"],
+    reveal: Int[Array, "*B K"],
+    steps: Int[Array, " S"],
+    *,
+    vocab: int,
+    schedule: Schedule,
+    token_mask: Bool[Array, "*B K"] | None = None,
+) -> Compared:
+    """Returns `step_logp` of both denoisers and their `step_kl`, calling each once a step.
+
+    Arguments as `step_kl`.
+    """
+
+    def one(n: Array) -> Compared:
         new = _step(denoise, tokens, reveal, n, vocab, schedule, token_mask)
-        before = _step(old, tokens, reveal, n, vocab, schedule, token_mask)
-        ratio = new.logp - jax.lax.stop_gradient(before.logp)
-        return schedule.reveal[n] * _sum(jnp.sum(jnp.exp(new.logp) * ratio, axis=-1), new.hidden)
+        before = jax.lax.stop_gradient(_step(old, tokens, reveal, n, vocab, schedule, token_mask))
+        kl = jnp.sum(jnp.exp(new.logp) * (new.logp - before.logp), axis=-1)
+        return Compared(
+            _sum(new.at_token, new.revealed),
+            _sum(before.at_token, before.revealed),
+            schedule.reveal[n] * _sum(kl, new.hidden),
+        )
 
     return jax.vmap(one)(steps.astype(jnp.int32))
 

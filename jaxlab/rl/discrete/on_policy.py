@@ -253,22 +253,9 @@ def compare_steps(
     last = jnp.min(jnp.where(played.executed, played.reveal, schedule.num_steps), axis=-1)
     counts = played.executed | (played.reveal > last[..., None])
     steps = path.draw_steps(key, schedule.num_steps, count)
-    new, old = policy.denoise(params), policy.denoise(old_params)
-    logp, logp_old = (
-        path.step_logp(
-            denoise,
-            tokens,
-            played.reveal,
-            steps,
-            vocab=policy.vocab,
-            schedule=schedule,
-            token_mask=counts,
-        )
-        for denoise in (new, old)
-    )
-    kl = path.step_kl(
-        new,
-        old,
+    return path.compare_steps(
+        policy.denoise(params),
+        policy.denoise(old_params),
         tokens,
         played.reveal,
         steps,
@@ -276,7 +263,6 @@ def compare_steps(
         schedule=schedule,
         token_mask=counts,
     )
-    return logp, jax.lax.stop_gradient(logp_old), kl
 
 
 def shared_numbers(

@@ -182,6 +182,7 @@ def reverse(
     clip_eps: float = 0.2,
     learning_rate: float = 3e-4,
     max_grad_norm: float = 1.0,
+    replicates: int = 1,
     per_token: bool = False,
     init_params: PyTree = None,
 ) -> Algorithm:
@@ -197,13 +198,15 @@ def reverse(
             policy "exact": whole sequences.
         num_epochs: how often the samples are learned from.
         num_minibatches: gradient steps of an epoch.
-        count: S of the N steps of denoising that a gradient step looks at, of "step"; levels of
-            noise of "bound". All N, or 1, by default; a writing policy looks at all.
+        count: S of the N steps of denoising that a gradient step looks at, all by default: for
+            their ratios, and for the divergence, which is priced alike with every ratio. A writing
+            policy looks at all.
         temperature: lambda, the price of a nat of divergence from the policy that drew, on rewards
             standardized over the batch.
         clip_eps: how far a ratio may be driven from 1.
         learning_rate: of Adam.
         max_grad_norm: the gradient is shortened to this.
+        replicates: levels of noise of "bound" for each sequence.
         per_token: divide the bound by K, see `matching.bound_logp`.
         init_params: parameters to begin with; drawn by default.
 
@@ -223,11 +226,15 @@ def reverse(
     if ratio not in known:
         raise ValueError(f"ratio of this policy must be one of {', '.join(known)}, got {ratio!r}")
     single = ratio == "step"
-    count = (N if single else 1) if count is None else count
+    count = N if count is None else count
     bandits.check_counts(
-        batch=batch, num_epochs=num_epochs, num_minibatches=num_minibatches, count=count
+        batch=batch,
+        num_epochs=num_epochs,
+        num_minibatches=num_minibatches,
+        count=count,
+        replicates=replicates,
     )
-    if single and (count > N or (writes and count < N)):
+    if count > N or (writes and count < N):
         raise ValueError(
             f"count must lie in 1 .. {N}, all of them of a writing policy, got {count}"
         )
@@ -245,7 +252,7 @@ def reverse(
         if ratio == "mean_field":
             return matching.mean_field_logp(denoise, tokens, vocab=V)
         return matching.bound_logp(
-            key, denoise, tokens, vocab=V, replicates=count, per_token=per_token
+            key, denoise, tokens, vocab=V, replicates=replicates, per_token=per_token
         )
 
     def compare(
@@ -260,13 +267,14 @@ def reverse(
             return _whole(logp), _whole(logp_old), _whole(kl)
         key_steps, key_noise = jax.random.split(key)
         new, before = policy.denoise(params), policy.denoise(old)
-        steps = path.draw_steps(key_steps, N, count if single else N)
-        at = (tokens, drawn.reveal, steps)
-        kl = path.step_kl(new, before, *at, vocab=V, schedule=schedule)
+        steps = path.draw_steps(key_steps, N, count)
+        both = path.compare_steps(
+            new, before, tokens, drawn.reveal, steps, vocab=V, schedule=schedule
+        )
         if single:
-            return path.step_logp(new, *at, vocab=V, schedule=schedule), drawn.logp[steps - 1], kl
+            return both
         logp, logp_old = (estimate(x, key_noise, tokens) for x in (new, before))
-        return logp, logp_old, _whole(kl)
+        return logp, logp_old, _whole(both.kl) * (N / count)
 
     def step(state: bandits.SequenceState) -> tuple[bandits.SequenceState, Metrics]:
         key, key_draw, key_epochs, key_bands = jax.random.split(state.key, 4)

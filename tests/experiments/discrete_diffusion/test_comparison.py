@@ -66,7 +66,7 @@ def invented(final, curve=None):
 
 
 def test_settings_are_chosen_on_other_seeds(tmp_path, monkeypatch):
-    """The best mean of a candidate's own seeds; one that loses a seed is not taken."""
+    """And half of the calls, a unit for each rate; one that loses a seed is not taken."""
     config = dataclasses.replace(
         TINY, methods=("FKL", "genetic"), learning_rates=(1e-3, 1e-2), tuning_seeds=2
     )
@@ -74,7 +74,7 @@ def test_settings_are_chosen_on_other_seeds(tmp_path, monkeypatch):
     asked = []
 
     def train(task, name, config, values, folder, *, steps):
-        asked.append((name, config.seed, config.num_seeds))
+        asked.append((name, config.seed, config.num_seeds, config.rewards))
         pairs = list(zip(*values.values(), strict=True)) or [()] * config.num_seeds
         counts = dict.fromkeys(pairs, 0)
         final = []
@@ -86,9 +86,10 @@ def test_settings_are_chosen_on_other_seeds(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "train", train)
     found = study.run(config, tmp_path)
     assert asked == [
-        ("FKL", config.seed + 1000, 2 * 2 * 3),
-        ("FKL", config.seed, 2),
-        ("genetic", config.seed, 2),
+        ("FKL", config.seed + 1000, 2 * 3, 80),
+        ("FKL", config.seed + 1000, 2 * 3, 80),
+        ("FKL", config.seed, 2, 160),
+        ("genetic", config.seed, 2, 160),
     ]
     assert found.tables[0].rows[0][4] == "learning rate 0.001, temperature 0.3"
 
