@@ -65,7 +65,7 @@ class Config:
     """Steps of pre-training, of 128 sequences."""
     dna_steps: int = 16
     """Steps in which a sequence is drawn."""
-    dna_calls: int = 25_600
+    dna_calls: int = 20_480
     """Calls of the oracle that every method has, a seed."""
     dna_rates: tuple[float, ...] = (1e-3, 3e-4, 3e-3)
     """Learning rates to choose from."""

@@ -6,6 +6,7 @@ it. Every method then has the same calls of the first oracle. Seeds are those of
 corpus, oracles and pre-trained policy are common.
 """
 
+import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable, Mapping
@@ -50,8 +51,11 @@ def run(config: Config, out: pathlib.Path) -> Part:
     def unit(name: str, rate: float, tuning: bool) -> Unit:
         seeds = config.tuning_seeds if tuning else config.num_seeds
         seed = config.seed + 1000 * tuning
-        settings = {**basis, "calls": config.dna_calls, "rate": rate, "seeds": [seed, seeds]}
-        compute = functools.partial(fine_tune, name, rate, config, seeds, seed, ground)
+        calls = config.dna_calls // 2 if tuning else config.dna_calls
+        settings = {**basis, "calls": calls, "rate": rate, "seeds": [seed, seeds]}
+        settings["evaluations"] = config.evaluations
+        given = dataclasses.replace(config, dna_calls=calls)
+        compute = functools.partial(fine_tune, name, rate, given, seeds, seed, ground)
         where = f"dna/{name}" + (f"/tuning/{rate:g}" if tuning else "")
         return Unit(where, settings, compute, Judged)
 
@@ -182,8 +186,8 @@ def _draw(config: Config, params: PyTree, key: jax.Array) -> jax.Array:
 
 
 def _worth(judged: Judged) -> float:
-    """A rate is chosen by the judging oracle: nobody who tunes has the truth."""
-    value = verdicts.average(judged.report["judge"])
+    """A rate is chosen by the judging oracle, nobody who tunes has the truth; none loses a seed."""
+    value = float(np.mean(judged.report["judge"]))
     return value if np.isfinite(value) else -np.inf
 
 

@@ -150,7 +150,7 @@ def _limits(ground: Ground, config: Config) -> tuple[str, ...]:
         "Independent tokens and autoregressive policies are not among the methods here.",
         f"Fine-tuned methods choose their learning rate of "
         f"{', '.join(f'{r:g}' for r in config.dna_rates)} by the judging oracle, on "
-        f"{config.tuning_seeds} seeds of their own."
+        f"{config.tuning_seeds} seeds of their own and half of the calls."
         if config.tuning_seeds and len(config.dna_rates) > 1
         else "No method is tuned.",
     )

@@ -62,7 +62,7 @@ def test_rates_are_chosen_by_the_judge_and_not_by_the_truth(tmp_path, monkeypatc
     asked = []
 
     def fine_tune(name, rate, config, seeds, seed, ground, folder):
-        asked.append((name, rate, seed, seeds))
+        asked.append((name, rate, seed, seeds, config.dna_calls))
         judge = 5.0 if rate == 1e-2 else 1.0
         return invented([9, 9], [judge, judge], [0, 0] if rate == 1e-2 else [8, 8])
 
@@ -71,13 +71,13 @@ def test_rates_are_chosen_by_the_judge_and_not_by_the_truth(tmp_path, monkeypatc
     ground = dna.Ground({}, oracle, oracle, np.zeros((3, 16), np.int32), natural)
     monkeypatch.setattr(dna, "fine_tune", fine_tune)
     monkeypatch.setattr(dna, "prepare", lambda config, folder: ground)
-    config = dataclasses.replace(TINY, methods=("FKL", "SMC"))
+    config = dataclasses.replace(TINY, methods=("FKL", "SMC"), dna_calls=1280)
     part = dna.run(config, tmp_path)
     assert asked == [
-        *(("FKL", rate, config.seed + 1000, 2) for rate in config.dna_rates),
-        ("FKL", 1e-2, config.seed, 2),
-        ("pre-trained", 0.0, config.seed, 2),
-        ("SMC", 0.0, config.seed, 2),
+        *(("FKL", rate, config.seed + 1000, 2, 640) for rate in config.dna_rates),
+        ("FKL", 1e-2, config.seed, 2, 1280),
+        ("pre-trained", 0.0, config.seed, 2, 1280),
+        ("SMC", 0.0, config.seed, 2, 1280),
     ]
     gap = next(row for row in part.rows if "reward less" in row.metric and "FKL" in row.metric)
     assert gap.value == pytest.approx(9.0)
