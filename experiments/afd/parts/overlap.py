@@ -18,6 +18,8 @@ from jaxlab.serving.afd.pipeline import StageEvent, pipeline_time
 SLEEPING, PRODUCTS = "sleeping stages", "matrix products"
 GOALS = {SLEEPING: 0.95, PRODUCTS: 0.85}
 """Shares of the ideal overlap that we set ourselves."""
+POSSIBLE = 1.02
+"""Shares above it tell of a machine whose speed changed, and of nothing else."""
 CLAIM = "While attention computes, so do the experts"
 GAIN = "A second micro-batch nearly doubles throughput, a third adds what the network hides"
 LIMITS = (
@@ -69,16 +71,17 @@ def run(config: Config, out: pathlib.Path) -> Part:
         efficiency = _efficiency(measured.seconds, alone[cell.work], cell, config.num_layers)
         if cell.micro_batches <= 3:
             goal = GOALS[cell.work]
+            verdict, note = _judge(efficiency.mean(), goal)
             rows.append(
                 verdicts.row_alone(
                     CLAIM,
                     f"Share of the ideal overlap, {cell.work}, {_run_as(cell)}, "
                     f"{cell.micro_batches} micro-batches",
                     efficiency,
-                    verdict="reproduced" if efficiency.mean() >= goal else "not reproduced",
+                    verdict=verdict,
                     paper=f"{goal} or more (our goal)",
                     note=f"Attention {1e3 * alone[cell.work][0]:.1f} ms, experts "
-                    f"{1e3 * alone[cell.work][1]:.1f} ms, {config.num_layers} layers.",
+                    f"{1e3 * alone[cell.work][1]:.1f} ms, {config.num_layers} layers.{note}",
                 )
             )
         table.append(
@@ -171,6 +174,14 @@ def _efficiency(
     serial = L * cell.micro_batches * sum(alone)
     ideal = _ideal(alone, cell.micro_batches, L)
     return (serial - np.array(seconds)) / (serial - ideal)
+
+
+def _judge(efficiency: float, goal: float) -> tuple[str, str]:
+    """Returns the verdict, and what there is to say about a share that cannot be."""
+    if efficiency > POSSIBLE:
+        note = " More than there was to save: stages were slower alone. Measure when idle."
+        return "measured", note
+    return ("reproduced" if efficiency >= goal else "not reproduced"), ""
 
 
 def _run_as(cell: Cell) -> str:

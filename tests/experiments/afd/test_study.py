@@ -40,6 +40,21 @@ def test_overlap_is_the_share_of_what_could_be_saved(tmp_path, monkeypatch):
     assert {figure.path for figure in part.figures} == {"gantt.png", "token.png"}
 
 
+@pytest.mark.parametrize(
+    ("late", "verdict"),
+    [(3.5e-3, "not reproduced"), (1e-4, "reproduced"), (-1e-3, "measured")],
+    ids=["half", "all", "more than there was"],
+)
+def test_more_than_could_be_saved_is_no_success(tmp_path, monkeypatch, late, verdict):
+    """Stages that were slower alone than in the pipeline: nothing is shown by that."""
+    monkeypatch.setattr(child, "ask", lambda name, **kw: run_ideally(name, late=late, **kw))
+    shares = [r for r in overlap.run(SMALL, tmp_path).rows if r.metric.startswith("Share")]
+    assert shares
+    for row in shares:
+        assert row.verdict == verdict
+        assert ("slower alone" in row.note) == (verdict == "measured")
+
+
 def test_the_rule_loses_less_than_a_tenth_and_known_figures_come_out(tmp_path):
     rows = {row.metric: row for row in sizing.run(SMALL, tmp_path).rows}
     assert len(rows) == 6
