@@ -4,7 +4,9 @@ import dataclasses
 from typing import Literal
 
 SUMMARY = "Offline imitation: features of the dynamics from any logs, then one trajectory"
-Piece = Literal["identity", "ratios", "scores"]
+Piece = Literal["identity", "ratios", "scores", "experts"]
+TASKS = ("pendulum", "half_cheetah", "hopper_v5", "walker2d_v5")
+"""Tasks that there are demonstrations of, or a recipe for them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,8 +17,14 @@ class Config:
     """Seed of every random draw."""
     num_seeds: int = 5
     """Runs a figure rests on, per method and number of trajectories, vmapped."""
-    parts: tuple[Piece, ...] = ("identity", "ratios", "scores")
-    """The theorem on finite processes; learned density ratios; imitation."""
+    parts: tuple[Piece, ...] = ()
+    """The theorem on finite processes; learned density ratios; imitation; experts of MuJoCo tasks,
+    trained and recorded. When empty all but the last, and of own data imitation alone."""
+    tasks: tuple[str, ...] = ("pendulum",)
+    """Tasks to imitate in, or to train experts of."""
+    recorded: str | None = None
+    """Folder of the part experts with TASK_expert.npz and TASK_logs.npz; those of the repository by
+    default."""
     expert: str | None = None
     """Own demonstrations, an npz file; with env, and logs beside it."""
     logs: str | None = None
@@ -26,9 +34,11 @@ class Config:
     backend: Literal["c", "mjx", "brax", "jax"] = "c"
     """Engine of that task."""
     trajectories: tuple[int, ...] = (1, 4, 10)
-    """Numbers of the expert's episodes to learn from."""
+    """Numbers of the expert's episodes to learn from; of own data those that there are, or all."""
     methods: tuple[str, ...] = ()
     """Methods to compare; all when empty."""
+    expert_steps: int = 300_000
+    """Transitions that an expert of a MuJoCo task is trained on."""
     log_episodes: int = 60
     """Episodes of logs on the pendulum, of six qualities in equal shares."""
     features: int = 256
@@ -71,13 +81,27 @@ class Config:
             raise ValueError(f"trajectories must be at least 1, got {self.trajectories}")
         if not self.policy_rate > 0.0:
             raise ValueError(f"policy_rate must be positive, got {self.policy_rate}")
-        if not self.parts:
-            raise ValueError("parts must name one at least, got none; leave the flag out")
+        if not self.tasks or (unknown := [x for x in self.tasks if x not in TASKS]):
+            given = unknown[0] if self.tasks else "none"
+            raise ValueError(f"tasks must be among {', '.join(TASKS)}, got {given}")
+        if "experts" in self.parts and "pendulum" in self.tasks:
+            raise ValueError("the pendulum's expert is a formula; give tasks of MuJoCo to train")
+        if self.expert_steps < 20_000:
+            raise ValueError(f"expert_steps must be at least 20,000, got {self.expert_steps}")
         own = [name for name in ("expert", "logs", "env") if getattr(self, name) is not None]
         if own and len(own) < 3:
             raise ValueError(
                 f"own data need expert, logs and env, got {', '.join(own)} alone; give all three"
             )
+        if own and set(self.parts) - {"scores"}:
+            raise ValueError(f"own data have the part scores alone, got {', '.join(self.parts)}")
+
+    @property
+    def pieces(self) -> tuple[Piece, ...]:
+        """The parts of this run."""
+        return self.parts or (
+            ("scores",) if self.expert is not None else ("identity", "ratios", "scores")
+        )
 
 
 PRESETS = {

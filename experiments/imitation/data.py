@@ -1,5 +1,6 @@
-"""What is imitated: the pendulum's expert with logs of six qualities, or one's own files."""
+"""What is imitated: experts with logs of six qualities, or one's own files."""
 
+import pathlib
 from typing import NamedTuple
 
 import jax
@@ -8,12 +9,17 @@ import numpy as np
 
 from experiments.imitation import Config
 from jaxlab import envs, imitation
-from jaxlab.imitation import Dataset, Demonstrations
+from jaxlab.envs.backends import Backend
+from jaxlab.imitation import Dataset, Demonstrations, Transitions
 
 QUALITIES = (0.0, 0.1, 0.2, 0.4, 0.6, 0.8)
 """Shares of the expert's torque in the logs; the rest is noise."""
 MOST = 20
 """Episodes of the pendulum's expert that there are."""
+RECORDED = pathlib.Path(__file__).parent / "recorded"
+"""Where demonstrations of MuJoCo tasks lie in the repository."""
+OWN = "own"
+"""Stands for the task of one's own files."""
 
 
 class Source(NamedTuple):
@@ -34,19 +40,15 @@ class Source(NamedTuple):
     random: float
 
 
-def make_source(config: Config) -> Source:
-    """Records the pendulum, or reads own files.
+def make_source(config: Config, name: str) -> Source:
+    """Records the pendulum, or reads files: those of a task, or one's own (`OWN`).
 
     Raises:
         ValueError: if files are unsound, or fewer episodes are in them than are asked for.
         FileNotFoundError: if there is no such file.
     """
     key = jax.random.key(config.seed)
-    if config.expert is not None:
-        assert config.logs is not None and config.env is not None
-        expert, logs = imitation.read_npz(config.expert), imitation.read_npz(config.logs)
-        task, title = envs.make_task(config.env, config.backend), config.env
-    else:
+    if name == "pendulum":
         task, title = imitation.gaussian_pendulum(), "Gaussian pendulum"
         expert = imitation.record(
             jax.random.fold_in(key, 1),
@@ -55,8 +57,12 @@ def make_source(config: Config) -> Source:
             about={"policy": "pump_and_balance", "seed": config.seed},
         )
         logs = _imperfect(jax.random.fold_in(key, 10), task, config.log_episodes // 6 * 6)
+    else:
+        files, task_name, backend = _files(config, name)
+        expert, logs = map(imitation.read_npz, files)
+        task, title = envs.make_task(task_name, backend), task_name
     num = len(np.unique(expert.episode_id))
-    if max(config.trajectories) > num:
+    if name != OWN and max(config.trajectories) > num:
         raise ValueError(
             f"trajectories must be at most {num}, the episodes of the expert, got "
             f"{max(config.trajectories)}"
@@ -67,11 +73,35 @@ def make_source(config: Config) -> Source:
             f"{title} has observations of {env.obs_size} and actions of {env.action_size} numbers, "
             f"the demonstrations {expert.obs.shape[1]} and {expert.action.shape[1]}"
         )
+    space = env.action_space
+    for field in ("low", "high"):
+        theirs, ours = getattr(expert, f"action_{field}"), np.asarray(getattr(space, field))
+        if not np.allclose(theirs, ours, rtol=1e-5):
+            raise ValueError(
+                f"{title} has actions with action_{field} {ours.tolist()}, the demonstrations "
+                f"{theirs.tolist()}; say their range in the file's header"
+            )
     shape = (config.episodes, env.action_size)
     played = imitation.record(
         jax.random.fold_in(key, 2), lambda k, _: jax.random.uniform(k, shape, minval=-1.0), env
     )
     return Source(title, expert, logs, env, float(imitation.returns(played).mean()))
+
+
+def counts(config: Config, source: Source) -> tuple[int, ...]:
+    """Numbers of episodes to learn from: those of the settings that there are, or all there are."""
+    num = len(np.unique(source.expert.episode_id))
+    return tuple(n for n in config.trajectories if n <= num) or (num,)
+
+
+def held_out(source: Source, num: int, seed: int, demos: Demonstrations) -> Transitions | None:
+    """The expert's episodes that `demonstrations` left out, seen as its policies see them."""
+    ids = np.random.default_rng(seed).permutation(np.unique(source.expert.episode_id))[num:]
+    if not len(ids):
+        return None
+    left = imitation.take_episodes(source.expert, ids)
+    rows = imitation.prepare(left, normalizer=demos.normalizer).expert
+    return jax.tree.map(lambda x: x[rows.obs[:, -1] == 0.0], rows)  # no absorbing states
 
 
 def demonstrations(source: Source, num: int, seed: int) -> Demonstrations:
@@ -84,6 +114,22 @@ def normalized(source: Source, returns: np.ndarray) -> np.ndarray:
     """Returns 100 (J - J_random) / (J_expert - J_random); J_expert of the recorded episodes."""
     expert = float(np.nanmean(imitation.returns(source.expert)))
     return 100.0 * (np.asarray(returns) - source.random) / (expert - source.random)
+
+
+def _files(config: Config, name: str) -> tuple[tuple[pathlib.Path, ...], str, Backend]:
+    """Both files of a task, its name, and its engine."""
+    if name == OWN:
+        assert config.expert is not None and config.logs is not None and config.env is not None
+        return (pathlib.Path(config.expert), pathlib.Path(config.logs)), config.env, config.backend
+    folder = RECORDED if config.recorded is None else pathlib.Path(config.recorded)
+    files = tuple(folder / f"{name}_{kind}.npz" for kind in ("expert", "logs"))
+    for path in files:
+        if not path.exists():
+            raise FileNotFoundError(
+                f"no demonstrations {path}; make them by --parts experts --tasks {name}, and give "
+                "that run's folder as --recorded"
+            )
+    return files, name, "c"
 
 
 def _imperfect(key: jax.Array, task: envs.Task, num: int) -> Dataset:

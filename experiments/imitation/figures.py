@@ -11,8 +11,8 @@ from experiments.imitation import methods, rows
 from experiments.imitation.rows import Found
 
 
-def draw(found: Found, out: pathlib.Path) -> tuple[Figure, ...]:
-    """Draws the methods of which a seed is left."""
+def draw(found: Found, task: str, title: str, out: pathlib.Path) -> tuple[Figure, ...]:
+    """Draws the methods of which a seed is left, in one task."""
     left = {k: one for k, one in found.items() if np.isfinite(one.final).any()}
     names = [n for n in (methods.OURS, *methods.RIVALS) if any(n == name for _, name in left)]
     if not names:
@@ -34,11 +34,11 @@ def draw(found: Found, out: pathlib.Path) -> tuple[Figure, ...]:
             axis.set_ylabel("Normalized score")
             axis.axhline(100.0, color=drawing.MUTED, ls=":")
         drawing.legend(figure)
-        drawing.save(figure, out / "scores.png")
+        drawing.save(figure, out / f"scores_{task}.png")
     return (
         Figure(
-            "scores.png",
-            "Score in training, means over seeds; 100 is the expert, 0 random actions.",
-            "Normalized score of every method against its updates, by number of trajectories",
+            f"scores_{task}.png",
+            f"{title}: score in training, means over seeds; 100 is the expert, 0 random actions.",
+            f"Normalized score of every method in {title} against its updates",
         ),
     )

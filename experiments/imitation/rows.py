@@ -1,5 +1,7 @@
 """What is said of the methods."""
 
+import dataclasses
+
 import numpy as np
 
 from experiments.harness import verdicts
@@ -11,9 +13,10 @@ Found = dict[tuple[int, str], Outcome]
 """Outcomes by number of trajectories and method."""
 
 
-def rows(found: Found) -> tuple[Row, ...]:
-    """Returns all rows of the comparison, the most telling first."""
-    return (*_rivals(found), *_spread(found), *_ablations(found))
+def rows(found: Found, title: str) -> tuple[Row, ...]:
+    """Returns all rows of the comparison in a task, the most telling first."""
+    made = (*_rivals(found), *_cloning(found), *_spread(found), *_ablations(found))
+    return tuple(dataclasses.replace(row, metric=f"{row.metric}, {title}") for row in made)
 
 
 def counts(found: Found) -> tuple[int, ...]:
@@ -21,26 +24,27 @@ def counts(found: Found) -> tuple[int, ...]:
     return tuple(dict.fromkeys(num for num, _ in found))
 
 
-def table(found: Found) -> Table:
+def table(found: Found, title: str) -> Table:
     """Scores of all methods at the last checkpoint and over the last evaluations."""
     names = [n for n in methods.NAMES if any(name == n for _, name in found)]
     columns = ["Method"]
     for num in counts(found):
-        columns += [f"{_episodes(num)}, last", f"{_episodes(num)}, last ten"]
+        columns += [f"{_episodes(num)}, last", "Last ten", "Error"]
     lines = []
     for name in names:
         line: list[str | float | None] = [name]
         for num in counts(found):
             one = found.get((num, name))
-            for x in (None, None) if one is None else (one.final, one.late):
-                mean = np.nan if x is None else verdicts.average(x)
-                line.append(round(mean, 1) if np.isfinite(mean) else None)
+            for field, digits in (("final", 1), ("late", 1), ("error", 4)):
+                mean = np.nan if one is None else verdicts.average(getattr(one, field))
+                line.append(round(mean, digits) if np.isfinite(mean) else None)
         lines.append(tuple(line))
     return Table(
-        "Normalized scores: 100 is the expert, 0 random actions",
+        f"{title}: normalized scores, 100 the expert's and 0 those of random actions",
         tuple(columns),
         tuple(lines),
-        "Means over seeds; never of the best checkpoint.",
+        "Means over seeds; never of the best checkpoint. The error is the mean squared difference "
+        "of actions from the expert's, in [-1, 1], on its episodes that were not given.",
     )
 
 
@@ -61,6 +65,23 @@ def _rivals(found: Found) -> list[Row]:
         for num in counts(found)
         for rival in methods.RIVALS
         if (num, methods.OURS) in found and (num, rival) in found
+    ]
+
+
+def _cloning(found: Found) -> list[Row]:
+    """Whether matching occupancies differs from cloning where all there is are demonstrations."""
+    return [
+        verdicts.row(
+            "Offline, matching occupancies comes to what regularized cloning does",
+            f"Score of ValueDICE, {_episodes(num)}",
+            found[num, "ValueDICE"].final,
+            (rival, found[num, rival].final),
+            larger_is_better=True,
+            paired=False,
+        )
+        for num in counts(found)
+        for rival in ("BC, regularized",)
+        if (num, "ValueDICE") in found and (num, rival) in found
     ]
 
 

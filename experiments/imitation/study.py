@@ -10,7 +10,17 @@ import numpy as np
 from experiments.harness import result, units, verdicts
 from experiments.harness.result import Part, Result
 from experiments.harness.units import Unit
-from experiments.imitation import Config, data, figures, identity, methods, ratios, rows, training
+from experiments.imitation import (
+    Config,
+    data,
+    experts,
+    figures,
+    identity,
+    methods,
+    ratios,
+    rows,
+    training,
+)
 from experiments.imitation.data import Source
 from experiments.imitation.training import Outcome
 from jaxlab import imitation
@@ -27,51 +37,59 @@ def run(config: Config, out: pathlib.Path) -> Result:
     for name in config.methods:
         if name not in methods.NAMES:
             raise ValueError(f"methods must be among {'; '.join(methods.NAMES)}, got {name!r}")
-    parts, summary = [], ""
-    source = data.make_source(config) if "scores" in config.parts else None
-    if "identity" in config.parts:
+    parts, said = [], []
+    tasks = (data.OWN,) if config.expert is not None else config.tasks
+    sources = {n: data.make_source(config, n) for n in tasks if "scores" in config.pieces}
+    if "experts" in config.pieces:
+        parts.append(experts.run(config, out))
+    if "identity" in config.pieces:
         parts.append(identity.run(config, out))
-    if "ratios" in config.parts:
+    if "ratios" in config.pieces:
         parts.append(ratios.run(config, out))
-    if source is not None:
-        found = compare(config, source, out)
-        limits = _limits(config)
-        parts.append(Part(rows.rows(found), figures.draw(found, out), (rows.table(found),), limits))
-        summary = _summary(found, source)
+    for name, source in sources.items():
+        found = compare(config, name, source, out)
+        told = rows.rows(found, source.title)
+        pictures = figures.draw(found, name, source.title, out)
+        parts.append(
+            Part(told, pictures, (rows.table(found, source.title),), _limits(config, source))
+        )
+        said.append(_summary(found, source))
     return result.assemble(
         parts,
         experiment="imitation",
         title="Offline imitation with features of the dynamics",
-        summary=summary,
+        summary=" ".join(said),
         paper=PAPER,
         interval_label=verdicts.LABEL,
     )
 
 
-def compare(config: Config, source: Source, out: pathlib.Path) -> rows.Found:
+def compare(config: Config, task: str, source: Source, out: pathlib.Path) -> rows.Found:
     """Learns the features that are missing, then trains the methods."""
     names = [n for n in methods.NAMES if not config.methods or n in config.methods]
     kinds = dict.fromkeys(kind for n in names if (kind := methods.features_of(n)) is not None)
-    demos = {n: data.demonstrations(source, n, config.seed) for n in config.trajectories}
+    numbers = data.counts(config, source)
+    demos = {n: data.demonstrations(source, n, config.seed) for n in numbers}
+    left = {n: data.held_out(source, n, config.seed, demos[n]) for n in numbers}
     acts = {
         n: imitation.acting(methods.make_policy(config, d).mode, d.normalizer)
         for n, d in demos.items()
     }
     first = {
         (num, kind): Unit(
-            f"{num}/features/{kind}",
+            f"{task}/{num}/features/{kind}",
             training.settings(config, demos=demos[num].fingerprint),
             functools.partial(training.pretrain, kind, demos[num], config),
             Pretrained,
         )
-        for num in config.trajectories
+        for num in numbers
         for kind in kinds
     }
     kept = units.run(list(first.values()), out, title="imitation, features")
     features = {k: _as_arrays(kept[unit.name]) for k, unit in first.items()}
     todo = {
         (num, name): Unit(
-            f"{num}/{name}",
+            f"{task}/{num}/{name}",
             training.settings(config, demos=demos[num].fingerprint),
             functools.partial(
                 training.train,
@@ -79,12 +97,13 @@ def compare(config: Config, source: Source, out: pathlib.Path) -> rows.Found:
                 source,
                 demos[num],
                 features.get((num, kind)),
+                left[num],
                 acts[num],
                 config,
             ),
             Outcome,
         )
-        for num in config.trajectories
+        for num in numbers
         for name in names
         for kind in (methods.features_of(name) or "",)
     }
@@ -102,7 +121,7 @@ def _metrics(_: str, outcome: Outcome) -> dict[str, float]:
     return {"score": verdicts.average(outcome.final)}
 
 
-def _limits(config: Config) -> tuple[str, ...]:
+def _limits(config: Config, source: Source) -> tuple[str, ...]:
     limits = [
         "Every method has the same updates, batches and policy, and its own default rates; the "
         "saddle points' policies learn at "
@@ -110,11 +129,19 @@ def _limits(config: Config) -> tuple[str, ...]:
         "ILID's and SMODICE's discriminators are trained before, for a tenth of the updates.",
         "Seeds share the expert's episodes and the features: their spread is that of training.",
     ]
-    if config.expert is None:
+    if source.title == "Gaussian pendulum":
         limits.append(
             "The pendulum's expert is a formula, and its logs are the same formula in a share of "
             "the steps, among random torques."
         )
+    elif config.expert is None:
+        limits.append(
+            f"The expert of {source.title} is the best snapshot of one run of SAC, its logs are "
+            f"drawn from six others of it, the first {experts.LOG_STEPS} steps of an episode."
+        )
+    elif dropped := set(config.trajectories) - set(data.counts(config, source)):
+        told = ", ".join(map(str, sorted(dropped)))
+        limits.append(f"The file has fewer of the expert's episodes than {told}.")
     return tuple(limits)
 
 

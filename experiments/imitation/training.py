@@ -13,7 +13,7 @@ from experiments.imitation import Config, data, methods
 from experiments.imitation.data import Source
 from jaxlab import imitation, learning
 from jaxlab.core import logging, loop
-from jaxlab.imitation import Demonstrations, Pretrained
+from jaxlab.imitation import Demonstrations, Normalizer, Pretrained, Transitions
 
 EVALUATION_KEY = 2**31 - 1
 """Seed of evaluations, apart from those of training."""
@@ -30,17 +30,24 @@ class Outcome(NamedTuple):
         final: `[seeds]` normalized score at the last checkpoint, NaN for a seed that blew up.
         late: `[seeds]` mean of the last ten evaluations, or of all if there are fewer.
         curve: Steps `[chunks]` and scores `[chunks, seeds]`.
+        error: `[seeds]` mean squared difference of the last actions and the expert's, in [-1, 1],
+            on those of its episodes that were not given; NaN without any.
+        policy: Parameters of the last policies, `[seeds, ...]`; None if all blew up.
+        normalizer: What their observations go through.
     """
 
     final: np.ndarray
     late: np.ndarray
     curve: tuple[np.ndarray, np.ndarray]
+    error: np.ndarray
+    policy: Any
+    normalizer: Normalizer
 
 
 def settings(config: Config, **others: Any) -> dict[str, Any]:
     """All that a result depends on."""
     fields = dataclasses.asdict(config)
-    for name in ("parts", "methods", "trajectories"):
+    for name in ("parts", "tasks", "methods", "trajectories", "recorded", "expert_steps"):
         del fields[name]
     return {**fields, **others}
 
@@ -77,11 +84,15 @@ def train(
     source: Source,
     demos: Demonstrations,
     pretrained: Pretrained | None,
+    left: Transitions | None,
     act: Callable[..., jax.Array],
     config: Config,
     folder: pathlib.Path,
 ) -> Outcome:
-    """Trains all seeds, or goes on with what `folder` holds; `act` is compiled once for all."""
+    """Trains all seeds, or goes on with what `folder` holds; `act` is compiled once for all.
+
+    `left` are the expert's transitions that were not given.
+    """
     learner = learning.over_seeds(
         methods.make_method(name, config, demos, pretrained), config.num_seeds
     )
@@ -107,12 +118,30 @@ def train(
         )
     except loop.NonFiniteError:
         gone = np.full(config.num_seeds, np.nan)
-        return Outcome(gone, gone, (np.zeros(0), np.zeros((0, config.num_seeds))))
+        curve = (np.zeros(0), np.zeros((0, config.num_seeds)))
+        return Outcome(gone, gone, curve, gone, None, demos.normalizer)
     records = logging.read_jsonl(folder / "metrics.jsonl")
     steps, returns = logging.series(records, "eval/return_seeds")
     scores = data.normalized(source, returns)
     scores[:, list(ended.frozen)] = np.nan
-    return Outcome(scores[-1], scores[-LAST:].mean(axis=0), (steps, scores))
+    params = ended.state.policy_params
+    error = _error(params, left, methods.make_policy(config, demos).mode, config.num_seeds)
+    error[list(ended.frozen)] = np.nan
+    late = scores[-LAST:].mean(axis=0)
+    kept = jax.tree.map(np.asarray, params)
+    return Outcome(scores[-1], late, (steps, scores), error, kept, demos.normalizer)
+
+
+def _error(
+    params: Any, left: Transitions | None, mode: Callable[..., jax.Array], num_seeds: int
+) -> np.ndarray:
+    if left is None:
+        return np.full(num_seeds, np.nan)
+
+    def of_one(params: Any) -> jax.Array:
+        return jnp.mean((mode(params, left.obs) - left.action) ** 2)
+
+    return np.array(jax.jit(jax.vmap(of_one))(params))
 
 
 def _one(params: Any, i: int) -> Any:

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import scipy.optimize
 
@@ -119,6 +120,41 @@ def test_minimizing_over_the_parts_reaches_the_divergence():
     found = scipy.optimize.minimize(lambda x: [np.asarray(y) for y in value(x)], start, jac=True)
     want = imitation.kl(imitation.occupancy(process, policy), expert)
     np.testing.assert_allclose(-found.fun, want, atol=1e-6)
+
+
+def test_both_players_moving_at_once_find_the_expert(optax_promotes):
+    """As the learner moves them: head on exact features down, policy up, with and without logs."""
+    low_rank, _, own, expert, replay, logits = problem(4)
+    process = low_rank.process
+
+    def J(parts, logits, alpha):
+        policy = jax.nn.softmax(logits, axis=1)
+        nu = -imitation.represented(low_rank, parts)
+        return imitation.dual_objective(nu, process, policy, expert, replay=replay, alpha=alpha)
+
+    def run(alpha):
+        parts = tabular.Linear(jnp.zeros_like(expert), jnp.zeros(4), jnp.full(4, 0.9))
+        head, actor = optax.adam(0.03), optax.adam(0.003)
+
+        def step(carry, _):
+            parts, logits, head_state, actor_state = carry
+            down, up = jax.grad(J, argnums=(0, 1))(parts, logits, alpha)
+            moved, head_state = head.update(down, head_state)
+            raised, actor_state = actor.update(-up, actor_state)
+            parts, logits = optax.apply_updates(parts, moved), optax.apply_updates(logits, raised)
+            return (parts, logits, head_state, actor_state), None
+
+        first = (parts, logits, head.init(parts), actor.init(logits))
+        return jax.lax.scan(step, first, length=4000)[0][1]
+
+    def divergence(logits):
+        return imitation.kl(imitation.occupancy(process, jax.nn.softmax(logits, axis=1)), expert)
+
+    found = jax.jit(jax.vmap(run))(jnp.asarray([0.0, 0.05]))
+    assert divergence(logits) > 0.25
+    for each in found:
+        assert divergence(each) < 1e-4
+        np.testing.assert_allclose(jax.nn.softmax(each, axis=1), own, atol=0.02)
 
 
 def test_the_expert_itself_has_a_constant_dual():

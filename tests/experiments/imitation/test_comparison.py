@@ -7,7 +7,17 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.imitation import PRESETS, Config, data, identity, methods, rows, study, training
+from experiments.imitation import (
+    PRESETS,
+    Config,
+    data,
+    experts,
+    identity,
+    methods,
+    rows,
+    study,
+    training,
+)
 from jaxlab import imitation
 
 SMALL = dataclasses.replace(
@@ -17,7 +27,7 @@ SMALL = dataclasses.replace(
 
 @pytest.fixture(scope="module")
 def source():
-    return data.make_source(SMALL)
+    return data.make_source(SMALL, "pendulum")
 
 
 def test_identity_holds_on_a_hundred_processes():
@@ -48,6 +58,8 @@ def test_logs_have_six_qualities_and_no_demonstration(source):
 def test_own_files_are_judged_in_their_task(source, tmp_path):
     for name, dataset in (("demo", source.expert), ("logs", source.logs)):
         np.savez(tmp_path / f"{name}.npz", **imitation.to_npz(dataset))
+    one = imitation.take_episodes(source.expert, [0])
+    np.savez(tmp_path / "one.npz", **imitation.to_npz(one))
     own = dataclasses.replace(
         SMALL,
         expert=str(tmp_path / "demo.npz"),
@@ -55,15 +67,21 @@ def test_own_files_are_judged_in_their_task(source, tmp_path):
         env="pendulum",
         backend="jax",
     )
-    read = data.make_source(own)
+    read = data.make_source(own, data.OWN)
     np.testing.assert_array_equal(read.expert.obs, source.expert.obs)
     assert read.title == "pendulum" and read.env.obs_size == 3
-    for change, message in (
-        ({"trajectories": (21,)}, "trajectories must be at most 20"),
-        ({"env": "linear_quadratic"}, "has observations of 2 and actions of 1 numbers"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            data.make_source(dataclasses.replace(own, **change))
+    # Numbers of episodes that there are not are left out, and that is said; one is enough.
+    few = dataclasses.replace(own, trajectories=(1, 4, 30))
+    assert own.pieces == ("scores",) and data.counts(few, read) == (1, 4)
+    assert "than 30" in study._limits(few, read)[-1]
+    alone = dataclasses.replace(few, expert=str(tmp_path / "one.npz"), trajectories=(4, 10))
+    assert data.counts(alone, data.make_source(alone, data.OWN)) == (1,)
+    with pytest.raises(ValueError, match="has observations of 2 and actions of 1 numbers"):
+        data.make_source(dataclasses.replace(own, env="linear_quadratic"), data.OWN)
+    with pytest.raises(ValueError, match="trajectories must be at most 20"):
+        data.make_source(dataclasses.replace(SMALL, trajectories=(21,)), "pendulum")
+    with pytest.raises(FileNotFoundError, match="walker2d_v5_expert.npz; make them by --parts"):
+        data.make_source(dataclasses.replace(SMALL, recorded=str(tmp_path)), "walker2d_v5")
 
 
 def test_every_method_can_be_made(source):
@@ -83,6 +101,13 @@ def test_bad_settings_are_refused(tmp_path):
         ({"expert": "demo.npz"}, "own data need expert, logs and env, got expert alone"),
         ({"policy_rate": 0.0}, "policy_rate must be positive"),
         ({"updates": 5, "evaluations": 9}, "updates must be at least evaluations"),
+        ({"tasks": ("ant",)}, "tasks must be among pendulum, half_cheetah, .*, got ant"),
+        ({"parts": ("experts",)}, "the pendulum's expert is a formula"),
+        ({"expert_steps": 10}, "expert_steps must be at least 20,000, got 10"),
+        (
+            {"expert": "a", "logs": "b", "env": "hopper_v5", "parts": ("ratios",)},
+            "own data have the part scores alone, got ratios",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             Config(**options)
@@ -94,18 +119,43 @@ def test_bad_settings_are_refused(tmp_path):
 def test_rows_say_what_was_measured():
     def outcome(scores):
         scores = np.asarray(scores, float)
-        return training.Outcome(scores, scores - 1.0, (np.zeros(1), scores[None]))
+        curve = (np.zeros(1), scores[None])
+        return training.Outcome(scores, scores - 1.0, curve, scores / 1000.0, None, None)
 
     found = {
         (1, "ours"): outcome([90, 91, 92, 93, 94]),
         (1, "ValueDICE"): outcome([50, 70, 60, 20, 40]),
         (1, "BC"): outcome([91, 92, 93, 94, 90]),
     }
-    told = {row.baseline[0] if row.baseline else row.metric: row for row in rows.rows(found)}
+    told = {
+        row.baseline[0] if row.baseline else row.metric: row for row in rows.rows(found, "hopper")
+    }
     assert told["ValueDICE"].verdict == "better" and told["BC"].verdict == "no clear difference"
-    spread = told["Standard deviation over seeds, 1 trajectory"]
+    spread = told["Standard deviation over seeds, 1 trajectory, hopper"]
     np.testing.assert_allclose(spread.value, np.std([90, 91, 92, 93, 94], ddof=1))
-    assert rows.table(found).rows[0] == ("ours", 92.0, 91.0)
+    assert rows.table(found, "hopper").rows[0] == ("ours", 92.0, 91.0, 0.092)
+
+
+def test_errors_are_those_of_the_expert_s_other_episodes(source):
+    """A policy that acts as the expert of twice the torque errs by the mean square torque."""
+    demos = data.demonstrations(source, 2, 0)
+    left = data.held_out(source, 2, 0, demos)
+    given = {tuple(row) for row in np.asarray(demos.expert.obs)}
+    assert len(left.obs) == 18 * 200 and not given & {tuple(row) for row in np.asarray(left.obs)}
+    found = training._error(np.zeros(3), left, lambda _, obs: 0.0 * obs[:, :1], 3)
+    np.testing.assert_allclose(found, np.mean(np.asarray(left.action) ** 2), rtol=1e-5)
+    assert data.held_out(source, 20, 0, demos) is None
+    assert np.isnan(training._error(np.zeros(3), None, lambda *_: 0.0, 3)).all()
+
+
+def test_recorded_snapshots_are_those_of_each_quality(source, monkeypatch):
+    """Logs are cut, whole otherwise, and come from the snapshots nearest to each share."""
+    cut = experts.cut(source.expert, 7)
+    assert len(cut.obs) == 20 * 7 and cut.truncated.reshape(20, 7)[:, -1].all()
+    assert cut.truncated.sum() == 20 and not cut.terminated.any()
+    np.testing.assert_array_equal(cut.obs[7:14], source.expert.obs[200:207])
+    returns = np.array([0.0, 11.0, 5.0, 42.0, 22.0, 61.0, 79.0, 100.0, 82.0])
+    assert experts.nearest(returns) == (7, [0, 1, 4, 3, 5, 6])
 
 
 @pytest.mark.slow
@@ -116,5 +166,5 @@ def test_smoke_run_is_kept_and_read(tmp_path, optax_promotes):
     assert first["Error of Q in the features"] < 1e-10
     again = study.run(config, tmp_path)
     assert {row.metric: row.value for row in again.rows} == first
-    assert (tmp_path / "scores.png").exists() and (tmp_path / "ratios.png").exists()
+    assert (tmp_path / "scores_pendulum.png").exists() and (tmp_path / "ratios.png").exists()
     json.dumps([row.verdict for row in result.rows])
