@@ -8,6 +8,7 @@ SUMMARY = (
 )
 
 PartName = Literal["exact", "sampled", "stag", "ball", "cross_play", "deep"]
+DeepName = Literal["spread", "predators", "stag", "overcooked", "smax"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,8 +41,8 @@ class Config:
     """Seeds of the ball, for each rule."""
     ball_trials: int = 1000
     """Steps of the ball, in trials of 667."""
-    deep_task: Literal["stag", "spread"] = "stag"
-    """What networks learn: our stag hunt at a loss of 5, or simple spread of JaxMARL."""
+    deep_tasks: tuple[DeepName, ...] = ("spread",)
+    """What networks learn; the last two are JaxMARL's, which must be installed."""
     deep_seeds: int = 10
     """Seeds of the networks, for each method."""
     deep_steps: int = 1_000_000
@@ -82,5 +83,7 @@ PRESETS = {
         updates=300,
     ),
     "cpu": Config(),
-    "gpu": Config(parts=("deep",), deep_task="spread", deep_steps=10_000_000),
+    "gpu": Config(
+        parts=("deep",), deep_tasks=("spread", "overcooked", "smax"), deep_steps=10_000_000
+    ),
 }

@@ -115,19 +115,19 @@ def strangers(found: dict[str, Strangers], out: pathlib.Path) -> Figure:
     )
 
 
-def deep(found: dict[str, Deep], out: pathlib.Path) -> Figure:
+def deep(found: dict[str, Deep], task: str, out: pathlib.Path) -> Figure:
     """Draws the returns of the networks."""
     with plt.rc_context(drawing.STYLE):
         figure, axes = drawing.panels(1, 1, height=3.6)
         for color, (name, one) in zip(drawing.COLORS, found.items(), strict=False):
             drawing.band(axes[0][0], one.steps / 1e6, one.returns, color, name)
         axes[0][0].set(
-            xlabel="Environment steps (millions)", ylabel="Return", title="Simple spread"
+            xlabel="Environment steps (millions)", ylabel="Return", title=task.capitalize()
         )
         drawing.legend(figure)
-        drawing.save(figure, out / "deep.png")
+        drawing.save(figure, out / f"deep_{task}.png")
     return Figure(
-        "deep.png",
-        "Returns with sampled actions, mean and range of the seeds.",
+        f"deep_{task}.png",
+        f"Returns of {task} with sampled actions, mean and range of the seeds.",
         "Learning curves of IPPO, Op-IPPO and OptiMAPPO",
     )

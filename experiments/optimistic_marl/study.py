@@ -27,7 +27,8 @@ def run(config: Config, out: pathlib.Path) -> Result:
     exact_games = games.exact_games(config.payoff)  # a wrong file costs no run
     sampled_games = games.sampled_games(config.payoff, config.games)
     if "deep" in config.parts:
-        training.DEEP[config.deep_task]()
+        for task in config.deep_tasks:
+            training.deep_task(task)
     exact: dict[str, Ends] = {}
     sampled: dict[tuple[str, str], Ends] = {}
     parts = []
@@ -118,7 +119,7 @@ def run(config: Config, out: pathlib.Path) -> Result:
         )
         parts.append(Part(rows.strangers(strangers), (figures.strangers(strangers, out),)))
     if "deep" in config.parts:
-        parts.append(_deep(config, out))
+        parts.extend(_deep(task, config, out) for task in config.deep_tasks)
     return result.assemble(
         parts,
         experiment="optimistic_marl",
@@ -129,15 +130,16 @@ def run(config: Config, out: pathlib.Path) -> Result:
     )
 
 
-def _deep(config: Config, out: pathlib.Path) -> Part:
+def _deep(task: str, config: Config, out: pathlib.Path) -> Part:
     """Tunes both optimists on seeds of their own, then trains all methods alike."""
+    given = {"task": task, "steps": config.deep_steps}
     tuned = {"Op-IPPO": config.tuning_betas, "OptiMAPPO": config.tuning_etas}
     tuning = {
         name: _unit(
-            f"deep/{name}/tuning",
+            f"deep/{task}/{name}/tuning",
             training.deep,
             (name, values),
-            {"seeds": config.tuning_seeds, "steps": config.deep_steps, "seed": config.seed + 1000},
+            given | {"seeds": config.tuning_seeds, "seed": config.seed + 1000},
             Deep,
         )
         for name, values in tuned.items()
@@ -147,25 +149,20 @@ def _deep(config: Config, out: pathlib.Path) -> Part:
     for name, one in kept.items():
         worth = np.nan_to_num(one.final.reshape(len(tuned[name]), -1), nan=-np.inf).mean(axis=1)
         chosen[name] = tuned[name][int(np.argmax(worth))]
-    given = {
-        "task": config.deep_task,
-        "seeds": config.deep_seeds,
-        "steps": config.deep_steps,
-        "seed": config.seed,
-    }
+    given |= {"seeds": config.deep_seeds, "seed": config.seed}
     found = _kept(
         out,
         {
-            name: _unit(f"deep/{name}", training.deep, (name, (parameter,)), given, Deep)
+            name: _unit(f"deep/{task}/{name}", training.deep, (name, (parameter,)), given, Deep)
             for name, parameter in chosen.items()
         },
     )
     limit = (
-        f"Beta of Op-IPPO is {chosen['Op-IPPO']:g}, eta of OptiMAPPO {chosen['OptiMAPPO']:g}, each "
+        f"{task}: beta of Op-IPPO is {chosen['Op-IPPO']:g}, eta of OptiMAPPO {chosen['OptiMAPPO']:g}, each "
         f"the best of {len(config.tuning_betas)} and {len(config.tuning_etas)} on "
         f"{config.tuning_seeds} seeds of their own; all else is common."
     )
-    return Part(rows.deep(found, config.deep_task), (figures.deep(found, out),), (), (limit,))
+    return Part(rows.deep(found, task), (figures.deep(found, task, out),), (), (limit,))
 
 
 def _unit(name: str, compute: Callable, args: tuple, given: dict[str, Any], kind: Any) -> Unit:

@@ -225,7 +225,7 @@ def deep(
     seed: int,
 ) -> Deep:
     """Trains networks, `seeds` for each parameter, side by side."""
-    env = envs.make_env(DEEP[task](), 16)
+    env = envs.make_env(deep_task(task), 16)
     rollout = 128
     updates = max(steps // (rollout * env.num_envs), 2)
     learner = marl.make_op_ippo(env, style=STYLES[method](), num_steps=rollout, learning_rate=7e-4)
@@ -246,24 +246,33 @@ def deep(
     return Deep(_late(returns), at * per_step, returns, rate)
 
 
-def spread() -> envs.Task:
-    """Makes simple spread of JaxMARL.
+def deep_task(name: str) -> envs.Task:
+    """Makes what networks learn.
 
     Raises:
-        ValueError: if JaxMARL is not installed.
+        ValueError: if JaxMARL is needed and not installed.
     """
+    if name in OWN:
+        return OWN[name]()
     try:
         jaxmarl = importlib.import_module("jaxmarl")
     except ImportError as error:
         raise ValueError(
-            "the part 'deep' needs jaxmarl (pip install -e '.[games]'); leave it out of --parts"
+            f"the task {name!r} needs jaxmarl (pip install -e '.[games]'); leave it out of "
+            "--deep-tasks"
         ) from error
-    return envs.from_jaxmarl(jaxmarl.make("MPE_simple_spread_v3"))
+    if name == "overcooked":
+        layouts = importlib.import_module("jaxmarl.environments.overcooked").overcooked_layouts
+        return envs.from_jaxmarl(jaxmarl.make("overcooked", layout=layouts["coord_ring"]))
+    smax = importlib.import_module("jaxmarl.environments.smax")
+    scenario = smax.map_name_to_scenario("3m")
+    return envs.from_jaxmarl(jaxmarl.make("HeuristicEnemySMAX", scenario=scenario))
 
 
-DEEP: Mapping[str, Callable[[], envs.Task]] = {
+OWN: Mapping[str, Callable[[], envs.Task]] = {
+    "spread": envs.simple_spread,
+    "predators": envs.predator_prey,
     "stag": lambda: envs.game_task(envs.stag_grid(5.0)),
-    "spread": spread,
 }
 
 

@@ -22,6 +22,7 @@ from jaxlab.envs.games import (
 )
 from jaxlab.envs.macro_actions import executed, macro
 from jaxlab.envs.mujoco_tasks import TASKS
+from jaxlab.envs.particles import predator_prey, simple_spread
 from jaxlab.envs.small_tasks import (
     DOUBLE_INTEGRATOR,
     GOALS,
@@ -79,8 +80,10 @@ __all__ = [
     "multi_goal",
     "pendulum",
     "penalty",
+    "predator_prey",
     "random_game",
     "riccati",
+    "simple_spread",
     "stag_grid",
     "state_of",
 ]
