@@ -130,7 +130,8 @@ def make_op_ippo(
             parameters by its `share_parameters=False`) or `gru_networks`. By default the first,
             with two hidden layers of 64 and one network for all.
         style: how samples are judged: `entropic()` by default, `expectile()`, `leaky()` for
-            OptiMAPPO's advantages, `neutral()`. Swapping it swaps the risk measure.
+            OptiMAPPO's advantages, `neutral()`, or `of_measure` of any other measure. Swapping it
+            swaps the risk measure.
         beta: parameter of `style`, in units of 1 over the scaled reward; by default that of the
             mean.
         beta_end, anneal_steps: where beta goes to, in a straight line over so many updates.
@@ -204,6 +205,7 @@ def make_op_ippo(
             )
     rules = RULES | {"beta": style.rule, "beta_end": style.rule}
     settings_lib.fill(None, numbers, rules)
+    style.measure(numbers["beta"])  # says what is wrong with it before anything is traced
     tabular.check_schedule(numbers, anneal_steps, style.default)
 
     def optimizer(given: Settings) -> optax.GradientTransformation:

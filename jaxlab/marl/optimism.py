@@ -8,7 +8,8 @@ for some increasing weight, and minimizes the loss whose derivative the weight i
     neutral    weight error                                the mean
 
 and the same weight is the actor's advantage. The other measures of `core.risk` have values that
-no such single error finds; critics of joint actions (`make_tabular`, `make_joint`) take them all.
+no such single error finds: critics of joint actions (`make_tabular`, `make_joint`) take them all,
+and `of_measure` makes actors of them whose critics learn the mean.
 
 Zhang et al. 2025, arXiv:2509.24047; Varian 1975 (the exponential loss); Zhao et al. 2024,
 arXiv:2311.01953 (the leaky advantage of OptiMAPPO).
@@ -21,6 +22,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from jaxlab.core import risk as risk_lib
@@ -135,6 +137,35 @@ def leaky() -> Optimism:
     return Optimism(
         weight, _square, _itself, _never, lambda _: risk_lib.neutral(), settings.SHARE, 1.0
     )
+
+
+def of_measure(measure: Callable[[Any], Risk], *, default: float = 0.0) -> Optimism:
+    """Makes an optimist of any risk measure, one's own included; the critic learns the mean.
+
+    The actor's weight is the derivative of the measure by the probabilities (`Risk.weight`), of the
+    law of all advantages that are weighed together. That is the theorem's weight where all states
+    have the same law, as in a game of one state, and a heuristic elsewhere. Samples are taken in
+    groups, single ones at both ends of the law and twice as many at a time toward its middle.
+
+    Args:
+        measure: `measure(parameter) -> Risk`, such as `core.risk.chi2` or `core.risk.cvar`, or what
+            `core.risk.penalized` makes of a divergence.
+        default: the parameter at which it is the mean: 1 of `cvar`.
+
+    Example:
+        >>> algorithm = make_op_ippo(env, style=of_measure(core.risk.chi2), beta=0.3)
+    """
+
+    def weight(x: jax.Array, parameter: jax.Array) -> jax.Array:
+        sizes = _groups(x.size)
+        index = np.repeat(np.arange(len(sizes)), sizes)
+        total = jnp.zeros((len(sizes),), x.dtype).at[index].add(jnp.sort(x.reshape(-1)))
+        nodes = total / jnp.asarray(sizes, x.dtype)
+        found = measure(parameter).weight(nodes, jnp.asarray(sizes / x.size, x.dtype))
+        found = jnp.interp(x.reshape(-1), nodes, found).reshape(x.shape)
+        return found - jnp.mean(found)
+
+    return Optimism(weight, _square, _itself, _never, measure, WITH_INFINITY, default)
 
 
 def optimistic_loss(optimism: Optimism) -> Loss:
@@ -265,6 +296,16 @@ def step_weights(
     _, logs = jax.lax.scan(forward, jnp.zeros_like(z[0]), (z, done))
     weights = jnp.exp(jnp.minimum(logs, log_most))
     return weights / jnp.mean(weights)
+
+
+def _groups(count: int) -> np.ndarray:
+    """Sizes of groups of samples in order: 1, 1, 2, 2, 4, 4, ... from both ends to the middle."""
+    sizes: list[int] = []
+    left = count // 2
+    while left:
+        sizes.append(min(2 ** (len(sizes) // 2), left))
+        left -= sizes[-1]
+    return np.array([*sizes, *[1] * (count % 2), *sizes[::-1]])
 
 
 def _itself(x: jax.Array, _: Any) -> jax.Array:

@@ -123,6 +123,35 @@ def test_the_loss_for_an_existing_ppo_against_numpy():
     np.testing.assert_allclose(loss, -gain + 0.5 * error - 0.01 * entropy.mean(), rtol=1e-10)
 
 
+def variation(p, q):
+    """Half the sum of |p - q|, a divergence with kinks."""
+    return 0.5 * jnp.sum(jnp.abs(p - q))
+
+
+def test_any_measure_weighs_the_law_of_the_advantages():
+    """Of few samples the weight of the measure itself; of many that of a finer law, up to groups."""
+    rng = np.random.default_rng(5)
+    few, many = rng.normal(0.0, 1.0, (2, 3)), rng.normal(0.0, 1.0, 501)
+    known = [(risk.entropic, 0.8), (risk.chi2, 0.4), (risk.cvar, 0.3)]
+
+    @jax.jit
+    def weights(few, many):
+        def of(x, measure, parameter):
+            exact = measure(parameter).weight(x.reshape(-1))
+            return marl.of_measure(measure).weight(x, parameter).reshape(-1), exact
+
+        own = risk.penalized(variation), 0.4
+        return [of(few, *one) for one in (*known, own)], [of(many, *one) for one in known]
+
+    exactly, nearly = weights(jnp.asarray(few), jnp.asarray(many))
+    for found, exact in exactly:
+        np.testing.assert_allclose(found, exact, rtol=1e-6, atol=1e-6)
+    for found, exact in map(np.asarray, nearly):
+        assert abs(found.mean()) < 1e-12 and np.all(np.diff(found[np.argsort(many)]) >= -1e-12)
+        np.testing.assert_allclose(found, exact, rtol=0, atol=0.06 * np.abs(exact).max())
+        np.testing.assert_allclose(found.max(), exact.max(), rtol=0.02)
+
+
 def test_refusals():
     with pytest.raises(ValueError, match="z_max must be positive and finite, got 0.0"):
         marl.entropic(z_max=0.0)
