@@ -158,9 +158,10 @@ def _deep(task: str, config: Config, out: pathlib.Path) -> Part:
         },
     )
     limit = (
-        f"{task}: beta of Op-IPPO is {chosen['Op-IPPO']:g}, eta of OptiMAPPO {chosen['OptiMAPPO']:g}, each "
-        f"the best of {len(config.tuning_betas)} and {len(config.tuning_etas)} on "
-        f"{config.tuning_seeds} seeds of their own; all else is common."
+        f"{task}: beta of Op-IPPO is {chosen['Op-IPPO']:g}, eta of OptiMAPPO "
+        f"{chosen['OptiMAPPO']:g}, each the best of {len(config.tuning_betas)} and "
+        f"{len(config.tuning_etas)} on {config.tuning_seeds} seeds of their own; all else is "
+        "common."
     )
     return Part(rows.deep(found, task), (figures.deep(found, task, out),), (), (limit,))
 

@@ -186,5 +186,6 @@ def test_bins_of_the_ball():
     ],
 )
 def test_refusals(make, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as caught:
         make()
+    assert "\n" not in str(caught.value)

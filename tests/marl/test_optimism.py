@@ -129,7 +129,7 @@ def variation(p, q):
 
 
 def test_any_measure_weighs_the_law_of_the_advantages():
-    """Of few samples the weight of the measure itself; of many that of a finer law, up to groups."""
+    """Of few samples the weight of the measure itself; of many the same, up to its groups."""
     rng = np.random.default_rng(5)
     few, many = rng.normal(0.0, 1.0, (2, 3)), rng.normal(0.0, 1.0, 501)
     known = [(risk.entropic, 0.8), (risk.chi2, 0.4), (risk.cvar, 0.3)]

@@ -1,6 +1,7 @@
 """The study of optimism: rows are what was measured, own payoffs, refusals."""
 
 import dataclasses
+import sys
 
 import numpy as np
 import pytest
@@ -77,6 +78,14 @@ def test_payoffs_that_are_none(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
         games.read_payoff(str(path))
+
+
+def test_networks_say_when_jaxmarl_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jaxmarl", None)
+    config = dataclasses.replace(PRESETS["gpu"], deep_tasks=("spread", "smax"))
+    with pytest.raises(ValueError, match="'smax' needs jaxmarl .*leave it out of --deep-tasks"):
+        study.run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_refusals():
