@@ -62,4 +62,5 @@ BENCHES = {
     "afd": "experiments.bench.afd",
     "rl": "experiments.bench.rl",
     "discrete_diffusion": "experiments.bench.discrete_diffusion",
+    "imitation": "experiments.bench.imitation",
 }

@@ -24,7 +24,7 @@ def available() -> bool:
 
 def version() -> str:
     """Returns the version of torch."""
-    return _torch().__version__
+    return torch_module().__version__
 
 
 def make_network(params: Any, *, dilations: tuple[int, ...]) -> Any:
@@ -37,7 +37,7 @@ def make_network(params: Any, *, dilations: tuple[int, ...]) -> Any:
     Raises:
         ImportError: if torch is not installed.
     """
-    torch = _torch()
+    torch = torch_module()
     functional, weights = torch.nn.functional, params["params"]
 
     def keep(x: Any) -> Any:
@@ -105,7 +105,7 @@ def compiled(network: Any) -> Any | None:
 
     The compiler is tried on first use; see `works`.
     """
-    torch = _torch()
+    torch = torch_module()
     with contextlib.suppress(Exception):
         return torch.compile(network)
     return None
@@ -123,13 +123,13 @@ def works(call: Callable[[], Any]) -> bool:
 def use_all_cores() -> int:
     """Lets torch use the cores that this process may use, as XLA does; returns how many."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    _torch().set_num_threads(count or 1)
+    torch_module().set_num_threads(count or 1)
     return count or 1
 
 
 def logits(network: Any, tokens: np.ndarray) -> np.ndarray:
     """Returns the network's logits `[B, L, V]`."""
-    torch = _torch()
+    torch = torch_module()
     with torch.inference_mode():
         return network(torch.from_numpy(np.array(tokens, np.int64))).numpy()
 
@@ -138,7 +138,7 @@ def sampler(
     network: Any, *, batch: int, length: int, vocab: int, num_steps: int
 ) -> Callable[[], np.ndarray]:
     """Makes a function that draws `[batch, length]` by ancestral sampling, linear schedule."""
-    torch = _torch()
+    torch = torch_module()
 
     def draw() -> np.ndarray:
         with torch.inference_mode():
@@ -158,7 +158,7 @@ def trainer(
     network: Any, corpus: np.ndarray, *, batch: int, vocab: int, learning_rate: float
 ) -> Callable[[], float]:
     """Makes a function that makes one gradient step on the evidence bound in continuous time."""
-    torch = _torch()
+    torch = torch_module()
     data = torch.from_numpy(np.array(corpus, np.int64))
     parameters = list(network.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0)
@@ -185,7 +185,12 @@ def _kernel(x: Any) -> np.ndarray:
     return np.ascontiguousarray(np.asarray(x, np.float32).transpose(2, 1, 0))
 
 
-def _torch() -> Any:
+def torch_module() -> Any:
+    """Imports torch, or says in which extra it is.
+
+    Raises:
+        ImportError: if it is not installed.
+    """
     try:
         import torch  # pyright: ignore[reportMissingImports]
     except ImportError as error:
