@@ -139,9 +139,9 @@ class Config:
 PRESETS = {
     "smoke": Config(
         num_seeds=2,
-        parts=("tables", "gradients", "control"),
+        parts=("tables", "gradients"),
         tasks=("permutation",),
-        methods=("FKL", "RKL", "factored", "PPO, factored"),
+        methods=("FKL", "RKL", "factored"),
         rewards=5120,
         num_steps=4,
         width=16,
@@ -149,10 +149,6 @@ PRESETS = {
         learning_rates=(1e-2,),
         tuning_seeds=0,
         evaluations=5,
-        control_games=("deep_sea",),
-        control_lengths=(2,),
-        control_frames=4096,
-        control_rates=(3e-3,),
     ),
     "cpu": Config(),
     "gpu": Config(

@@ -26,7 +26,7 @@ def _of_task(task: str, found: rows.Found, chosen: rows.Chosen) -> Table:
             if which == task
         ),
         "Mean reward at the end, and over the first quarter of the run; different sequences of "
-        "those that are drawn at the end; settings that the method chose.",
+        "those that are drawn at the end; settings with which it learned.",
     )
 
 

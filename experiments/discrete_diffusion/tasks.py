@@ -18,7 +18,7 @@ sum over eight tokens of four, which independent tokens can do in full."""
 NAMES = (*TABLE, "binding")
 TITLES = {
     "parity": "parity of 8 bits",
-    "permutation": "6 agents, 6 actions, all different",
+    "permutation": "6 agents that must all differ",
     "product": "sum over 8 tokens",
     "binding": "8 bases that bind a transcription factor",
 }

@@ -102,9 +102,10 @@ def train(
     unique = logging.series(records, "eval/unique_seeds")[1]
     by_steps = {}
     for n in steps if method.diffuses else ():
-        found = np.array(look(n)(ended.state)["eval/reward"])
-        found[list(ended.frozen)] = np.nan
-        by_steps[n] = found
+        by_steps[n] = rewards[-1].copy()  # as it was looked at last
+        if n != usual:
+            by_steps[n] = np.array(look(n)(ended.state)["eval/reward"])
+        by_steps[n][list(ended.frozen)] = np.nan
     return Outcome(
         final=rewards[-1],
         unique=unique[-1],

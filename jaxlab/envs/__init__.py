@@ -8,6 +8,7 @@ from jaxlab.envs.adapters.playground import from_playground
 from jaxlab.envs.backends import SMALL, make_task, mujoco_task
 from jaxlab.envs.ball import balance, ball_balancing, ball_index
 from jaxlab.envs.episodes import Env, State, actor_obs, make_env
+from jaxlab.envs.football_lite import football, run_and_shoot
 from jaxlab.envs.games import (
     Game,
     asymmetric,
@@ -38,6 +39,7 @@ from jaxlab.envs.small_tasks import (
 )
 from jaxlab.envs.spaces import Box, Discrete, MultiDiscrete, Space
 from jaxlab.envs.task import Task
+from jaxlab.envs.teams import joint
 
 __all__ = [
     "DOUBLE_INTEGRATOR",
@@ -64,6 +66,7 @@ __all__ = [
     "deep_sea_optimum",
     "deep_sea_rights",
     "executed",
+    "football",
     "from_brax",
     "from_gymnasium",
     "from_gymnax",
@@ -71,6 +74,7 @@ __all__ = [
     "from_playground",
     "game_task",
     "gold_mine",
+    "joint",
     "linear_quadratic",
     "macro",
     "make_env",
@@ -83,6 +87,7 @@ __all__ = [
     "predator_prey",
     "random_game",
     "riccati",
+    "run_and_shoot",
     "simple_spread",
     "stag_grid",
     "state_of",

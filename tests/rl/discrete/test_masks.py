@@ -229,7 +229,7 @@ def test_critics_draw_anew_what_was_allowed():
 
 
 def shaken(policy):
-    params = policy.init(jax.random.key(1))
+    params = jax.jit(policy.init)(jax.random.key(1))
     return jax.tree.map(
         lambda x: x + 0.5 * jnp.sin(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape), params
     )
@@ -350,15 +350,22 @@ class Flat:
 @pytest.mark.parametrize(
     ("make", "policy", "options"),
     [
-        (discrete.reverse_rollouts, tables, {"num_steps": 2}),
-        (discrete.forward_replay, tables, {"num_steps": 2, "num_kept": 2}),
-        (
+        pytest.param(
+            discrete.reverse_rollouts,
+            tables,
+            {"num_steps": 2},
+            id="reverse",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(discrete.forward_replay, tables, {"num_steps": 2, "num_kept": 2}, id="replay"),
+        pytest.param(
             discrete.forward_rollouts,
             lambda: discrete.make_state_writer((STATES,), V, K, **SMALL),
             {},
+            id="forward",
+            marks=pytest.mark.slow,
         ),
     ],
-    ids=["reverse", "replay", "forward"],
 )
 def test_rollouts_play_what_is_allowed(make, policy, options):
     """Nothing forbidden in three steps, parameters that move and stay finite."""

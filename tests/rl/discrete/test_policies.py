@@ -22,12 +22,12 @@ def awake(params, seed=0):
 def test_a_denoiser_sees_every_visible_token_at_every_place(make):
     if make == "mlp":
         policy = discrete.make_mlp_policy(V, K, hidden=(16,))
-        params = policy.init(jax.random.key(1))
+        params = jax.jit(policy.init)(jax.random.key(1))
     else:
         policy = discrete.make_transformer_policy(V, K, **SMALL)
-        params = awake(policy.init(jax.random.key(1)))
+        params = awake(jax.jit(policy.init)(jax.random.key(1)))
     tokens = jnp.asarray([[V, 0, V], [V, 1, V], [V, V, V], [0, 0, V]])
-    logits = policy.denoise(params)(tokens, jnp.ones(4))
+    logits = jax.jit(policy.denoise(params))(tokens, jnp.ones(4))
     assert logits.shape == (4, K, V)
     for other in (1, 2, 3):
         assert (jnp.abs(logits[0] - logits[other]).max(axis=-1) > 1e-4).all()
@@ -37,11 +37,11 @@ def test_a_denoiser_sees_every_visible_token_at_every_place(make):
 def test_one_hot_tokens_are_read_as_tokens_and_soft_ones_have_gradients(make):
     options = {"mlp": {"hidden": (16,)}, "conv": {"hidden": 8, "repeats": 1}, "transformer": SMALL}
     policy = getattr(discrete, f"make_{make}_policy")(V, K, **options.get(make, {}))
-    params = policy.init(jax.random.key(1))
+    params = jax.jit(policy.init)(jax.random.key(1))
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(2), len(leaves))
     leaves = [x + jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
-    denoise = policy.denoise(jax.tree.unflatten(tree, leaves))
+    denoise = jax.jit(policy.denoise(jax.tree.unflatten(tree, leaves)))
     tokens = jnp.asarray([[V, 0, V], [V, 1, 2], [V, V, V], [0, 2, V]])
     soft = jax.nn.one_hot(tokens, V + 1)
     logits = denoise(tokens, jnp.ones(4))

@@ -1,10 +1,13 @@
 """Learning over sequences: what a step computes, what it remembers, and that it learns."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxlab.diffusion.discrete import exact
 from jaxlab.learning import over_seeds
 from jaxlab.rl import discrete
 
@@ -41,19 +44,55 @@ def test_unique_share_counts_different_sequences():
     assert float(discrete.unique_share(jnp.zeros((50, 4), jnp.int32))) == pytest.approx(1 / 50)
 
 
+@functools.cache
+def from_table(make):
+    """Six steps of learning any table `[16]` of rewards; one program for all that look at it."""
+
+    @jax.jit
+    def learn(table, key):
+        algorithm = make(
+            lambda tokens: table[tokens @ jnp.asarray([8, 4, 2, 1])],
+            discrete.make_table_policy(V, K),
+            num_steps=2,
+            batch=64,
+        )
+        body = lambda state, _: algorithm.step(state)  # noqa: E731
+        return jax.lax.scan(body, algorithm.init(key), length=6)
+
+    return lambda table: learn(jnp.asarray(table, jnp.float32), jax.random.key(0))
+
+
 @pytest.mark.parametrize("make", [discrete.forward, discrete.reverse])
 def test_a_run_remembers_its_best_and_counts_its_rewards(make):
-    reward = lambda tokens: jnp.sum(tokens * jnp.asarray([1, 2, 4, 8]), axis=-1) * 0.1  # noqa: E731
-    algorithm = make(
-        reward, discrete.make_table_policy(V, K), num_steps=2, batch=8, learning_rate=1e-2
-    )
-    state, metrics = run(algorithm, 6)
-    assert int(state.num_rewards) == 6 * 8 * (4 if make is discrete.forward else 1)
+    table = np.arange(16.0) * 0.1
+    state, metrics = from_table(make)(table)
+    assert int(state.num_rewards) == 6 * 64 * (4 if make is discrete.forward else 1)
     assert float(state.best_reward) == pytest.approx(float(metrics["reward/max"].max()))
-    assert float(reward(state.best_tokens[None])[0]) == pytest.approx(float(state.best_reward))
+    assert table[state.best_tokens @ np.array([8, 4, 2, 1])] == pytest.approx(
+        float(state.best_reward)
+    )
     needed = {"reward/mean", "policy/unique", "policy/entropy", "loss/band_0", "loss/band_3"}
     needed |= {"policy/ess", "policy/target_kl"} if make is discrete.forward else {"policy/kl"}
     assert needed <= metrics.keys()
+
+
+@pytest.mark.parametrize("make", [discrete.forward, discrete.reverse])
+def test_a_reward_that_fails_is_counted_and_spares_the_others(make):
+    ones = exact.sequences(V, K).sum(axis=1)
+    state, metrics = from_table(make)(
+        np.where(ones == 4, np.nan, np.where(ones == 0, -np.inf, ones * 0.5))
+    )
+    assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(state.params))
+    assert abs(float(metrics["reward/failed"].mean()) - 2 / 16) < 0.08
+    assert float(state.best_reward) == 1.5  # of three ones: four have none
+
+
+@pytest.mark.parametrize("make", [discrete.forward, discrete.reverse])
+def test_a_batch_that_failed_as_a_whole_leaves_no_best_sequence(make):
+    """Else a reward of 0 that nobody gave would beat all negative ones to come."""
+    state, metrics = from_table(make)(np.full(16, np.nan))
+    assert float(state.best_reward) == -np.inf
+    np.testing.assert_array_equal(metrics["reward/failed"], 1.0)
 
 
 def test_hard_radius_is_met_by_every_batch():
@@ -188,6 +227,8 @@ def test_what_a_policy_cannot_do_is_named(policy, options, message):
     [
         ({"ratio": "best"}, "must be one of"),
         ({"count": 9}, "count"),
+        ({"ratio": "bound", "count": 9}, "count must lie in 1 .. 2"),
+        ({"ratio": "bound", "replicates": 0}, "replicates"),
         ({"batch": 10}, "divide"),
         ({"clip_eps": 0.0}, "clip_eps"),
     ],
@@ -197,29 +238,6 @@ def test_bad_options_of_reverse_are_refused(options, message):
         discrete.reverse(
             parity, discrete.make_table_policy(2, 2), **{"num_steps": 2, "batch": 8, **options}
         )
-
-
-@pytest.mark.parametrize("make", [discrete.forward, discrete.reverse])
-def test_a_reward_that_fails_is_counted_and_spares_the_others(make):
-    def reward(tokens):
-        ones = jnp.sum(tokens, axis=-1)
-        return jnp.where(ones == 4, jnp.nan, jnp.where(ones == 0, -jnp.inf, ones * 0.5))
-
-    algorithm = make(reward, discrete.make_table_policy(V, K), num_steps=2, batch=64)
-    state, metrics = run(algorithm, 3)
-    assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(state.params))
-    assert abs(float(metrics["reward/failed"].mean()) - 2 / 16) < 0.08
-    assert float(state.best_reward) == 1.5  # of three ones: four have none
-
-
-def test_a_batch_that_failed_as_a_whole_leaves_no_best_sequence():
-    """Else a reward of 0 that nobody gave would beat all negative ones to come."""
-    policy = discrete.make_table_policy(V, K)
-    broken = lambda tokens: jnp.full(tokens.shape[:1], jnp.nan)  # noqa: E731
-    for make in (discrete.forward, discrete.reverse):
-        state, metrics = run(make(broken, policy, num_steps=2, batch=16), 2)
-        assert float(state.best_reward) == -np.inf
-        np.testing.assert_array_equal(metrics["reward/failed"], 1.0)
 
 
 def test_a_reward_of_the_wrong_shape_is_named():

@@ -16,7 +16,7 @@ ALL = exact.sequences(V, K)
 
 def shaken(policy):
     """Random parameters, the head's too, which are zero at first."""
-    params = policy.init(jax.random.key(1))
+    params = jax.jit(policy.init)(jax.random.key(1))
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(2), len(leaves))
     return jax.tree.unflatten(
@@ -24,7 +24,7 @@ def shaken(policy):
     )
 
 
-@pytest.mark.parametrize("shape", [(5,), (4, 3, 2)])
+@pytest.mark.parametrize("shape", [pytest.param((5,), marks=pytest.mark.slow), (4, 3, 2)])
 def test_a_denoiser_of_many_states_is_that_of_each(shape):
     """Candidates before states; masked and shown tokens; images and vectors."""
     policy = discrete.make_state_policy(shape, V, K, **SMALL)
