@@ -53,6 +53,8 @@ class Config:
     """Transitions of a step, of either kind."""
     policy_rate: float = 1e-4
     """Learning rate of the saddle points' policies."""
+    penalty_weight: float = 0.1
+    """Of the saddle points' penalty on gradients; the released codes have 10."""
     evaluations: int = 20
     """During a run, evenly spaced; the last one counts."""
     episodes: int = 20
@@ -81,6 +83,8 @@ class Config:
             raise ValueError(f"trajectories must be at least 1, got {self.trajectories}")
         if not self.policy_rate > 0.0:
             raise ValueError(f"policy_rate must be positive, got {self.policy_rate}")
+        if not self.penalty_weight >= 0.0:
+            raise ValueError(f"penalty_weight must be 0 or more, got {self.penalty_weight}")
         if not self.tasks or (unknown := [x for x in self.tasks if x not in TASKS]):
             given = unknown[0] if self.tasks else "none"
             raise ValueError(f"tasks must be among {', '.join(TASKS)}, got {given}")
@@ -119,5 +123,13 @@ PRESETS = {
         episodes=8,
     ),
     "cpu": Config(),
-    "gpu": Config(features=1024, width=256, pretraining=10_000, updates=500_000, policy_rate=1e-5),
+    "gpu": Config(
+        tasks=("half_cheetah",),
+        features=1024,
+        width=256,
+        pretraining=10_000,
+        updates=500_000,
+        policy_rate=1e-5,
+        penalty_weight=10.0,
+    ),
 }

@@ -63,7 +63,11 @@ def make_method(
     policy = make_policy(config, demos)
     sizes = {"batch_size": config.batch, "hidden": (config.width, config.width)}
     begin = max(config.updates // 10, 1)
-    saddle = {**sizes, "policy_learning_rate": config.policy_rate}
+    saddle = {
+        **sizes,
+        "policy_learning_rate": config.policy_rate,
+        "penalty_weight": config.penalty_weight,
+    }
     if features_of(name) is not None:
         return imitation.make_value_dice(
             demos,

@@ -125,7 +125,7 @@ def _limits(config: Config, source: Source) -> tuple[str, ...]:
     limits = [
         "Every method has the same updates, batches and policy, and its own default rates; the "
         "saddle points' policies learn at "
-        f"{config.policy_rate:g}.",
+        f"{config.policy_rate:g}, with a penalty on gradients of weight {config.penalty_weight:g}.",
         "ILID's and SMODICE's discriminators are trained before, for a tenth of the updates.",
         "Seeds share the expert's episodes and the features: their spread is that of training.",
     ]

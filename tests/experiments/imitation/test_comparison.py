@@ -100,6 +100,7 @@ def test_bad_settings_are_refused(tmp_path):
         ({"trajectories": (0,)}, "trajectories must be at least 1"),
         ({"expert": "demo.npz"}, "own data need expert, logs and env, got expert alone"),
         ({"policy_rate": 0.0}, "policy_rate must be positive"),
+        ({"penalty_weight": -1.0}, "penalty_weight must be 0 or more, got -1.0"),
         ({"updates": 5, "evaluations": 9}, "updates must be at least evaluations"),
         ({"tasks": ("ant",)}, "tasks must be among pendulum, half_cheetah, .*, got ant"),
         ({"parts": ("experts",)}, "the pendulum's expert is a formula"),
