@@ -8,7 +8,7 @@ directions and W `[B, B]` a metric on the directions,
 and the velocity is S v. It is FL when S = I and W = T (arXiv:2503.12665), plug-in ZOFL when D is
 the estimated Jacobian, and subspace ZOFL when W = c I and S are the random directions: then
 D_h v = -K h holds exactly, whatever the directions, as long as they are at least as many as the
-active constraints (arXiv:2509.24056 and card of its derived forms).
+active constraints (arXiv:2509.24056; the subspace form is derived here).
 """
 
 import functools

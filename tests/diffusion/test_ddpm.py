@@ -102,7 +102,7 @@ def test_clipped_chain_by_a_loop(key):
 
 
 def test_reverse_sampling_finds_the_exact_noise():
-    """Q = -k (a - c)^2 / 2: the value on the card, and zero without a preference."""
+    """Q = -k (a - c)^2 / 2: the closed form, and zero without a preference."""
     k, c, temperature, alpha_bar, x = 3.0, 0.4, 0.5, 0.5, 0.3
     exact = closed_form.noise_of_tilt(
         jnp.asarray(x), jnp.asarray(alpha_bar), Gaussian(c, (temperature / k) ** 0.5)

@@ -64,7 +64,7 @@ def test_affine_equalities_contract_exactly_whatever_the_directions(key, x64, ki
 
 
 def test_plug_in_leaks_into_the_constraints_and_the_subspace_form_does_not(key, x64):
-    """Section 3.4 of the card: J F + K h is of the order of |grad f| with random directions."""
+    """J F + K h is of the order of |grad f| with random directions."""
     problem = quadratic(1, n=6, m_eq=2)
     leak = {}
     for form in ("plugin", "subspace"):
@@ -252,7 +252,7 @@ def test_slack_form_reaches_the_optimum_and_clip_does_not(key, x64, name):
         gaps[ineq] = abs(float(problem.exact(state.x)[0]) - problem.f_star)
     assert gaps["slack"] < 1e-5 * abs(problem.f_star)
     if name == "HS43":
-        assert abs(gaps["clip"] - 6.9) < 0.05  # the wrong fixed point that the card reports
+        assert abs(gaps["clip"] - 6.9) < 0.05  # a wrong fixed point, 6.9 above
 
 
 def test_bounds_hold_at_every_iterate_and_query(key):
