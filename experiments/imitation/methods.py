@@ -12,6 +12,7 @@ RIVALS = (
     "ValueDICE",
     "BC",
     "BC, regularized",
+    "BC, least squares",
     "BC of all data",
     "DemoDICE",
     "SMODICE",
@@ -83,6 +84,9 @@ def make_method(
         "BC": lambda: imitation.make_bc(demos, policy, batch_size=config.batch),
         "BC, regularized": lambda: imitation.make_bc(
             demos, policy, batch_size=config.batch, orthogonality_weight=1e-4, noise_std=0.05
+        ),
+        "BC, least squares": lambda: imitation.make_bc(
+            demos, policy, loss="mse", batch_size=config.batch, orthogonality_weight=1e-4
         ),
         "BC of all data": lambda: imitation.make_bc(
             demos, policy, data="union", batch_size=config.batch

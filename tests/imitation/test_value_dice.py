@@ -232,11 +232,13 @@ def test_first_step_is_value_dice_by_hand(demos, optax_promotes):
                     np.testing.assert_allclose(step, sign * rate * np.sign(slope), rtol=0.05)
 
 
-def test_only_what_learns_moves(demos, optax_promotes):
+@pytest.fixture(scope="module")
+def on_features(demos):
+    """The learner on random features, frozen, and its step compiled once."""
     representation, params = features()
     kept = imitation.Pretrained(params, demos.normalizer, demos.fingerprint)
-    for finetune in (False, True):
-        algorithm = imitation.make_value_dice(
+    made = {
+        finetune: imitation.make_value_dice(
             demos,
             imitation.make_policy(4, 2, hidden=(8,)),
             representation=representation,
@@ -245,32 +247,34 @@ def test_only_what_learns_moves(demos, optax_promotes):
             hidden=(8,),
             finetune=finetune,
         )
-        state = algorithm.init(jax.random.key(0))
-        after, metrics = jax.jit(algorithm.step)(state)
+        for finetune in (False, True)
+    }
+    steps = {finetune: jax.jit(x.step, donate_argnums=0) for finetune, x in made.items()}
+    return representation, kept, made, steps
+
+
+def test_only_what_learns_moves(on_features, optax_promotes):
+    _, _, made, steps = on_features
+    for finetune in (False, True):
+        state = made[finetune].init(jax.random.key(0))
+        before = jax.tree.map(np.array, state.params)
+        after, metrics = steps[finetune](state)
         for name in ("head", "policy", "representation"):
-            pairs = zip(*(jax.tree.leaves(s.params[name]) for s in (state, after)), strict=True)
+            pairs = zip(*map(jax.tree.leaves, (before[name], after.params[name])), strict=True)
             moved = [not np.array_equal(a, b) for a, b in pairs]
             assert any(moved) == (name != "representation" or finetune)
         assert np.isfinite(metrics["dual/penalty"])
         np.testing.assert_array_equal(after.step, 1)
 
 
-def test_seeds_share_frozen_features_or_have_their_own(demos, optax_promotes):
-    representation, params = features()
-    kept = imitation.Pretrained(params, demos.normalizer, demos.fingerprint)
-    algorithm = imitation.make_value_dice(
-        demos,
-        imitation.make_policy(4, 2, hidden=(8,)),
-        representation=representation,
-        pretrained=kept,
-        batch_size=16,
-        hidden=(8,),
-    )
+def test_seeds_share_frozen_features_or_have_their_own(demos, on_features, optax_promotes):
+    representation, kept, made, steps = on_features
+    algorithm, params = made[False], kept.params
     both = learning.over_seeds(algorithm, 2)
     state, _ = jax.jit(both.step)(both.init(jax.random.key(0)))
     assert jax.tree.leaves(state.params["representation"])[0].ndim == 1
     first = algorithm.init(jax.random.fold_in(jax.random.key(0), 1))
-    alone, _ = jax.jit(algorithm.step, donate_argnums=0)(first)
+    alone, _ = steps[False](first)
     # What a loop is given to overwrite is a copy.
     assert not any(x.is_deleted() for x in jax.tree.leaves(kept.params))
     for a, b in zip(
