@@ -63,4 +63,5 @@ BENCHES = {
     "rl": "experiments.bench.rl",
     "discrete_diffusion": "experiments.bench.discrete_diffusion",
     "imitation": "experiments.bench.imitation",
+    "marl": "experiments.bench.marl",
 }

@@ -9,7 +9,7 @@ kin); Zhang et al. 2025, arXiv:2509.24047 (the asymmetric game and the gold mine
 """
 
 import itertools
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -335,20 +335,23 @@ def game_task(game: Game) -> Task:
         return jnp.concatenate([seen, jnp.eye(N, dtype=jnp.float32)], axis=1)
 
     def reset(key: jax.Array) -> tuple[GameState, jax.Array]:
-        key, key_start = jax.random.split(key)
-        state = _draw(key_start, jnp.asarray(game.start, jnp.float32))
+        state = jnp.asarray(np.argmax(game.start), jnp.int32)
+        if np.count_nonzero(game.start) > 1:
+            key, key_start = jax.random.split(key)
+            state = _draw(key_start, jnp.asarray(game.start, jnp.float32))
         return GameState(state, key), observe(state)
 
     def step(physics: GameState, action: jax.Array) -> tuple:
-        key, key_outcome = jax.random.split(physics.key)
+        key = physics.key
         at = (physics.state, *action)
         outcome = jnp.zeros((), jnp.int32)
         if num_outcomes > 1:
+            key, key_outcome = jax.random.split(key)
             outcome = _draw(key_outcome, jnp.asarray(game.prob, jnp.float32)[at])
         at = (*at, outcome)
-        state = jnp.asarray(game.next_state, jnp.int32)[at]
-        reward = jnp.asarray(game.reward, jnp.float32)[at]
-        return GameState(state, key), observe(state), reward, jnp.asarray(game.ends)[at]
+        state = _entry(game.next_state, at, jnp.int32)
+        reward = _entry(game.reward, at, jnp.float32)
+        return GameState(state, key), observe(state), reward, _entry(game.ends, at, jnp.bool_)
 
     def mask(physics: GameState) -> jax.Array:
         return jnp.asarray(allowed)
@@ -363,6 +366,13 @@ def game_task(game: Game) -> Task:
         num_agents=N,
         action_mask=None if allowed.all() else mask,
     )
+
+
+def _entry(table: np.ndarray, at: tuple, dtype: Any) -> jax.Array:
+    """Returns an entry of a table, without a look where all are the same."""
+    if np.all(table == table.flat[0]):
+        return jnp.asarray(table.flat[0], dtype)
+    return jnp.asarray(table, dtype)[at]
 
 
 def _draw(key: jax.Array, probs: jax.Array) -> jax.Array:

@@ -55,6 +55,14 @@ def rows(table: Float[Array, "N S ..."], state: Int[Array, " E"]) -> Float[Array
     return jnp.swapaxes(table[:, state], 0, 1)
 
 
+def draw(key: jax.Array, probs: Float[Array, "... A"]) -> Int[Array, "..."]:
+    """Draws an index for each row, with one random number; never one without a probability."""
+    total = jnp.cumsum(probs, axis=-1)
+    u = jax.random.uniform(key, probs.shape[:-1], probs.dtype) * total[..., -1]
+    found = jnp.sum(u[..., None] >= total, axis=-1, dtype=jnp.int32)
+    return jnp.minimum(found, jnp.argmax(total, axis=-1).astype(jnp.int32))
+
+
 def add_means(
     table: Float[Array, "..."], where: tuple[Int[Array, "..."], ...], change: Float[Array, "..."]
 ) -> Float[Array, "..."]:

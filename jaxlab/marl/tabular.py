@@ -181,7 +181,7 @@ def make_tabular(
         beta, risk = risk_of(state)
         at = index(state.env.obs)
         pi = policy_at(state.logits, at, state.env.action_mask)
-        action = jax.random.categorical(key_act, jnp.log(pi)).astype(jnp.int32)
+        action = tables.draw(key_act, pi)
         after = env.step(state.env, action)
         reward = jnp.mean(after.reward.astype(jnp.float32).reshape(E, -1), axis=1)
         discount = jnp.where(after.terminated, 0.0, given["gamma"])
