@@ -19,7 +19,7 @@ def joint(found: dict[str, Ends], out: pathlib.Path) -> Figure:
                 mass = ends.joint[which]
                 axis.imshow(mass, cmap="Blues", vmin=0.0, vmax=1.0)
                 for (i, j), x in np.ndenumerate(mass):
-                    color = "white" if x > 0.5 else drawing.INK
+                    color = "white" if x > 0.6 else drawing.INK
                     axis.text(j, i, f"{x:.2f}", ha="center", va="center", color=color)
                 axis.set_title(f"{name}, beta = {ends.betas[which]:g}")
                 axis.set_xlabel("Action of agent 2")
@@ -39,30 +39,33 @@ def success(
 ) -> Figure:
     """Draws success against beta: exact, and sampled with own and joint critics."""
     panels = [bool(exact), bool(sampled)]
+    curves = [name for name, _ in sampled if name != "gold mine"]  # it is judged by its value
+    color = dict(zip(dict.fromkeys([*exact, *curves]), drawing.COLORS, strict=False))
     with plt.rc_context(drawing.STYLE):
         figure, axes = drawing.panels(1, sum(panels), height=3.6)
         rest = list(axes[0])
         if exact:
             axis = rest.pop(0)
             axis.set_title("Exact play")
-            for color, (name, ends) in zip(drawing.COLORS, exact.items(), strict=False):
-                axis.plot(ends.betas, 100.0 * ends.success.mean(axis=1), "o-", c=color, label=name)
+            for name, ends in exact.items():
+                axis.plot(ends.betas, 100.0 * ends.success.mean(axis=1), "o-", c=color[name])
         if sampled:
             axis = rest.pop(0)
             axis.set_title("Sampled play")
-            names = list(dict.fromkeys(name for name, _ in sampled if name != "gold mine"))
             for (name, critic), ends in sampled.items():
-                if name in names:
-                    axis.plot(
-                        ends.betas,
-                        100.0 * ends.found.mean(axis=1),
-                        {"values": "--", "joint": "-"}[critic],
-                        marker="o",
-                        c=drawing.COLORS[names.index(name)],
-                        label=f"{name}, {'own' if critic == 'values' else 'joint'}",
-                    )
+                if name != "gold mine":
+                    line = {"values": "--", "joint": "-"}[critic]
+                    found = 100.0 * ends.found.mean(axis=1)
+                    axis.plot(ends.betas, found, line, marker="o", c=color[name])
+            axis.plot([], [], "--", c=drawing.INK, label="sampled, own critics")
+            axis.plot([], [], "-", c=drawing.INK, label="sampled, joint critic")
+        for name, ink in color.items():
+            axes[0][0].plot([], [], "o", c=ink, label=name)
         for axis in axes[0]:
             axis.set_xscale("symlog", linthresh=0.05)
+            ticks = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0)
+            axis.set_xticks(ticks, [f"{x:g}" for x in ticks])
+            axis.minorticks_off()
             axis.set_xlabel("beta")
             axis.set_ylabel("Success, %")
             axis.set_ylim(-4, 104)
@@ -96,21 +99,23 @@ def ball(found: dict[str, Ball], out: pathlib.Path) -> Figure:
 
 def strangers(found: dict[str, Strangers], out: pathlib.Path) -> Figure:
     """Draws who pays what with whom."""
+    ranges = []
     with plt.rc_context({**drawing.STYLE, "axes.grid": False}):
         columns = max(len(one.betas) for one in found.values())
         figure, axes = drawing.panels(len(found), columns, height=3.2)
         for row, (name, one) in zip(axes, found.items(), strict=True):
             low, high = one.payoff.min(), one.payoff.max()
+            ranges.append(f"{low:.3g} to {high:.3g} in {name}")
             for axis, beta, payoff in zip(row, one.betas, one.payoff, strict=True):
                 axis.imshow(payoff, cmap="viridis", vmin=low, vmax=high)
-                axis.set_title(f"{name}, beta = {beta:g}: {low:.3g} to {high:.3g}")
+                axis.set_title(f"{name}, beta = {beta:g}")
                 axis.set_xlabel("Agent 2 of run")
                 axis.set_ylabel("Agent 1 of run")
         drawing.save(figure, out / "strangers.png")
     return Figure(
         "strangers.png",
         "Expected payoff when the first agent of one run meets the second of another; the diagonal "
-        "is training's own pair.",
+        f"is training's own pair. From purple to yellow: {', '.join(ranges)}.",
         "Cross-play matrices of averse, neutral and optimistic pairs",
     )
 
