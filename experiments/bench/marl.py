@@ -13,6 +13,7 @@ from experiments.bench import timing
 from experiments.rivals import marl as rivals
 from jaxlab import envs, learning, marl
 from jaxlab.core.types import Algorithm
+from jaxlab.envs import games
 
 SUMMARY = "Optimistic agents: a thousand runs in one program against NumPy, Op-IPPO against IPPO"
 
@@ -61,7 +62,7 @@ def tables(sizes: Sizes) -> list[timing.Measurement]:
     def rival(play: Callable, updates: int) -> timing.Timing:
         """The time of all the work, from a part of it: one run comes after the other."""
         alone = timing.measure(
-            lambda: play(envs.games.CLIMBING, 0.3, updates=updates), repeats=sizes.repeats
+            lambda: play(games.CLIMBING, 0.3, updates=updates), repeats=sizes.repeats
         )
         share = work / updates
         return timing.Timing(0.0, alone.median_s * share, alone.iqr_s * share, alone.n)

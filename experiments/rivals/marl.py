@@ -7,6 +7,7 @@ differs.
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ import numpy as np
 import optax
 
 from jaxlab import envs, learning
+from jaxlab.envs import particles
 from jaxlab.learning import policy_gradient
 
 
@@ -102,7 +104,7 @@ class Spread:
         touching = (distances < 0.3).sum(axis=1) - 1
         reward = -0.5 * away.min(axis=1).sum() - 0.5 * touching
         self.time += 1
-        return reward, self.observe(), self.time == envs.particles.STEPS
+        return reward, self.observe(), self.time == particles.STEPS
 
 
 def host_ippo(
@@ -128,7 +130,7 @@ def host_ippo(
         return action, logp, nets.value(params, obs)
 
     @jax.jit
-    def update(params: dict, opt_state: tuple, batch: tuple) -> tuple:
+    def update(params: Any, opt_state: Any, batch: tuple) -> tuple:
         def loss(params: dict) -> tuple:
             obs, action, then = batch
             logp, entropy = nets.evaluate(params, obs, (), action)
@@ -165,7 +167,8 @@ def host_ippo(
             error = reward[t] + gamma * next_value[t] - value[t]
             running = error + gamma * gae_lambda * np.where(cut[t][:, None], 0.0, running)
             advantage[t] = running
-        samples = learning.Samples(logp, value, value + advantage, advantage, None)
+        then: list[Any] = [logp, value, value + advantage, advantage]
+        samples = learning.Samples(*map(jnp.asarray, then), choice_mask=None)
         for _ in range(num_epochs):
             for index in random.permutation(num_envs).reshape(num_minibatches, -1):
                 batch = jax.tree.map(lambda x, i=index: x[:, i], (seen, action, samples))
