@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from experiments.discrete_diffusion import Config, figures, methods, rows, tables, tasks, training
-from experiments.discrete_diffusion.parts import control, dna, gradients, proposals, steps
+from experiments.discrete_diffusion.parts import control, dna, gradients, proposals, steps, teams
 from experiments.discrete_diffusion.training import Outcome
 from experiments.harness import result, units, verdicts
 from experiments.harness.result import Part, Result
@@ -50,12 +50,15 @@ def run(config: Config, out: pathlib.Path) -> Result:
         parts.append(dna.run(config, out))
     if "control" in config.parts:
         parts.append(control.run(config, out))
+    if "teams" in config.parts:
+        parts.append(teams.run(config, out))
     return _assemble(parts, _summary(found))
 
 
 def _check_methods(config: Config) -> None:
     """Refuses methods that no part knows, and parts without a method, before anything is run."""
     by_part = {"tables": methods.NAMES, "dna": dna.METHODS, "control": control.NAMES}
+    by_part["teams"] = teams.NAMES
     known = dict.fromkeys(name for names in by_part.values() for name in names)
     for name in config.methods:
         if name not in known:

@@ -30,6 +30,7 @@ from jaxlab.learning import over_seeds
 from jaxlab.rl import critics as critics_lib
 from jaxlab.rl import discrete
 from jaxlab.rl.discrete import StatePolicy, bandits, token_critics
+from jaxlab.rl.discrete.state_policies import at_states
 
 ENVS = 16
 """Games side by side."""
@@ -51,32 +52,41 @@ class Method(NamedTuple):
 
     Attributes:
         algorithm: Of one seed.
-        act: `act(state, key, obs [B, O]) -> [B, K]`, as an evaluation plays.
+        act: `act(state, key, obs [B, O], mask) -> [B, K]`, as an evaluation plays; the mask is
+            left out where nothing is forbidden.
         macros: Macro-actions of each game in a step of the algorithm.
         warmup: Macro-actions of all games before the first.
     """
 
     algorithm: Algorithm
-    act: Callable[[Any, jax.Array, jax.Array], jax.Array]
+    act: Callable[..., jax.Array]
     macros: int
     warmup: int
 
 
 class Game(NamedTuple):
-    """A game, and the shape of what is seen.
+    """A game whose actions are K tokens, and the shape of what is seen.
 
     Attributes:
-        task: Of single choices.
+        play: `play(length) -> task`, as it is learned.
+        judge: `judge(length) -> task`, as it is judged.
         obs_shape: (O,), or (H, W, C) of flat images.
+        vocab: V, single choices.
+        open_loop: Whether an action takes as many steps of the game as it has tokens: those of a
+            macro-action are played one after another, those of a team at once.
+        methods: Makers, by name, of methods that learn this game alone.
     """
 
-    task: envs.Task
+    play: Callable[[int], envs.Task]
+    judge: Callable[[int], envs.Task]
     obs_shape: tuple[int, ...]
+    vocab: int
+    open_loop: bool = True
+    methods: Mapping[str, Callable[..., Method]] | None = None
 
-    @property
-    def vocab(self) -> int:
-        """V, single choices."""
-        return spaces.num_logits(self.task.action_space)
+    def span(self, length: int) -> int:
+        """Steps of the game that an action of so many tokens takes at most."""
+        return length if self.open_loop else 1
 
 
 def run(config: Config, out: pathlib.Path) -> Part:
@@ -89,17 +99,33 @@ def run(config: Config, out: pathlib.Path) -> Part:
         for game, length, name in wanted
         if name != "DQN" or _listable(games[game], length)
     ]
+    found, chosen = learn(cells, games, config, "control", config.control_frames, out)
+    return control_told.tell(found, chosen, config, out, left_out=_left_out(config, games, wanted))
 
-    def unit(cell: tuple[str, int, str], values: Mapping[str, float], tuning: bool) -> Unit:
+
+def learn(
+    cells: list[control_told.Cell],
+    games: Mapping[str, Game],
+    config: Config,
+    part: str,
+    frames: int,
+    out: pathlib.Path,
+) -> tuple[dict[control_told.Cell, Outcome], dict[control_told.Cell, dict[str, float]]]:
+    """Chooses the setting of every cell on other seeds and a quarter of the frames, then trains.
+
+    Returns outcomes and settings by cell: game, K and method.
+    """
+
+    def unit(cell: control_told.Cell, values: Mapping[str, float], tuning: bool) -> Unit:
         game, length, name = cell
         number = config.tuning_seeds if tuning else config.num_seeds
-        frames = config.control_frames // 4 if tuning else config.control_frames
+        played = frames // 4 if tuning else frames
         seed = config.seed + 1000 * tuning
-        run_ = Run(game, length, name, frames, number, seed, dict(values))
+        run_ = Run(game, length, name, played, number, seed, dict(values))
         settings = {k: getattr(config, k) for k in SETTINGS} | run_._asdict()
         where = "".join(f"/tuning/{x:g}" for x in values.values()) if tuning else ""
         compute = functools.partial(train, run_, games[game], config)
-        return Unit(f"control/{game}/K{length}/{name}{where}", settings, compute, Outcome)
+        return Unit(f"{part}/{game}/K{length}/{name}{where}", settings, compute, Outcome)
 
     chosen, tried = {}, {}
     for cell in cells:
@@ -108,20 +134,18 @@ def run(config: Config, out: pathlib.Path) -> Part:
         if len(candidates) > 1 and config.tuning_seeds:
             tried |= {(cell, x): unit(cell, {setting: x}, True) for x in candidates}
     kept = units.run(
-        list(tried.values()), out, title="discrete_diffusion, control tuning", metrics=_metrics
+        list(tried.values()), out, title=f"discrete_diffusion, {part} tuning", metrics=_metrics
     )
-    best: dict[tuple[str, int, str], float] = {}
+    best: dict[control_told.Cell, float] = {}
     for (cell, x), one in tried.items():
         worth = float(np.mean(kept[one.name].final))  # one that loses a seed is not taken
         if worth > best.get(cell, -np.inf):
             best[cell] = worth
             chosen[cell] = dict.fromkeys(chosen[cell], x)
     todo = {cell: unit(cell, chosen[cell], False) for cell in cells}
-    kept = units.run(
-        list(todo.values()), out, title="discrete_diffusion, control", metrics=_metrics
-    )
-    found = {cell: kept[one.name] for cell, one in todo.items()}
-    return control_told.tell(found, chosen, config, out, left_out=_left_out(config, games, wanted))
+    title = f"discrete_diffusion, {part}"
+    kept = units.run(list(todo.values()), out, title=title, metrics=_metrics)
+    return {cell: kept[one.name] for cell, one in todo.items()}, chosen
 
 
 class Run(NamedTuple):
@@ -151,9 +175,10 @@ def train(what: Run, game: Game, config: Config, folder: pathlib.Path) -> Outcom
     method = make_method(what.method, game, what.length, what.frames, config)
     swept = {k: jnp.full(what.num_seeds, x, jnp.float32) for k, x in what.values.items()}
     learner = over_seeds(method.algorithm, what.num_seeds, settings=swept)
-    a_step = ENVS * what.length * method.macros
-    num_steps = max((what.frames - method.warmup * what.length) // a_step, 1)
-    judge = envs.make_env(envs.macro(game.task, what.length, gamma=1.0), EPISODES)
+    span = game.span(what.length)
+    a_step = ENVS * span * method.macros
+    num_steps = max((what.frames - method.warmup * span) // a_step, 1)
+    judge = envs.make_env(game.judge(what.length), EPISODES)
 
     def look(state: Any) -> jax.Array:
         act = functools.partial(method.act, state)
@@ -176,7 +201,7 @@ def train(what: Run, game: Game, config: Config, folder: pathlib.Path) -> Outcom
     steps, found = logging.series(logging.read_jsonl(folder / "metrics.jsonl"), "eval/return_seeds")
     final = np.array(found[-1])
     final[list(ended.frozen)] = np.nan
-    return Outcome(final, (method.warmup * what.length + steps * a_step, found))
+    return Outcome(final, (method.warmup * span + steps * a_step, found))
 
 
 def make_games(config: Config) -> dict[str, Game]:
@@ -202,7 +227,7 @@ def make_games(config: Config) -> dict[str, Game]:
 
 def make_method(name: str, game: Game, length: int, frames: int, config: Config) -> Method:
     """Makes a method by its name."""
-    return METHODS[name](game, length, frames, config)
+    return {**METHODS, **(game.methods or {})}[name](game, length, frames, config)
 
 
 def sweep(name: str, config: Config) -> tuple[str, tuple[float, ...]]:
@@ -214,14 +239,23 @@ def sweep(name: str, config: Config) -> tuple[str, tuple[float, ...]]:
     return "critic_learning_rate" if name == "DQN" else "learning_rate", config.control_rates
 
 
+def _in_turn(task: envs.Task, obs_shape: tuple[int, ...]) -> Game:
+    return Game(
+        functools.partial(envs.macro, task, gamma=GAMMA),
+        functools.partial(envs.macro, task, gamma=1.0),
+        obs_shape,
+        spaces.num_logits(task.action_space),
+    )
+
+
 def _deep_sea() -> Game:
-    return Game(envs.deep_sea(SIZE), (SIZE * SIZE,))
+    return _in_turn(envs.deep_sea(SIZE), (SIZE * SIZE,))
 
 
 def _breakout() -> Game:
     import gymnax  # pyright: ignore[reportMissingImports]
 
-    return Game(envs.from_gymnax(*gymnax.make("Breakout-MinAtar")), (10, 10, 4))
+    return _in_turn(envs.from_gymnax(*gymnax.make("Breakout-MinAtar")), (10, 10, 4))
 
 
 GAMES: Mapping[str, Callable[[], Game]] = {"deep_sea": _deep_sea, "breakout": _breakout}
@@ -253,10 +287,6 @@ def _metrics(_: str, outcome: Outcome) -> dict[str, float]:
     return {"return": verdicts.average(outcome.final)}
 
 
-def _env(game: Game, length: int) -> envs.Env:
-    return envs.make_env(envs.macro(game.task, length, gamma=GAMMA), ENVS)
-
-
 # Methods that learn from a replay of single macro-actions
 
 
@@ -265,26 +295,27 @@ def _off_policy(
 ) -> Callable[[Game, int, int, Config], Method]:
     def method(game: Game, length: int, frames: int, config: Config) -> Method:
         policy, critics = make(game, length, config)
-        macros = frames // length
+        macros = frames // game.span(length)
         warmup = -(-max(macros // 20, BATCH) // ENVS) * ENVS
         capacity = -(-max(min(macros, 2**16), warmup) // ENVS) * ENVS
         algorithm = rl.make_learner(
-            _env(game, length),
+            envs.make_env(game.play(length), ENVS),
             policy,
             critics=critics,
             gamma=GAMMA,
             batch_size=BATCH,
             capacity=capacity,
             warmup=warmup,
-            num_updates=-(-length // 2),  # nearly as many gradient steps for a step of the game
+            num_updates=-(-game.span(length) // 2),  # nearly as many for a step of the game
             reward_scale=1.0,
             critic_learning_rate=config.control_rates[0],
         )
 
-        def act(state: rl.TrainState, key: jax.Array, obs: jax.Array) -> jax.Array:
+        def act(state: rl.TrainState, key: jax.Array, obs: jax.Array, mask: Any = ()) -> jax.Array:
             params = state.policy_average_params
             q = critics_lib.smaller(critics, state.critic_params)
-            return policy.act(key, params, obs, q, jnp.exp(state.log_alpha), explore=False)
+            alpha = jnp.exp(state.log_alpha)
+            return policy.act(key, params, obs, q, alpha, explore=False, mask=mask)
 
         return Method(algorithm, act, 1, warmup)
 
@@ -327,9 +358,9 @@ def _on_policy(
         writes = isinstance(example, discrete.WritingPolicy)
         alone = make_policy is _heads
         num_steps = None if writes else 1 if alone else _num_steps(length, config)
-        macros = max(ROLLOUT // length, 1)
+        macros = max(ROLLOUT // game.span(length), 1)
         algorithm = make(
-            _env(game, length),
+            envs.make_env(game.play(length), ENVS),
             policy,
             discrete.StateValue(game.obs_shape),
             num_steps=num_steps,
@@ -339,8 +370,8 @@ def _on_policy(
         )
         schedule = schedules.make_schedule(bandits.check_steps(example, num_steps))
 
-        def act(state: Any, key: jax.Array, obs: jax.Array) -> jax.Array:
-            here, params = policy.given(obs), state.params["policy"]
+        def act(state: Any, key: jax.Array, obs: jax.Array, mask: Any = ()) -> jax.Array:
+            here, params = at_states(policy, obs, mask), state.params["policy"]
             return bandits.draw(key, here, params, obs.shape[:1], schedule).tokens
 
         return Method(algorithm, act, macros, 0)
