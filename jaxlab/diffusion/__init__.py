@@ -1,9 +1,10 @@
-"""Generative ground: flows and diffusions of vectors and of tokens, and their exact forms."""
+"""Generative ground: flows and diffusions of vectors, images and tokens, and their exact forms."""
 
 from jaxlab.diffusion import (
     closed_form,
     ddpm,
     discrete,
+    edm,
     mean_flow,
     one_step,
     rectified_flow,
@@ -14,6 +15,7 @@ __all__ = [
     "closed_form",
     "ddpm",
     "discrete",
+    "edm",
     "mean_flow",
     "one_step",
     "rectified_flow",

@@ -1,8 +1,11 @@
 """Fields that obey a partial differential equation: their data, residuals and solvers."""
 
+from jaxlab.physics.base import BaseState, denoiser_of, make_base
 from jaxlab.physics.benchmarks import burgers, darcy, helmholtz, kolmogorov, poisson
+from jaxlab.physics.detector import Signs, detect_hacking
 from jaxlab.physics.elliptic import darcy_solve, darcy_solve_cells, poisson_solve
 from jaxlab.physics.evolution import burgers_solve, kolmogorov_rollout
+from jaxlab.physics.gaussian import gaussian_law
 from jaxlab.physics.pde import (
     Check,
     Pde,
@@ -15,9 +18,11 @@ from jaxlab.physics.pde import (
     reward,
     solution_error,
 )
+from jaxlab.physics.pirf import make_pirf
 from jaxlab.physics.random_fields import burgers_start, grf2d, periodic_field
 from jaxlab.physics.smooth_darcy import darcy64
 from jaxlab.physics.stencils import first_difference, laplacian, second_difference
+from jaxlab.physics.tuning import TuningState, make_tuning, tuned_params
 
 __all__ = [
     # Laws
@@ -38,6 +43,19 @@ __all__ = [
     "residual",
     "reward",
     "solution_error",
+    # Base models
+    "BaseState",
+    "denoiser_of",
+    "gaussian_law",
+    "make_base",
+    # Fine-tuning
+    "TuningState",
+    "make_pirf",
+    "make_tuning",
+    "tuned_params",
+    # Whether a reward was hacked
+    "Signs",
+    "detect_hacking",
     # Random fields
     "burgers_start",
     "grf2d",

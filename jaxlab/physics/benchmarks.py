@@ -200,13 +200,15 @@ def _linear(name: str, k2: float, *, scale: tuple[float, float], edge_source: bo
         return jnp.stack([f, elliptic.poisson_solve(f, k2)], axis=-1)
 
     def generate(key: jax.Array, num: int, size: int) -> jax.Array:
-        def draw(keys: jax.Array) -> jax.Array:
-            f = random_fields.grf2d(keys, size)
-            if not edge_source:
-                f = jnp.pad(f[:, 1:-1, 1:-1], [(0, 0), (1, 1), (1, 1)])
-            return jnp.stack([f, elliptic.poisson_solve(f, k2)], axis=-1)
+        return in_pieces(lambda keys: from_source(random_fields.grf2d(keys, size)), key, num)
 
-        return in_pieces(draw, key, num)
+    def from_source(f: jax.Array) -> jax.Array:
+        if not edge_source:
+            f = jnp.pad(f[..., 1:-1, 1:-1], [(0, 0)] * (f.ndim - 2) + [(1, 1), (1, 1)])
+        return jnp.stack([f, elliptic.poisson_solve(f, k2)], axis=-1)
+
+    def of_white(white: jax.Array) -> jax.Array:
+        return from_source(random_fields.grf2d_of_white(white))
 
     return Pde(
         name=name,
@@ -218,6 +220,7 @@ def _linear(name: str, k2: float, *, scale: tuple[float, float], edge_source: bo
         solve=solve,
         solution=(1,),
         generate=generate,
+        of_white=of_white,
     )
 
 

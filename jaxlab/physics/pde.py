@@ -37,6 +37,8 @@ class Pde(NamedTuple):
         solution: Indices of the channels that the solver replaces and that are compared.
         generate: `generate(key, num, size) -> [num, S, S, C]`, in float64; None for data of one's
             own.
+        of_white: `of_white(white [..., S, S]) -> [..., S, S, C]`, the linear map from standard
+            normal numbers to fields where the data are jointly normal; None elsewhere.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Pde(NamedTuple):
     solve: Callable[[jax.Array], jax.Array] | None = None
     solution: tuple[int, ...] = ()
     generate: Callable[[jax.Array, int, int], jax.Array] | None = None
+    of_white: Callable[[jax.Array], jax.Array] | None = None
 
 
 def normalize(pde: Pde, fields: Float[Array, "... C"]) -> Float[Array, "... C"]:

@@ -59,8 +59,14 @@ def grf2d(
     Source: `pirf` 6.1, the generator of DiffusionPDE.
     """
     require_x64("grf2d")
-    std = grf2d_std(size, alpha=alpha, tau=tau)
-    white = _white(keys, (size, size))
+    return grf2d_of_white(_white(keys, (size, size)), alpha=alpha, tau=tau)
+
+
+def grf2d_of_white(
+    white: Float[Array, "... S S"], *, alpha: float = 2.0, tau: float = 3.0
+) -> Float[Array, "... S S"]:
+    """Returns the field of normal coefficients, a linear map; see `grf2d`."""
+    std = grf2d_std(white.shape[-1], alpha=alpha, tau=tau)
     return jax.scipy.fft.idctn(_over(white, std) * white, axes=(-2, -1), norm="ortho")
 
 

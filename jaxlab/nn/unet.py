@@ -1,0 +1,196 @@
+"""The convolutional network of diffusion models: residual blocks on a ladder of resolutions.
+
+Song et al. 2021, arXiv:2011.13456 ("DDPM++"), as Karras et al. 2022, arXiv:2206.00364 build it.
+"""
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+_init = nn.initializers.xavier_uniform()
+SMALL = 1e-5
+"""Factor of the weights that begin a block near zero."""
+SKIP = math.sqrt(0.5)
+"""Factor of a sum of two branches, which keeps its variance."""
+
+
+def _scaled(factor: float) -> Any:
+    """Xavier's weights times a factor."""
+    return lambda key, shape, dtype=jnp.float32: factor * _init(key, shape, dtype)
+
+
+class Unet(nn.Module):
+    """Maps images and a level of noise to images of the same shape.
+
+    The encoder goes down a ladder of resolutions H, H/2, ..., the decoder up again, and is given
+    what the encoder saw at each rung. Parts of the decoder at the highest resolution are named
+    `decoder_0_*`, `out_norm` and `out_conv`, those below `decoder_1_*` and so on.
+
+    Attributes:
+        out: Channels of the result.
+        channels: Channels at the top, a multiple of 4.
+        multiples: Factor of the channels at each level, the highest resolution first.
+        num_blocks: Residual blocks of a level in the encoder; the decoder has one more.
+        attention: Resolutions whose pixels see each other; those at the bottom always do, once.
+        dropout: Share of features that is dropped in training.
+        dtype: Of convolutions; norms, and the result, are float32 or wider.
+    """
+
+    out: int
+    channels: int = 128
+    multiples: tuple[int, ...] = (2, 2, 2)
+    num_blocks: int = 4
+    attention: tuple[int, ...] = (16,)
+    dropout: float = 0.13
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "B H W C"],
+        noise: Float[Array, "..."],
+        *,
+        train: bool = False,
+        detach: bool = False,
+    ) -> Float[Array, "B H W out"]:
+        """Applies the network.
+
+        Args:
+            x: `[B, H, W, C]`, H and W divisible by 2^(levels - 1).
+            noise: `[B]`, `[1]` or `[]`, what the network is told of the noise's level.
+            train: whether features are dropped; `apply` is then given `rngs={"dropout": key}`.
+            detach: whether gradients stop where features enter the decoder's highest resolution.
+
+        Raises:
+            ValueError: if sizes do not fit.
+        """
+        self._check(x)
+        emb = sines(jnp.atleast_1d(noise), self.channels)
+        for i in range(2):
+            emb = nn.silu(nn.Dense(4 * self.channels, kernel_init=_init, name=f"map_{i}")(emb))
+
+        def block(x: jax.Array, name: str, channels: int, **given: Any) -> jax.Array:
+            settings = {"dropout": self.dropout, "dtype": self.dtype} | given
+            return ResidualBlock(channels, name=name, **settings)(x, emb, train=train)
+
+        h = nn.Conv(
+            self.channels, (3, 3), kernel_init=_init, dtype=self.dtype, name="encoder_0_in"
+        )(x)
+        seen = [h]
+        for level, multiple in enumerate(self.multiples):
+            if level:
+                h = block(h, f"encoder_{level}_in", h.shape[-1], resample="down")
+                seen.append(h)
+            for i in range(self.num_blocks):
+                attends = h.shape[1] in self.attention
+                width = multiple * self.channels
+                h = block(h, f"encoder_{level}_block_{i}", width, attends=attends)
+                seen.append(h)
+        bottom = len(self.multiples) - 1
+        for level in range(bottom, -1, -1):
+            if level == 0 and detach:
+                h, emb, seen = jax.lax.stop_gradient((h, emb, seen))
+            if level == bottom:
+                h = block(h, f"decoder_{level}_in_0", h.shape[-1], attends=True)
+                h = block(h, f"decoder_{level}_in_1", h.shape[-1])
+            else:
+                h = block(h, f"decoder_{level}_up", h.shape[-1], resample="up")
+            for i in range(self.num_blocks + 1):
+                attends = i == self.num_blocks and h.shape[1] in self.attention
+                joined = jnp.concatenate([h, seen.pop()], axis=-1)
+                width = self.multiples[level] * self.channels
+                h = block(joined, f"decoder_{level}_block_{i}", width, attends=attends)
+        h = nn.silu(_norm(h, "out_norm")).astype(self.dtype)
+        out = nn.Conv(
+            self.out, (3, 3), kernel_init=_scaled(SMALL), dtype=self.dtype, name="out_conv"
+        )(h)
+        return out.astype(x.dtype)
+
+    def _check(self, x: jax.Array) -> None:
+        if x.ndim != 4:
+            raise ValueError(f"x must be [B, H, W, C], got {x.shape}")
+        if self.channels < 4 or self.channels % 4 or not self.multiples:
+            raise ValueError(
+                f"channels must be a multiple of 4 and multiples not empty, got {self.channels} "
+                f"and {self.multiples}"
+            )
+        factor = 2 ** (len(self.multiples) - 1)
+        if x.shape[1] % factor or x.shape[2] % factor:
+            raise ValueError(
+                f"height and width must be divisible by {factor}, got {x.shape[1:3]}; take fewer "
+                "levels or another grid"
+            )
+
+
+class ResidualBlock(nn.Module):
+    """Norm, convolution, noise level, norm, convolution; on request, attention over pixels.
+
+    Attributes:
+        channels: Channels of the result.
+        resample: "down" halves the resolution by means of 2 x 2 pixels, "up" doubles it by
+            repeating them, "" keeps it.
+        attends: Whether pixels see each other afterwards, with one head.
+        dropout: See `Unet`.
+        dtype: See `Unet`.
+    """
+
+    channels: int
+    resample: str = ""
+    attends: bool = False
+    dropout: float = 0.0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B H W C"], emb: Float[Array, "b E"], *, train: bool
+    ) -> Float[Array, "B h w channels"]:
+        def conv(x: jax.Array, name: str, size: int, width: int, factor: float = 1.0) -> jax.Array:
+            make = nn.Conv(
+                width, (size, size), kernel_init=_scaled(factor), dtype=self.dtype, name=name
+            )
+            return make(x.astype(self.dtype))
+
+        h = conv(self._resample(nn.silu(_norm(x, "norm_0"))), "conv_0", 3, self.channels)
+        level = nn.Dense(self.channels, kernel_init=_init, name="level")(emb)
+        h = nn.silu(_norm(h + level.astype(h.dtype)[:, None, None, :], "norm_1"))
+        h = nn.Dropout(self.dropout, deterministic=not train)(h)
+        h = conv(h, "conv_1", 3, self.channels, SMALL)
+        skip = x.astype(self.dtype)
+        if self.resample or x.shape[-1] != self.channels:
+            skip = conv(self._resample(skip), "skip", 1, self.channels)
+        h = SKIP * (h + skip)
+        if not self.attends:
+            return h
+        qkv = conv(_norm(h, "norm_2"), "qkv", 1, 3 * self.channels, math.sqrt(0.2))
+        flat = qkv.reshape(h.shape[0], -1, 3, self.channels).astype(jnp.float32)
+        q, k, v = (flat[:, :, i] for i in range(3))
+        scores = jnp.einsum("bqc,bkc->bqk", q, k) * self.channels**-0.5
+        seen = jnp.einsum("bqk,bkc->bqc", nn.softmax(scores), v).reshape(h.shape)
+        return SKIP * (h + conv(seen, "proj", 1, self.channels, SMALL))
+
+    def _resample(self, x: jax.Array) -> jax.Array:
+        B, H, W, C = x.shape
+        if self.resample == "down":
+            return jnp.mean(x.reshape(B, H // 2, 2, W // 2, 2, C), axis=(2, 4))
+        if self.resample == "up":
+            return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
+        return x
+
+
+def sines(t: Float[Array, " B"], size: int) -> Float[Array, "B size"]:
+    """Returns sines, then cosines, of t times frequencies 1 to 1/10000, both ends included."""
+    half = size // 2
+    frequency = 10_000.0 ** (-np.arange(half) / max(half - 1, 1))
+    angle = t[:, None] * jnp.asarray(frequency, t.dtype)[None]
+    return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
+
+
+def _norm(x: jax.Array, name: str) -> jax.Array:
+    """Normalizes groups of channels, in float32 or wider."""
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return nn.GroupNorm(min(32, x.shape[-1] // 4), epsilon=1e-6, name=name)(wide)

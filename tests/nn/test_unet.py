@@ -1,0 +1,163 @@
+"""The U-Net: published sizes, NumPy in float64 layer by layer, where gradients stop."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.signal
+
+from jaxlab import nn
+
+
+def sizes(network, size, channels):
+    x = jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32)
+    params = jax.eval_shape(
+        network.init, jax.random.key(0), x, jax.ShapeDtypeStruct((1,), jnp.float32)
+    )
+    return {
+        name: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(part))
+        for name, part in params["params"].items()
+    }
+
+
+def test_published_numbers_of_parameters():
+    found = sizes(nn.Unet(2), 128, 2)
+    top = sum(n for name, n in found.items() if name.startswith(("decoder_0", "out_")))
+    assert sum(found.values()) == pytest.approx(54.4e6, abs=0.05e6)
+    assert top == pytest.approx(11.2e6, abs=0.05e6)
+    assert top / sum(found.values()) == pytest.approx(0.206, abs=5e-4)
+    assert sum(sizes(nn.Unet(3), 32, 3).values()) == pytest.approx(55.73e6, abs=0.005e6)
+
+
+SMALL = nn.Unet(2, 8, (1, 2), 1, attention=(4,), dropout=0.5)
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    """Weights of which none is small or zero, as a trained network's are."""
+    params = jax.jit(SMALL.init)(jax.random.key(0), jnp.zeros((1, 4, 4, 3)), jnp.zeros(1))
+    leaves, tree = jax.tree.flatten(params)
+    rng = np.random.default_rng(0)
+    return jax.tree.unflatten(
+        tree, [0.3 * rng.normal(size=x.shape).astype(np.float32) for x in leaves]
+    )
+
+
+def norm(x, p, eps=1e-6):
+    H, W, C = x.shape
+    groups = min(32, C // 4)
+    g = x.reshape(H * W, groups, C // groups)
+    g = (g - g.mean((0, 2), keepdims=True)) / np.sqrt(g.var((0, 2), keepdims=True) + eps)
+    p = p.get("GroupNorm_0", p)
+    return g.reshape(H, W, C) * p["scale"] + p["bias"]
+
+
+def silu(x):
+    return x / (1.0 + np.exp(-x))
+
+
+def conv(x, p):
+    kernel = p["kernel"]
+    out = np.stack(
+        [
+            sum(
+                scipy.signal.correlate2d(x[..., i], kernel[..., i, o], mode="same")
+                for i in range(x.shape[-1])
+            )
+            for o in range(kernel.shape[-1])
+        ],
+        axis=-1,
+    )
+    return out + p["bias"]
+
+
+def block(x, emb, p, resample="", attends=False):
+    def change(z):
+        if resample == "down":
+            return 0.25 * (z[::2, ::2] + z[1::2, ::2] + z[::2, 1::2] + z[1::2, 1::2])
+        return z.repeat(2, 0).repeat(2, 1) if resample == "up" else z
+
+    h = conv(change(silu(norm(x, p["norm_0"]))), p["conv_0"])
+    h = silu(norm(h + emb @ p["level"]["kernel"] + p["level"]["bias"], p["norm_1"]))
+    h = conv(h, p["conv_1"])
+    skip = conv(change(x), p["skip"]) if "skip" in p else x
+    h = np.sqrt(0.5) * (h + skip)
+    if not attends:
+        return h
+    C = h.shape[-1]
+    q, k, v = np.split(conv(norm(h, p["norm_2"]), p["qkv"]).reshape(-1, 3 * C), 3, axis=1)
+    scores = np.exp(q @ k.T / np.sqrt(C))
+    seen = (scores / scores.sum(1, keepdims=True)) @ v
+    return np.sqrt(0.5) * (h + conv(seen.reshape(h.shape), p["proj"]))
+
+
+def reference(params, x, noise):
+    p = jax.tree.map(lambda w: np.asarray(w, np.float64), params["params"])
+    angle = noise * 10_000.0 ** (-np.arange(4) / 3)
+    emb = np.concatenate([np.sin(angle), np.cos(angle)])
+    for i in range(2):
+        emb = silu(emb @ p[f"map_{i}"]["kernel"] + p[f"map_{i}"]["bias"])
+    seen = [conv(x, p["encoder_0_in"])]
+    seen.append(block(seen[-1], emb, p["encoder_0_block_0"], attends=True))
+    seen.append(block(seen[-1], emb, p["encoder_1_in"], "down"))
+    seen.append(block(seen[-1], emb, p["encoder_1_block_0"]))
+    h = block(seen[-1], emb, p["decoder_1_in_0"], attends=True)
+    h = block(h, emb, p["decoder_1_in_1"])
+    for i in range(2):
+        h = block(np.concatenate([h, seen.pop()], -1), emb, p[f"decoder_1_block_{i}"])
+    h = block(h, emb, p["decoder_0_up"], "up")
+    for i in range(2):
+        h = np.concatenate([h, seen.pop()], -1)
+        h = block(h, emb, p[f"decoder_0_block_{i}"], attends=i == 1)
+    return conv(silu(norm(h, p["out_norm"])), p["out_conv"])
+
+
+def test_network_is_numpys_layer_by_layer(drawn):
+    x = np.random.default_rng(1).normal(size=(2, 4, 4, 3)).astype(np.float32)
+    noise = np.array([-1.3, 0.4], np.float32)
+    found = jax.jit(SMALL.apply)(drawn, x, noise)
+    for i in range(2):
+        expected = reference(drawn, x[i].astype(np.float64), float(noise[i]))
+        np.testing.assert_allclose(found[i], expected, rtol=2e-3, atol=2e-4)
+
+
+def test_gradients_stop_at_the_top_of_the_decoder(drawn):
+    """Those of its own weights are the same, all others zero."""
+    x = jax.random.normal(jax.random.key(2), (2, 4, 4, 3))
+
+    def loss(params, detach):
+        return jnp.sum(SMALL.apply(params, x, jnp.zeros(1), detach=detach) ** 2)
+
+    whole, stopped = (
+        jax.jit(jax.grad(loss), static_argnums=1)(drawn, d)["params"] for d in (False, True)
+    )
+    for name in whole:
+        top = name.startswith(("decoder_0", "out_"))
+        for a, b in zip(*(jax.tree.leaves(g[name]) for g in (whole, stopped)), strict=True):
+            if top:
+                np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+            else:
+                assert not np.any(b)
+        assert top or any(np.any(a) for a in jax.tree.leaves(whole[name]))
+
+
+def test_features_are_dropped_in_training_alone(drawn):
+    x = jnp.ones((1, 4, 4, 3))
+    rngs = [{"dropout": jax.random.key(i)} for i in range(2)]
+    apply = jax.jit(SMALL.apply, static_argnames="train")
+    a, b = (apply(drawn, x, jnp.zeros(()), train=True, rngs=r) for r in rngs)
+    assert np.max(np.abs(a - b)) > 1e-3
+    a, b = (apply(drawn, x, jnp.zeros(()), train=False, rngs=r) for r in rngs)
+    np.testing.assert_array_equal(a, b)
+
+
+def test_what_does_not_fit_is_named():
+    init = SMALL.init
+    with pytest.raises(ValueError, match=r"x must be \[B, H, W, C\], got \(4, 4, 3\)"):
+        init(jax.random.key(0), jnp.zeros((4, 4, 3)), jnp.zeros(1))
+    with pytest.raises(ValueError, match=r"divisible by 2, got \(5, 4\)"):
+        init(jax.random.key(0), jnp.zeros((1, 5, 4, 3)), jnp.zeros(1))
+    with pytest.raises(ValueError, match="channels must be a multiple of 4"):
+        nn.Unet(2, 6).init(jax.random.key(0), jnp.zeros((1, 4, 4, 3)), jnp.zeros(1))
