@@ -38,7 +38,7 @@ def darcy() -> Pde:
 
     def residual(fields: jax.Array, *, region: Region, repo_exact: bool) -> jax.Array:
         a, u = fields[..., 0], fields[..., 1]
-        left = product_rule(two_valued(a) if repo_exact else a, u, 1.0 / a.shape[-1])
+        left = product_rule(two_valued(a) if repo_exact else a, u, 1.0 / stencils.side(a))
         return stencils.crop(left - 1.0, region, rows=1, columns=1)
 
     def boundary(fields: jax.Array) -> jax.Array:
@@ -189,7 +189,7 @@ def product_rule(
 def _linear(name: str, k2: float, *, scale: tuple[float, float], edge_source: bool) -> Pde:
     def residual(fields: jax.Array, *, region: Region, repo_exact: bool) -> jax.Array:
         f, u = fields[..., 0], fields[..., 1]
-        left = stencils.laplacian(u, 1.0 / (u.shape[-1] - 1), edges="replicate") + k2 * u - f
+        left = stencils.laplacian(u, 1.0 / (stencils.side(u) - 1), edges="replicate") + k2 * u - f
         return stencils.crop(left, region, rows=1, columns=1)
 
     def boundary(fields: jax.Array) -> jax.Array:
@@ -228,7 +228,7 @@ def _flow_terms(
     w: Float[Array, "... S S"], reynolds: float, *, mean_diffuses: bool
 ) -> Float[Array, "... S S"]:
     """Returns u . grad w - Delta w / Re + 0.1 w + 4 cos(4 y)."""
-    size = w.shape[-1]
+    size = stencils.side(w)
     spectrum = jnp.fft.rfft2(w)
     square = spectral.wavenumbers(size).square.copy()
     square[0, 0] = 1.0 if mean_diffuses else 0.0

@@ -105,4 +105,6 @@ def _strip(pde: Pde, x: jax.Array) -> float:
 
 
 def _median_error(pde: Pde, x: jax.Array) -> float:
-    return float(jnp.median(pde_lib.solution_error(pde, x)))
+    """The median over fields, of which one without a solution has an infinite error."""
+    error = pde_lib.solution_error(pde, x)
+    return float(jnp.median(jnp.where(jnp.isnan(error), jnp.inf, error)))

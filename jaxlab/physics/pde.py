@@ -83,8 +83,10 @@ def residual(
         ValueError: if the shape, the number of channels or the dtype does not fit, or the region is
             unknown.
     """
-    if x.ndim < 3:
-        raise ValueError(f"x must be [..., H, W, {len(pde.channels)}], got {x.shape}")
+    if x.ndim < 3 or min(x.shape[-3:-1]) < 4:
+        raise ValueError(
+            f"x must be [..., H, W, {len(pde.channels)}], 4 points or more a side, got {x.shape}"
+        )
     return pde.residual(post(pde, x), region=region, repo_exact=repo_exact)
 
 

@@ -89,7 +89,7 @@ def make_pirf(
 
     Source: `pirf` 3.3 to 3.6.
     """
-    schedule = (num_steps,) if isinstance(num_steps, int) else tuple(num_steps)
+    schedule: tuple[Any, ...] = tuple(np.atleast_1d(np.asarray(num_steps, object)))
     if not schedule:
         raise ValueError("num_steps must name a number of steps, got none")
     for num in schedule:

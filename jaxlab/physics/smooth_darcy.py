@@ -32,7 +32,7 @@ def darcy64() -> Pde:
 
     def residual(fields: jax.Array, *, region: Region, repo_exact: bool) -> jax.Array:
         a, p = fields[..., 0], fields[..., 1]
-        size = a.shape[-1]
+        size = stencils.side(a)
         left = product_rule(a, p, 1.0 / (size if repo_exact else size - 1))
         f = jnp.asarray(source(size), a.dtype).reshape((1,) * (a.ndim - 2) + (size, size))
         return stencils.crop(left - f, region, rows=1, columns=1)

@@ -41,6 +41,17 @@ def laplacian(x: Float[Array, "... H W"], step: float, *, edges: Edges) -> Float
     )
 
 
+def side(x: Float[Array, "... S S"]) -> int:
+    """Returns the points along an axis of a square grid.
+
+    Raises:
+        ValueError: if it is not square: laws on the unit square have one step for both axes.
+    """
+    if x.shape[-1] != x.shape[-2]:
+        raise ValueError(f"the grid must be square, got {x.shape[-2]} by {x.shape[-1]} points")
+    return x.shape[-1]
+
+
 def ring(x: Float[Array, "... H W"]) -> Float[Array, "... P"]:
     """Returns the values on the edge of a grid, every node once, P = 2 H + 2 W - 4."""
     sides = (x[..., 0, :], x[..., -1, :], x[..., 1:-1, 0], x[..., 1:-1, -1])

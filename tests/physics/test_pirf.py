@@ -263,6 +263,30 @@ def test_a_run_goes_on_from_its_checkpoint_with_its_own_anchor(loaded, tmp_path)
     assert biggest(layers_lib.join(rest.state.anchor, rest.state.frozen), loaded) == 0.0
 
 
+@pytest.mark.usefixtures("optax_promotes")
+def test_memory_grows_with_the_steps_that_gradients_run_through():
+    """Linear in 2 K - 1, and flat where steps are computed again."""
+
+    def bytes_of(K, remat):
+        def loss(theta, noise):
+            def learned(x, sigma):
+                return jnp.tanh(theta * x) * jnp.cos(x)
+
+            x, _ = pirf_lib.truncated(learned, learned, noise, 12, K, remat=remat)
+            return jnp.sum(x**2)
+
+        shape = jax.ShapeDtypeStruct((64, 1024), jnp.float32)
+        compiled = jax.jit(jax.grad(loss)).lower(jax.ShapeDtypeStruct((), jnp.float32), shape)
+        return compiled.compile().memory_analysis().temp_size_in_bytes
+
+    plain = [bytes_of(K, False) for K in (3, 6, 9)]
+    again = [bytes_of(K, True) for K in (3, 6, 9)]
+    unit = 4 * 64 * 1024
+    assert plain[2] - plain[1] == pytest.approx(plain[1] - plain[0], rel=0.1)
+    assert plain[2] - plain[1] >= 3 * 2 * unit  # activations of two calls a step
+    assert again[2] - again[1] <= 3 * 1.2 * unit  # its state alone
+
+
 def test_masks_name_their_weights(loaded):
     names = loaded["params"].keys()
     for layers, kept in {

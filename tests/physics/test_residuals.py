@@ -278,6 +278,10 @@ def test_wrong_calls_are_named():
         ValueError, match=r"2 channels \(f, u\) on its last axis, got \(2, 8, 8, 3\)"
     ):
         physics.residual(law, jnp.zeros((2, 8, 8, 3)))
+    with pytest.raises(ValueError, match="the grid must be square, got 8 by 9 points"):
+        physics.residual(law, jnp.zeros((8, 9, 2)))
+    with pytest.raises(ValueError, match=r"4 points or more a side, got \(8, 8\)"):
+        physics.residual(law, jnp.zeros((8, 8)))
     with pytest.raises(ValueError, match="region must be one of all, interior, got 'edge'"):
         physics.residual(law, x, region="edge")
     with pytest.raises(ValueError, match="bc_weight must be finite and not negative, got -1"):

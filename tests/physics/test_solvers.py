@@ -82,6 +82,18 @@ def test_darcy_of_cells_against_a_sparse_direct_solve(x64):
         u = np.pad(np.linalg.solve(matrix.reshape(196, 196), np.ones(196)).reshape(14, 14), 1)
         np.testing.assert_allclose(found[i], to_cells @ u @ to_cells.T, rtol=0, atol=1e-11)
     assert np.all(np.isnan(found[2]))
+    negative = jax.jit(physics.darcy_solve)(jnp.full((2, 8, 8), -1.0), jnp.ones((2, 8, 8)))
+    assert np.all(np.isnan(negative))
+
+
+def test_darcy_in_single_precision(no_x64):
+    """Rounding in the stencil is 1e-3 of f on 64 nodes, that of the solution is 1e-5."""
+    with jax.enable_x64(True):
+        field = random_fields.grf2d(jax.random.split(jax.random.key(2), 2), 64)
+        a = np.where(np.asarray(field) > 0.0, 12.0, 3.0)
+        exact = np.asarray(jax.jit(physics.darcy_solve_cells)(jnp.asarray(a)))
+    single = jax.jit(physics.darcy_solve_cells)(jnp.asarray(a, jnp.float32))
+    assert np.max(np.abs(single - exact)) < 2e-4 * np.max(exact)
 
 
 def cole_hopf(x, t, nu=0.01):
