@@ -138,8 +138,7 @@ def floor_part(config: Config) -> Part:
             "Largest relative deviation over a = 0.05 to 1.5, u = 0.1",
             off_both,
             verdict="reproduced" if off_both < 2.0 * CLOSE else "not reproduced",
-            note="eta = 0.1. The second term is the e of the violation bound, made explicit "
-            "here.",
+            note="eta = 0.1. The second term is the e of the violation bound, made explicit here.",
         ),
     )
     table = Table(
