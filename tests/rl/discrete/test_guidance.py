@@ -55,6 +55,36 @@ def test_guided_draws_are_better_than_plain_ones(method):
     assert float(guided.reward.mean()) > law @ TABLE + 0.3 + 3 * error
 
 
+@pytest.mark.parametrize("method", ["svdd", "smc", "best_of_n"])
+def test_a_reward_that_fails_is_what_nobody_chooses(method):
+    """A third of all sequences give NaN or infinity; plain draws give as many."""
+    policy, params = frozen()
+    fails = exact.sequences(V, K)[:, 0] == 0
+    table = np.where(fails, np.where(np.arange(V**K) % 2, np.nan, np.inf), TABLE)
+    task = jnp.asarray(table, jnp.float32)
+    law = np.asarray(exact.sampler_law(policy.denoise(params), SCHEDULE, vocab=V, length=K))
+    options = {"num_draws": 4} if method == "best_of_n" else {}
+    guided = jax.jit(
+        lambda key: getattr(guidance, method)(
+            key,
+            lambda tokens: task[exact.number(tokens, V)],
+            policy,
+            params,
+            batch=500,
+            schedule=SCHEDULE,
+            **options,
+        )
+    )(jax.random.key(4))
+    failed = np.mean(np.asarray(guided.tokens)[:, 0] == 0)
+    share = law[fails].sum()
+    assert share > 0.2
+    assert failed < {"svdd": 0.1, "smc": 0.7 * share, "best_of_n": 2 * share**4 + 0.02}[method]
+    if method == "best_of_n":  # where all four failed there is no reward, and a draw all the same
+        np.testing.assert_array_equal(
+            np.asarray(guided.reward) == -np.inf, np.asarray(guided.tokens)[:, 0] == 0
+        )
+
+
 def test_systematic_resampling_rounds_expected_counts():
     log_weight = jnp.log(jnp.asarray([0.5, 0.01, 0.24, 0.25]).repeat(25) / 25)
     counts = np.stack(
