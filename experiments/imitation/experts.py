@@ -24,7 +24,6 @@ EXPERT_EPISODES, LOG_EPISODES, LOG_STEPS = 10, 5, 200
 """Whole episodes of the expert; of each quality, episodes of logs, cut after so many steps."""
 NUM_ENVS, NUM_UPDATES, WARMUP, CHUNK = 4, 2, 10_000, 1250
 HIDDEN = (256, 256)
-ARRAYS = ("obs", "action", "next_obs", "reward", "terminated", "truncated", "episode_id")
 
 
 class Trained(NamedTuple):
@@ -59,6 +58,7 @@ def run(config: Config, out: pathlib.Path) -> Part:
         expert, logs = record(name, trained, config.seed)
         for kind, dataset in (("expert", expert), ("logs", logs)):
             arrays: dict[str, Any] = imitation.to_npz(dataset, half=True)
+            del arrays["next_obs"]  # the next rows have them; an episode's last row is left out
             np.savez_compressed(out / f"{name}_{kind}.npz", **arrays)
         value, enough = float(np.mean(imitation.returns(expert))), ENOUGH[name]
         told.append(
@@ -141,7 +141,7 @@ def record(name: str, trained: Trained, seed: int) -> tuple[Dataset, Dataset]:
     tree = jax.tree.structure(jax.eval_shape(policy.init, jax.random.key(0)))
     best, worse = nearest(trained.returns)
 
-    def play(i: int, snapshot: int, num: int, explore: bool) -> Dataset:
+    def play(i: int, snapshot: int, task: envs.Task, num: int, explore: bool) -> Dataset:
         about = {
             "backend": "c",
             "policy": f"SAC after {int(trained.steps[snapshot])} transitions",
@@ -156,9 +156,10 @@ def record(name: str, trained: Trained, seed: int) -> tuple[Dataset, Dataset]:
             about=about,
         )
 
-    expert = play(1, best, EXPERT_EPISODES, explore=False)
-    logs = [play(10 + i, x, LOG_EPISODES, explore=True) for i, x in enumerate(worse)]
-    return expert, imitation.join([cut(dataset, LOG_STEPS) for dataset in logs])
+    expert = play(1, best, task, EXPERT_EPISODES, explore=False)
+    short = task._replace(time_limit=LOG_STEPS)
+    logs = [play(10 + i, x, short, LOG_EPISODES, explore=True) for i, x in enumerate(worse)]
+    return expert, imitation.join(logs)
 
 
 def nearest(returns: np.ndarray) -> tuple[int, list[int]]:
@@ -166,16 +167,6 @@ def nearest(returns: np.ndarray) -> tuple[int, list[int]]:
     best = int(np.argmax(returns))
     goals = returns[0] + np.asarray(QUALITIES) * (returns[best] - returns[0])
     return best, [int(np.argmin(np.abs(returns[:best] - goal))) for goal in goals]
-
-
-def cut(dataset: Dataset, num_steps: int) -> Dataset:
-    """Takes the first steps of each episode; what went on is truncated there."""
-    begin = np.append(np.flatnonzero(np.diff(dataset.episode_id, prepend=-1)), len(dataset.obs))
-    place = np.arange(len(dataset.obs)) - np.repeat(begin[:-1], np.diff(begin))
-    arrays = {field: getattr(dataset, field)[place < num_steps] for field in ARRAYS}
-    ends = np.diff(arrays["episode_id"], append=-1) != 0
-    arrays["truncated"] = ends & ~arrays["terminated"]
-    return dataset._replace(**arrays)
 
 
 def _act(

@@ -149,14 +149,26 @@ def test_errors_are_those_of_the_expert_s_other_episodes(source):
     assert np.isnan(training._error(np.zeros(3), None, lambda *_: 0.0, 3)).all()
 
 
-def test_recorded_snapshots_are_those_of_each_quality(source, monkeypatch):
-    """Logs are cut, whole otherwise, and come from the snapshots nearest to each share."""
-    cut = experts.cut(source.expert, 7)
-    assert len(cut.obs) == 20 * 7 and cut.truncated.reshape(20, 7)[:, -1].all()
-    assert cut.truncated.sum() == 20 and not cut.terminated.any()
-    np.testing.assert_array_equal(cut.obs[7:14], source.expert.obs[200:207])
+def test_recorded_snapshots_are_those_of_each_quality():
+    """The best one, and of those before it the nearest to each share of the way there."""
     returns = np.array([0.0, 11.0, 5.0, 42.0, 22.0, 61.0, 79.0, 100.0, 82.0])
     assert experts.nearest(returns) == (7, [0, 1, 4, 3, 5, 6])
+
+
+def test_recorded_experts_are_experts_and_logs_get_better():
+    """The set of the repository: returns as its header says, six qualities, no leak."""
+    expert, logs = (
+        imitation.read_npz(data.RECORDED / f"half_cheetah_{kind}.npz")
+        for kind in ("expert", "logs")
+    )
+    returns = imitation.returns(expert)
+    assert len(returns) == experts.EXPERT_EPISODES and expert.about["backend"] == "c"
+    assert returns.mean() > experts.ENOUGH["half_cheetah"]
+    np.testing.assert_allclose(returns.mean(), expert.about["return"], rtol=0.03)
+    means = imitation.returns(logs).reshape(len(data.QUALITIES), experts.LOG_EPISODES).mean(axis=1)
+    assert np.all(np.diff(means) > -30.0) and means[-1] > means[0] + 500.0
+    demos = imitation.prepare(imitation.take_episodes(expert, [0]), logs)
+    assert demos.obs_size == 18 and not demos.expert.terminated.any()
 
 
 @pytest.mark.slow
