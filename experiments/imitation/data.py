@@ -110,8 +110,18 @@ def demonstrations(source: Source, num: int, seed: int) -> Demonstrations:
     return imitation.prepare(imitation.take_episodes(source.expert, ids[:num]), source.logs)
 
 
+def has_rewards(source: Source) -> bool:
+    """Whether the expert's returns are known, which scores are normalized by."""
+    return bool(np.isfinite(imitation.returns(source.expert)).any())
+
+
 def normalized(source: Source, returns: np.ndarray) -> np.ndarray:
-    """Returns 100 (J - J_random) / (J_expert - J_random); J_expert of the recorded episodes."""
+    """Returns 100 (J - J_random) / (J_expert - J_random); J_expert of the recorded episodes.
+
+    It is J itself where these have no rewards.
+    """
+    if not has_rewards(source):
+        return np.asarray(returns)
     expert = float(np.nanmean(imitation.returns(source.expert)))
     return 100.0 * (np.asarray(returns) - source.random) / (expert - source.random)
 

@@ -11,8 +11,8 @@ from experiments.imitation import methods, rows
 from experiments.imitation.rows import Found
 
 
-def draw(found: Found, task: str, title: str, out: pathlib.Path) -> tuple[Figure, ...]:
-    """Draws the methods of which a seed is left, in one task."""
+def draw(found: Found, task: str, title: str, what: str, out: pathlib.Path) -> tuple[Figure, ...]:
+    """Draws the methods of which a seed is left, in one task; `what` is "Score" or "Return"."""
     left = {k: one for k, one in found.items() if np.isfinite(one.final).any()}
     names = [n for n in (methods.OURS, *methods.RIVALS) if any(n == name for _, name in left)]
     if not names:
@@ -31,14 +31,16 @@ def draw(found: Found, task: str, title: str, out: pathlib.Path) -> tuple[Figure
                 axis.plot(steps / 1000, scores.mean(axis=1), style, color=colors[name], label=label)
             axis.set_title(f"{num} of the expert's episodes")
             axis.set_xlabel("Updates (thousands)")
-            axis.set_ylabel("Normalized score")
-            axis.axhline(100.0, color=drawing.MUTED, ls=":")
+            axis.set_ylabel("Normalized score" if what == "Score" else what)
+            if what == "Score":
+                axis.axhline(100.0, color=drawing.MUTED, ls=":")
         drawing.legend(figure)
         drawing.save(figure, out / f"scores_{task}.png")
     return (
         Figure(
             f"scores_{task}.png",
-            f"{title}: score in training, means over seeds; 100 is the expert, 0 random actions.",
-            f"Normalized score of every method in {title} against its updates",
+            f"{title}: {what.lower()} in training, means over seeds"
+            + ("; 100 is the expert, 0 random actions." if what == "Score" else "."),
+            f"{what} of every method in {title} against its updates",
         ),
     )

@@ -13,10 +13,13 @@ Found = dict[tuple[int, str], Outcome]
 """Outcomes by number of trajectories and method."""
 
 
-def rows(found: Found, title: str) -> tuple[Row, ...]:
-    """Returns all rows of the comparison in a task, the most telling first."""
+def rows(found: Found, title: str, what: str = "Score") -> tuple[Row, ...]:
+    """Returns all rows of the comparison in a task, the most telling first; of `what` they are."""
     made = (*_rivals(found), *_cloning(found), *_spread(found), *_ablations(found))
-    return tuple(dataclasses.replace(row, metric=f"{row.metric}, {title}") for row in made)
+    return tuple(
+        dataclasses.replace(row, metric=f"{row.metric}, {title}".replace("Score", what))
+        for row in made
+    )
 
 
 def counts(found: Found) -> tuple[int, ...]:
@@ -24,7 +27,7 @@ def counts(found: Found) -> tuple[int, ...]:
     return tuple(dict.fromkeys(num for num, _ in found))
 
 
-def table(found: Found, title: str) -> Table:
+def table(found: Found, title: str, what: str = "Score") -> Table:
     """Scores of all methods at the last checkpoint and over the last evaluations."""
     names = [n for n in methods.NAMES if any(name == n for _, name in found)]
     columns = ["Method"]
@@ -39,8 +42,9 @@ def table(found: Found, title: str) -> Table:
                 mean = np.nan if one is None else verdicts.average(getattr(one, field))
                 line.append(round(mean, digits) if np.isfinite(mean) else None)
         lines.append(tuple(line))
+    scores = "normalized scores, 100 the expert's and 0 those of random actions"
     return Table(
-        f"{title}: normalized scores, 100 the expert's and 0 those of random actions",
+        f"{title}: {scores if what == 'Score' else 'returns'}",
         tuple(columns),
         tuple(lines),
         "Means over seeds; never of the best checkpoint. The error is the mean squared difference "

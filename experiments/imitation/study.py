@@ -48,10 +48,11 @@ def run(config: Config, out: pathlib.Path) -> Result:
         parts.append(ratios.run(config, out))
     for name, source in sources.items():
         found = compare(config, name, source, out)
-        told = rows.rows(found, source.title)
-        pictures = figures.draw(found, name, source.title, out)
+        what = "Score" if data.has_rewards(source) else "Return"
+        told = rows.rows(found, source.title, what)
+        pictures = figures.draw(found, name, source.title, what, out)
         parts.append(
-            Part(told, pictures, (rows.table(found, source.title),), _limits(config, source))
+            Part(told, pictures, (rows.table(found, source.title, what),), _limits(config, source))
         )
         said.append(_summary(found, source))
     return result.assemble(
@@ -129,20 +130,32 @@ def _limits(config: Config, source: Source) -> tuple[str, ...]:
         "ILID's and SMODICE's discriminators are trained before, for a tenth of the updates.",
         "Seeds share the expert's episodes and the features: their spread is that of training.",
     ]
-    if source.title == "Gaussian pendulum":
+    if config.expert is not None:
+        limits += _limits_of_own(config, source)
+    elif source.title == "Gaussian pendulum":
         limits.append(
             "The pendulum's expert is a formula, and its logs are the same formula in a share of "
             "the steps, among random torques."
         )
-    elif config.expert is None:
+    else:
         limits.append(
             f"The expert of {source.title} is the best snapshot of one run of SAC, its logs are "
             f"drawn from six others of it, the first {experts.LOG_STEPS} steps of an episode."
         )
-    elif dropped := set(config.trajectories) - set(data.counts(config, source)):
+    return tuple(limits)
+
+
+def _limits_of_own(config: Config, source: Source) -> list[str]:
+    limits = []
+    if dropped := set(config.trajectories) - set(data.counts(config, source)):
         told = ", ".join(map(str, sorted(dropped)))
         limits.append(f"The file has fewer of the expert's episodes than {told}.")
-    return tuple(limits)
+    if not data.has_rewards(source):
+        limits.append(
+            "The demonstrations have no rewards, so returns stand for scores; those of random "
+            f"actions are {source.random:.4g}."
+        )
+    return limits
 
 
 def _summary(found: rows.Found, source: Source) -> str:
@@ -154,4 +167,5 @@ def _summary(found: rows.Found, source: Source) -> str:
             if (num, n) in found
         )
         parts.append(f"{num}: {listed}")
-    return f"Normalized scores on the {source.title} by trajectories, {'; '.join(parts)}."
+    what = "Normalized scores" if data.has_rewards(source) else "Returns"
+    return f"{what} on {source.title} by trajectories, {'; '.join(parts)}."

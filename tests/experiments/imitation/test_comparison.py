@@ -76,6 +76,14 @@ def test_own_files_are_judged_in_their_task(source, tmp_path):
     assert "than 30" in study._limits(few, read)[-1]
     alone = dataclasses.replace(few, expert=str(tmp_path / "one.npz"), trajectories=(4, 10))
     assert data.counts(alone, data.make_source(alone, data.OWN)) == (1,)
+    # Without rewards there is nothing to normalize by: returns stand for scores.
+    arrays = imitation.to_npz(one)
+    del arrays["reward"]
+    np.savez(tmp_path / "one.npz", **arrays)
+    bare = data.make_source(alone, data.OWN)
+    assert not data.has_rewards(bare) and data.has_rewards(read)
+    assert data.normalized(bare, np.array([-7.0])) == -7.0
+    assert "returns stand for scores" in study._limits(alone, bare)[-1]
     with pytest.raises(ValueError, match="has observations of 2 and actions of 1 numbers"):
         data.make_source(dataclasses.replace(own, env="linear_quadratic"), data.OWN)
     with pytest.raises(ValueError, match="trajectories must be at most 20"):
@@ -134,6 +142,7 @@ def test_rows_say_what_was_measured():
     assert told["ValueDICE"].verdict == "better" and told["BC"].verdict == "no clear difference"
     spread = told["Standard deviation over seeds, 1 trajectory, hopper"]
     np.testing.assert_allclose(spread.value, np.std([90, 91, 92, 93, 94], ddof=1))
+    assert rows.rows(found, "hopper", "Return")[0].metric == "Return of ours, 1 trajectory, hopper"
     assert rows.table(found, "hopper").rows[0] == ("ours", 92.0, 91.0, 0.092)
 
 
