@@ -73,7 +73,7 @@ def _rows(errors: Errors) -> tuple[Row, ...]:
         rows.append(
             Row(
                 SPEED,
-                f"Exponent of N, {name}",
+                f"Exponent of the error in N, {name}",
                 float(slope),
                 note=f"Of the total variation from N = 16 to {STEPS[-1]}, with an exact denoiser; "
                 "-1 in the limit.",
