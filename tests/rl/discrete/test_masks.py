@@ -271,7 +271,8 @@ def test_a_writer_writes_what_is_allowed_and_tells_its_probability():
         here = state_policies.at_states(policy, obs, mask)
         tokens, logp = here.sample(jax.random.key(3), params, (500, len(REACHED)))
         free = policy.given(obs).conditionals(params, every)
-        return tokens, logp, here.log_prob(params, tokens), here.log_prob(params, every), free
+        again, law = jnp.split(here.log_prob(params, jnp.concatenate([tokens, every])), [500])
+        return tokens, logp, again, law, free
 
     tokens, logp, again, law, free = look(mask)
     np.testing.assert_allclose(logp, again, rtol=1e-4, atol=1e-5)

@@ -76,8 +76,9 @@ def test_a_transformer_starts_even():
 
 def test_probabilities_of_what_is_written_are_exact():
     policy = discrete.make_writing_policy(V, K, **SMALL)
-    params = awake(policy.init(jax.random.key(2)))
-    law = np.exp(np.asarray(policy.log_prob(params, jnp.asarray(exact.sequences(V, K)))))
+    params = awake(jax.jit(policy.init)(jax.random.key(2)))
+    log_prob = jax.jit(policy.log_prob)
+    law = np.exp(np.asarray(log_prob(params, jnp.asarray(exact.sequences(V, K)))))
     assert law.sum() == pytest.approx(1.0, abs=1e-5) and law.std() > 1e-3
     tokens, logp = jax.jit(lambda key: policy.sample(key, params, (100, 200)))(jax.random.key(3))
     number = np.asarray(exact.number(tokens, V)).ravel()
@@ -90,12 +91,13 @@ def test_probabilities_of_what_is_written_are_exact():
 
 def test_what_is_written_depends_on_what_came_before_alone():
     policy = discrete.make_writing_policy(V, K, **SMALL)
-    params = awake(policy.init(jax.random.key(2)))
-    logs = np.asarray(policy.log_prob(params, jnp.asarray(exact.sequences(V, K))))
+    params = awake(jax.jit(policy.init)(jax.random.key(2)))
+    log_prob = jax.jit(policy.log_prob)
+    logs = np.asarray(log_prob(params, jnp.asarray(exact.sequences(V, K))))
     law = np.exp(logs).reshape(V, V, V)
     first = law.sum(axis=(1, 2))
     assert first.std() > 1e-3  # and not even
-    slope = jax.grad(lambda p: policy.log_prob(p, jnp.asarray([[0, 1, 2]]))[0])(params)
+    slope = jax.jit(jax.grad(lambda p: policy.log_prob(p, jnp.asarray([[0, 1, 2]]))[0]))(params)
     assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(slope))
 
 

@@ -168,6 +168,7 @@ def test_every_kind_of_weight_leads_to_better_tokens(kind):
     assert ("policy/ess" in metrics) == (kind == "square")
 
 
+@pytest.mark.slow
 def test_settings_are_swept_in_one_program():
     algorithm = over_seeds(
         discrete.forward(

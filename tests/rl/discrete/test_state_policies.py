@@ -61,10 +61,11 @@ def test_what_is_written_has_the_probability_that_one_pass_says():
     def look(obs):
         here = policy.given(obs)
         tokens, logp = here.sample(jax.random.key(3), params, (4000, S))
-        every = [jnp.broadcast_to(jnp.asarray(x)[:, None], (len(x), S, K)) for x in (ALL, changed)]
-        laws = here.log_prob(params, every[0])
-        before = [here.conditionals(params, x) for x in every]
-        return tokens, logp, here.log_prob(params, tokens), laws, before
+        every = jnp.asarray(np.concatenate([ALL, changed]))[:, None]
+        every = jnp.broadcast_to(every, (2 * len(ALL), S, K))
+        again, laws = jnp.split(here.log_prob(params, jnp.concatenate([tokens, every])), [4000])
+        before = jnp.split(here.conditionals(params, every), 2)
+        return tokens, logp, again, laws[: len(ALL)], before
 
     tokens, logp, again, laws, before = look(obs)
     np.testing.assert_allclose(logp, again, rtol=1e-4, atol=1e-5)
