@@ -33,6 +33,8 @@ from jaxlab.learning.settings import Rule, Settings
 
 Function = Callable[[jax.Array, jax.Array], jax.Array]
 WITH_INFINITY = settings.ANY._replace(finite=False)
+NEUTRAL_AT: dict[Callable, float] = {risk_lib.cvar: 1.0, risk_lib.expectile: 0.5}
+"""Where measures are the mean; all others are at 0."""
 TAU = Rule("lie in (0, 1)", lambda x: (x > 0.0) & (x < 1.0))
 
 
@@ -139,7 +141,7 @@ def leaky() -> Optimism:
     )
 
 
-def of_measure(measure: Callable[[Any], Risk], *, default: float = 0.0) -> Optimism:
+def of_measure(measure: Callable[[Any], Risk]) -> Optimism:
     """Makes an optimist of any risk measure, one's own included; the critic learns the mean.
 
     The actor's weight is the derivative of the measure by the probabilities (`Risk.weight`), of the
@@ -150,7 +152,6 @@ def of_measure(measure: Callable[[Any], Risk], *, default: float = 0.0) -> Optim
     Args:
         measure: `measure(parameter) -> Risk`, such as `core.risk.chi2` or `core.risk.cvar`, or what
             `core.risk.penalized` makes of a divergence.
-        default: the parameter at which it is the mean: 1 of `cvar`.
 
     Example:
         >>> algorithm = make_op_ippo(env, style=of_measure(core.risk.chi2), beta=0.3)
@@ -165,7 +166,8 @@ def of_measure(measure: Callable[[Any], Risk], *, default: float = 0.0) -> Optim
         found = jnp.interp(x.reshape(-1), nodes, found).reshape(x.shape)
         return found - jnp.mean(found)
 
-    return Optimism(weight, _square, _itself, _never, measure, WITH_INFINITY, default)
+    neutral_at = NEUTRAL_AT.get(measure, 0.0)
+    return Optimism(weight, _square, _itself, _never, measure, WITH_INFINITY, neutral_at)
 
 
 def optimistic_loss(optimism: Optimism) -> Loss:

@@ -119,7 +119,8 @@ def make_tabular(
     if measure is not None and critic != "joint":
         raise ValueError(f"measure is for the critic 'joint', got {critic!r}; give style instead")
     make_risk = style.measure if measure is None else measure
-    beta = style.default if beta is None else beta
+    mean_at = style.default if measure is None else optimism.NEUTRAL_AT.get(measure, 0.0)
+    beta = mean_at if beta is None else beta
     numbers = {
         "beta": beta,
         "policy_rate": policy_rate,
@@ -131,7 +132,7 @@ def make_tabular(
     rule = style.rule if measure is None else optimism.WITH_INFINITY
     rules = RULES | {"beta": rule, "beta_end": rule}
     settings_lib.fill(None, numbers, rules)
-    check_schedule(numbers, anneal_steps, style.default)
+    check_schedule(numbers, anneal_steps, mean_at)
     make_risk(beta)
     agent = jnp.arange(N)[None]
     critic_shape = {
@@ -190,9 +191,10 @@ def make_tabular(
         target = reward[:, None] + discount[:, None] * value_at(state, to, next_pi, risk)
         chosen = jax.nn.one_hot(action, A, dtype=jnp.float32)
         score = chosen - pi
+        failed = after.failed[:, None]  # such a step taught nothing
 
         if critic == "values":
-            error = target - tables.rows(state.critic, at)
+            error = jnp.where(failed, 0.0, target - tables.rows(state.critic, at))
             weight = style.weight(error, beta)
             change = given["critic_rate"] * style.critic_weight(error, beta)
             new_critic = tables.add_means(state.critic, (agent, at[:, None]), change)
@@ -200,6 +202,7 @@ def make_tabular(
         elif critic == "actions":
             q = tables.rows(state.critic, at)
             error = target - jnp.sum(jnp.where(chosen > 0.0, q, 0.0), axis=-1)
+            error = jnp.where(failed, 0.0, error)
             change = capped(given["critic_rate"] * style.critic_weight(error, beta), error)
             where = (agent, at[:, None], action)
             new_critic = tables.add_means(state.critic, where, change)
@@ -208,6 +211,7 @@ def make_tabular(
         else:
             joint = tuple(action[:, i] for i in range(N))
             error = target[:, :1] - state.critic[(at, *joint)][:, None]
+            error = jnp.where(failed, 0.0, error)
             change = given["critic_rate"] * error[:, 0]
             new_critic = tables.add_means(state.critic, (at, *joint), change)
             mine, q = [pi[:, i] for i in range(N)], joint_rows(state.critic, at)
@@ -217,8 +221,7 @@ def make_tabular(
         log_pi = jnp.log(jnp.where(pi > 0.0, pi, 1.0))
         entropy = -jnp.sum(pi * log_pi, axis=-1)
         push -= given["entropy_coef"] * pi * (log_pi + entropy[..., None])
-        failed = after.failed[:, None, None]
-        push = given["policy_rate"] * jnp.where(failed, 0.0, push)
+        push = given["policy_rate"] * jnp.where(failed[..., None], 0.0, push)
         logits = tables.add_means(state.logits, (agent, at[:, None]), push)
         done = after.terminated | after.truncated
         total = state.returns + reward

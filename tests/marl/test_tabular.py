@@ -130,6 +130,41 @@ def test_beta_goes_down_its_schedule():
         learner.init(jax.random.key(0))
     )
     np.testing.assert_allclose(metrics["policy/beta"], [1.0, 0.8, 0.6, 0.4, 0.2, 0.2], rtol=1e-6)
+    # The mean of CVaR is at 1: a schedule goes up to it.
+    marl.make_tabular(
+        *setting(envs.climbing(), 2),
+        critic="joint",
+        measure=risk.cvar,
+        beta=0.3,
+        beta_end=1.0,
+        anneal_steps=4,
+    )
+
+
+@pytest.mark.parametrize("critic", ["values", "actions", "joint"])
+def test_a_step_that_fails_teaches_nothing(critic):
+    """All payoffs are 1 or NaN, which fails: tables are those of the steps that did not."""
+    task = envs.game_task(envs.matrix_game(np.ones((2, 2))))
+
+    def step(physics, action):
+        physics, obs, reward, ended = task.step(physics, action)
+        return physics, obs, jnp.where(action[0] == 0, jnp.nan, reward), ended
+
+    env = envs.make_env(task._replace(step=step), 8)
+    learner = marl.make_tabular(
+        env, lambda obs: jnp.zeros(obs.shape[:1], jnp.int32), 1, critic=critic, critic_rate=1.0
+    )
+    state, _ = jax.jit(learner.step)(learner.init(jax.random.key(0)))
+    failed = int(state.env.failed.sum())
+    assert 0 < failed < 8
+    table = np.asarray(state.critic)
+    if critic == "values":
+        np.testing.assert_allclose(table, 1.0 - failed / 8)  # the mean over all eight
+    elif critic == "actions":
+        assert np.all(table[0, 0, 0] == 0.0)
+        np.testing.assert_allclose(table[0, 0, 1], 1.0)
+    else:
+        assert np.all(table[0, 0] == 0.0) and set(table[0, 1].tolist()) <= {0.0, 1.0}
 
 
 def test_masked_actions_are_never_played():
