@@ -107,6 +107,18 @@ def stag(found: dict[float, Ends]) -> tuple[Row, ...]:
     return tuple(rows)
 
 
+def stag_table(found: dict[float, Ends]) -> Table:
+    """Value and success by loss and beta."""
+    betas = next(iter(found.values())).betas
+    cells = []
+    for loss, ends in found.items():
+        cells.append((f"{loss:g}", "value", *(float(x) for x in ends.score.mean(axis=1))))
+        share = 100.0 * ends.success.mean(axis=1)
+        cells.append((f"{loss:g}", "success, %", *(float(x) for x in share)))
+    columns = ("Loss", "What", *(f"{beta:g}" for beta in betas))
+    return Table("Stag hunt by loss and beta", columns, tuple(cells), "Means over starts.")
+
+
 def ball(found: dict[str, Ball]) -> tuple[Row, ...]:
     """Entropic Q-learning beside the best rule, and how many seeds each loses."""
     ours = found["Entropic Q"]

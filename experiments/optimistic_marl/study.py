@@ -94,7 +94,7 @@ def run(config: Config, out: pathlib.Path) -> Result:
                 for loss in config.losses
             },
         )
-        parts.append(Part(rows.stag(stag)))
+        parts.append(Part(rows.stag(stag), (), (rows.stag_table(stag),)))
     if "ball" in config.parts:
         given = {"seeds": config.ball_seeds, "trials": config.ball_trials, "seed": config.seed}
         ball = _kept(
