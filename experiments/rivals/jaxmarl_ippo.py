@@ -31,7 +31,7 @@ ENVIRONMENT = "MPE_simple_spread_v3"
 
 
 class Sizes(NamedTuple):
-    """What all learners have in common; the defaults are JaxMARL's but for its ten million steps."""
+    """What all learners have in common; defaults are JaxMARL's but for its ten million steps."""
 
     num_envs: int = 16
     num_steps: int = 128
