@@ -19,11 +19,6 @@ SKIP = math.sqrt(0.5)
 """Factor of a sum of two branches, which keeps its variance."""
 
 
-def _scaled(factor: float) -> Any:
-    """Xavier's weights times a factor."""
-    return lambda key, shape, dtype=jnp.float32: factor * _init(key, shape, dtype)
-
-
 class Unet(nn.Module):
     """Maps images and a level of noise to images of the same shape.
 
@@ -78,9 +73,7 @@ class Unet(nn.Module):
             settings = {"dropout": self.dropout, "dtype": self.dtype} | given
             return ResidualBlock(channels, name=name, **settings)(x, emb, train=train)
 
-        h = nn.Conv(
-            self.channels, (3, 3), kernel_init=_init, dtype=self.dtype, name="encoder_0_in"
-        )(x)
+        h = Conv(self.channels, 3, dtype=self.dtype, name="encoder_0_in")(x)
         seen = [h]
         for level, multiple in enumerate(self.multiples):
             if level:
@@ -105,11 +98,8 @@ class Unet(nn.Module):
                 joined = jnp.concatenate([h, seen.pop()], axis=-1)
                 width = self.multiples[level] * self.channels
                 h = block(joined, f"decoder_{level}_block_{i}", width, attends=attends)
-        h = nn.silu(_norm(h, "out_norm")).astype(self.dtype)
-        out = nn.Conv(
-            self.out, (3, 3), kernel_init=_scaled(SMALL), dtype=self.dtype, name="out_conv"
-        )(h)
-        return out.astype(x.dtype)
+        h = nn.silu(_norm(h, "out_norm"))
+        return Conv(self.out, 3, SMALL, self.dtype, name="out_conv")(h).astype(x.dtype)
 
     def _check(self, x: jax.Array) -> None:
         if x.ndim != 4:
@@ -125,6 +115,77 @@ class Unet(nn.Module):
                 f"height and width must be divisible by {factor}, got {x.shape[1:3]}; take fewer "
                 "levels or another grid"
             )
+
+
+class Conv(nn.Module):
+    """A convolution of stride 1 that keeps the resolution; zeros stand beyond the edge.
+
+    Attributes:
+        features: Channels of the result.
+        size: Side of the kernel, odd.
+        factor: Of Xavier's uniform weights at the start.
+        dtype: Of the product.
+    """
+
+    features: int
+    size: int
+    factor: float = 1.0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W features"]:
+        shape = (self.size, self.size, x.shape[-1], self.features)
+        kernel = self.param("kernel", lambda key: self.factor * _init(key, shape))
+        bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
+        product = convolve(x.astype(self.dtype), kernel.astype(self.dtype))
+        return product + bias.astype(self.dtype)[None, None, None]
+
+
+@jax.custom_vjp
+def convolve(
+    x: Float[Array, "B H W C"], kernel: Float[Array, "s s C D"]
+) -> Float[Array, "B H W D"]:
+    """Correlates images with kernels of odd side, stride 1, zeros beyond the edge.
+
+    Its gradient is written out, since XLA's on a CPU is some 20 times slower inside of a loop: that
+    of the images is a convolution like this one, that of the kernel a product for each of its taps.
+    Elsewhere it is XLA's own.
+    """
+    return _correlate(x, kernel)
+
+
+def _correlate(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    numbers = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=numbers)
+
+
+def _convolve_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple]:
+    return convolve(x, kernel), (x, kernel)
+
+
+def _convolve_backward(kept: tuple, given: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return jax.lax.platform_dependent(*kept, given, cpu=_gradient_by_taps, default=_gradient)
+
+
+def _gradient(x: jax.Array, kernel: jax.Array, given: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return jax.vjp(_correlate, x, kernel)[1](given)
+
+
+def _gradient_by_taps(
+    x: jax.Array, kernel: jax.Array, given: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    of_x = _correlate(given, jnp.flip(kernel, (0, 1)).swapaxes(2, 3))
+    size, (height, width) = kernel.shape[0], x.shape[1:3]
+    wide = jnp.pad(x, ((0, 0), (size // 2, size // 2), (size // 2, size // 2), (0, 0)))
+    taps = [
+        jnp.einsum("bhwc,bhwd->cd", wide[:, i : i + height, j : j + width], given)
+        for i in range(size)
+        for j in range(size)
+    ]
+    return of_x, jnp.stack(taps).reshape(kernel.shape)
+
+
+convolve.defvjp(_convolve_forward, _convolve_backward)
 
 
 class ResidualBlock(nn.Module):
@@ -150,10 +211,7 @@ class ResidualBlock(nn.Module):
         self, x: Float[Array, "B H W C"], emb: Float[Array, "b E"], *, train: bool
     ) -> Float[Array, "B h w channels"]:
         def conv(x: jax.Array, name: str, size: int, width: int, factor: float = 1.0) -> jax.Array:
-            make = nn.Conv(
-                width, (size, size), kernel_init=_scaled(factor), dtype=self.dtype, name=name
-            )
-            return make(x.astype(self.dtype))
+            return Conv(width, size, factor, self.dtype, name=name)(x)
 
         h = conv(self._resample(nn.silu(_norm(x, "norm_0"))), "conv_0", 3, self.channels)
         level = nn.Dense(self.channels, kernel_init=_init, name="level")(emb)

@@ -42,7 +42,7 @@ def denoiser_of(network: flax.linen.Module, params: PyTree) -> edm.Denoiser:
 
 
 def make_base(
-    data: Float[Array, "N H W C"],
+    data: Float[Array, "N H W C"] | np.ndarray,
     network: flax.linen.Module,
     *,
     num_steps: int,

@@ -47,10 +47,10 @@ class Signs(NamedTuple):
 
 def detect_hacking(
     pde: Pde,
-    x: Float[Array, "N H W C"],
-    data: Float[Array, "M H W C"],
+    x: Float[Array, "N H W C"] | np.ndarray,
+    data: Float[Array, "M H W C"] | np.ndarray,
     *,
-    base: Float[Array, "K H W C"] | None = None,
+    base: Float[Array, "K H W C"] | np.ndarray | None = None,
 ) -> Signs:
     """Compares fields of a tuned model with data, and with those of its base.
 

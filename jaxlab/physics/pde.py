@@ -183,7 +183,7 @@ def in_pieces(
 def own_pde(
     name: str,
     law: Callable[[jax.Array], jax.Array],
-    data: Float[Array, "N H W C"],
+    data: Float[Array, "N H W C"] | np.ndarray,
     *,
     channels: tuple[str, ...] = (),
     margin: int = 1,
@@ -268,7 +268,11 @@ class Check(NamedTuple):
 
 
 def check_data(
-    pde: Pde, x: Float[Array, "N H W C"], *, region: Region = "interior", repo_exact: bool = False
+    pde: Pde,
+    x: Float[Array, "N H W C"] | np.ndarray,
+    *,
+    region: Region = "interior",
+    repo_exact: bool = False,
 ) -> Check:
     """Says whether the residual of data is near zero, which a reward takes for granted.
 

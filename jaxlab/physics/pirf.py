@@ -21,7 +21,7 @@ from jaxlab.physics.layers import Layers, Regularizer
 from jaxlab.physics.pde import Pde
 from jaxlab.physics.stencils import Region
 
-Apply = Callable[..., jax.Array]
+Apply = Callable[..., Any]
 """`apply(params, x, c_noise) -> [B, H, W, C]`, as `network.apply` of a `nn.Unet`; with
 `layers="detach"` it is called with `detach=True`."""
 

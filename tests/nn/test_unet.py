@@ -9,6 +9,7 @@ import pytest
 import scipy.signal
 
 from jaxlab import nn
+from jaxlab.nn import unet
 
 
 def sizes(network, size, channels):
@@ -34,15 +35,12 @@ def test_published_numbers_of_parameters():
 SMALL = nn.Unet(2, 8, (1, 2), 1, attention=(4,), dropout=0.5)
 
 
-@pytest.fixture(scope="module")
-def drawn():
+def drawn(network):
     """Weights of which none is small or zero, as a trained network's are."""
-    params = jax.jit(SMALL.init)(jax.random.key(0), jnp.zeros((1, 4, 4, 3)), jnp.zeros(1))
-    leaves, tree = jax.tree.flatten(params)
+    x = jax.ShapeDtypeStruct((1, 4, 4, 3), jnp.float32)
+    shapes = jax.eval_shape(network.init, jax.random.key(0), x, jax.ShapeDtypeStruct((1,), x.dtype))
     rng = np.random.default_rng(0)
-    return jax.tree.unflatten(
-        tree, [0.3 * rng.normal(size=x.shape).astype(np.float32) for x in leaves]
-    )
+    return jax.tree.map(lambda z: (0.3 * rng.normal(size=z.shape)).astype(np.float32), shapes)
 
 
 def norm(x, p, eps=1e-6):
@@ -114,25 +112,57 @@ def reference(params, x, noise):
     return conv(silu(norm(h, p["out_norm"])), p["out_conv"])
 
 
-def test_network_is_numpys_layer_by_layer(drawn):
+def test_network_is_numpys_layer_by_layer():
+    params = drawn(SMALL)
     x = np.random.default_rng(1).normal(size=(2, 4, 4, 3)).astype(np.float32)
     noise = np.array([-1.3, 0.4], np.float32)
-    found = jax.jit(SMALL.apply)(drawn, x, noise)
+    found = jax.jit(SMALL.apply)(params, x, noise)
     for i in range(2):
-        expected = reference(drawn, x[i].astype(np.float64), float(noise[i]))
+        expected = reference(params, x[i].astype(np.float64), float(noise[i]))
         np.testing.assert_allclose(found[i], expected, rtol=2e-3, atol=2e-4)
 
 
-def test_gradients_stop_at_the_top_of_the_decoder(drawn):
+@pytest.mark.parametrize("size", [1, 3])
+def test_gradient_of_a_convolution_is_that_of_xla(size, x64):
+    """Both forms of it, in float64, inside of a loop too; a kernel of 3 is not its mirror."""
+    rng = np.random.default_rng(5)
+    x, kernel, given = (
+        jnp.asarray(rng.normal(size=shape))
+        for shape in ((2, 5, 4, 3), (size, size, 3, 2), (2, 5, 4, 2))
+    )
+
+    def plain(x, kernel):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=numbers)
+
+    @jax.jit
+    def gradients(x, kernel, given):
+        expected = jax.vjp(plain, x, kernel)[1](given)
+        return (
+            expected,
+            jax.vjp(unet.convolve, x, kernel)[1](given),
+            unet._gradient(x, kernel, given),
+        )
+
+    expected, *found = gradients(x, kernel, given)
+    for pair in found:
+        for a, b in zip(pair, expected, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_gradients_stop_at_the_top_of_the_decoder():
     """Those of its own weights are the same, all others zero."""
+    network = nn.Unet(2, 4, (1, 1), 1, attention=())
     x = jax.random.normal(jax.random.key(2), (2, 4, 4, 3))
 
-    def loss(params, detach):
-        return jnp.sum(SMALL.apply(params, x, jnp.zeros(1), detach=detach) ** 2)
+    @jax.jit
+    def gradients(params):
+        def loss(params, detach):
+            return jnp.sum(network.apply(params, x, jnp.zeros(1), detach=detach) ** 2)
 
-    whole, stopped = (
-        jax.jit(jax.grad(loss), static_argnums=1)(drawn, d)["params"] for d in (False, True)
-    )
+        return jax.grad(loss)(params, False)["params"], jax.grad(loss)(params, True)["params"]
+
+    whole, stopped = gradients(drawn(network))
     for name in whole:
         top = name.startswith(("decoder_0", "out_"))
         for a, b in zip(*(jax.tree.leaves(g[name]) for g in (whole, stopped)), strict=True):
@@ -143,14 +173,16 @@ def test_gradients_stop_at_the_top_of_the_decoder(drawn):
         assert top or any(np.any(a) for a in jax.tree.leaves(whole[name]))
 
 
-def test_features_are_dropped_in_training_alone(drawn):
-    x = jnp.ones((1, 4, 4, 3))
-    rngs = [{"dropout": jax.random.key(i)} for i in range(2)]
-    apply = jax.jit(SMALL.apply, static_argnames="train")
-    a, b = (apply(drawn, x, jnp.zeros(()), train=True, rngs=r) for r in rngs)
-    assert np.max(np.abs(a - b)) > 1e-3
-    a, b = (apply(drawn, x, jnp.zeros(()), train=False, rngs=r) for r in rngs)
-    np.testing.assert_array_equal(a, b)
+def test_features_are_dropped_in_training_alone():
+    """Half of what enters the second convolution, doubled; without training no key is asked for."""
+    block = unet.ResidualBlock(4, dropout=0.5)
+    x, emb = jax.random.normal(jax.random.key(1), (1, 4, 4, 4)), jnp.ones((1, 3))
+    params = block.init(jax.random.key(0), x, emb, train=False)
+    params = jax.tree.map(lambda z: z + 0.3, params)
+    apply = jax.jit(block.apply, static_argnames="train")
+    still = apply(params, x, emb, train=False)
+    drawn = [apply(params, x, emb, train=True, rngs={"dropout": jax.random.key(i)}) for i in (0, 1)]
+    assert np.max(np.abs(drawn[0] - drawn[1])) > 1e-3 and np.max(np.abs(drawn[0] - still)) > 1e-3
 
 
 def test_what_does_not_fit_is_named():

@@ -5,11 +5,12 @@ an estimate of the residual of the field that x_t becomes.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import jax.flatten_util
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from jaxlab.core.types import Metrics, PyTree
@@ -29,8 +30,8 @@ the reward of D(x_t) alone, which is what PIRF avoids."""
 def residual_objective(
     kind: Kind,
     pde: Pde,
-    apply: Callable[..., jax.Array],
-    data: Float[Array, "N H W C"],
+    apply: Callable[..., Any],
+    data: Float[Array, "N H W C"] | np.ndarray,
     *,
     weight: float = 1e-4,
     unroll: int = 4,
