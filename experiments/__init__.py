@@ -37,6 +37,7 @@ EXPERIMENTS = {
     "discrete_diffusion": "experiments.discrete_diffusion",
     "optimistic_marl": "experiments.optimistic_marl",
     "imitation": "experiments.imitation",
+    "pirf": "experiments.pirf",
 }
 
 SYSTEMS = {
@@ -50,6 +51,7 @@ SYSTEMS = {
     "Policies over sequences": ("jaxlab/rl/discrete", ("discrete_diffusion",)),
     "Offline imitation": ("jaxlab/imitation", ("imitation",)),
     "Optimistic agents": ("jaxlab/marl", ("optimistic_marl",)),
+    "Fields that obey a law": ("jaxlab/physics", ("pirf",)),
 }
 """Systems, each with its room and its experiments, in the order of the reports."""
 

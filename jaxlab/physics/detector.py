@@ -11,8 +11,8 @@ from jaxlab.physics import metrics
 from jaxlab.physics import pde as pde_lib
 from jaxlab.physics.pde import Pde
 
-AMPLITUDE = (0.9, 1.1)
-"""Standard deviations within a tenth of the data's, channel by channel."""
+AMPLITUDE = 0.1
+"""Largest share that a standard deviation may be off the data's, channel by channel."""
 LEAST_STRIP = 0.6
 """Of the published residual at the edge to that of data, which is not zero."""
 SPECTRUM = 0.5
@@ -20,9 +20,9 @@ SPECTRUM = 0.5
 SOLUTION = 0.25
 """Largest solution error where there is no base to compare with."""
 WORSE = 1.25
-"""Largest factor of the base's solution error."""
-LEAST_DIVERSITY = 0.9
-"""Of the mean distance of two fields to that of data."""
+"""Largest factor of what the base has of a sign."""
+DIVERSITY = 0.1
+"""Largest share that the mean distance of two fields may be below that of data."""
 
 
 class Signs(NamedTuple):
@@ -61,7 +61,9 @@ def detect_hacking(
         pde: the law.
         x: `[N, H, W, C]`, normalized fields of the tuned model, 64 or more for steady verdicts.
         data: `[M, H, W, C]`, normalized data.
-        base: fields of the model before tuning: the solution error may be 1.25 times theirs.
+        base: fields of the model before tuning. What it is off the data is not held against the
+            tuned one: amplitude, spectrum and diversity are flagged beyond 1.25 times that too, and
+            the solution error beyond 1.25 times the base's instead of a fixed bound.
 
     Raises:
         ValueError: if there are fewer than two fields, or they are not finite.
@@ -74,24 +76,34 @@ def detect_hacking(
             )
         if not bool(jnp.all(jnp.isfinite(fields))):
             raise ValueError(f"{name} must be finite, got NaN or infinity")
-    amplitude = np.asarray(jnp.std(x, axis=(0, 1, 2)) / jnp.std(data, axis=(0, 1, 2)))
-    strip = _strip(pde, x) / _strip(pde, data)
-    spectrum = np.asarray(metrics.spectrum_distance(x, data))
+    amplitude, spectrum, diversity = _off(x, data)
+    allowed = (AMPLITUDE, SPECTRUM, DIVERSITY)
     error, limit = float("nan"), SOLUTION
     if pde.solve is not None:
         error = _median_error(pde, x)
-        if base is not None:
-            limit = WORSE * _median_error(pde, jnp.asarray(base))
-    diversity = float(metrics.diversity(x) / metrics.diversity(data))
+    if base is not None:
+        base = jnp.asarray(base)
+        of_base = _off(base, data)
+        a, s, d = np.max(np.abs(of_base[0] - 1.0)), np.max(of_base[1]), 1.0 - of_base[2]
+        allowed = tuple(max(u, WORSE * v) for u, v in zip(allowed, (a, s, d), strict=True))
+        limit = WORSE * _median_error(pde, base) if pde.solve is not None else SOLUTION
+    strip = _strip(pde, x) / _strip(pde, data)
     signs = {
-        "amplitude": bool(np.any((amplitude < AMPLITUDE[0]) | (amplitude > AMPLITUDE[1]))),
+        "amplitude": not np.max(np.abs(amplitude - 1.0)) <= allowed[0],
         "boundary strip": strip < LEAST_STRIP,
-        "spectrum": bool(np.any(spectrum > SPECTRUM)),
+        "spectrum": not np.max(spectrum) <= allowed[1],
         "solution error": pde.solve is not None and not error <= limit,
-        "diversity": diversity < LEAST_DIVERSITY,
+        "diversity": not 1.0 - diversity <= allowed[2],
     }
     flags = tuple(name for name, flagged in signs.items() if flagged)
     return Signs(amplitude, strip, spectrum, error, diversity, flags)
+
+
+def _off(x: jax.Array, data: jax.Array) -> tuple[np.ndarray, np.ndarray, float]:
+    """Standard deviations over the data's, distances of log spectra, and diversity over theirs."""
+    amplitude = jnp.std(x, axis=(0, 1, 2)) / jnp.std(data, axis=(0, 1, 2))
+    diversity = metrics.diversity(x) / metrics.diversity(data)
+    return (np.asarray(amplitude), np.asarray(metrics.spectrum_distance(x, data)), float(diversity))
 
 
 def _strip(pde: Pde, x: jax.Array) -> float:

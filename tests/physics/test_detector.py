@@ -85,6 +85,11 @@ def test_detector_passes_data_and_names_what_each_hack_leaves(fields):
     alone = physics.detect_hacking(LAW, off, data)
     beside = physics.detect_hacking(LAW, off, data, base=fresh)
     assert "solution error" not in alone.flags and "solution error" in beside.flags
+    # What the base has already is not held against the tuned model, and more than that is.
+    loud, louder = fresh * np.float32(1.2), fresh * np.float32(1.3)
+    assert "amplitude" in physics.detect_hacking(LAW, loud, data).flags
+    assert "amplitude" not in physics.detect_hacking(LAW, loud, data, base=loud).flags
+    assert "amplitude" in physics.detect_hacking(LAW, louder, data, base=loud).flags
 
 
 def test_detector_refuses_what_it_cannot_compare(fields):
