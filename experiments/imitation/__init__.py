@@ -51,7 +51,7 @@ class Config:
     """Steps of every method."""
     batch: int = 256
     """Transitions of a step, of either kind."""
-    policy_rate: float = 1e-4
+    policy_rate: float = 1e-3
     """Learning rate of the saddle points' policies."""
     penalty_weight: float = 0.1
     """Of the saddle points' penalty on gradients; the released codes have 10."""
