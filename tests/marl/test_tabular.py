@@ -115,6 +115,7 @@ def test_sampled_climbing_turns_with_beta():
     assert found.tolist() == [0.0, 0.0, 1.0, 1.0]
 
 
+@pytest.mark.slow
 def test_joint_critics_are_not_lured_by_lotteries():
     """Fully stochastic climbing: at beta 0.5 a joint critic always finds 11, one alone hardly."""
     game = envs.climbing("fully")
@@ -215,6 +216,7 @@ def test_q_learning_by_hand(rule):
         np.testing.assert_array_equal(state.greedy[:, 0], greedy)
 
 
+@pytest.mark.slow
 def test_heuristics_find_what_independent_learners_miss():
     """Climbing without luck: 20 seeds of each rule; thresholds are three standard errors away."""
     env, index, num_states = setting(envs.climbing(), 1)
