@@ -25,7 +25,7 @@ class Config:
     """Fields of an update."""
     learning_rate: float = 3e-4
     """Of Adam."""
-    hold: float = 1e-2
+    hold: float = 5e-2
     """Weight of the distance to the base's weights, of methods that are held."""
     fields: int = 256
     """Fields that are judged, from the same noise for all methods."""

@@ -77,7 +77,7 @@ def make_base(
         >>> algorithm = make_base(x, nn.Unet(2, 28, (1, 1), 1), num_steps=2500)
         >>> loop.run(algorithm, jax.random.key(0), num_steps=2500, chunk_size=100)
 
-    Source: `pirf` 3.1; the cosine is of its smoke scale (6.6).
+    Source: EDM, arXiv:2206.00364; the cosine is ours, for small bases.
     """
     check_fields(data)
     data = jnp.asarray(data)

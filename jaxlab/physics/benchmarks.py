@@ -1,6 +1,8 @@
 """The paper's five equations: Poisson, Helmholtz, Darcy, Burgers and the Kolmogorov flow.
 
-Each is a `Pde`: normalization, residual, edge, solver and generator of `pirf` 3.7 and 6.
+Each is a `Pde`: normalization, residual, edge, solver and generator. Normalizations, the released
+residual and Kolmogorov windows are those of the code of arXiv:2509.20570, the generators those of
+DiffusionPDE, arXiv:2406.17763.
 """
 
 import math

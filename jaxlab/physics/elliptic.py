@@ -79,7 +79,7 @@ def darcy_solve_cells(a: Float[Array, "... S S"]) -> Float[Array, "... S S"]:
     The coefficient is interpolated by cubic splines to S x S nodes, which reach the edge, and the
     solution back to the centers.
 
-    Source: `pirf` 6.3, the generator of DiffusionPDE.
+    Source: the generator of DiffusionPDE, arXiv:2406.17763.
     """
     size = _check_grid(a, "a")
     to_nodes, to_cells = (jnp.asarray(m, a.dtype) for m in splines(size))

@@ -40,7 +40,7 @@ def burgers_solve(
     Raises:
         ValueError: if N is odd, there is no step, or the dtype is narrower than float32.
 
-    Source: `pirf` 6.4; ETDRK4 in Fourier space, Kassam and Trefethen 2005.
+    Source: ETDRK4 in Fourier space, Kassam and Trefethen 2005.
     """
     num = u0.shape[-1]
     if num % 2:

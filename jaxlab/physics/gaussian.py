@@ -25,7 +25,7 @@ def gaussian_law(pde: Pde, size: int) -> edm.Gaussian:
     Raises:
         ValueError: if the data of this law are not normal.
 
-    Source: `pirf` 6.2 and oracle 5.
+    Source: the generator of DiffusionPDE, arXiv:2406.17763; its law is derived here.
     """
     if pde.of_white is None:
         raise ValueError(f"the data of {pde.name} are not normal; take poisson() or helmholtz()")

@@ -84,7 +84,7 @@ def distance(train: PyTree, anchor: PyTree, kind: Literal["l2", "l2sq"] = "l2") 
         anchor: what they were loaded as.
         kind: "l2" or "l2sq".
 
-    Source: `pirf` 3.5.
+    Source: arXiv:2509.20570; the un-squared norm is that of the released code.
     """
     squares = [
         jnp.sum((a.astype(jnp.float32) - b.astype(jnp.float32)) ** 2)

@@ -111,7 +111,7 @@ def reward(
             for a law without such.
         repo_exact: see `residual`.
 
-    Source: arXiv:2509.20570; region and weight are `pirf` 3.7.
+    Source: arXiv:2509.20570; region and weight are ours.
     """
     if not 0.0 <= bc_weight < np.inf:
         raise ValueError(f"bc_weight must be finite and not negative, got {bc_weight}")

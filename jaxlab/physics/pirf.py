@@ -87,7 +87,7 @@ def make_pirf(
         >>> tune = make_pirf(poisson(), network.apply, params, (16, 16, 2), num_grad_steps=6)
         >>> state = loop.run(tune, jax.random.key(0), num_steps=80, chunk_size=20).state
 
-    Source: `pirf` 3.3 to 3.6.
+    Source: arXiv:2509.20570; DRaFT, arXiv:2309.17400.
     """
     schedule: tuple[Any, ...] = tuple(np.atleast_1d(np.asarray(num_steps, object)))
     if not schedule:

@@ -56,7 +56,7 @@ def grf2d(
         >>> with jax.enable_x64(True):
         ...     f = grf2d(jax.random.split(jax.random.key(0), 4), 32)  # [4, 32, 32]
 
-    Source: `pirf` 6.1, the generator of DiffusionPDE.
+    Source: the generator of DiffusionPDE, arXiv:2406.17763.
     """
     require_x64("grf2d")
     return grf2d_of_white(_white(keys, (size, size)), alpha=alpha, tau=tau)

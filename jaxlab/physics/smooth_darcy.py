@@ -1,6 +1,6 @@
 """Darcy's equation with a smooth coefficient and closed walls; data obey the reward's stencils.
 
-The data of PIDM (arXiv:2403.14404), 64 x 64 nodes in the paper: `pirf` 6.3.
+The data of PIDM (arXiv:2403.14404), 64 x 64 nodes in the paper.
 """
 
 import jax

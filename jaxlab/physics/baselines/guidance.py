@@ -1,7 +1,8 @@
 """Guidance: samples are pushed down the residual while they are drawn, the weights left alone.
 
 DiffusionPDE (Huang et al. 2024, arXiv:2406.17763) and CoCoGen (Jacobsen et al. 2023,
-arXiv:2312.10527), in the form of `pirf` 5. A guided step costs a gradient through the network.
+arXiv:2312.10527), as PIRF's released code has them. A guided step costs a gradient through the
+network.
 """
 
 from collections.abc import Callable

@@ -67,7 +67,8 @@ def residual_objective(
         ...     params, objective, layers="none", regularizer="off", combine=conflict_free
         ... )
 
-    Source: `pirf` 5; PBFM is arXiv:2506.08604, its rule ConFIG (Liu et al. 2024, arXiv:2408.11104).
+    Source: PIDM as PIRF's released code has it; PBFM is arXiv:2506.08604, its rule ConFIG (Liu et
+    al. 2024, arXiv:2408.11104).
     """
     if kind not in get_args(Kind):
         raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}, got {kind!r}")

@@ -53,7 +53,7 @@ def value_error(
     Raises:
         ValueError: if a number is out of range.
 
-    Source: `pirf` 1 and 8.5.
+    Source: arXiv:2509.20570, on the approximation of values; the linear case is derived here.
     """
     tuning.check_count(num_samples, "num_samples", 2)
     tuning.check_count(num_steps, "num_steps", 2)
