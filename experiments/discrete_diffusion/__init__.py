@@ -100,7 +100,8 @@ class Config:
             "dna_hidden": 1,
             "dna_pretraining": 1,
             "dna_steps": 1,
-            "dna_calls": 640,
+            # Rates are chosen on half of the calls.
+            "dna_calls": 1280 if self.tuning_seeds and len(self.dna_rates) > 1 else 640,
             "control_frames": 4096,
             "team_frames": 4096,
         }

@@ -54,15 +54,15 @@ def run(config: Config, out: pathlib.Path) -> Part:
         calls = config.dna_calls // 2 if tuning else config.dna_calls
         settings = {**basis, "calls": calls, "rate": rate, "seeds": [seed, seeds]}
         settings["evaluations"] = config.evaluations
-        given = dataclasses.replace(config, dna_calls=calls)
+        given = dataclasses.replace(config, dna_calls=calls, dna_rates=config.dna_rates[:1])
         compute = functools.partial(fine_tune, name, rate, given, seeds, seed, ground)
         where = f"dna/{name}" + (f"/tuning/{rate:g}" if tuning else "")
         return Unit(where, settings, compute, Judged)
 
     candidates = config.dna_rates if config.tuning_seeds else config.dna_rates[:1]
-    tried = {(n, r): unit(n, r, True) for n in names if n in TRAINED for r in candidates}
-    tuning = list(tried.values()) if len(candidates) > 1 else []
-    kept = units.run(tuning, out, title="discrete_diffusion, DNA tuning")
+    trained = [name for name in names if name in TRAINED] if len(candidates) > 1 else []
+    tried = {(n, r): unit(n, r, True) for n in trained for r in candidates}
+    kept = units.run(list(tried.values()), out, title="discrete_diffusion, DNA tuning")
     worth = {pair: _worth(kept[one.name]) for pair, one in tried.items() if one.name in kept}
     rates = {
         name: max(candidates, key=lambda rate: worth.get((name, rate), 0.0))

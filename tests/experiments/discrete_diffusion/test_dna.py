@@ -23,7 +23,7 @@ TINY = Config(
     dna_hidden=4,
     dna_pretraining=4,
     dna_steps=3,
-    dna_calls=640,
+    dna_calls=1280,
     dna_rates=(1e-3, 1e-2),
     tuning_seeds=2,
     evaluations=2,
@@ -71,7 +71,7 @@ def test_rates_are_chosen_by_the_judge_and_not_by_the_truth(tmp_path, monkeypatc
     ground = dna.Ground({}, oracle, oracle, np.zeros((3, 16), np.int32), natural)
     monkeypatch.setattr(dna, "fine_tune", fine_tune)
     monkeypatch.setattr(dna, "prepare", lambda config, folder: ground)
-    config = dataclasses.replace(TINY, methods=("FKL", "SMC"), dna_calls=1280)
+    config = dataclasses.replace(TINY, methods=("FKL", "SMC"))
     part = dna.run(config, tmp_path)
     assert asked == [
         *(("FKL", rate, config.seed + 1000, 2, 640) for rate in config.dna_rates),
