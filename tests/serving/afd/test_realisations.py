@@ -51,6 +51,7 @@ def run(*arguments, num_processes=1, devices=8):
     finally:
         for process in running:
             process.kill()
+            process.communicate()
     return lines
 
 
