@@ -67,49 +67,18 @@ def step_logp(
     return jax.vmap(one)(steps.astype(jnp.int32))
 
 
-def step_kl(
-    denoise: Denoise,
-    old: Denoise,
-    tokens: Int[Array, "*B K"],
-    reveal: Int[Array, "*B K"],
-    steps: Int[Array, " S"],
-    *,
-    vocab: int,
-    schedule: Schedule,
-    token_mask: Bool[Array, "*B K"] | None = None,
-) -> Float[Array, " S *B"]:
-    """Returns KL of each of S steps from visited states, u_n sum over hidden tokens KL(mu | old).
-
-    Summed over all steps, in expectation over ancestral paths of the new denoiser, it is the
-    divergence of paths, an upper bound of KL(pi | pi_old). Over paths of the old one, which are
-    those that are kept, it is another number: both vanish with their gradients where the denoisers
-    agree and have the same curvature there, so that they differ in the third order alone. The price
-    of a hidden token is u_n even of a path of another order than ancestral.
-
-    Args:
-        denoise: the new one, see `masked.Denoise`; mapped over S.
-        old: the one that drew; no gradient runs into it.
-        tokens: `[*B, K]` what was drawn.
-        reveal: `[*B, K]` in which step, see `sampling.Sample`.
-        steps: `[S]` numbers n in 1 .. N, of steps n -> n - 1.
-        vocab: V.
-        schedule: N steps.
-        token_mask: tokens that count; all if None.
-    """
-
-    both = compare_steps(
-        denoise, old, tokens, reveal, steps, vocab=vocab, schedule=schedule, token_mask=token_mask
-    )
-    return both.kl
-
-
 class Compared(NamedTuple):
     """Two denoisers at S steps of many paths.
 
     Attributes:
         logp: `[S, *B]` log-probability of the tokens revealed in each step.
         logp_old: `[S, *B]` the same of the old denoiser, without a gradient.
-        kl: `[S, *B]` nats of `step_kl`.
+        kl: `[S, *B]` nats, u_n sum over hidden tokens KL(mu | old). Summed over all steps, in
+            expectation over ancestral paths of the new denoiser, it is the divergence of paths, an
+            upper bound of KL(pi | pi_old). Over paths of the old one, which are those that are
+            kept, it is another number: both vanish with their gradients where the denoisers agree
+            and have the same curvature there, so that they differ in the third order alone. The
+            price of a hidden token is u_n even of a path of another order than ancestral.
     """
 
     logp: Float[Array, " S *B"]
@@ -128,9 +97,12 @@ def compare_steps(
     schedule: Schedule,
     token_mask: Bool[Array, "*B K"] | None = None,
 ) -> Compared:
-    """Returns `step_logp` of both denoisers and their `step_kl`, calling each once a step.
+    """Returns `step_logp` of both denoisers and their divergence, calling each once a step.
 
-    Arguments as `step_kl`.
+    Args:
+        denoise: the new one, see `masked.Denoise`; mapped over S.
+        old: the one that drew; no gradient runs into it.
+        tokens, reveal, steps, vocab, schedule, token_mask: as for `step_logp`.
     """
 
     def one(n: Array) -> Compared:

@@ -214,7 +214,7 @@ def written_steps(
 ) -> tuple[Float[Array, " K *B"], Float[Array, " K *B"], Float[Array, " K *B"]]:
     """Returns logp, old logp and KL of each token of a writing policy, given those before it.
 
-    Its K tokens are its steps, and this is what `path.step_logp` and `path.step_kl` say of a
+    Its K tokens are its steps, and this is what `path.step_logp` and `path.compare_steps` say of a
     denoiser: sums over tokens are log pi and, in expectation over sequences of the new policy,
     KL(pi | pi_old). No gradient runs into the old policy.
     """
@@ -285,7 +285,7 @@ def reverse_kl(
         logp_old: the same when they were drawn.
         advantage: `[*B]` of the sequences, standardized or of GAE.
         kl: `[S, *B]` divergence from the old policy at each step, with gradient, see
-            `path.step_kl`.
+            `path.compare_steps`.
         num_steps: N, of which S were drawn.
         clip_eps: how far a ratio may be driven from 1; infinity for no clip.
         temperature: lambda, the price of a nat.

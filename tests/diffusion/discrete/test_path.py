@@ -45,10 +45,7 @@ def cases():
         args = (jnp.asarray(tokens, jnp.int32), jnp.asarray(reveal, jnp.int32))
         steps = jnp.arange(1, N + 1)
         options = {"vocab": V, "schedule": schedule}
-        result = {
-            "logp": path.step_logp(new, *args, steps, **options),
-            "logp_old": path.step_logp(old, *args, steps, **options),
-            "kl": path.step_kl(new, old, *args, steps, **options),
+        result = path.compare_steps(new, old, *args, steps, **options)._asdict() | {
             "nll": path.visited_nll(new, *args, steps, **options),
             "law": exact.sampler_law(new, schedule, vocab=V, length=K),
             "law_old": exact.sampler_law(old, schedule, vocab=V, length=K),
@@ -116,7 +113,7 @@ def test_tokens_that_do_not_count_have_no_part(cases):
             np.asarray(x)
             for x in (
                 path.step_logp(new, *args, steps, **options),
-                path.step_kl(new, old, *args, steps, **options),
+                path.compare_steps(new, old, *args, steps, **options).kl,
                 path.visited_nll(new, *args, steps, **options),
             )
         )
@@ -159,8 +156,8 @@ def test_divergence_over_kept_paths_differs_in_the_third_order(x64):
     @jax.jit
     def look(h):
         new, before = (exact.table_denoiser(x) for x in (old + h * direction, old))
-        kl = path.step_kl(new, before, *at, **options).sum(axis=0)
-        return kl, *(path.step_logp(x, *at, **options) for x in (new, before))
+        both = path.compare_steps(new, before, *at, **options)
+        return both.kl.sum(axis=0), both.logp, both.logp_old
 
     found = []
     for h in (1e-2, 5e-3):
