@@ -39,7 +39,7 @@ def key():
 
 @pytest.fixture
 def optax_promotes():
-    """Optax mixes integers and floats, which this suite forbids otherwise."""
+    """Optax and other libraries mix dtypes and ranks, which this suite forbids otherwise."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
 

@@ -109,7 +109,7 @@ def test_predators_against_a_loop(needed, x64):
 
 
 @pytest.mark.slow
-def test_simple_spread_is_jaxmarls(library_promotes):
+def test_simple_spread_is_jaxmarls(optax_promotes):
     jaxmarl = pytest.importorskip("jaxmarl", reason="pip install 'jaxlab[games]'")
     theirs, task = jaxmarl.make("MPE_simple_spread_v3"), envs.simple_spread()
     at, actions = crowded(task, 1)

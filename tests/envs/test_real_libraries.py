@@ -13,13 +13,6 @@ from jaxlab import envs
 from jaxlab.envs import spaces
 
 
-@pytest.fixture
-def library_promotes():
-    """Other libraries mix dtypes and ranks, which this suite forbids otherwise."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
-
-
 def run(env, key, num_steps):
     """Plays uniformly among what is allowed; returns actions and states of all steps."""
 
@@ -64,7 +57,7 @@ def test_gymnasium(name, steps, key):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["Breakout-MinAtar", "CartPole-v1", "Pendulum-v1"])
-def test_gymnax(name, key, library_promotes):
+def test_gymnax(name, key, optax_promotes):
     """Its own step from the keys that the task carries; its clock truncates."""
     gymnax = pytest.importorskip("gymnax", reason="pip install 'jaxlab[games]'")
     theirs, params = gymnax.make(name)
@@ -96,7 +89,7 @@ def test_gymnax(name, key, library_promotes):
     "name, pad",
     [("MPE_simple_spread_v3", False), ("SMAX", False), ("MPE_simple_speaker_listener_v4", True)],
 )
-def test_jaxmarl(name, pad, key, library_promotes):
+def test_jaxmarl(name, pad, key, optax_promotes):
     """Its own step from the keys that the task carries; masks, and ends by its clock."""
     jaxmarl = pytest.importorskip("jaxmarl", reason="pip install 'jaxlab[games]'")
     if name == "SMAX":
@@ -139,7 +132,7 @@ def test_jaxmarl(name, pad, key, library_promotes):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["CartpoleBalance", "PendulumSwingup"])
-def test_playground(name, key, library_promotes):
+def test_playground(name, key, optax_promotes):
     """Its own State, step by step."""
     registry = pytest.importorskip("mujoco_playground", reason="pip install playground").registry
     theirs = registry.load(name, config_overrides={"impl": "jax"})
