@@ -1,7 +1,9 @@
-"""Timings of imitation: many seeds of stage two in one program, and one alone, against torch."""
+"""Timings of imitation: many seeds of stage two in one program, and one alone, against loops."""
 
 import dataclasses
+import functools
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,7 +13,7 @@ from experiments.bench import ceilings, timing
 from experiments.rivals import torch_diffusion, torch_imitation
 from jaxlab import envs, imitation, learning
 
-SUMMARY = "Imitation: 32 seeds of head and policy in one program, and one alone, against torch"
+SUMMARY = "Imitation: 32 seeds of head and policy in one program, and one alone, against loops"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +25,7 @@ class Sizes:
         width: Of both hidden layers of every network.
         batch: Transitions of a step, of either kind.
         features: Of the representation.
+        seeds: Side by side in one program.
         updates: In one timed call.
         repeats: Timed calls.
     """
@@ -31,46 +34,68 @@ class Sizes:
     width: int
     batch: int
     features: int
+    seeds: int
     updates: int
     repeats: int = 5
 
 
-SMALL = Sizes("small", 64, 64, 64, 50)
-PAPER = Sizes("the released code's", 256, 256, 1024, 1, 3)
-SEEDS = 32
+SMALL = Sizes("small", 64, 64, 64, 32, 10)
+PAPER = Sizes("the released code's", 256, 256, 1024, 32, 1, 2)
+"""On an accelerator; a processor takes a quarter of a minute for one update of 32 seeds."""
 
 
-def run(
-    out: pathlib.Path, sizes: tuple[Sizes, ...] = (SMALL, PAPER), num_seeds: int = SEEDS
-) -> list[timing.Measurement]:
+def run(out: pathlib.Path, sizes: tuple[Sizes, ...] = ()) -> list[timing.Measurement]:
     """Times everything on this machine; torch in the same process, where it is installed."""
-    return [
-        _against_torch(each, one, num)
-        for one in sizes
-        for num in (num_seeds, 1)
-        for each in (_ours(one, num),)
-    ]
+    del out
+    large = PAPER if jax.default_backend() != "cpu" else dataclasses.replace(PAPER, seeds=2)
+    return [item for one in sizes or (SMALL, large) for item in _at(one)]
 
 
-def _ours(sizes: Sizes, num_seeds: int) -> timing.Measurement:
-    """`sizes.updates` updates of all seeds in one program."""
-    learner = learning.over_seeds(_learner(sizes), num_seeds)
+def _at(sizes: Sizes) -> list[timing.Measurement]:
+    """All seeds and one, each beside every rival; these train one seed after another."""
+    learner = _learner(sizes)
     state = jax.jit(learner.init)(jax.random.key(0))
-    chunk = jax.jit(
-        lambda s: jax.lax.scan(lambda s, _: learner.step(s), s, length=sizes.updates)[0]
-    )
-    timed = timing.measure(chunk, state, repeats=sizes.repeats)
-    cost: Any = jax.jit(learner.step).lower(state).compile().cost_analysis()
-    rate = num_seeds * sizes.updates / timed.median_s
-    return timing.Measurement(
-        f"stage two, {num_seeds} seed{'s' if num_seeds > 1 else ''}",
-        f"{sizes.label}: width {sizes.width}, batch {sizes.batch}, {sizes.features} features",
-        timed,
-        work=float(cost["flops"]) * sizes.updates,
-        work_unit="FLOP",
-        ceiling=ceilings.matmul_flops("float32"),
-        note=f"{rate:.3g} updates a second of all {sizes.label} seeds together ({num_seeds}).",
-    )
+    step = jax.jit(learner.step)
+    cost: Any = step.lower(state).compile().cost_analysis()
+    rivals = {"a Python loop": timing.measure(_loop(step, state, sizes), repeats=sizes.repeats)}
+    error, note = None, "torch is not installed: pip install 'jaxlab[rivals]' times it as well."
+    if torch_diffusion.available():
+        error = timing.require_small(_difference(sizes, state), "torch's dual variable", 1e-3)
+        note = f"torch {torch_diffusion.version()} on {torch_diffusion.use_all_cores()} threads."
+        rivals["torch"] = timing.measure(_torch(sizes, state), repeats=sizes.repeats)
+    found = []
+    for num in dict.fromkeys((sizes.seeds, 1)):
+        timed = timing.measure(*_program(learner, num, sizes.updates), repeats=sizes.repeats)
+        found += [
+            timing.Measurement(
+                f"stage two, {num} seed{'s' if num > 1 else ''}",
+                f"{sizes.label}: width {sizes.width}, batch {sizes.batch}, "
+                f"{sizes.features} features, {sizes.updates} updates",
+                timed,
+                name,
+                dataclasses.replace(rival, median_s=num * rival.median_s, iqr_s=num * rival.iqr_s),
+                work=float(cost["flops"]) * num * sizes.updates,
+                work_unit="FLOP",
+                ceiling=ceilings.matmul_flops("float32"),
+                error=error if name == "torch" else None,
+                note="A rival trains one seed; of several the time is that often its own. The "
+                f"loop in Python calls our compiled update. {note}",
+            )
+            for name, rival in rivals.items()
+        ]
+    return found
+
+
+def _program(learner: Any, num_seeds: int, updates: int) -> tuple[Callable[..., Any], Any]:
+    """Updates of all seeds in one program, and their state."""
+    seeds = learning.over_seeds(learner, num_seeds)
+    chunk = jax.jit(lambda s: jax.lax.scan(lambda s, _: seeds.step(s), s, length=updates)[0])
+    return chunk, jax.jit(seeds.init)(jax.random.key(0))
+
+
+def _loop(step: Callable[..., Any], state: Any, sizes: Sizes) -> Callable[[], Any]:
+    """The same updates of one seed, each of them a call of the compiled step."""
+    return lambda: functools.reduce(lambda s, _: step(s)[0], range(sizes.updates), state)
 
 
 def _learner(sizes: Sizes) -> Any:
@@ -110,14 +135,8 @@ def _demonstrations() -> imitation.Demonstrations:
     )
 
 
-def _against_torch(ours: timing.Measurement, sizes: Sizes, num_seeds: int) -> timing.Measurement:
-    """Times torch at the same work, one seed after another."""
-    if not torch_diffusion.available():
-        note = "torch is not installed: pip install 'jaxlab[rivals]'."
-        return dataclasses.replace(
-            ours, rival_name="torch: not measured", note=f"{ours.note} {note}"
-        )
-    state = _learner(sizes).init(jax.random.key(0))
+def _torch(sizes: Sizes, state: Any) -> Callable[[], None]:
+    """The same updates of one seed in torch, from our weights."""
     demos = _demonstrations()
     params = jax.tree.map(np.asarray, state.params)
     columns = (
@@ -127,24 +146,9 @@ def _against_torch(ours: timing.Measurement, sizes: Sizes, num_seeds: int) -> ti
     update = torch_imitation.trainer(
         params["head"], params["representation"], params["policy"], *columns, batch=sizes.batch
     )
-    error = timing.require_small(_difference(sizes, state), "torch's dual variable", 1e-3)
-    threads = torch_diffusion.use_all_cores()
-    timed = timing.measure(_repeated(update, sizes.updates), repeats=sizes.repeats)
-    rival = dataclasses.replace(
-        timed, median_s=num_seeds * timed.median_s, iqr_s=num_seeds * timed.iqr_s
-    )
-    note = (
-        f"torch {torch_diffusion.version()} on {threads} threads trains one seed; of "
-        f"{num_seeds} the time is that often its own."
-    )
-    return dataclasses.replace(
-        ours, rival_name="torch", rival=rival, error=error, note=f"{ours.note} {note}"
-    )
 
-
-def _repeated(update: Any, times: int) -> Any:
     def call() -> None:
-        for _ in range(times):
+        for _ in range(sizes.updates):
             update()
 
     return call

@@ -114,27 +114,19 @@ def make_head(
                 params["theta"] = gamma * jnp.mean(phi, axis=0)
         return params
 
-    def features(representation_params: PyTree, obs: jax.Array, action: jax.Array) -> Any:
-        if representation is None:
-            raise ValueError(f"head {kind!r} needs a representation")
-        if not phi_input_grad:
-            obs, action = jax.lax.stop_gradient((obs, action))
-        phi = representation.phi(representation_params, obs, action)
-        mu = representation.mu(representation_params, obs) if kind == "paper" else None
-        return phi, mu
-
     def dual(
         params: PyTree, representation_params: PyTree, obs: jax.Array, action: jax.Array
     ) -> Dual:
         nothing = jnp.zeros(obs.shape[:-1], obs.dtype)
         f = nothing if kind == "linear" else network.apply(params["network"], obs, action)[..., 0]
-        if kind == "mlp":
+        if representation is None or kind == "mlp":
             return Dual(f, nothing, nothing > 0.0)
-        phi, mu = features(representation_params, obs, action)
-        linear = phi @ params["omega"]
+        if not phi_input_grad:
+            obs, action = jax.lax.stop_gradient((obs, action))
+        linear = representation.phi_dot(representation_params, obs, action, params["omega"])
         if kind != "paper":
             return Dual(f + linear, f, nothing > 0.0)
-        reached = mu @ params["theta"] + 1.0 - gamma
+        reached = representation.mu_dot(representation_params, obs, params["theta"]) + 1.0 - gamma
         return Dual(jnp.log(jnp.maximum(reached, floor)) - f - linear, f, reached < floor)
 
     return Head(kind, init, dual)

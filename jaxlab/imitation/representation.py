@@ -30,6 +30,10 @@ class Representation(NamedTuple):
         init: `init(key) -> params`, a dict with "phi" and "mu".
         phi: `phi(params, obs [..., O], action [..., A]) -> [..., K]`.
         mu: `mu(params, obs [..., O]) -> [..., K]`.
+        phi_dot: `phi_dot(params, obs, action, weights [K]) -> [...]`, phi times weights. The last
+            layer meets the weights before the batch does, so that no feature is made: K of them
+            cost what one output does.
+        mu_dot: `mu_dot(params, obs, weights [K]) -> [...]`, the same of mu.
     """
 
     obs_size: int
@@ -38,6 +42,8 @@ class Representation(NamedTuple):
     init: Callable[[jax.Array], PyTree]
     phi: Callable[[PyTree, jax.Array, jax.Array], jax.Array]
     mu: Callable[[PyTree, jax.Array], jax.Array]
+    phi_dot: Callable[[PyTree, jax.Array, jax.Array, jax.Array], jax.Array]
+    mu_dot: Callable[[PyTree, jax.Array, jax.Array], jax.Array]
 
 
 def make_representation(
@@ -67,6 +73,8 @@ def make_representation(
     weights = nn.initializers.orthogonal()
     of_pair: Any = Mlp(hidden, feature_size, activation, weights, out_bias=False)
     of_next: Any = Mlp(hidden, feature_size, activation, weights)
+    phi_along: Any = Mlp(hidden, 1, activation, weights, out_bias=False)
+    mu_along: Any = Mlp(hidden, 1, activation, weights)
     scale = feature_size**-0.5
 
     def init(key: jax.Array) -> PyTree:
@@ -80,7 +88,23 @@ def make_representation(
     def mu(params: PyTree, obs: jax.Array) -> jax.Array:
         return scale * of_next.apply(params["mu"], obs)
 
-    return Representation(obs_size, action_size, feature_size, init, phi, mu)
+    def along(params: PyTree, weights: jax.Array) -> PyTree:
+        """The same network with the one output that the weights make of all."""
+        layers, last = params["params"], f"layer_{len(hidden)}"
+        joined = jax.tree.map(lambda x: scale * (x @ weights[:, None]), layers[last])
+        return {"params": {**layers, last: joined}}
+
+    def phi_dot(
+        params: PyTree, obs: jax.Array, action: jax.Array, weights: jax.Array
+    ) -> jax.Array:
+        return phi_along.apply(along(params["phi"], weights), obs, action)[..., 0]
+
+    def mu_dot(params: PyTree, obs: jax.Array, weights: jax.Array) -> jax.Array:
+        return mu_along.apply(along(params["mu"], weights), obs)[..., 0]
+
+    return Representation(
+        obs_size, action_size, feature_size, init, phi, mu, phi_dot=phi_dot, mu_dot=mu_dot
+    )
 
 
 def ratio(

@@ -142,6 +142,13 @@ def test_networks_are_as_the_paper_s(x64):
     np.testing.assert_allclose(
         representation.mu(params, jnp.asarray(obs)), forward(params["mu"], obs)
     )
+    # Products with weights, which never make the features.
+    w = rng.normal(size=6)
+    given = (params, jnp.asarray(obs), jnp.asarray(action), jnp.asarray(w))
+    np.testing.assert_allclose(representation.phi_dot(*given), np.asarray(found) @ w, rtol=1e-10)
+    np.testing.assert_allclose(
+        representation.mu_dot(params, *given[1::2]), forward(params["mu"], obs) @ w, rtol=1e-10
+    )
     assert "bias" not in params["phi"]["params"]["layer_2"]
     reached = forward(params["mu"], obs)
     h = imitation.ratio(representation, params, *map(jnp.asarray, (obs, action, obs)))
