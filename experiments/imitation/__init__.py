@@ -4,7 +4,7 @@ import dataclasses
 from typing import Literal
 
 SUMMARY = "Offline imitation: features of the dynamics from any logs, then one trajectory"
-Piece = Literal["identity", "ratios", "scores", "experts"]
+Piece = Literal["identity", "ratios", "scores", "logs", "experts"]
 TASKS = ("pendulum", "half_cheetah", "hopper_v5", "walker2d_v5")
 """Tasks that there are demonstrations of, or a recipe for them."""
 
@@ -18,10 +18,14 @@ class Config:
     num_seeds: int = 5
     """Runs a figure rests on, per method and number of trajectories, vmapped."""
     parts: tuple[Piece, ...] = ()
-    """The theorem on finite processes; learned density ratios; imitation; experts of MuJoCo tasks,
-    trained and recorded. When empty all but the last, and of own data imitation alone."""
+    """The theorem on finite processes; learned density ratios; imitation; the same by amount and
+    quality of logs; experts of MuJoCo tasks, trained and recorded. When empty all but the last, by
+    logs only where all methods are compared; of own data imitation alone."""
     tasks: tuple[str, ...] = ("pendulum",)
-    """Tasks to imitate in, or to train experts of."""
+    """Tasks to compare all methods in, or to train experts of."""
+    also: tuple[str, ...] = ()
+    """Tasks in which ours, ValueDICE, BC and ILID are compared besides, with the fewest of the
+    expert's episodes."""
     recorded: str | None = None
     """Folder of the part experts with TASK_expert.npz and TASK_logs.npz; those of the repository by
     default."""
@@ -36,7 +40,7 @@ class Config:
     trajectories: tuple[int, ...] = (1, 4, 10)
     """Numbers of the expert's episodes to learn from; of own data those that there are, or all."""
     methods: tuple[str, ...] = ()
-    """Methods to compare; all when empty."""
+    """Methods to compare; all when empty, and of own data all but the variants of ours."""
     expert_steps: int = 300_000
     """Transitions that an expert of a MuJoCo task is trained on."""
     log_episodes: int = 60
@@ -85,7 +89,7 @@ class Config:
             raise ValueError(f"policy_rate must be positive, got {self.policy_rate}")
         if not self.penalty_weight >= 0.0:
             raise ValueError(f"penalty_weight must be 0 or more, got {self.penalty_weight}")
-        if not self.tasks or (unknown := [x for x in self.tasks if x not in TASKS]):
+        if not self.tasks or (unknown := [x for x in (*self.tasks, *self.also) if x not in TASKS]):
             given = unknown[0] if self.tasks else "none"
             raise ValueError(f"tasks must be among {', '.join(TASKS)}, got {given}")
         if "experts" in self.parts and "pendulum" in self.tasks:
@@ -97,15 +101,19 @@ class Config:
             raise ValueError(
                 f"own data need expert, logs and env, got {', '.join(own)} alone; give all three"
             )
+        if twice := set(self.tasks) & set(self.also):
+            raise ValueError(f"also must name other tasks than tasks, got {min(twice)} in both")
         if own and set(self.parts) - {"scores"}:
             raise ValueError(f"own data have the part scores alone, got {', '.join(self.parts)}")
 
     @property
     def pieces(self) -> tuple[Piece, ...]:
         """The parts of this run."""
-        return self.parts or (
-            ("scores",) if self.expert is not None else ("identity", "ratios", "scores")
-        )
+        if self.parts:
+            return self.parts
+        if self.expert is not None:
+            return ("scores",)
+        return ("identity", "ratios", "scores", *(() if self.methods else ("logs",)))
 
 
 PRESETS = {

@@ -73,6 +73,10 @@ def make_source(config: Config, name: str) -> Source:
             f"{title} has observations of {env.obs_size} and actions of {env.action_size} numbers, "
             f"the demonstrations {expert.obs.shape[1]} and {expert.action.shape[1]}"
         )
+    for kind, dataset in (("expert", expert), ("logs", logs)):
+        if "time_limit" not in dataset.about:  # what the task says of it
+            limited = dataset._replace(about={**dataset.about, "time_limit": env.time_limit})
+            imitation.check_dataset(limited, kind)
     space = env.action_space
     for field in ("low", "high"):
         theirs, ours = getattr(expert, f"action_{field}"), np.asarray(getattr(space, field))
@@ -104,10 +108,31 @@ def held_out(source: Source, num: int, seed: int, demos: Demonstrations) -> Tran
     return jax.tree.map(lambda x: x[rows.obs[:, -1] == 0.0], rows)  # no absorbing states
 
 
-def demonstrations(source: Source, num: int, seed: int) -> Demonstrations:
-    """Takes `num` of the expert's episodes, the same for every method, and all logs."""
+def demonstrations(
+    source: Source, num: int, seed: int, logs: Dataset | None = None
+) -> Demonstrations:
+    """Takes `num` of the expert's episodes, the same for every method, and all logs or these."""
     ids = np.random.default_rng(seed).permutation(np.unique(source.expert.episode_id))
-    return imitation.prepare(imitation.take_episodes(source.expert, ids[:num]), source.logs)
+    expert = imitation.take_episodes(source.expert, ids[:num])
+    return imitation.prepare(expert, source.logs if logs is None else logs)
+
+
+def some_logs(logs: Dataset) -> dict[str, Dataset]:
+    """Parts of logs whose episodes are sorted by quality, six qualities in equal shares.
+
+    A fifth and two fifths of every quality, and the episodes of two qualities out of six.
+    """
+    ids = np.unique(logs.episode_id).reshape(len(QUALITIES), -1)
+    each = ids.shape[1]
+    few, more = (ids[:, : max(round(share * each), 1)] for share in (0.2, 0.4))
+    chosen = {
+        f"{few.size} episodes": few,
+        f"{more.size} episodes": more,
+        "worst third": ids[:2],
+        "middle third": ids[2:4],
+        "best third": ids[4:],
+    }
+    return {name: imitation.take_episodes(logs, kept.ravel()) for name, kept in chosen.items()}
 
 
 def has_rewards(source: Source) -> bool:

@@ -1,6 +1,8 @@
 """Every method by its name, with the same demonstrations, policy and sizes."""
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 from experiments.imitation import Config
 from jaxlab import imitation
@@ -21,23 +23,61 @@ RIVALS = (
     "IQ-Learn",
     "ILID",
 )
+CLONES = ("BC", "BC, regularized", "BC, least squares")
+"""Cloning of the expert alone; the tuned one is the one of them with the least error."""
+HEADLINE = (OURS, "ValueDICE", "BC", "ILID")
+"""What is compared where not all is."""
+PUBLISHED_PENALTY = 10.0
+
+
+class Features(NamedTuple):
+    """Features of the dynamics.
+
+    Attributes:
+        kind: "union" of all data, the "expert" alone, another loss, or none ("random").
+        share: How many there are, as a share of the settings' number.
+    """
+
+    kind: str = "union"
+    share: float = 1.0
+
+    def __str__(self) -> str:
+        return self.kind if self.share == 1.0 else f"{self.kind} x {self.share:g}"
+
+
+class Variant(NamedTuple):
+    """What a variant of ours, or of ValueDICE, has of its own.
+
+    Attributes:
+        features: None for ValueDICE.
+        options: Of `make_value_dice`.
+    """
+
+    features: Features | None = Features()
+    options: Mapping[str, Any] = {}
+
+
 ABLATIONS = {
-    "ours, random features": "random",
-    "ours, the expert's features": "expert",
-    "ours, logistic loss": "binary_nce",
-    "ours, ranking loss": "ranking_nce",
-    "ours, fine-tuned": "union",
-    "ours, head phi + f": "union",
-    "ours, head phi": "union",
+    "ours, random features": Variant(Features("random")),
+    "ours, the expert's features": Variant(Features("expert")),
+    "ours, fine-tuned": Variant(options={"finetune": True}),
+    "ours, head phi + f": Variant(options={"head": "repo"}),
+    "ours, head phi": Variant(options={"head": "linear"}),
+    "ours, a quarter of the features": Variant(Features(share=0.25)),
+    "ours, four times the features": Variant(Features(share=4.0)),
+    "ours, logistic loss": Variant(Features("binary_nce")),
+    "ours, ranking loss": Variant(Features("ranking_nce")),
+    "ours, published penalty": Variant(options={"penalty_weight": PUBLISHED_PENALTY}),
+    "ValueDICE, published penalty": Variant(None, {"penalty_weight": PUBLISHED_PENALTY}),
 }
-"""Variants of ours, and the features that they have."""
-NAMES = (OURS, *RIVALS, *ABLATIONS)
-_HEADS: dict[str, imitation.Kind] = {"ours, head phi + f": "repo", "ours, head phi": "linear"}
+"""Variants, which are trained on the fewest of the expert's episodes alone."""
+BASELINES = (OURS, *RIVALS)
+NAMES = (*BASELINES, *ABLATIONS)
 
 
-def features_of(name: str) -> str | None:
-    """Which features a method needs: a key of `training.pretrain`, or None."""
-    return "union" if name == OURS else ABLATIONS.get(name)
+def features_of(name: str) -> Features | None:
+    """Which features a method needs, if any."""
+    return Features() if name == OURS else ABLATIONS.get(name, Variant(None)).features
 
 
 def make_policy(config: Config, demos: Demonstrations) -> Policy:
@@ -47,12 +87,15 @@ def make_policy(config: Config, demos: Demonstrations) -> Policy:
     )
 
 
-def make_representation(config: Config, demos: Demonstrations) -> Representation:
-    """The networks of all features."""
+def make_representation(
+    config: Config, demos: Demonstrations, features: Features
+) -> Representation:
+    """The networks of features, of which there are no more than transitions to learn from."""
+    rows = (demos.expert if features.kind == "expert" else imitation.union(demos)).obs.shape[0]
     return imitation.make_representation(
         demos.obs_size,
         demos.action_size,
-        feature_size=config.features,
+        feature_size=min(max(round(config.features * features.share), 1), rows),
         hidden=(config.width, config.width),
     )
 
@@ -64,45 +107,56 @@ def make_method(
     policy = make_policy(config, demos)
     sizes = {"batch_size": config.batch, "hidden": (config.width, config.width)}
     begin = max(config.updates // 10, 1)
-    saddle = {
-        **sizes,
-        "policy_learning_rate": config.policy_rate,
-        "penalty_weight": config.penalty_weight,
-    }
-    if features_of(name) is not None:
-        return imitation.make_value_dice(
-            demos,
-            policy,
-            head=_HEADS.get(name, "paper"),
-            representation=make_representation(config, demos),
-            pretrained=pretrained,
-            finetune=name == "ours, fine-tuned",
-            **saddle,
+    if name in (OURS, "ValueDICE", *ABLATIONS):
+        features = features_of(name)
+        options: dict[str, Any] = {
+            "policy_learning_rate": config.policy_rate,
+            "penalty_weight": config.penalty_weight,
+            "head": "mlp" if features is None else "paper",
+            **sizes,
+            **ABLATIONS.get(name, Variant()).options,
+        }
+        if features is not None:
+            options["representation"] = make_representation(config, demos, features)
+        return imitation.make_value_dice(demos, policy, pretrained=pretrained, **options)
+    rate = functools.partial(max, config.policy_rate)  # or the published one, if that is larger
+
+    def clone(**options: Any) -> Algorithm:
+        return imitation.make_bc(
+            demos, policy, batch_size=config.batch, learning_rate=rate(3e-4), **options
         )
+
     makers: dict[str, Callable[[], Algorithm]] = {
-        "ValueDICE": lambda: imitation.make_value_dice(demos, policy, head="mlp", **saddle),
-        "BC": lambda: imitation.make_bc(demos, policy, batch_size=config.batch),
-        "BC, regularized": lambda: imitation.make_bc(
-            demos, policy, batch_size=config.batch, orthogonality_weight=1e-4, noise_std=0.05
+        "BC": clone,
+        "BC, regularized": lambda: clone(orthogonality_weight=1e-4, noise_std=0.05),
+        "BC, least squares": lambda: clone(loss="mse", orthogonality_weight=1e-4),
+        "BC of all data": lambda: clone(data="union"),
+        "DemoDICE": lambda: imitation.make_demodice(
+            demos, policy, learning_rate=rate(3e-4), **sizes
         ),
-        "BC, least squares": lambda: imitation.make_bc(
-            demos, policy, loss="mse", batch_size=config.batch, orthogonality_weight=1e-4
-        ),
-        "BC of all data": lambda: imitation.make_bc(
-            demos, policy, data="union", batch_size=config.batch
-        ),
-        "DemoDICE": lambda: imitation.make_demodice(demos, policy, **sizes),
         "SMODICE": lambda: imitation.make_smodice(
-            demos, policy, discriminator_steps=begin, **sizes
+            demos, policy, learning_rate=rate(3e-4), discriminator_steps=begin, **sizes
         ),
         "SMODICE, state-action": lambda: imitation.make_smodice(
-            demos, policy, match="state_action", discriminator_steps=begin, **sizes
+            demos,
+            policy,
+            match="state_action",
+            learning_rate=rate(3e-4),
+            discriminator_steps=begin,
+            **sizes,
         ),
-        "DWBC": lambda: imitation.make_dwbc(demos, policy, **sizes),
-        "IQ-Learn": lambda: imitation.make_iq_learn(demos, policy, **sizes),
+        "DWBC": lambda: imitation.make_dwbc(demos, policy, learning_rate=rate(1e-4), **sizes),
+        "IQ-Learn": lambda: imitation.make_iq_learn(
+            demos, policy, policy_learning_rate=rate(3e-5), **sizes
+        ),
         # Its discriminators learn ten times faster, in a tenth of the steps.
         "ILID": lambda: imitation.make_ilid(
-            demos, policy, discriminator_steps=begin, discriminator_learning_rate=1e-4, **sizes
+            demos,
+            policy,
+            learning_rate=rate(1e-4),
+            discriminator_steps=begin,
+            discriminator_learning_rate=1e-4,
+            **sizes,
         ),
     }
     return makers[name]()

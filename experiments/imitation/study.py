@@ -1,30 +1,26 @@
-"""The comparison: features once for each set of demonstrations, then every method on it."""
+"""The comparison: theorem, ratios, every method in every task, logs of any quality, experts."""
 
-import functools
 import pathlib
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from experiments.harness import result, units, verdicts
+from experiments.harness import result, verdicts
 from experiments.harness.result import Part, Result
-from experiments.harness.units import Unit
 from experiments.imitation import (
     Config,
+    comparing,
     data,
+    diagnostics,
     experts,
     figures,
     identity,
+    imperfect,
     methods,
     ratios,
     rows,
-    training,
 )
+from experiments.imitation.comparing import Case
 from experiments.imitation.data import Source
-from experiments.imitation.training import Outcome
-from jaxlab import imitation
-from jaxlab.imitation import Normalizer, Pretrained
 
 PAPER = (
     "Ma et al.: Offline Imitation Learning upon Arbitrary Demonstrations by Pre-Training Dynamics "
@@ -38,8 +34,9 @@ def run(config: Config, out: pathlib.Path) -> Result:
         if name not in methods.NAMES:
             raise ValueError(f"methods must be among {'; '.join(methods.NAMES)}, got {name!r}")
     parts, said = [], []
-    tasks = (data.OWN,) if config.expert is not None else config.tasks
-    sources = {n: data.make_source(config, n) for n in tasks if "scores" in config.pieces}
+    tasks = (data.OWN,) if config.expert is not None else (*config.tasks, *config.also)
+    judged = bool({"scores", "logs"} & set(config.pieces))
+    sources = {name: data.make_source(config, name) for name in tasks if judged}
     if "experts" in config.pieces:
         parts.append(experts.run(config, out))
     if "identity" in config.pieces:
@@ -47,14 +44,12 @@ def run(config: Config, out: pathlib.Path) -> Result:
     if "ratios" in config.pieces:
         parts.append(ratios.run(config, out))
     for name, source in sources.items():
-        found = compare(config, name, source, out)
-        what = "Score" if data.has_rewards(source) else "Return"
-        told = rows.rows(found, source.title, what)
-        pictures = figures.draw(found, name, source.title, what, out)
-        parts.append(
-            Part(told, pictures, (rows.table(found, source.title, what),), _limits(config, source))
-        )
-        said.append(_summary(found, source))
+        if "scores" in config.pieces:
+            part, summary = scores(config, name, source, out)
+            parts.append(part)
+            said.append(summary)
+        if "logs" in config.pieces and name in config.tasks:
+            parts.append(imperfect.run(config, name, source, out))
     return result.assemble(
         parts,
         experiment="imitation",
@@ -65,68 +60,51 @@ def run(config: Config, out: pathlib.Path) -> Result:
     )
 
 
-def compare(config: Config, task: str, source: Source, out: pathlib.Path) -> rows.Found:
-    """Learns the features that are missing, then trains the methods."""
-    names = [n for n in methods.NAMES if not config.methods or n in config.methods]
-    kinds = dict.fromkeys(kind for n in names if (kind := methods.features_of(n)) is not None)
+def scores(config: Config, task: str, source: Source, out: pathlib.Path) -> tuple[Part, str]:
+    """Compares the methods in one task, tells, draws, and sums up.
+
+    Variants are trained with the fewest of the expert's episodes alone, and so is all in a task of
+    `Config.also`.
+    """
     numbers = data.counts(config, source)
-    demos = {n: data.demonstrations(source, n, config.seed) for n in numbers}
-    left = {n: data.held_out(source, n, config.seed, demos[n]) for n in numbers}
-    acts = {
-        n: imitation.acting(methods.make_policy(config, d).mode, d.normalizer)
-        for n, d in demos.items()
-    }
-    first = {
-        (num, kind): Unit(
-            f"{task}/{num}/features/{kind}",
-            training.settings(config, demos=demos[num].fingerprint),
-            functools.partial(training.pretrain, kind, demos[num], config),
-            Pretrained,
-        )
-        for num in numbers
-        for kind in kinds
-    }
-    kept = units.run(list(first.values()), out, title="imitation, features")
-    features = {k: _as_arrays(kept[unit.name]) for k, unit in first.items()}
-    todo = {
-        (num, name): Unit(
-            f"{task}/{num}/{name}",
-            training.settings(config, demos=demos[num].fingerprint),
-            functools.partial(
-                training.train,
-                name,
-                source,
-                demos[num],
-                features.get((num, kind)),
-                left[num],
-                acts[num],
-                config,
-            ),
-            Outcome,
-        )
-        for num in numbers
-        for name in names
-        for kind in (methods.features_of(name) or "",)
-    }
-    found = units.run(list(todo.values()), out, title="imitation", metrics=_metrics)
-    return {pair: found[unit.name] for pair, unit in todo.items()}
-
-
-def _as_arrays(pretrained: Pretrained) -> Pretrained:
-    params = jax.tree.map(jnp.asarray, pretrained.params)
-    normalizer = Normalizer(*(np.asarray(x) for x in pretrained.normalizer))
-    return Pretrained(params, normalizer, pretrained.fingerprint)
-
-
-def _metrics(_: str, outcome: Outcome) -> dict[str, float]:
-    return {"score": verdicts.average(outcome.final)}
+    fewest = min(numbers)
+    usual = methods.BASELINES if task == data.OWN else methods.NAMES
+    names = config.methods or usual
+    if task in config.also:
+        numbers, names = (fewest,), [n for n in methods.HEADLINE if n in names]
+    compared = comparing.compare(
+        config,
+        task,
+        source,
+        [
+            (Case(num), name)
+            for num in numbers
+            for name in methods.NAMES
+            if name in names
+            if num == fewest or name not in methods.ABLATIONS
+        ],
+        out,
+    )
+    found = {(case.num, name): one for (case, name), one in compared.outcomes.items()}
+    what = "Score" if data.has_rewards(source) else "Return"
+    base = Case(fewest)
+    kinds = {kind: one for (case, kind), one in compared.features.items() if case == base}
+    looked = diagnostics.run(config, kinds, compared.demos[base], task, source.title, out)
+    part = Part(
+        rows.rows(found, source.title, what),
+        (*figures.draw(found, task, source.title, what, out), *looked.figures),
+        (rows.table(found, source.title, what), *looked.tables),
+        (*_limits(config, source), *_diverged(found)),
+    )
+    return part, _summary(found, source)
 
 
 def _limits(config: Config, source: Source) -> tuple[str, ...]:
     limits = [
-        "Every method has the same updates, batches and policy, and its own default rates; the "
-        "saddle points' policies learn at "
-        f"{config.policy_rate:g}, with a penalty on gradients of weight {config.penalty_weight:g}.",
+        "Every method has the same updates, batches and policy, whose rate is "
+        f"{config.policy_rate:g}, or the published one where that is larger; other rates are the "
+        "published ones. The saddle points' penalty on gradients has the weight "
+        f"{config.penalty_weight:g}.",
         "ILID's and SMODICE's discriminators are trained before, for a tenth of the updates.",
         "Seeds share the expert's episodes and the features: their spread is that of training.",
     ]
@@ -143,6 +121,17 @@ def _limits(config: Config, source: Source) -> tuple[str, ...]:
             f"drawn from six others of it, the first {experts.LOG_STEPS} steps of an episode."
         )
     return tuple(limits)
+
+
+def _diverged(found: rows.Found) -> list[str]:
+    """Says which dual variables grew beyond what an occupancy's logarithm can be."""
+    bounds = np.array([1e3, 10.0])
+    return [
+        f"With {num} of the expert's episodes the dual variable of {name} came to "
+        f"{one.largest[0]:.3g}, its penalty on gradients to {one.largest[1]:.3g}: it diverged."
+        for (num, name), one in found.items()
+        if np.any(one.largest > bounds)
+    ]
 
 
 def _limits_of_own(config: Config, source: Source) -> list[str]:
@@ -163,7 +152,7 @@ def _summary(found: rows.Found, source: Source) -> str:
     for num in rows.counts(found):
         listed = ", ".join(
             f"{n} {verdicts.average(found[num, n].final):.3g}"
-            for n in (methods.OURS, "ValueDICE", "BC", "ILID")
+            for n in methods.HEADLINE
             if (num, n) in found
         )
         parts.append(f"{num}: {listed}")

@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -11,14 +11,13 @@ import numpy as np
 
 from experiments.imitation import Config, data, methods
 from experiments.imitation.data import Source
+from experiments.imitation.methods import Features
 from jaxlab import imitation, learning
 from jaxlab.core import logging, loop
 from jaxlab.imitation import Demonstrations, Normalizer, Pretrained, Transitions
 
 EVALUATION_KEY = 2**31 - 1
 """Seed of evaluations, apart from those of training."""
-CONTRASTIVE: tuple[imitation.Loss, ...] = ("binary_nce", "ranking_nce")
-"""Losses besides the spectral one, each a kind of features."""
 LAST = 10
 """Evaluations at the end that are averaged besides."""
 
@@ -32,6 +31,8 @@ class Outcome(NamedTuple):
         curve: Steps `[chunks]` and scores `[chunks, seeds]`.
         error: `[seeds]` mean squared difference of the last actions and the expert's, in [-1, 1],
             on those of its episodes that were not given; NaN without any.
+        largest: `[2]`, the largest |nu - its mean| and the largest penalty on gradients of a seed,
+            both means over the updates between evaluations; 0 where there is no dual variable.
         policy: Parameters of the last policies, `[seeds, ...]`; None if all blew up.
         normalizer: What their observations go through.
     """
@@ -40,6 +41,7 @@ class Outcome(NamedTuple):
     late: np.ndarray
     curve: tuple[np.ndarray, np.ndarray]
     error: np.ndarray
+    largest: np.ndarray
     policy: Any
     normalizer: Normalizer
 
@@ -47,27 +49,28 @@ class Outcome(NamedTuple):
 def settings(config: Config, **others: Any) -> dict[str, Any]:
     """All that a result depends on."""
     fields = dataclasses.asdict(config)
-    for name in ("parts", "tasks", "methods", "trajectories", "recorded", "expert_steps"):
+    listed = ("parts", "tasks", "also", "methods", "trajectories", "recorded", "expert_steps")
+    for name in listed:
         del fields[name]
     return {**fields, **others}
 
 
 def pretrain(
-    kind: str, demos: Demonstrations, config: Config, folder: pathlib.Path | None = None
+    features: Features, demos: Demonstrations, config: Config, folder: pathlib.Path | None = None
 ) -> Pretrained:
-    """Learns features: of all data, the expert's alone, by another loss, or none ("random")."""
-    representation = methods.make_representation(config, demos)
+    """Learns features of the dynamics, or draws those that are not learned."""
+    representation = methods.make_representation(config, demos, features)
     key = jax.random.key(config.seed)
-    if kind == "random":
+    if features.kind == "random":
         params = representation.init(key)
     else:
-        rows = demos.expert if kind == "expert" else imitation.union(demos)
-        losses: dict[str, imitation.Loss] = {name: name for name in CONTRASTIVE}
+        rows = demos.expert if features.kind == "expert" else imitation.union(demos)
+        losses: dict[str, imitation.Loss] = {x: x for x in get_args(imitation.Loss)}
         algorithm = imitation.make_pretraining(
             rows,
             representation,
-            loss=losses.get(kind, "spectral"),
-            batch_size=max(config.batch, -(-config.features // 4)),
+            loss=losses.get(features.kind, "spectral"),
+            batch_size=max(config.batch, -(-representation.feature_size // 4)),
         )
         params = loop.run(
             algorithm,
@@ -119,7 +122,7 @@ def train(
     except loop.NonFiniteError:
         gone = np.full(config.num_seeds, np.nan)
         curve = (np.zeros(0), np.zeros((0, config.num_seeds)))
-        return Outcome(gone, gone, curve, gone, None, demos.normalizer)
+        return Outcome(gone, gone, curve, gone, np.zeros(2), None, demos.normalizer)
     records = logging.read_jsonl(folder / "metrics.jsonl")
     steps, returns = logging.series(records, "eval/return_seeds")
     scores = data.normalized(source, returns)
@@ -129,7 +132,14 @@ def train(
     error[list(ended.frozen)] = np.nan
     late = scores[-LAST:].mean(axis=0)
     kept = jax.tree.map(np.asarray, params)
-    return Outcome(scores[-1], late, (steps, scores), error, kept, demos.normalizer)
+    largest = np.array([_largest(records, f"dual/{x}_seeds") for x in ("largest", "penalty")])
+    return Outcome(scores[-1], late, (steps, scores), error, largest, kept, demos.normalizer)
+
+
+def _largest(records: Any, name: str) -> float:
+    """The largest of what was logged under a name, 0 if nothing was."""
+    values = logging.series(records, name)[1]
+    return float(np.nanmax(values)) if np.isfinite(values).any() else 0.0
 
 
 def _error(

@@ -94,9 +94,7 @@ def make_representation(
         joined = jax.tree.map(lambda x: scale * (x @ weights[:, None]), layers[last])
         return {"params": {**layers, last: joined}}
 
-    def phi_dot(
-        params: PyTree, obs: jax.Array, action: jax.Array, weights: jax.Array
-    ) -> jax.Array:
+    def phi_dot(params: PyTree, obs: jax.Array, action: jax.Array, weights: jax.Array) -> jax.Array:
         return phi_along.apply(along(params["phi"], weights), obs, action)[..., 0]
 
     def mu_dot(params: PyTree, obs: jax.Array, weights: jax.Array) -> jax.Array:

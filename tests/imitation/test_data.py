@@ -143,6 +143,18 @@ def test_time_limits_that_are_called_terminations(linear, tmp_path):
     equal(real, wrong)
     with pytest.raises(ValueError, match="must end within time_limit, got one of 25 steps and 20"):
         imitation.read_npz(tmp_path / "wrong.npz", time_limit=20, **given)
+    # Of one demonstration the logs tell; that there is no limit can be said.
+    alone = imitation.take_episodes(wrong, [2])._replace(about={})
+    logs = linear[3]._replace(about={})
+    imitation.check_dataset(alone)
+    for pair in ((alone, logs), (alone, logs._replace(about={"time_limit": 25}))):
+        with pytest.raises(ValueError, match="^expert: terminated .* 1 of 1 .* of logs are cut"):
+            imitation.prepare(*pair)
+    with pytest.raises(ValueError, match="^logs: terminated .* 1 of 1 .* of expert are cut"):
+        imitation.prepare(
+            expert._replace(about={}), alone._replace(episode_id=0 * alone.episode_id)
+        )
+    imitation.prepare(alone._replace(about={"time_limit": math.inf}), logs)
     # One termination after as many steps as the longest cut episode is no pattern.
     one = expert._replace(
         terminated=np.arange(200) == 24,

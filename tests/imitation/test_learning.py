@@ -112,6 +112,5 @@ def test_the_saddle_point_finds_the_expert_s_actions(head):
     state = loop.run(both, jax.random.key(0), num_steps=2400, chunk_size=2400).state
     after = np.asarray(jax.vmap(error)(state.policy_params))
     variance = float(jnp.mean(jnp.var(demos.expert.action, axis=0)))
-    print(head, before, after, variance)
     assert np.mean(before) > variance
     assert after.mean() + 3.0 * after.std(ddof=1) / np.sqrt(5.0) < variance

@@ -183,6 +183,32 @@ def check_same_process(first: Dataset, second: Dataset, *, names: tuple[str, str
             )
 
 
+def check_time_limits(first: Dataset, second: Dataset, *, names: tuple[str, str]) -> None:
+    """Refuses terminations that all came after as many steps as the other's longest cut episodes.
+
+    Of one demonstration alone nobody can tell what ended it; beside logs that were cut after as
+    many steps one can. Datasets whose `time_limit` is known were looked at by `check_dataset`.
+
+    Raises:
+        ValueError: naming the dataset and the number of steps.
+    """
+    pairs = ((first, second, *names), (second, first, *names[::-1]))
+    longest = max(int(lengths(dataset).max()) for dataset in (first, second))
+    for one, other, name, beside in pairs:
+        if "time_limit" in one.about:
+            continue
+        last, cut = (starts(x) + lengths(x) - 1 for x in (one, other))
+        at_limit = lengths(other)[other.truncated[cut] & ~other.terminated[cut]]
+        ended = lengths(one)[one.terminated[last] & ~one.truncated[last]]
+        if longest in at_limit and len(ended) and np.all(ended == longest):
+            raise ValueError(
+                f"{name}: terminated must not be set by a time limit, got {len(ended)} of "
+                f"{len(last)} episodes that end so after exactly {longest} steps, where those "
+                f"of {beside} are cut; set truncated there (time_limit={longest} of the loader "
+                f"does), or time_limit={math.inf} if the process ends"
+            )
+
+
 def leaking_episodes(first: Dataset, second: Dataset) -> dict[int, int]:
     """Finds episodes of the first whose rows the second has as well.
 

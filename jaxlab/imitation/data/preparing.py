@@ -105,8 +105,9 @@ def prepare(
         seed: of the random actions in absorbing states.
 
     Raises:
-        ValueError: if a dataset is not sound, the two are of different dynamics, episodes of the
-            expert are in the logs too, or a last observation is unknown without absorbing states.
+        ValueError: if a dataset is not sound, the two are of different dynamics, one terminates
+            where the other is cut by time, episodes of the expert are in the logs too, or a last
+            observation is unknown without absorbing states.
 
     Example:
         >>> expert, logs = map(imitation.read_npz, ("demo.npz", "logs.npz"))
@@ -126,6 +127,7 @@ def prepare(
             )
     if logs is not None:
         dataset_lib.check_same_process(expert, logs, names=("expert", "logs"))
+        dataset_lib.check_time_limits(expert, logs, names=("expert", "logs"))
         if leaks := dataset_lib.leaking_episodes(expert, logs):
             mine, theirs = next(iter(leaks.items()))
             raise ValueError(

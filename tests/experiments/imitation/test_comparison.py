@@ -94,12 +94,41 @@ def test_own_files_are_judged_in_their_task(source, tmp_path):
 
 def test_every_method_can_be_made(source):
     demos = data.demonstrations(source, 2, 0)
-    pretrained = training.pretrain("random", demos, SMALL)
+    drawn = {
+        share: training.pretrain(methods.Features("random", share), demos, SMALL)
+        for share in (0.25, 1.0, 4.0)
+    }
     for name in methods.NAMES:
         kind = methods.features_of(name)
-        algorithm = methods.make_method(name, SMALL, demos, pretrained if kind else None)
-        assert algorithm.name
-    assert methods.features_of("BC") is None and methods.features_of("ours") == "union"
+        given = None if kind is None else drawn[kind.share]
+        assert methods.make_method(name, SMALL, demos, given).name
+        assert (given is None) == (not name.startswith("ours"))
+    last = [drawn[x].params["phi"]["params"]["layer_2"]["kernel"].shape[1] for x in sorted(drawn)]
+    assert last == [2, 8, 32]
+    # No more features than there are transitions to learn them from.
+    many = dataclasses.replace(SMALL, features=1000)
+    sizes = [
+        methods.make_representation(many, demos, methods.Features(kind)).feature_size
+        for kind in ("expert", "union")
+    ]
+    assert sizes == [400, 1000]
+
+
+def test_logs_are_taken_by_quality_and_amount(source):
+    """Of 6 episodes, one of each quality: a fifth rounds to one; thirds are pairs of qualities."""
+    logs = imitation.join([source.logs, source.logs])
+    order = np.argsort(np.repeat([*range(6), *range(6)], 200), kind="stable")  # by quality
+    logs = logs._replace(
+        **{x: getattr(logs, x)[order] for x in ("obs", "action", "next_obs", "reward")}
+    )
+    found = data.some_logs(logs)
+    ids = {name: np.unique(part.episode_id).tolist() for name, part in found.items()}
+    assert ids == {
+        "6 episodes": [0, 2, 4, 6, 8, 10],
+        "worst third": [0, 1, 2, 3],
+        "middle third": [4, 5, 6, 7],
+        "best third": [8, 9, 10, 11],
+    }
 
 
 def test_bad_settings_are_refused(tmp_path):
@@ -112,6 +141,8 @@ def test_bad_settings_are_refused(tmp_path):
         ({"updates": 5, "evaluations": 9}, "updates must be at least evaluations"),
         ({"tasks": ("ant",)}, "tasks must be among pendulum, half_cheetah, .*, got ant"),
         ({"parts": ("experts",)}, "the pendulum's expert is a formula"),
+        ({"also": ("pendulum",)}, "also must name other tasks than tasks, got pendulum in both"),
+        ({"also": ("ant",)}, "tasks must be among pendulum, .*, got ant"),
         ({"expert_steps": 10}, "expert_steps must be at least 20,000, got 10"),
         (
             {"expert": "a", "logs": "b", "env": "hopper_v5", "parts": ("ratios",)},
@@ -126,11 +157,6 @@ def test_bad_settings_are_refused(tmp_path):
 
 
 def test_rows_say_what_was_measured():
-    def outcome(scores):
-        scores = np.asarray(scores, float)
-        curve = (np.zeros(1), scores[None])
-        return training.Outcome(scores, scores - 1.0, curve, scores / 1000.0, None, None)
-
     found = {
         (1, "ours"): outcome([90, 91, 92, 93, 94]),
         (1, "ValueDICE"): outcome([50, 70, 60, 20, 40]),
@@ -140,10 +166,46 @@ def test_rows_say_what_was_measured():
         row.baseline[0] if row.baseline else row.metric: row for row in rows.rows(found, "hopper")
     }
     assert told["ValueDICE"].verdict == "better" and told["BC"].verdict == "no clear difference"
-    spread = told["Standard deviation over seeds, 1 trajectory, hopper"]
-    np.testing.assert_allclose(spread.value, np.std([90, 91, 92, 93, 94], ddof=1))
     assert rows.rows(found, "hopper", "Return")[0].metric == "Return of ours, 1 trajectory, hopper"
-    assert rows.table(found, "hopper").rows[0] == ("ours", 92.0, 91.0, 0.092)
+    table = rows.table(found, "hopper")
+    assert table.rows[0] == ("ours", 92.0, 91.0, 0.092) and table.columns[2] == "Last 1"
+
+
+def test_rows_of_spread_of_shrinking_and_of_tuned_cloning():
+    found = {
+        (1, "ours"): outcome([90, 91, 92, 93, 94]),
+        (1, "ValueDICE"): outcome([50, 70, 60, 20, 40]),
+        (1, "BC"): outcome([91, 92, 93, 94, 90]),
+        (1, "BC, regularized"): outcome([81, 82, 83, 84, 80]),
+        (10, "ours"): outcome([95, 96, 97, 98, 99]),
+        (10, "ValueDICE"): outcome([94, 95, 96, 97, 98]),
+        (1, "ours, random features"): outcome([1, 2, 3, 4, 5]),
+        (1, "ours, the expert's features"): outcome([11, 12, 13, 14, 15]),
+    }
+    made = rows.rows(found, "hopper")
+    told = {(row.metric, row.baseline[0]): row for row in made}
+    assert len(told) == len(made)
+    where = "1 trajectory, hopper"
+    spread = told[f"Mean distance of a seed's score from their median, {where}", "ValueDICE"]
+    assert spread.value == 1.2 and spread.baseline[1] == 14.0 and spread.verdict == "better"
+    gain = told[f"Score of ours less ValueDICE's, {where}", "the same with 10 trajectories"]
+    assert gain.value == 44.0 and gain.baseline[1] == 1.0 and gain.verdict == "better"
+    # The error decides which cloning is the tuned one, the score does not.
+    assert rows.tuned(found, 1) == "BC, regularized" and rows.tuned(found, 10) is None
+    best = told[f"Score of ours, {where}", "tuned cloning: BC, regularized"]
+    assert best.baseline[1] == 82.0 and "by the error" in best.note
+    assert study._diverged(found) == []
+    found[1, "ours"] = found[1, "ours"]._replace(largest=np.array([2.0, 11.0]))
+    (said,) = study._diverged(found)
+    assert "of ours came to 2, its penalty on gradients to 11: it diverged" in said
+    order = told[f"Score of ours, the expert's features, {where}", "ours, random features"]
+    assert order.verdict == "better" and order.baseline[1] == 3.0
+
+
+def outcome(scores):
+    scores = np.asarray(scores, float)
+    curve = (np.zeros(1), scores[None])
+    return training.Outcome(scores, scores - 1, curve, scores / 1000, np.zeros(2), None, None)
 
 
 def test_errors_are_those_of_the_expert_s_other_episodes(source):
