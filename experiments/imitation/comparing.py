@@ -15,7 +15,6 @@ from experiments.imitation import Config, data, methods, training
 from experiments.imitation.data import Source
 from experiments.imitation.methods import Features
 from experiments.imitation.training import Outcome
-from jaxlab import imitation
 from jaxlab.imitation import Demonstrations, Normalizer, Pretrained
 
 
@@ -71,7 +70,7 @@ def compare(
     features = {key: _as_arrays(kept[unit.name]) for key, unit in first.items()}
     left = {c: data.held_out(source, c.num, config.seed, d) for c, d in demos.items()}
     acts = {
-        case: imitation.acting(methods.make_policy(config, d).mode, d.normalizer)
+        case: training.acting(methods.make_policy(config, d).mode, d.normalizer, config.num_seeds)
         for case, d in demos.items()
     }
     todo = {

@@ -29,7 +29,7 @@ class Source(NamedTuple):
         title: Name of the task in words.
         expert: All episodes of the expert.
         logs: Transitions of any quality.
-        env: Environment of an evaluation.
+        env: Environment of an evaluation, so many episodes for each seed.
         random: Mean return of uniformly random actions.
     """
 
@@ -67,7 +67,7 @@ def make_source(config: Config, name: str) -> Source:
             f"trajectories must be at most {num}, the episodes of the expert, got "
             f"{max(config.trajectories)}"
         )
-    env = envs.make_env(task, config.episodes)
+    env = envs.make_env(task, config.num_seeds * config.episodes)
     if (env.obs_size, env.action_size) != (expert.obs.shape[1], expert.action.shape[1]):
         raise ValueError(
             f"{title} has observations of {env.obs_size} and actions of {env.action_size} numbers, "
@@ -85,7 +85,7 @@ def make_source(config: Config, name: str) -> Source:
                 f"{title} has actions with action_{field} {ours.tolist()}, the demonstrations "
                 f"{theirs.tolist()}; say their range in the file's header"
             )
-    shape = (config.episodes, env.action_size)
+    shape = (env.num_envs, env.action_size)
     played = imitation.record(
         jax.random.fold_in(key, 2), lambda k, _: jax.random.uniform(k, shape, minval=-1.0), env
     )

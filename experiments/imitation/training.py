@@ -92,21 +92,19 @@ def train(
     config: Config,
     folder: pathlib.Path,
 ) -> Outcome:
-    """Trains all seeds, or goes on with what `folder` holds; `act` is compiled once for all.
+    """Trains all seeds, or goes on with what `folder` holds.
 
-    `left` are the expert's transitions that were not given.
+    `act` is what `acting` made, one for all methods, so that it is compiled once; `left` are the
+    expert's transitions that were not given.
     """
     learner = learning.over_seeds(
         methods.make_method(name, config, demos, pretrained), config.num_seeds
     )
 
     def look(state: Any) -> dict[str, jax.Array]:
-        key, params = jax.random.key(EVALUATION_KEY), state.policy_params
-        each = [
-            jnp.mean(learning.evaluate(key, act, source.env, _one(params, i)))
-            for i in range(config.num_seeds)
-        ]
-        return {"eval/return": jnp.stack(each)}
+        key = jax.random.key(EVALUATION_KEY)
+        each = learning.evaluate(key, act, source.env, state.policy_params)
+        return {"eval/return": jnp.mean(each.reshape(config.num_seeds, -1), axis=1)}
 
     chunk = max(config.updates // config.evaluations, 1)
     try:
@@ -142,6 +140,20 @@ def _largest(records: Any, name: str) -> float:
     return float(np.nanmax(values)) if np.isfinite(values).any() else 0.0
 
 
+def acting(
+    mode: Callable[[Any, jax.Array], jax.Array], normalizer: Normalizer, num_seeds: int
+) -> Callable[[jax.Array, Any, jax.Array], jax.Array]:
+    """Makes `act(key, params [seeds, ...], obs)`; each seed plays an equal share of all episodes."""
+    one = imitation.acting(mode, normalizer)
+
+    def act(key: jax.Array, params: Any, obs: jax.Array) -> jax.Array:
+        each = obs.reshape(num_seeds, -1, obs.shape[-1])
+        action = jax.vmap(one, in_axes=(None, 0, 0))(key, params, each)
+        return action.reshape(*obs.shape[:-1], -1)
+
+    return act
+
+
 def _error(
     params: Any, left: Transitions | None, mode: Callable[..., jax.Array], num_seeds: int
 ) -> np.ndarray:
@@ -152,7 +164,3 @@ def _error(
         return jnp.mean((mode(params, left.obs) - left.action) ** 2)
 
     return np.array(jax.jit(jax.vmap(of_one))(params))
-
-
-def _one(params: Any, i: int) -> Any:
-    return jax.tree.map(lambda x: x[i], params)

@@ -151,6 +151,8 @@ def test_bad_settings_are_refused(tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             Config(**options)
+    assert PRESETS["smoke"].pieces == ("identity", "ratios", "scores")
+    assert PRESETS["cpu"].pieces == ("identity", "ratios", "scores", "logs")
     with pytest.raises(ValueError, match="methods must be among ours; ValueDICE"):
         study.run(dataclasses.replace(SMALL, methods=("GAIL",)), tmp_path)
     assert not list(tmp_path.iterdir())
@@ -218,6 +220,15 @@ def test_errors_are_those_of_the_expert_s_other_episodes(source):
     np.testing.assert_allclose(found, np.mean(np.asarray(left.action) ** 2), rtol=1e-5)
     assert data.held_out(source, 20, 0, demos) is None
     assert np.isnan(training._error(np.zeros(3), None, lambda *_: 0.0, 3)).all()
+
+
+def test_seeds_act_in_their_own_episodes():
+    normalizer = imitation.Normalizer(np.array([1.0, -2.0]), np.array([2.0, 0.5]))
+    act = training.acting(lambda w, obs: obs[:, :2] * w, normalizer, 3)
+    obs, w = np.arange(12.0).reshape(6, 2), np.array([1.0, 10.0, 100.0])
+    want = (obs + normalizer.shift) * normalizer.scale * np.repeat(w, 2)[:, None]
+    found = act(jax.random.key(0), jax.numpy.asarray(w), jax.numpy.asarray(obs))
+    np.testing.assert_allclose(found, want, rtol=1e-6)
 
 
 def test_recorded_snapshots_are_those_of_each_quality():
