@@ -133,6 +133,7 @@ PRESETS = {
     "cpu": Config(tasks=("half_cheetah",), also=("pendulum", "hopper_v5", "walker2d_v5")),
     "gpu": Config(
         tasks=("half_cheetah",),
+        also=("hopper_v5", "walker2d_v5"),
         features=1024,
         width=256,
         pretraining=10_000,

@@ -143,7 +143,7 @@ def _largest(records: Any, name: str) -> float:
 def acting(
     mode: Callable[[Any, jax.Array], jax.Array], normalizer: Normalizer, num_seeds: int
 ) -> Callable[[jax.Array, Any, jax.Array], jax.Array]:
-    """Makes `act(key, params [seeds, ...], obs)`; each seed plays an equal share of all episodes."""
+    """Makes `act(key, params [seeds, ...], obs)`; each seed has an equal share of the episodes."""
     one = imitation.acting(mode, normalizer)
 
     def act(key: jax.Array, params: Any, obs: jax.Array) -> jax.Array:

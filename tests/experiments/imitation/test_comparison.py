@@ -13,6 +13,7 @@ from experiments.imitation import (
     data,
     experts,
     identity,
+    imperfect,
     methods,
     rows,
     study,
@@ -23,6 +24,7 @@ from jaxlab import imitation
 SMALL = dataclasses.replace(
     PRESETS["smoke"], log_episodes=6, episodes=2, trajectories=(2,), width=8, features=8, batch=16
 )
+THIRDS = ("worst third", "middle third", "best third")
 
 
 @pytest.fixture(scope="module")
@@ -263,3 +265,33 @@ def test_smoke_run_is_kept_and_read(tmp_path, optax_promotes):
     assert {row.metric: row.value for row in again.rows} == first
     assert (tmp_path / "scores_pendulum.png").exists() and (tmp_path / "ratios.png").exists()
     json.dumps([row.verdict for row in result.rows])
+
+
+@pytest.mark.slow
+def test_logs_and_features_are_shown(tmp_path, optax_promotes):
+    """Parts of the logs, numbers of episodes, and a task beside: what is trained on which."""
+    config = dataclasses.replace(
+        SMALL,
+        parts=("scores", "logs"),
+        methods=("ours", "ILID", "ours, random features"),
+        trajectories=(1, 2),
+        pretraining=20,
+        updates=4,
+        evaluations=2,
+    )
+    result = study.run(config, tmp_path)
+    kept = {path.stem for path in (tmp_path / "units").glob("*.npz")}
+    cases = {"1", "2", *(f"1, {x}" for x in ("6 episodes", *THIRDS))}
+    for name in ("ours", "ILID", "features--union"):
+        assert {f"pendulum--{case}--{name}" for case in cases} <= kept
+    # Variants learn from the fewest episodes alone.
+    assert "pendulum--1--ours, random features" in kept
+    assert "pendulum--2--ours, random features" not in kept
+    claims = [row.claim for row in result.rows]
+    assert claims.count(imperfect.CLAIM) == 4
+    pictures = ("trajectories", "scores", "features", "logs")
+    assert [figure.path for figure in result.figures] == [f"{x}_pendulum.png" for x in pictures]
+    assert all((tmp_path / figure.path).exists() for figure in result.figures)
+    features = result.tables[1]
+    assert [line[0] for line in features.rows] == ["union", "random"]
+    assert study.run(config, tmp_path).rows == result.rows
