@@ -77,11 +77,8 @@ def scores(config: Config, task: str, source: Source, out: pathlib.Path) -> tupl
         task,
         source,
         [
-            (Case(num), name)
-            for num in numbers
-            for name in methods.NAMES
-            if name in names
-            if num == fewest or name not in methods.ABLATIONS
+            *((Case(num), n) for num in numbers for n in methods.BASELINES if n in names),
+            *((Case(fewest), n) for n in methods.ABLATIONS if n in names),
         ],
         out,
     )
