@@ -66,4 +66,5 @@ BENCHES = {
     "discrete_diffusion": "experiments.bench.discrete_diffusion",
     "imitation": "experiments.bench.imitation",
     "marl": "experiments.bench.marl",
+    "pirf": "experiments.bench.pirf",
 }

@@ -1,22 +1,44 @@
 """Fine-tuning of a field generator by the residual of what it samples, and what goes wrong."""
 
 import dataclasses
+from typing import Literal
 
 SUMMARY = "PIRF: physics as a reward, with and without what keeps it from being hacked"
+
+LawName = Literal["poisson", "helmholtz", "darcy", "darcy64", "burgers", "kolmogorov"]
+PartName = Literal["models", "values"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Settings of the comparison, on arXiv:2509.20570: Poisson's equation on 16 x 16 nodes."""
+    """Settings of the comparison, on arXiv:2509.20570."""
 
     seed: int = 0
     """Seed of every random draw."""
     num_seeds: int = 5
     """Runs of the fine-tuning a figure rests on, over one base."""
+    parts: tuple[PartName, ...] = ("models", "values")
+    """Tuned models beside their rivals; what the reward of a denoised field says of its value."""
+    laws: tuple[LawName, ...] = ("poisson",)
+    """Laws whose models are tuned; the base of the first is kept on 16 points a side."""
+    size: int = 0
+    """Points a side; 0 is 16 for Poisson's equation, 64 for the flow and 32 for the others."""
+    data: str = ""
+    """Own fields in physical units: a file *.npz with an array `fields` [N, H, W, C]."""
+    residual: str = ""
+    """Their residual, module:function, `function(fields) -> [N, h, w]`, zero where they obey it."""
+    solver: str = ""
+    """Their solver if there is one, module:function, `function(fields) -> fields`."""
+    solution: tuple[int, ...] = ()
+    """Channels that the solver replaces."""
+    margin: int = 1
+    """Rows and columns at each side of an own residual that are left out; 0 of periodic fields."""
     methods: tuple[str, ...] = ()
-    """Methods to compare; all when empty."""
+    """Methods to compare; all that fit when empty."""
+    base_updates: int = 1500
+    """Updates of a base that is trained here."""
     updates: int = 80
-    """Updates of the weights."""
+    """Updates of the fine-tuning; rivals have as many as cost the same."""
     num_steps: int = 20
     """Steps of the sampler, N."""
     num_grad_steps: int = 6
@@ -29,18 +51,24 @@ class Config:
     """Weight of the distance to the base's weights, of methods that are held."""
     fields: int = 256
     """Fields that are judged, from the same noise for all methods."""
-
-    judged_steps: tuple[int, ...] = (10, 20, 40)
+    judged_steps: tuple[int, ...] = (10, 20, 40, 80)
     """Steps of the samplers that a model is judged by; rows are of those nearest to num_steps."""
+    sensors: int = 40
+    """Nodes whose values guide samples, of every channel; 0 leaves that out."""
+    value_laws: tuple[LawName, ...] = ("poisson", "darcy", "burgers", "kolmogorov")
+    """Laws whose values are looked at."""
 
     def __post_init__(self):
         least = {
             "num_seeds": 1,
+            "base_updates": 2,
             "updates": 1,
             "num_steps": 2,
             "num_grad_steps": 1,
             "batch": 1,
             "fields": 2,
+            "sensors": 0,
+            "margin": 0,
         }
         for name, bound in least.items():
             if getattr(self, name) < bound:
@@ -50,23 +78,47 @@ class Config:
                 "num_grad_steps must be at most num_steps, got "
                 f"{self.num_grad_steps} of {self.num_steps}"
             )
-        if not self.judged_steps or min(self.judged_steps) < 2:
-            raise ValueError(f"judged_steps must be at least 2, got {self.judged_steps}")
+        if not self.judged_steps or not 2 <= min(self.judged_steps) <= max(self.judged_steps) < 512:
+            raise ValueError(f"judged_steps must be 2 to 511, got {self.judged_steps}")
+        if self.size and self.size < 8:
+            raise ValueError(f"size must be at least 8, or 0, got {self.size}")
         for name in ("learning_rate", "hold"):
-            if not getattr(self, name) > 0.0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+            if not 0.0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
+        if bool(self.data) != bool(self.residual):
+            given = "data" if self.data else "residual"
+            raise ValueError(f"own fields need data and residual, got {given} alone; give both")
+        if not self.data and (self.solver or self.solution):
+            raise ValueError("solver and solution belong to own fields; give data and residual")
+        if bool(self.solver) != bool(self.solution):
+            given = "solver" if self.solver else "solution"
+            raise ValueError(f"a solver needs the channels it replaces, got {given} alone")
+        for name in ("parts", "laws", "value_laws"):
+            if len(set(getattr(self, name))) < len(getattr(self, name)):
+                raise ValueError(f"{name} must not repeat, got {', '.join(getattr(self, name))}")
 
 
 PRESETS = {
     "smoke": Config(
         num_seeds=1,
+        parts=("models",),
         methods=("PIRF",),
-        updates=20,
+        base_updates=150,
+        updates=40,
         num_steps=10,
         num_grad_steps=4,
         fields=64,
         judged_steps=(10,),
+        sensors=0,
     ),
-    "cpu": Config(),
-    "gpu": Config(updates=500, batch=64),
+    "cpu": Config(laws=("poisson", "helmholtz", "darcy", "darcy64", "burgers", "kolmogorov")),
+    "gpu": Config(
+        laws=("poisson", "helmholtz", "darcy", "darcy64", "burgers", "kolmogorov"),
+        size=64,
+        base_updates=10_000,
+        updates=500,
+        num_grad_steps=2,
+        batch=64,
+        learning_rate=1e-4,
+    ),
 }

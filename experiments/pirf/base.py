@@ -1,6 +1,6 @@
-"""The base model that the study tunes: kept as a small file, which `python -m` this module makes.
+"""Base models: trained from fields, or kept as a small file, which `python -m` this module makes.
 
-A quarter of an hour on a laptop; on another processor the weights differ.
+A few minutes on a laptop; on another processor the weights differ.
 """
 
 import pathlib
@@ -10,31 +10,37 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlab import nn, physics
+from experiments.pirf import tasks
+from experiments.pirf.tasks import Task
+from jaxlab import physics
 from jaxlab.core import loop
 from jaxlab.core.types import PyTree
 
-SIZE, NUM_FIELDS = 16, 4096
-NUM_STEPS, CHUNK = 1500, 50
+KEPT, KEPT_UPDATES = "poisson", 1500
+"""The law whose base is a file, on the law's own grid, and its updates."""
 FILE = pathlib.Path(__file__).with_name("base.npz")
-LAW = physics.poisson()
-NETWORK = nn.Unet(2, 20, (1, 1), 1, attention=(), dropout=0.0)
+CHUNK = 50
 
 
-def fields() -> np.ndarray:
-    """Returns the `[4096, 16, 16, 2]` fields that the base is trained on."""
-    return physics.make_dataset(LAW, jax.random.key(0), NUM_FIELDS, SIZE)
+def is_kept(task: Task) -> bool:
+    """Whether the base of a task is a file."""
+    return task.name == KEPT and task.shape[0] == tasks.SIZES[KEPT]
 
 
-def train(folder: pathlib.Path | None = None) -> PyTree:
+def train(task: Task, num_steps: int, folder: pathlib.Path | None = None) -> PyTree:
     """Returns the running average of the weights; `folder` is for checkpoints."""
     algorithm = physics.make_base(
-        fields(), NETWORK, num_steps=NUM_STEPS, batch_size=32, learning_rate=2e-3
+        task.data(),
+        task.network,
+        num_steps=num_steps,
+        batch_size=32,
+        learning_rate=2e-3,
+        warmup=min(100, num_steps // 2),
     )
     found = loop.run(
         algorithm,
         jax.random.key(1),
-        num_steps=NUM_STEPS,
+        num_steps=num_steps,
         chunk_size=CHUNK,
         directory=folder,
         save_every=5,
@@ -57,4 +63,4 @@ def load(file: pathlib.Path = FILE) -> PyTree:
 
 
 if __name__ == "__main__":
-    save(train())
+    save(train(tasks.make_task(KEPT), KEPT_UPDATES))

@@ -1,134 +1,140 @@
-"""The comparison: the base, then every method from the same weights."""
+"""The comparison: the base of every law, then every method from the same weights."""
 
-import dataclasses
 import functools
 import pathlib
+from typing import Any
 
-import numpy as np
+import jax
+import jax.numpy as jnp
 
 from experiments.harness import result, units, verdicts
-from experiments.harness.result import Part, Result, Row, Table
+from experiments.harness.result import Part, Result
 from experiments.harness.units import Unit
-from experiments.pirf import Config, base, methods, training
-from experiments.pirf.training import Outcome
+from experiments.pirf import Config, base, figures, judging, methods, rows, tasks, training, values
+from experiments.pirf.judging import Outcome
+from experiments.pirf.tasks import Task
+from experiments.pirf.values import Values
+from jaxlab.core.types import PyTree
 
 PAPER = (
     "Yuan, Jin, Li, Li: PIRF: Physics-Informed Reward Fine-Tuning for Diffusion Models, "
     "arXiv:2509.20570"
 )
-BASE = "base"
-Found = dict[str, list[Outcome]]
-"""Outcomes of each method, by seed; the base has one."""
 
 
 def run(config: Config, out: pathlib.Path) -> Result:
     """Computes what the folder does not hold yet, and says what it means."""
-    for name in config.methods:
-        if name not in methods.METHODS:
-            raise ValueError(f"methods must be among {'; '.join(methods.METHODS)}, got {name!r}")
-    names = config.methods or tuple(methods.METHODS)
-    settings = dataclasses.replace(config, num_seeds=1, methods=())
-    todo = [Unit(BASE, settings, lambda _: training.judge(base.load(), config), Outcome)]
-    todo += [
-        Unit(
-            f"{name}/{seed}",
-            settings,
-            functools.partial(training.tune, name, seed, config),
-            Outcome,
+    made = [tasks.own_task(config)] if config.data else _made(config.laws, config)
+    for task in made:
+        _check(task, config)
+    parts, said = [], []
+    weights: dict[str, PyTree] = {}
+    if "models" in config.parts or config.data:
+        for task in made:
+            weights[task.name] = base_of(task, config, out)
+            found = compare(task, weights[task.name], config, out)
+            told = (*rows.of_data(task), *rows.rows(found, task, config))
+            pictures = figures.draw(found, task, config, out)
+            shown = rows.tables(found, task, config)
+            parts.append(Part(told, pictures, shown, rows.limits(found, task, config)))
+            said.append(rows.summary(found, task, config))
+    if "values" in config.parts and not config.data:
+        looked_at = looked(config, out, weights)
+        parts.append(
+            Part(
+                rows.values(looked_at),
+                (figures.values(looked_at, out),),
+                (rows.values_table(looked_at),),
+                (rows.VALUES_LIMIT,),
+            )
         )
-        for name in names
-        for seed in range(config.num_seeds)
-    ]
-    kept = units.run(todo, out, title="pirf")
-    found = {n: [kept[f"{n}/{seed}"] for seed in range(config.num_seeds)] for n in names}
-    found[BASE] = [kept[BASE]]
-    part = Part(rows(found, config), (), (table(found, config),), LIMITS)
     return result.assemble(
-        [part],
+        parts,
         experiment="pirf",
         title="Physics as a reward",
-        summary=summary(found, config),
+        summary=" ".join(said),
         paper=PAPER,
         interval_label=verdicts.LABEL,
     )
 
 
-LIMITS = (
-    "One small base model, of Poisson's equation on 16 x 16 nodes; the seeds share it, and the "
-    "noise that they are judged by: their spread is that of the fine-tuning.",
-    "The paper's tables were not at hand: no figure here is compared with one of its own.",
-)
-
-
-def at(found: Found, name: str, field: str, config: Config) -> np.ndarray:
-    """Returns figures by seed at the number of steps that is nearest to the one of training."""
-    index = int(np.argmin(np.abs(np.asarray(config.judged_steps) - config.num_steps)))
-    return np.stack([getattr(one, field)[index] for one in found[name]])
-
-
-def rows(found: Found, config: Config) -> tuple[Row, ...]:
-    """Each method beside the base: residual and solution error; what the detector says of it."""
-    made = []
-    for name in found:
-        if name == BASE:
-            continue
-        for field, words in (
-            ("interior", "Mean square of the residual, interior"),
-            ("solution_error", "Solution error"),
-        ):
-            ours = at(found, name, field, config)
-            theirs = np.repeat(at(found, BASE, field, config), len(ours))
-            made.append(
-                verdicts.row(
-                    "The residual falls, and the solution does not suffer",
-                    f"{words}, {name}",
-                    ours,
-                    (BASE, theirs),
-                    larger_is_better=False,
-                )
-            )
-        flagged = np.any(at(found, name, "flags", config), axis=1)
-        std = at(found, name, "std", config)[:, 0].mean()
-        made.append(
-            Row(
-                "A hacked reward is told from a physical one",
-                f"Share of runs that the detector flags, {name}",
-                float(np.mean(flagged)),
-                note=f"The source's standard deviation is {std:.3g} times the data's.",
-            )
-        )
-    return tuple(made)
-
-
-def table(found: Found, config: Config) -> Table:
-    """All figures, means over seeds."""
-    lines = []
-    for name in (BASE, *(n for n in found if n != BASE)):
-        flags = np.any(at(found, name, "flags", config), axis=0)
-        named = ", ".join(n for n, f in zip(training.SIGNS, flags, strict=True) if f)
-        figures = [
-            *(np.mean(at(found, name, field, config)) for field in ("interior", "every")),
-            *np.mean(at(found, name, "std", config), axis=0),
-            np.mean(at(found, name, "solution_error", config)),
-            np.max(np.mean(at(found, name, "spectrum", config), axis=0)),
-        ]
-        shown = [float(f"{x:.3g}") if np.isfinite(x) else None for x in figures]
-        lines.append((name, *shown, named or "none"))
-    return Table(
-        "What was tuned, and what it became",
-        ("Method", "Interior", "Published", "Std f", "Std u", "Solution", "Spectrum", "Flags"),
-        tuple(lines),
-        f"Judged on {config.fields} fields from the same noise. Mean squares of the residual in "
-        "the interior and of the published one; standard deviations over the data's; median error "
-        "of the solution; distance of log spectra; what the detector says of any seed.",
+def base_of(task: Task, config: Config, out: pathlib.Path) -> PyTree:
+    """Returns the weights of a task's base: those of the file, or trained here, a unit."""
+    if base.is_kept(task):
+        return base.load()
+    about = {"task": task.about, "base_updates": config.base_updates}
+    unit = Unit(
+        f"{task.name}/weights", about, lambda folder: base.train(task, config.base_updates, folder)
     )
+    return jax.tree.map(jnp.asarray, units.run([unit], out, title="pirf")[unit.name])
 
 
-def summary(found: Found, config: Config) -> str:
-    """One sentence for the first screen."""
-    told = [
-        f"{name} {np.mean(at(found, name, 'interior', config)):.2g}"
-        for name in (BASE, methods.OURS, methods.PUBLISHED)
-        if name in found
-    ]
-    return f"Mean square of the residual in the interior: {', '.join(told)}."
+def compare(task: Task, params: PyTree, config: Config, out: pathlib.Path) -> rows.Found:
+    """Tunes and judges every method: a unit for each, and each seed."""
+    judge = judging.make_judge(task, params, config)
+    names = _names(task, config)
+
+    def tuned(name: str, seed: int, folder: pathlib.Path) -> Outcome:
+        return judge(name, training.tune(name, seed, task, params, config, folder))
+
+    def unit(name: str, seed: int) -> Unit:
+        if name in (*methods.TUNED, *methods.ON_DATA):
+            compute: Any = functools.partial(tuned, name, seed)
+        else:
+            compute = lambda _: judge(name, params)  # noqa: E731
+        about = training.settings(config, task, name)
+        return Unit(f"{task.name}/{name}/{seed}", about, compute, Outcome)
+
+    todo = {
+        (name, seed): unit(name, seed)
+        for name in (methods.BASE, *names)
+        for seed in range(config.num_seeds if name in (*methods.TUNED, *methods.ON_DATA) else 1)
+    }
+    kept = units.run(list(todo.values()), out, title="pirf")
+    found: rows.Found = {}
+    for (name, _), one in todo.items():
+        found.setdefault(name, []).append(kept[one.name])
+    return found
+
+
+def looked(
+    config: Config, out: pathlib.Path, weights: dict[str, PyTree]
+) -> dict[tuple[str, str], Values]:
+    """Looks at values: of the data of each law, and of the bases that there are."""
+    todo = {}
+    for task in _made(config.value_laws, config):
+        about = {"task": task.about, "seed": config.seed}
+        todo[task.law.name, "data"] = Unit(
+            f"values/{task.name}/data", about, lambda _, t=task: values.of_data(t, config), Values
+        )
+        if task.name in weights:
+            params = weights[task.name]
+            about = about | {"base_updates": config.base_updates}
+            todo[task.law.name, "model"] = Unit(
+                f"values/{task.name}/model",
+                about,
+                lambda _, t=task, p=params: values.of_model(t, p, config),
+                Values,
+            )
+    kept = units.run(list(todo.values()), out, title="pirf, values")
+    return {pair: kept[one.name] for pair, one in todo.items()}
+
+
+def _made(names: tuple[str, ...], config: Config) -> list[Task]:
+    return [tasks.make_task(name, config.size) for name in names]
+
+
+def _names(task: Task, config: Config) -> tuple[str, ...]:
+    return methods.names(config, released=task.released, solved=task.law.solve is not None)
+
+
+def _check(task: Task, config: Config) -> None:
+    """Refuses settings that do not fit a law, before anything is computed.
+
+    Raises:
+        ValueError: if a method is unknown, or there are more sensors than nodes.
+    """
+    _names(task, config)
+    nodes = task.shape[0] * task.shape[1]
+    if config.sensors >= nodes:
+        raise ValueError(f"sensors must be fewer than the {nodes} nodes, got {config.sensors}")

@@ -1,94 +1,69 @@
-"""A run of one method, and the judgement of what its model samples."""
+"""A run of the fine-tuning, by PIRF or by one of its rivals."""
 
-import functools
 import pathlib
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from experiments.pirf import Config, base, methods
+from experiments.pirf import Config, methods
+from experiments.pirf.tasks import Task
 from jaxlab import physics
 from jaxlab.core import loop
-from jaxlab.core.types import PyTree
-from jaxlab.diffusion import edm
-from jaxlab.physics import metrics
-
-SIGNS = ("amplitude", "boundary strip", "spectrum", "solution error", "diversity")
-"""What the detector flags."""
+from jaxlab.core.types import Algorithm, PyTree
+from jaxlab.physics.baselines import residual_losses
 
 
-class Outcome(NamedTuple):
-    """What was measured of a model; a figure for each number of steps in `judged_steps`.
-
-    Attributes:
-        interior: `[E]`, mean square of the residual in the interior.
-        every: `[E]`, of the published residual at every node.
-        std: `[E, 2]`, standard deviations of source and solution, over those of the data.
-        solution_error: `[E]`, median over fields.
-        spectrum: `[E, 2]`, distances of log spectra to the data's.
-        flags: `[E, 5]`, bool, what the detector says, see `SIGNS`.
-    """
-
-    interior: Any
-    every: Any
-    std: Any
-    solution_error: Any
-    spectrum: Any
-    flags: Any
+def settings(config: Config, task: Task, name: str = "") -> dict[str, Any]:
+    """Returns all that a unit's result depends on; `name` is that of its method."""
+    kept = ("seed", "fields", "judged_steps", "num_steps", "sensors", "base_updates")
+    tuning = ("updates", "num_grad_steps", "batch", "learning_rate", "hold")
+    tuned = name in (*methods.TUNED, *methods.ON_DATA)
+    chosen = {n: getattr(config, n) for n in kept + (tuning if tuned else ())}
+    given = (methods.TUNED | methods.ON_DATA | methods.GUIDED).get(name, {})
+    return {**chosen, "task": task.about, "given": given}
 
 
-def tune(name: str, seed: int, config: Config, folder: pathlib.Path) -> Outcome:
-    """Tunes the base by a method and judges what comes of it."""
-    params = base.load()
-    given: dict[str, Any] = {
-        "num_steps": config.num_steps,
-        "num_grad_steps": config.num_grad_steps,
-        "batch_size": config.batch,
-        "learning_rate": config.learning_rate,
-        "reg_weight": config.hold,
-    }
-    algorithm = physics.make_pirf(
-        base.LAW,
-        base.NETWORK.apply,
-        params,
-        (base.SIZE, base.SIZE, 2),
-        **(given | methods.METHODS[name]),
-    )
+def tune(
+    name: str, seed: int, task: Task, params: PyTree, config: Config, folder: pathlib.Path
+) -> PyTree:
+    """Returns the weights that the base's become; they are NaN where a run blows up."""
+    num = methods.updates(name, config)
     key = jax.random.fold_in(jax.random.key(config.seed), 1 + seed)
-    chunk = min(20, config.updates)
-    found = loop.run(algorithm, key, num_steps=config.updates, chunk_size=chunk, directory=folder)
-    return judge(physics.tuned_params(found.state), config)
-
-
-def judge(params: PyTree, config: Config) -> Outcome:
-    """Measures fields from the same noise, whatever the model."""
-    key = jax.random.fold_in(jax.random.key(config.seed), 0)
-    noise = jax.random.normal(key, (config.fields, base.SIZE, base.SIZE, 2))
-    data = jnp.asarray(physics.make_dataset(base.LAW, jax.random.key(7), 512, base.SIZE))
-    found = []
-    for num in config.judged_steps:
-        first, x = (_sampled(p, noise, num) for p in (base.load(), params))
-        signs = physics.detect_hacking(base.LAW, x, data, base=first)
-        left = physics.residual(base.LAW, x)
-        every = physics.residual(base.LAW, x, region="all", repo_exact=True)
-        found.append(
-            (
-                jnp.mean(left**2),
-                jnp.mean(every**2),
-                signs.amplitude,
-                signs.solution_error,
-                metrics.spectrum_distance(x, data),
-                [name in signs.flags for name in SIGNS],
-            )
+    algorithm = make_algorithm(name, task, params, config)
+    try:
+        found = loop.run(
+            algorithm, key, num_steps=num, chunk_size=max(num // 4, 1), directory=folder
         )
-    return Outcome(*(np.asarray(list(column)) for column in zip(*found, strict=True)))
+    except loop.NonFiniteError:
+        return jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), params)
+    return physics.tuned_params(found.state)
 
 
-@functools.partial(jax.jit, static_argnums=2)
-def _sampled(params: PyTree, noise: jax.Array, num_steps: int) -> jax.Array:
-    denoiser = physics.denoiser_of(base.NETWORK, params)
-    return jax.lax.map(
-        lambda z: edm.sample(denoiser, z[None], num_steps=num_steps)[0], noise, batch_size=64
+def make_algorithm(name: str, task: Task, params: PyTree, config: Config) -> Algorithm:
+    """Makes the fine-tuning that a name stands for."""
+    common: dict[str, Any] = {"learning_rate": config.learning_rate, "batch_size": config.batch}
+    if name in methods.TUNED:
+        given = {
+            "num_steps": config.num_steps,
+            "num_grad_steps": config.num_grad_steps,
+            "reg_weight": config.hold,
+            **common,
+            **methods.TUNED[name],
+        }
+        return physics.make_pirf(task.law, task.network.apply, params, task.shape, **given)
+    given = dict(methods.ON_DATA[name])
+    kind = given.pop("kind")
+    objective = residual_losses.residual_objective(
+        kind, task.law, task.network.apply, task.data(), batch_size=config.batch, **given
+    )
+    if kind == "value":  # held and masked as PIRF is
+        return physics.make_tuning(params, objective, reg_weight=config.hold, **common)
+    return physics.make_tuning(
+        params,
+        objective,
+        layers="none",
+        regularizer="off",
+        combine=residual_losses.conflict_free if kind == "pbfm" else None,
+        **common,
     )

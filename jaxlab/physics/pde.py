@@ -245,6 +245,10 @@ def own_pde(
             f"law must return [N, h, w] with more than {2 * margin} rows and columns, got "
             f"{left.shape} for one field; sum over equations, or make margin smaller"
         )
+    if left.dtype not in (jnp.float32, jnp.float64):
+        raise ValueError(
+            f"law must return float32 or float64, got {left.dtype}; differences amplify rounding"
+        )
     if not bool(jnp.all(jnp.isfinite(left))):
         raise ValueError("the residual of the data must be finite, got NaN or infinity")
     return pde
