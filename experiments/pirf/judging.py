@@ -92,13 +92,13 @@ def make_judge(task: Task, base: PyTree, config: Config) -> Judge:
 
     @functools.cache
     def program(kind: str, num_steps: int) -> Callable[..., jax.Array]:
-        drawn = jax.jit(_drawing(task, kind, num_steps))
-        return drawn.lower(base, noise[:size], *_given(kind, methods.ZETAS[0], num_steps)).compile()
+        drawn, given = jax.jit(_drawing(task, kind, num_steps)), _given(kind, 0.0, num_steps)
+        return drawn.lower(base, noise[:size], *given).compile()
 
     def draw(name: str, params: PyTree, num_steps: int) -> tuple[jax.Array, float]:
         given = methods.GUIDED.get(name, {})
         kind = "guided" if given else "plain"
-        compiled = program(kind, num_steps if given else 0)
+        compiled = program(kind, num_steps if given else 2)
         arguments = _given(kind, given.get("zeta", 0.0), num_steps)
         after = _after(task, name)
         after(noise[:size])  # compiles
