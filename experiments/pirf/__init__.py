@@ -18,7 +18,8 @@ class Config:
     num_seeds: int = 5
     """Runs of the fine-tuning a figure rests on, over one base."""
     parts: tuple[PartName, ...] = ("models", "values")
-    """Tuned models beside their rivals; what the reward of a denoised field says of its value."""
+    """Tuned models beside their rivals, of own fields these alone; what the reward of a denoised
+    field says of its value."""
     laws: tuple[LawName, ...] = ("poisson",)
     """Laws whose models are tuned; the base of the first is kept on 16 points a side."""
     size: int = 0
@@ -85,6 +86,10 @@ class Config:
         for name in ("learning_rate", "hold"):
             if not 0.0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
+        if self.data and (self.size or "models" not in self.parts):
+            raise ValueError(
+                "own fields have their size, and the part models; leave out both flags"
+            )
         if bool(self.data) != bool(self.residual):
             given = "data" if self.data else "residual"
             raise ValueError(f"own fields need data and residual, got {given} alone; give both")

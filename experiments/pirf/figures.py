@@ -14,6 +14,8 @@ from experiments.pirf.tasks import Task
 from experiments.pirf.values import LEVELS
 from jaxlab.diffusion import edm
 
+LEAST = 1e-6
+"""Where smaller residuals are drawn."""
 CAST = (DATA, BASE, OURS, LOOSE, PUBLISHED)
 """Who is in the pictures of fields, spectra and ways."""
 INK = {
@@ -88,7 +90,9 @@ def pareto(found: Found, task: Task, config: Config, out: pathlib.Path) -> Figur
                 if name not in found:
                     continue
                 x = at(found, name, "spectrum", config).max(axis=1)
-                y = np.maximum(at(found, name, "interior", config), 1e-7)
+                y = np.maximum(at(found, name, "interior", config), LEAST)
+                if not np.isfinite(np.mean(x)):
+                    continue
                 flagged = np.any(at(found, name, "flags", config), axis=1)
                 hollow = flagged.mean() > 0.5
                 axis.plot(
@@ -111,7 +115,8 @@ def pareto(found: Found, task: Task, config: Config, out: pathlib.Path) -> Figur
     return Figure(
         file,
         f"{task.law.name}: how lawful fields are against how like the data they are; lower left is "
-        "better. Means over seeds; hollow where the detector flags most of them.",
+        "better. Means over seeds; hollow where the detector flags most of them; below 1e-6 a residual "
+        "is drawn there.",
         "Residual against the distance of spectra, a point a method",
     )
 

@@ -81,10 +81,10 @@ def limits(found: Found, task: Task, config: Config) -> tuple[str, ...]:
         " and the noise that they are judged by: their spread is that of the fine-tuning.",
         "The paper's tables were not at hand: no figure here is compared with one of its own.",
     ]
-    if any(name in found for name in methods.GUIDED):
+    if lengths := len({methods.GUIDED[name]["zeta"] for name in found if name in methods.GUIDED}):
         told.append(
-            "The lengths of steps of guidance are the best of "
-            f"{len(methods.ZETAS)} on the fields that are judged, chosen afterwards."
+            f"Guidance has the step's length that is best of {lengths} on the fields that are "
+            "judged, chosen afterwards."
         )
     if any(name in found for name in methods.ON_DATA):
         told.append("PIDM, PBFM and the reward of D(x_t) make as many passes through the network.")
