@@ -115,8 +115,8 @@ def pareto(found: Found, task: Task, config: Config, out: pathlib.Path) -> Figur
     return Figure(
         file,
         f"{task.law.name}: how lawful fields are against how like the data they are; lower left is "
-        "better. Means over seeds; hollow where the detector flags most of them; below 1e-6 a residual "
-        "is drawn there.",
+        "better. Means over seeds; hollow where the detector flags most of them; a residual below "
+        "1e-6 is drawn there.",
         "Residual against the distance of spectra, a point a method",
     )
 
