@@ -21,7 +21,7 @@ SIGNS = ("amplitude", "boundary strip", "spectrum", "solution error", "diversity
 """What the detector flags."""
 BATCH = 64
 """Fields that are drawn at a time."""
-SHOWN, WATCHED, SENSED = 3, 32, 64
+SHOWN, WATCHED, SENSED = 3, 32, 32
 """Fields that pictures show, whose way is followed, and that sensors are put on."""
 MOST = 512
 """Steps of a sampler, at most."""
@@ -118,6 +118,10 @@ def make_judge(task: Task, base: PyTree, config: Config) -> Judge:
 
     follow = jax.jit(functools.partial(_path, task, config.num_steps))
 
+    @functools.cache
+    def guide() -> Callable[..., Any]:
+        return jax.jit(by_sensors(task, config))
+
     def judge(name: str, params: PyTree) -> Outcome:
         data, at = jnp.asarray(task.judged()), trained_steps(config)
         found, kept = [], {}
@@ -141,8 +145,8 @@ def make_judge(task: Task, base: PyTree, config: Config) -> Judge:
         kept["path"] = follow(params, noise[:WATCHED]) if plain else none
         kept["sensor_error"], kept["sensor_interior"] = none, none
         if config.sensors and name in (methods.BASE, methods.OURS):
-            sensed = by_sensors(task, params, noise[:SENSED], config)
-            kept["sensor_error"], kept["sensor_interior"] = sensed
+            told = [guide()(params, noise, jnp.asarray(z)) for z in methods.SENSOR_ZETAS]
+            kept["sensor_error"], kept["sensor_interior"] = zip(*told, strict=True)
         columns = dict(zip(Outcome._fields, zip(*found, strict=True), strict=False))
         return Outcome(**{name: np.asarray(value) for name, value in (columns | kept).items()})
 
@@ -209,37 +213,31 @@ def _after(task: Task, name: str) -> Callable[[jax.Array], jax.Array]:
 
 
 def by_sensors(
-    task: Task, params: PyTree, noise: jax.Array, config: Config
-) -> tuple[np.ndarray, np.ndarray]:
-    """Draws fields that sensors guide: what is wrong between them, and the residual.
+    task: Task, config: Config
+) -> Callable[[PyTree, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
+    """Returns `draw(params, noise, zeta)`, which draws fields that sensors guide and judges them.
 
-    Sensors read new data, at the same random nodes of every channel, and push all steps.
-
-    Returns:
-        `(error, interior)`, both `[Z]`, for each of `methods.SENSOR_ZETAS`.
+    Sensors read new data, at the same random nodes of every channel, and push all steps by zeta.
+    Of `draw` comes the error where there is no sensor, and the residual, see `Outcome`.
     """
-    truth, mask = sensed(task, len(noise), config)
-    noise, norm = noise[: len(truth)], guidance.sensor_norm(mask, truth)
-    spread = jnp.std(jnp.asarray(task.judged()), axis=(0, 1, 2))
-    unseen = ~mask[None]
+    truth, mask = sensed(task, min(SENSED, config.fields), config)
+    norm = guidance.sensor_norm(mask, truth)
+    spread = jnp.std(jnp.asarray(task.judged()), axis=(0, 1, 2))[None, None, None]
 
-    @jax.jit
-    def of_zeta(zeta: jax.Array) -> tuple[jax.Array, jax.Array]:
-        denoiser = physics.denoiser_of(task.network, params)
+    def draw(params: PyTree, noise: jax.Array, zeta: jax.Array) -> tuple[jax.Array, jax.Array]:
         x = guidance.guided_sample(
-            denoiser,
-            noise,
+            physics.denoiser_of(task.network, params),
+            noise[: len(truth)],
             lambda x: zeta * norm(x),
             zeta=1.0,
             num_steps=config.num_steps,
             start=0.0,
         )
-        squares = jnp.where(unseen, ((x - truth) / spread[None, None, None]) ** 2, 0.0)
-        error = jnp.sqrt(jnp.sum(squares) / (len(noise) * np.sum(~mask)))
+        squares = jnp.where(mask[None], 0.0, ((x - truth) / spread) ** 2)
+        error = jnp.sqrt(jnp.sum(squares) / (len(truth) * np.sum(~mask)))
         return error, jnp.mean(physics.residual(task.law, x) ** 2)
 
-    found = [of_zeta(jnp.asarray(zeta)) for zeta in methods.SENSOR_ZETAS]
-    return np.asarray([f[0] for f in found]), np.asarray([f[1] for f in found])
+    return draw
 
 
 def sensed(task: Task, num: int, config: Config) -> tuple[jax.Array, np.ndarray]:
