@@ -112,6 +112,7 @@ PRESETS = {
         updates=40,
         num_steps=10,
         num_grad_steps=4,
+        batch=8,
         fields=64,
         judged_steps=(10,),
         sensors=0,

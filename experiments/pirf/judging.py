@@ -261,9 +261,9 @@ def _path(task: Task, num_steps: int, params: PyTree, noise: jax.Array) -> jax.A
     def step(x: jax.Array, pair: jax.Array) -> tuple[jax.Array, jax.Array]:
         return edm.heun_step(denoiser, x, pair[0], pair[1]), squares(x, pair[0])
 
-    pairs = jnp.asarray(np.stack([levels[:-2], levels[1:-1]], axis=1))
-    x, found = jax.lax.scan(step, float(levels[0]) * noise, pairs)
-    return jnp.append(found, squares(x, jnp.asarray(levels[-2])))
+    # The last step leads nowhere; what is wanted there is D alone.
+    pairs = np.stack([levels[:-1], [*levels[1:-1], levels[-2]]], axis=1)
+    return jax.lax.scan(step, float(levels[0]) * noise, jnp.asarray(pairs))[1]
 
 
 def _figures(task: Task, x: jax.Array, base: jax.Array, data: jax.Array) -> tuple[Any, ...]:

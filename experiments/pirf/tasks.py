@@ -121,9 +121,10 @@ def own_task(config: Config) -> Task:
     spread = np.std(x, axis=(0, 1, 2))
     if np.min(spread) < LEAST_SPREAD:
         worst = int(np.argmin(spread))
-        raise ValueError(
+        warnings.warn(
             f"channel {worst} has a standard deviation of {50.0 * spread[worst]:.2g} % of its "
-            "range; leave out what is far off, or take a logarithm"
+            "range, which networks see as 2; leave out what is far off, or take a logarithm",
+            stacklevel=2,
         )
     kept = len(x) - max(len(x) // 4, 4)
     check = _called("residual", config.residual, lambda: physics.check_data(law, x))

@@ -57,6 +57,7 @@ def kolmogorov_frames(
     kx = np.fft.fftfreq(size, 1.0 / size)[:, None]
     ky = np.fft.rfftfreq(size, 1.0 / size)[None, :]
     square = kx**2 + ky**2
+    x, y = (1j * np.where(np.abs(k) < size / 2.0, k, 0.0) for k in (kx, ky))  # odd derivatives
     inverse = 1.0 / np.where(square > 0.0, square, np.inf)
     kept = (np.abs(kx) < size / 3.0) & (ky < size / 3.0)
     force = np.fft.rfft2(
@@ -68,7 +69,7 @@ def kolmogorov_frames(
 
     def nonlinear(v: np.ndarray) -> np.ndarray:
         psi = inverse * v
-        carried = back(1j * ky * psi) * back(1j * kx * v) - back(1j * kx * psi) * back(1j * ky * v)
+        carried = back(y * psi) * back(x * v) - back(x * psi) * back(y * v)
         return force - kept * np.fft.rfft2(carried)
 
     linear = -square / reynolds - 0.1

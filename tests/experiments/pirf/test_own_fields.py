@@ -65,6 +65,13 @@ def test_lawful_fields_are_a_task_and_others_are_warned_of(tmp_path, module, rec
     assert task.check is not None and not task.check.obeys
 
 
+def test_what_is_far_off_is_warned_of(tmp_path, module):
+    x = fields(100)
+    x[0, 0, 0] = [1e3, 2e3]  # obeys the law, and squeezes all else
+    with pytest.warns(UserWarning, match="channel 0 has a standard deviation of .* of its range"):
+        tasks.own_task(given(tmp_path, x))
+
+
 def test_other_fields_are_another_unit(tmp_path, module):
     told = [tasks.own_task(given(tmp_path, fields(seed=s))).about["fields"] for s in (0, 0, 1)]
     assert told[0] == told[1] != told[2]
@@ -79,9 +86,8 @@ def test_other_fields_are_another_unit(tmp_path, module):
         (lambda x: np.where(x > 2.0, np.nan, x), "data must be finite, got [0-9]+ values"),
         (lambda x: x * np.array([1.0, 0.0]), "every channel must vary, got a constant '1'"),
         (lambda x: x[:, :7], "even number of rows and columns, got 7 by 8"),
-        (lambda x: np.sinh(9.0 * x), "standard deviation of .* % of its range"),
     ],
-    ids=["axes", "few", "half", "nan", "constant", "odd", "outlier"],
+    ids=["axes", "few", "half", "nan", "constant", "odd"],
 )
 def test_fields_that_are_refused(change, message, tmp_path, module):
     with pytest.raises(ValueError, match=message):
