@@ -124,7 +124,8 @@ def make_judge(task: Task, base: PyTree, config: Config) -> Judge:
 
     def judge(name: str, params: PyTree) -> Outcome:
         data, at = jnp.asarray(task.judged()), trained_steps(config)
-        found, kept = [], {}
+        found: list[tuple] = []
+        kept: dict[str, Any] = {}
         for i, num in enumerate(config.judged_steps):
             first, seconds = of_base(num)
             if name == methods.DATA:
@@ -221,7 +222,7 @@ def by_sensors(
     Of `draw` comes the error where there is no sensor, and the residual, see `Outcome`.
     """
     truth, mask = sensed(task, min(SENSED, config.fields), config)
-    norm = guidance.sensor_norm(mask, truth)
+    norm = guidance.sensor_norm(jnp.asarray(mask), truth)
     spread = jnp.std(jnp.asarray(task.judged()), axis=(0, 1, 2))[None, None, None]
 
     def draw(params: PyTree, noise: jax.Array, zeta: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -1,5 +1,7 @@
 """What is said of the methods, and of the values that guidance takes."""
 
+from typing import Any
+
 import numpy as np
 
 from experiments.harness import verdicts
@@ -394,5 +396,5 @@ def _amplitudes(found: Found, name: str, task: Task, config: Config) -> str:
     return f"Standard deviations over the data's: {', '.join(told)}."
 
 
-def _shown(x: float) -> float | None:
+def _shown(x: Any) -> float | None:
     return float(f"{float(x):.3g}") if np.isfinite(x) else None

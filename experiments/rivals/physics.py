@@ -13,18 +13,19 @@ from jaxlab.physics import elliptic, random_fields, spectral
 def poisson_fields(white: np.ndarray) -> np.ndarray:
     """Returns `[N, S, S, 2]` sources and solutions of `[N, S, S]` normal numbers, by fast sines."""
     size = white.shape[-1]
-    f = scipy.fft.idctn(random_fields.grf2d_std(size) * white, axes=(-2, -1), norm="ortho")
+    f = _random_fields(white)
     m = np.arange(1, size - 1)
     one = -4.0 * (size - 1) ** 2 * np.sin(0.5 * np.pi * m / (size - 1)) ** 2
-    along = scipy.fft.dstn(f[:, 1:-1, 1:-1], type=1, axes=(-2, -1)) / (one[:, None] + one[None, :])
-    u = np.pad(scipy.fft.idstn(along, type=1, axes=(-2, -1)), ((0, 0), (1, 1), (1, 1)))
+    along = np.asarray(scipy.fft.dstn(f[:, 1:-1, 1:-1], type=1, axes=(-2, -1)))
+    u = np.asarray(scipy.fft.idstn(along / (one[:, None] + one), type=1, axes=(-2, -1)))
+    u = np.pad(u, ((0, 0), (1, 1), (1, 1)))
     return np.stack([f, u], axis=-1)
 
 
 def darcy_fields(white: np.ndarray) -> np.ndarray:
     """Returns `[N, S, S, 2]` coefficients and solutions, a sparse factorization for each."""
     size = white.shape[-1]
-    g = scipy.fft.idctn(random_fields.grf2d_std(size) * white, axes=(-2, -1), norm="ortho")
+    g = _random_fields(white)
     to_nodes, to_cells = elliptic.splines(size)
     made = []
     for a in np.where(g >= 0.0, 12.0, 3.0):
@@ -77,6 +78,11 @@ def kolmogorov_frames(
     return np.moveaxis(back(states), 0, -3)
 
 
+def _random_fields(white: np.ndarray) -> np.ndarray:
+    std = random_fields.grf2d_std(white.shape[-1])
+    return np.asarray(scipy.fft.idctn(std * white, axes=(-2, -1), norm="ortho"))
+
+
 def _darcy_inner(a: np.ndarray) -> np.ndarray:
     """Solves -div(a grad u) = 1 at the interior nodes, by fluxes between nodes."""
     size = a.shape[0]
@@ -88,7 +94,7 @@ def _darcy_inner(a: np.ndarray) -> np.ndarray:
         (0, 1): 0.5 * (a[1:-1, 1:-1] + a[1:-1, 2:]) * steps,
         (0, -1): 0.5 * (a[1:-1, 1:-1] + a[1:-1, :-2]) * steps,
     }
-    i, j, x = [rows.ravel()], [rows.ravel()], [sum(faces.values()).ravel()]
+    i, j, x = [rows.ravel()], [rows.ravel()], [np.sum(list(faces.values()), axis=0).ravel()]
     for (down, across), face in faces.items():
         here = (
             slice(max(-down, 0), num - max(down, 0)),
@@ -104,7 +110,7 @@ def _darcy_inner(a: np.ndarray) -> np.ndarray:
     matrix = scipy.sparse.csc_array(
         (np.concatenate(x), (np.concatenate(i), np.concatenate(j))), shape=(num**2, num**2)
     )
-    return scipy.sparse.linalg.spsolve(matrix, np.ones(num**2)).reshape(num, num)
+    return np.asarray(scipy.sparse.linalg.spsolve(matrix, np.ones(num**2))).reshape(num, num)
 
 
 def _integrate(

@@ -125,7 +125,7 @@ def test_values_of_data_are_those_of_the_whole_law(name):
     squares = np.mean(np.asarray(physics.residual(task.law, jnp.asarray(fields))) ** 2, (1, 2))
     off = np.abs(found.true[0][:, None] - squares[None])
     assert np.all(np.min(off, axis=1) <= 0.01 * found.true[0] + 1e-9)
-    np.testing.assert_allclose(found.taken[0], found.true[0], rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(found.taken[0], found.true[0], rtol=1e-2, atol=1e-6)
     x = np.asarray(fields, np.float64)
     for level, taken, true in zip(values.LEVELS, found.taken, found.true, strict=True):
         if level == 5.0 and name == "burgers":  # 64 numbers: one field is hardly told from another
