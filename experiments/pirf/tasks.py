@@ -31,7 +31,7 @@ OWN = "own"
 """Stands for the law of one's own fields."""
 NUM_FIELDS, NUM_JUDGED = 4096, 512
 """Fields that a base is trained on, and new ones that samples are compared with."""
-LEAST_SPREAD = 0.02
+LEAST_SPREAD = 0.04
 """Least standard deviation of a channel of own fields, whose range is scaled to 2."""
 FEWEST = 16
 """Own fields that there must be: a quarter of them is kept for comparisons."""
