@@ -9,7 +9,7 @@ import functools
 import itertools
 import pathlib
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,7 @@ from jaxlab.rl import discrete
 from jaxlab.rl.discrete import StatePolicy, bandits, token_critics
 from jaxlab.rl.discrete.state_policies import at_states
 
+T = TypeVar("T")
 ENVS = 16
 """Games side by side."""
 ROLLOUT = 64
@@ -210,19 +211,42 @@ def make_games(config: Config) -> dict[str, Game]:
     Raises:
         ValueError: if there is no such game, or none is left.
     """
+    return make_installed("control_games", config.control_games, GAMES, "gymnax")
+
+
+def make_installed(
+    flag: str, names: tuple[str, ...], makers: Mapping[str, Callable[[], T]], library: str
+) -> dict[str, T]:
+    """Makes by name what its library is installed for.
+
+    Raises:
+        ValueError: if there is no such name, or nothing is left.
+    """
     made = {}
-    for name in config.control_games:
-        if name not in GAMES:
-            raise ValueError(f"control_games must be among {', '.join(GAMES)}, got {name!r}")
+    for name in names:
+        if name not in makers:
+            raise ValueError(f"{flag} must be among {', '.join(makers)}, got {name!r}")
         try:
-            made[name] = GAMES[name]()
+            made[name] = makers[name]()
         except ImportError:
             continue
     if not made:
         raise ValueError(
-            f"the games {', '.join(config.control_games)} need gymnax: pip install 'jaxlab[games]'"
+            f"the games {', '.join(names)} need {library}: pip install 'jaxlab[games]'"
         )
     return made
+
+
+def not_installed(
+    names: tuple[str, ...], made: Mapping[str, Any], titles: Mapping[str, str], library: str
+) -> tuple[str, ...]:
+    """Sentences on the games that were asked for and are not here."""
+    return tuple(
+        f"{titles[name][:1].upper()}{titles[name][1:]} was left out: it needs {library}, pip "
+        "install 'jaxlab[games]'."
+        for name in names
+        if name not in made
+    )
 
 
 def make_method(name: str, game: Game, length: int, frames: int, config: Config) -> Method:
@@ -252,25 +276,27 @@ def _deep_sea() -> Game:
     return _in_turn(envs.deep_sea(SIZE), (SIZE * SIZE,))
 
 
-def _breakout() -> Game:
+def _minatar(name: str) -> Game:
     import gymnax  # pyright: ignore[reportMissingImports]
 
-    return _in_turn(envs.from_gymnax(*gymnax.make("Breakout-MinAtar")), (10, 10, 4))
+    env, params = gymnax.make(f"{name}-MinAtar")
+    return _in_turn(envs.from_gymnax(env, params), env.obs_shape)
 
 
-GAMES: Mapping[str, Callable[[], Game]] = {"deep_sea": _deep_sea, "breakout": _breakout}
+GAMES: Mapping[str, Callable[[], Game]] = {
+    "deep_sea": _deep_sea,
+    "breakout": functools.partial(_minatar, "Breakout"),
+    "space_invaders": functools.partial(_minatar, "SpaceInvaders"),
+    "asterix": functools.partial(_minatar, "Asterix"),
+    "freeway": functools.partial(_minatar, "Freeway"),
+}
 
 
 def _left_out(
     config: Config, games: Mapping[str, Game], wanted: list[tuple[str, int, str]]
 ) -> tuple[str, ...]:
     """Sentences on what was asked for and is not here."""
-    told = tuple(
-        f"The game {control_told.TITLES[name]} was left out: it needs gymnax, pip install "
-        "'jaxlab[games]'."
-        for name in config.control_games
-        if name not in games
-    )
+    told = not_installed(config.control_games, games, control_told.TITLES, "gymnax")
     if any(name == "DQN" and not _listable(games[game], k) for game, k, name in wanted):
         told += (
             f"DQN is left out where there are more than {token_critics.MOST_ACTIONS} "

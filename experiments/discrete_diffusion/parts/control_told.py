@@ -14,7 +14,13 @@ from jaxlab import envs
 
 OURS = ("F2 candidates", "R2 ratios")
 RIVALS = ("PPO, factored", "PPO, autoregressive", "DQN")
-TITLES = {"deep_sea": "deep sea", "breakout": "Breakout"}
+TITLES = {
+    "deep_sea": "deep sea",
+    "breakout": "Breakout",
+    "space_invaders": "Space Invaders",
+    "asterix": "Asterix",
+    "freeway": "Freeway",
+}
 SIZE = 8
 """Rows of the deep sea."""
 Cell = tuple[str, int, str]
@@ -143,8 +149,11 @@ def _draw(
     if not left:
         return ()
     with plt.rc_context(drawing.STYLE):
-        figure, axes = drawing.panels(1, len(games))
-        for axis, game in zip(axes[0], games, strict=True):
+        columns = min(len(games), 2)
+        figure, axes = drawing.panels(-(-len(games) // columns), columns)
+        for axis in axes.flat[len(games) :]:
+            axis.set_visible(False)
+        for axis, game in zip(axes.flat, games, strict=False):
             names = tuple(dict.fromkeys(name for _, _, name in found))
             for color, name in zip(drawing.COLORS, names, strict=False):
                 shown = sorted((k, x) for (g, k, n), x in left.items() if (g, n) == (game, name))
@@ -160,7 +169,8 @@ def _draw(
             if best is not None:
                 axis.axhline(best, color=drawing.MUTED, lw=1, ls="--", label="the best there is")
             lengths = sorted({k for g, k, _ in found if g == game})
-            axis.set(title=TITLES[game].capitalize(), xlabel="Choices at once K", ylabel="Return")
+            axis.set(xlabel="Choices at once K", ylabel="Return")
+            axis.set_title(TITLES[game][:1].upper() + TITLES[game][1:])
             axis.set_xscale("log", base=2)
             axis.set_xticks(lengths, [str(k) for k in lengths])
             axis.minorticks_off()

@@ -1,9 +1,10 @@
 """Regulatory DNA: a pre-trained policy is fine-tuned on a learned oracle, and judged by the truth.
 
 A simulator is the truth. A corpus of its sequences is measured with noise; an oracle that is the
-reward and another that only judges learn from halves of it; a diffusion is pre-trained on all of
-it. Every method then has the same calls of the first oracle. Seeds are those of the fine-tuning:
-corpus, oracles and pre-trained policy are common.
+reward and another that only judges learn from halves of it; a diffusion, a policy that writes from
+left to right and one of independent bases are pre-trained on all of it. Every method then has the
+same calls of the first oracle. Seeds are those of the fine-tuning: corpus, oracles and pre-trained
+policies are common.
 """
 
 import dataclasses
@@ -24,11 +25,14 @@ from experiments.harness.result import Part
 from experiments.harness.units import Unit
 from jaxlab.core import logging, loop
 from jaxlab.core.types import Algorithm, PyTree
-from jaxlab.diffusion.discrete import sampling, schedules
+from jaxlab.diffusion.discrete import schedules
 from jaxlab.diffusion.discrete.schedules import Schedule
 from jaxlab.learning import over_seeds
+from jaxlab.nn.transformer import Block, GqaParams, Swiglu
 from jaxlab.rl import discrete
-from jaxlab.rl.discrete import DnaReport, TokenPolicy, enhancers, surrogates
+from jaxlab.rl.discrete import DnaReport, TokenPolicy, WritingPolicy, bandits, enhancers, surrogates
+from jaxlab.rl.discrete.matching import Policy
+from jaxlab.rl.discrete.transformers import TrunkParams
 
 REFERENCE = 0.01
 """Share of the corpus, the most active, that sequences should be like; the published 0.1 % of
@@ -37,15 +41,27 @@ DRAWS = 640
 """Sequences that are judged of every method and seed, as published."""
 BATCH = 256
 """Sequences of a step of fine-tuning."""
-SETTINGS = ("seed", "dna_length", "dna_corpus", "dna_hidden", "dna_pretraining", "dna_steps")
+SETTINGS = (
+    "seed",
+    "dna_length",
+    "dna_corpus",
+    "dna_hidden",
+    "dna_pretraining",
+    "dna_steps",
+    "width",
+    "num_layers",
+)
 """What all methods begin from depends on these."""
+FACTORS = {"factored": 10.0}
+"""Factors of learning rates: logits without a network move slowly."""
 
 
 def run(config: Config, out: pathlib.Path) -> Part:
     """Prepares, fine-tunes, judges, tells."""
     names = tuple(n for n in METHODS if not config.methods or n in (*config.methods, "pre-trained"))
     basis = {name: getattr(config, name) for name in SETTINGS}
-    first = Unit("dna/ground", basis, functools.partial(prepare, config), Ground)
+    kinds = Ground | TrunkParams | Block | GqaParams | Swiglu
+    first = Unit("dna/ground", basis, functools.partial(prepare, config), kinds)
     ground = units.run([first], out, title="discrete_diffusion, DNA")["dna/ground"]
 
     def unit(name: str, rate: float, tuning: bool) -> Unit:
@@ -59,16 +75,14 @@ def run(config: Config, out: pathlib.Path) -> Part:
         where = f"dna/{name}" + (f"/tuning/{rate:g}" if tuning else "")
         return Unit(where, settings, compute, Judged)
 
-    candidates = config.dna_rates if config.tuning_seeds else config.dna_rates[:1]
-    trained = [name for name in names if name in TRAINED] if len(candidates) > 1 else []
-    tried = {(n, r): unit(n, r, True) for n in trained for r in candidates}
-    kept = units.run(list(tried.values()), out, title="discrete_diffusion, DNA tuning")
-    worth = {pair: _worth(kept[one.name]) for pair, one in tried.items() if one.name in kept}
-    rates = {
-        name: max(candidates, key=lambda rate: worth.get((name, rate), 0.0))
-        for name in names
-        if name in TRAINED
-    }
+    trained = [name for name in names if name in TRAINED]
+    rates = {name: FACTORS.get(name, 1.0) * config.dna_rates[0] for name in trained}
+    if config.tuning_seeds and len(config.dna_rates) > 1:
+        candidates = {n: [FACTORS.get(n, 1.0) * r for r in config.dna_rates] for n in trained}
+        tried = {(n, r): unit(n, r, True) for n in trained for r in candidates[n]}
+        kept = units.run(list(tried.values()), out, title="discrete_diffusion, DNA tuning")
+        worth = {pair: _worth(kept[one.name]) for pair, one in tried.items()}
+        rates = {n: max(candidates[n], key=lambda r, n=n: worth[n, r]) for n in trained}
     todo = {name: unit(name, rates.get(name, 0.0), False) for name in names}
     kept = units.run(list(todo.values()), out, title="discrete_diffusion, DNA", metrics=_metrics)
     found = {name: kept[one.name] for name, one in todo.items()}
@@ -76,24 +90,34 @@ def run(config: Config, out: pathlib.Path) -> Part:
 
 
 def prepare(config: Config, folder: pathlib.Path) -> Ground:
-    """Draws the corpus, fits both oracles to halves of it, and pre-trains on all of it."""
+    """Draws the corpus, fits both oracles to halves of it, and pre-trains on all of it.
+
+    Oracles have twice the channels of the diffusion, 64 at most.
+    """
     keys = jax.random.split(jax.random.key(config.seed), 4)
     drawn = enhancers.draw_corpus(keys[0], config.dna_corpus, length=config.dna_length)
     corpus = jnp.asarray(np.unique(np.asarray(drawn), axis=0))  # halves share no sequence
     activity = enhancers.score(corpus).activity
-    fit = functools.partial(surrogates.fit_surrogate, symmetry=enhancers.other_strand)
+    fit = functools.partial(
+        surrogates.fit_surrogate,
+        symmetry=enhancers.other_strand,
+        hidden=min(64, 2 * config.dna_hidden),
+    )
     oracles = surrogates.fit_oracles(keys[1], corpus, activity, fit=jax.jit(fit))
-    policy = make_policy(config)
-    algorithm = discrete.pretrain(policy, corpus, batch=128, learning_rate=2e-3, average=0.999)
-    prior = loop.run(
-        algorithm,
-        keys[2],
-        num_steps=config.dna_pretraining,
-        chunk_size=max(config.dna_pretraining // 20, 1),
-        directory=folder,
-    ).state.average
+    counts = jnp.sum(jax.nn.one_hot(corpus, 4), axis=0)
+    priors = {"factored": jnp.log((counts + 1.0) / (len(corpus) + 4.0))}
+    for name in ("diffusion", "autoregressive"):
+        priors[name] = loop.run(
+            discrete.pretrain(
+                POLICIES[name](config), corpus, batch=128, learning_rate=2e-3, average=0.999
+            ),
+            keys[2],
+            num_steps=config.dna_pretraining,
+            chunk_size=max(config.dna_pretraining // 20, 1),
+            directory=folder / name,
+        ).state.average
     reference = discrete.most_active(corpus, activity, share=REFERENCE)
-    ground = Ground(prior, oracles.reward, oracles.judge, np.asarray(reference), {})
+    ground = Ground(priors, oracles.reward, oracles.judge, np.asarray(reference), {})
     some = jax.random.permutation(keys[3], corpus)[:DRAWS]
     return ground._replace(natural=_judge(ground, config)(some)._asdict())
 
@@ -128,7 +152,7 @@ def fine_tune(
         records = logging.read_jsonl(folder / "metrics.jsonl")
         steps, rewards = logging.series(records, "reward/mean_seeds")
         course, lost = (steps * BATCH, rewards), set(ended.frozen)
-        draw = jax.jit(functools.partial(_draw, config))
+        draw = jax.jit(functools.partial(_draw, config, kind_of(name)))
         drawn = [
             draw(jax.tree.map(lambda x, i=i: x[i], ended.state.params), key)
             for i, key in enumerate(keys)
@@ -151,6 +175,25 @@ def make_policy(config: Config) -> TokenPolicy:
     return discrete.make_conv_policy(4, config.dna_length, hidden=config.dna_hidden, repeats=1)
 
 
+def _writer(config: Config) -> WritingPolicy:
+    return discrete.make_writing_policy(
+        4, config.dna_length, width=config.width, num_layers=config.num_layers
+    )
+
+
+POLICIES: Mapping[str, Callable[[Config], Policy]] = {
+    "diffusion": make_policy,
+    "factored": lambda config: discrete.make_factored_policy(4, config.dna_length),
+    "autoregressive": _writer,
+}
+"""What is pre-trained."""
+
+
+def kind_of(name: str) -> str:
+    """Returns which of `POLICIES` a method trains, or draws from."""
+    return name if name in POLICIES else "diffusion"
+
+
 def _judge(ground: Ground, config: Config) -> Callable[[jax.Array], DnaReport]:
     return jax.jit(
         lambda tokens: discrete.eval_dna(
@@ -158,7 +201,7 @@ def _judge(ground: Ground, config: Config) -> Callable[[jax.Array], DnaReport]:
             tokens,
             jnp.asarray(ground.reference),
             make_policy(config),
-            ground.prior,
+            ground.priors["diffusion"],
             reward=_reward(ground),
             judge=functools.partial(surrogates.predict, ground.judge),
         )
@@ -173,16 +216,8 @@ def _schedule(config: Config) -> Schedule:
     return schedules.make_schedule(config.dna_steps)
 
 
-def _draw(config: Config, params: PyTree, key: jax.Array) -> jax.Array:
-    policy = make_policy(config)
-    return sampling.sample(
-        key,
-        policy.denoise(params),
-        (DRAWS,),
-        policy.length,
-        vocab=policy.vocab,
-        schedule=_schedule(config),
-    ).tokens
+def _draw(config: Config, kind: str, params: PyTree, key: jax.Array) -> jax.Array:
+    return bandits.draw(key, POLICIES[kind](config), params, (DRAWS,), _schedule(config)).tokens
 
 
 def _worth(judged: Judged) -> float:
@@ -208,27 +243,33 @@ def _forward(ground: Ground, rate: float, config: Config) -> Algorithm:
         num_updates=4,
         temperature=0.3,
         learning_rate=rate,
-        init_params=ground.prior,
+        init_params=ground.priors["diffusion"],
     )
 
 
-def _reverse(ground: Ground, rate: float, config: Config) -> Algorithm:
-    return discrete.reverse(
-        _reward(ground),
-        make_policy(config),
-        num_steps=config.dna_steps,
-        batch=BATCH,
-        count=min(4, config.dna_steps),
-        learning_rate=rate,
-        init_params=ground.prior,
-    )
+def _reverse(kind: str) -> Callable[[Ground, float, Config], Algorithm]:
+    """R2 of the diffusion; PPO of the others, which are drawn at once, or token by token."""
+
+    def make(ground: Ground, rate: float, config: Config) -> Algorithm:
+        diffuses = kind == "diffusion"
+        return discrete.reverse(
+            _reward(ground),
+            POLICIES[kind](config),
+            num_steps={"diffusion": config.dna_steps, "factored": 1}.get(kind),
+            batch=BATCH,
+            count=min(4, config.dna_steps) if diffuses else None,
+            learning_rate=rate,
+            init_params=ground.priors[kind],
+        )
+
+    return make
 
 
 def _grpo(ground: Ground, rate: float, config: Config) -> Algorithm:
     return discrete.grpo(
         _reward(ground),
         make_policy(config),
-        ground.prior,
+        ground.priors["diffusion"],
         num_steps=config.dna_steps,
         batch=BATCH,
         learning_rate=rate,
@@ -239,7 +280,7 @@ def _drakes(ground: Ground, rate: float, config: Config) -> Algorithm:
     return discrete.drakes(
         _reward(ground),
         make_policy(config),
-        ground.prior,
+        ground.priors["diffusion"],
         num_steps=config.dna_steps,
         num_grad_steps=-(-config.dna_steps * 50 // 128),
         batch=32,
@@ -250,7 +291,9 @@ def _drakes(ground: Ground, rate: float, config: Config) -> Algorithm:
 
 TRAINED: Mapping[str, Callable[[Ground, float, Config], Algorithm]] = {
     "FKL": _forward,
-    "RKL": _reverse,
+    "RKL": _reverse("diffusion"),
+    "factored": _reverse("factored"),
+    "autoregressive": _reverse("autoregressive"),
     "DRAKES": _drakes,
     "diffu-GRPO": _grpo,
 }
@@ -262,7 +305,7 @@ Choose = tuple[Callable[[jax.Array], jax.Array], int]
 
 
 def _pretrained(ground: Ground, config: Config) -> Choose:
-    return functools.partial(_draw, config, ground.prior), 0
+    return functools.partial(_draw, config, "diffusion", ground.priors["diffusion"]), 0
 
 
 def _best_of_n(ground: Ground, config: Config) -> Choose:
@@ -293,7 +336,7 @@ def _guide(
             key,
             _reward(ground),
             policy,
-            ground.prior,
+            ground.priors["diffusion"],
             schedule=_schedule(config),
             **{"batch": DRAWS, **options},
         ).tokens[:DRAWS]

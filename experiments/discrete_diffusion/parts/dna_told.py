@@ -32,14 +32,15 @@ class Ground(NamedTuple):
     """What all methods begin from.
 
     Attributes:
-        prior: pre-trained parameters.
+        priors: pre-trained parameters of the diffusion, and of the policies "factored" and
+            "autoregressive".
         reward: the oracle that is optimized.
         judge: the one that is not.
         reference: `[R, L]` the most active of the corpus.
         natural: numbers of `DnaReport` of the corpus itself.
     """
 
-    prior: Any
+    priors: dict[str, Any]
     reward: Surrogate
     judge: Surrogate
     reference: np.ndarray
@@ -147,9 +148,11 @@ def _limits(ground: Ground, config: Config) -> tuple[str, ...]:
         f"{config.dna_corpus // 2:,} sequences.",
         "Corpus, oracles and pre-trained policy are common to all methods and seeds.",
         "Temperatures and prices are not tuned: 0.3 for FKL, else the methods' defaults.",
-        "Independent tokens and autoregressive policies are not among the methods here.",
+        "The diffusion has convolutions; the autoregressive policy is a transformer of "
+        f"{config.num_layers} layers of width {config.width}, pre-trained in as many steps.",
         f"Fine-tuned methods choose their learning rate of "
-        f"{', '.join(f'{r:g}' for r in config.dna_rates)} by the judging oracle, on "
+        f"{', '.join(f'{r:g}' for r in config.dna_rates)}, independent bases of ten times these, "
+        "by the judging oracle, on "
         f"{config.tuning_seeds} seeds of their own and half of the calls."
         if config.tuning_seeds and len(config.dna_rates) > 1
         else "No method is tuned.",

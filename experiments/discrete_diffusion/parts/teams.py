@@ -46,11 +46,7 @@ def run(config: Config, out: pathlib.Path) -> Part:
         cells, {k: one for k, (one, _) in games.items()}, config, "teams", config.team_frames, out
     )
     shown = tuple(games)
-    left_out = tuple(
-        f"{TITLES[name]} was left out: it needs jaxmarl, pip install 'jaxlab[games]'."
-        for name in config.team_games
-        if name not in games
-    )
+    left_out = control.not_installed(config.team_games, games, TITLES, "jaxmarl")
     return Part(
         tuple(row for game in shown for row in _rows(game, found)),
         _draw(shown, found, out),
@@ -67,19 +63,8 @@ def make_games(config: Config) -> dict[str, tuple[Game, int]]:
     Raises:
         ValueError: if there is no such game, or none is left.
     """
-    made = {}
-    for name in config.team_games:
-        if name not in TITLES:
-            raise ValueError(f"team_games must be among {', '.join(TITLES)}, got {name!r}")
-        try:
-            made[name] = _game(name)
-        except ImportError:
-            continue
-    if not made:
-        raise ValueError(
-            f"the games {', '.join(config.team_games)} need jaxmarl: pip install 'jaxlab[games]'"
-        )
-    return made
+    makers = {name: functools.partial(_game, name) for name in TITLES}
+    return control.make_installed("team_games", config.team_games, makers, "jaxmarl")
 
 
 def _game(name: str) -> tuple[Game, int]:

@@ -168,7 +168,7 @@ def nelbo_subsets(denoise: Denoise, *, vocab: int, length: int) -> Float[Array, 
     ]
     noisy = np.where(hidden, vocab, clean[:, None, :])
     level = jnp.broadcast_to(jnp.asarray(size / length), noisy.shape[:-1])
-    logp = log_probs(denoise, jnp.asarray(noisy), level)
+    logp = log_probs(denoise, jnp.asarray(noisy), level, vocab=vocab)
     at_token = jnp.take_along_axis(logp, clean[:, None, :, None], axis=-1)[..., 0]
     nll = -jnp.sum(jnp.where(jnp.broadcast_to(hidden, at_token.shape), at_token, 0.0), axis=-1)
     return jnp.matmul(nll, jnp.asarray(weight, nll.dtype), precision="highest")
@@ -184,7 +184,7 @@ def nelbo_orders(denoise: Denoise, *, vocab: int, length: int) -> Float[Array, "
             noisy = clean.copy()
             noisy[:, list(order[j:])] = vocab
             level = jnp.full(clean.shape[0], (length - j) / length)
-            logp = log_probs(denoise, jnp.asarray(noisy), level)
+            logp = log_probs(denoise, jnp.asarray(noisy), level, vocab=vocab)
             total -= logp[np.arange(clean.shape[0]), place, clean[:, place]]
     return total / len(orders)
 
@@ -195,11 +195,12 @@ def _all_log_probs(
     """Returns log mu `[N, S, K, V]` of all partial sequences at every level, and these."""
     partial = sequences(vocab + 1, length)
     _check_number(partial.shape[0])
-    levels = schedule.level[1:]
-    logp = jax.vmap(
-        lambda level: log_probs(denoise, jnp.asarray(partial), jnp.full(partial.shape[0], level))
-    )(levels)
-    return logp, partial
+
+    def at(level: Array) -> Array:
+        levels = jnp.full(partial.shape[0], level)
+        return log_probs(denoise, jnp.asarray(partial), levels, vocab=vocab)
+
+    return jax.vmap(at)(schedule.level[1:]), partial
 
 
 def _check_number(number: int) -> None:

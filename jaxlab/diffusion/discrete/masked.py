@@ -57,10 +57,23 @@ def corrupt(
 
 
 def log_probs(
-    denoise: Denoise, noisy: Int[Array, "... K"], level: Float[Array, "..."]
+    denoise: Denoise,
+    noisy: Int[Array, "... K"],
+    level: Float[Array, "..."],
+    *,
+    vocab: int | None = None,
 ) -> Float[Array, "... K V"]:
-    """Returns log mu of a denoiser, in float32 or wider."""
+    """Returns log mu of a denoiser, in float32 or wider.
+
+    Raises:
+        ValueError: if V is given, and logits are of another number of tokens, such as the mask too.
+    """
     logits = denoise(noisy, level)
+    if vocab is not None and logits.shape[-1] != vocab:
+        raise ValueError(
+            f"the denoiser must give logits [..., K, {vocab}], of all tokens and not of the mask, "
+            f"got {logits.shape}"
+        )
     if jnp.finfo(logits.dtype).bits < 32:
         logits = logits.astype(jnp.float32)
     return jax.nn.log_softmax(logits)
@@ -72,6 +85,7 @@ def hidden_nll(
     noisy: Int[Array, "... K"],
     level: Float[Array, "..."],
     *,
+    vocab: int,
     counts: Bool[Array, "... K"] | None = None,
 ) -> Float[Array, "..."]:
     """Returns the sum of -log mu(token) over the hidden tokens of each sequence, nats.
@@ -81,10 +95,10 @@ def hidden_nll(
         tokens: `[..., K]` clean tokens.
         noisy: `[..., K]` the same with some hidden.
         level: `[...]` level of noise.
+        vocab: V.
         counts: tokens that count; all if None.
     """
-    logp = log_probs(denoise, noisy, level)
-    vocab = logp.shape[-1]
+    logp = log_probs(denoise, noisy, level, vocab=vocab)
     at_token = jnp.take_along_axis(logp, tokens[..., None], axis=-1)[..., 0]
     hidden = noisy == vocab
     if counts is not None:
@@ -132,8 +146,9 @@ def nelbo(
         Nats.
 
     Raises:
-        ValueError: if tokens are not integers, there is no replicate, no such weighting, or a mask
-            is of another shape or, known, leaves no token of a sequence.
+        ValueError: if tokens are not integers, there is no replicate, no such weighting, a mask is
+            of another shape or, known, leaves no token of a sequence, or the denoiser's logits are
+            of other tokens or, outside of jit, all -inf at a place.
 
     Source: arXiv:2406.07524, eq. 10 and appendix; discrete steps arXiv:2107.03006, eq. 1.
     """
@@ -161,7 +176,8 @@ def nelbo(
     clean = jnp.broadcast_to(tokens, (*batch, tokens.shape[-1]))
     counts = None if token_mask is None else jnp.broadcast_to(token_mask, clean.shape)
     noisy = corrupt(key_hide, clean, level, vocab=vocab, keep=counts)
-    nll = hidden_nll(denoise, clean, noisy, level, counts=counts)
+    nll = hidden_nll(denoise, clean, noisy, level, vocab=vocab, counts=counts)
+    check_numbers(nll)
     return jnp.mean(weight * nll if weighting == "elbo" else nll, axis=0)
 
 
@@ -191,7 +207,7 @@ def band_losses(
     uniform = jax.random.uniform(key_level, tokens.shape[:1])
     level = (jnp.asarray(band, uniform.dtype) + uniform) / num_bands
     noisy = corrupt(key_hide, tokens, level, vocab=vocab)
-    nll = hidden_nll(denoise, tokens, noisy, level)
+    nll = hidden_nll(denoise, tokens, noisy, level, vocab=vocab)
     hidden = jnp.sum(noisy == vocab, axis=-1).astype(nll.dtype)
     total, count = (jax.ops.segment_sum(x, jnp.asarray(band), num_bands) for x in (nll, hidden))
     return Mean(total, count)
@@ -220,6 +236,14 @@ def check_range(name: str, tokens: Int[Array, "..."], last: int) -> None:
     low, high = int(np.min(np.asarray(tokens))), int(np.max(np.asarray(tokens)))
     if low < 0 or high > last:
         raise ValueError(f"{name} must be in 0 .. {last}, got {low} .. {high}")
+
+
+def check_numbers(logp: Float[Array, "..."]) -> None:
+    """Refuses log-probabilities that are known and NaN, with a ValueError."""
+    if not isinstance(logp, Tracer) and np.isnan(np.asarray(logp)).any():
+        raise ValueError(
+            "the denoiser must leave a token at every place, got logits that are all -inf, or NaN"
+        )
 
 
 def check_mask(token_mask: Bool[Array, "... K"], tokens: Int[Array, "... K"]) -> None:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxlab.diffusion.discrete.masked import Denoise, log_probs
+from jaxlab.diffusion.discrete.masked import Denoise, check_mask, check_tokens, log_probs
 from jaxlab.diffusion.discrete.schedules import Schedule
 
 
@@ -56,9 +56,15 @@ def step_logp(
         schedule: N steps.
         token_mask: tokens that count; all if None.
 
+    Raises:
+        ValueError: if tokens or their mask are not those of a vocabulary, see `masked.nelbo`, or
+            the denoiser's logits are of other tokens.
+
     Source: denoising as a decision process of N steps, Black et al. 2023, arXiv:2305.13301; for
     masked diffusion arXiv:2509.22963, single-step ratios.
     """
+
+    _check(tokens, vocab, token_mask)
 
     def one(n: Array) -> Array:
         step = _step(denoise, tokens, reveal, n, vocab, schedule, token_mask)
@@ -102,8 +108,10 @@ def compare_steps(
     Args:
         denoise: the new one, see `masked.Denoise`; mapped over S.
         old: the one that drew; no gradient runs into it.
-        tokens, reveal, steps, vocab, schedule, token_mask: as for `step_logp`.
+        tokens, reveal, steps, vocab, schedule, token_mask: as for `step_logp`, and refused alike.
     """
+
+    _check(tokens, vocab, token_mask)
 
     def one(n: Array) -> Compared:
         new = _step(denoise, tokens, reveal, n, vocab, schedule, token_mask)
@@ -137,6 +145,8 @@ def visited_nll(
     Source: arXiv:2509.22963, on-policy diffusion learning.
     """
 
+    _check(tokens, vocab, token_mask)
+
     def one(n: Array) -> Array:
         step = _step(denoise, tokens, reveal, n, vocab, schedule, token_mask)
         return -schedule.reveal[n] * _sum(step.at_token, step.hidden)
@@ -167,12 +177,19 @@ def _step(
     token_mask: Array | None,
 ) -> _Step:
     state = visited(tokens, reveal, n, vocab=vocab)
-    logp = log_probs(denoise, state, jnp.broadcast_to(schedule.level[n], tokens.shape[:-1]))
+    level = jnp.broadcast_to(schedule.level[n], tokens.shape[:-1])
+    logp = log_probs(denoise, state, level, vocab=vocab)
     at_token = jnp.take_along_axis(logp, tokens[..., None], axis=-1)[..., 0]
     counts = jnp.ones_like(reveal, bool) if token_mask is None else token_mask
     return _Step(
         logp, at_token, (state == vocab) & counts, (reveal.astype(jnp.int32) == n) & counts
     )
+
+
+def _check(tokens: Array, vocab: int, token_mask: Array | None) -> None:
+    check_tokens(tokens, vocab)
+    if token_mask is not None:
+        check_mask(token_mask, tokens)
 
 
 def _sum(x: Array, where: Array) -> Array:

@@ -13,7 +13,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxlab.diffusion.discrete.masked import Denoise, check_range, log_probs
+from jaxlab.diffusion.discrete.masked import Denoise, check_numbers, check_range, log_probs
 from jaxlab.diffusion.discrete.schedules import Schedule
 
 Order = Literal["ancestral", "random", "drawn", "largest", "margin", "entropy"]
@@ -81,8 +81,8 @@ def sample(
 
     Raises:
         ValueError: if a size is below 1, there is no such order, given tokens are of another shape
-            or, known, not in 0 .. V, tokens are hidden again in another order or, outside of jit,
-            the denoiser leaves no token at a place.
+            or, known, not in 0 .. V, tokens are hidden again in another order, or the denoiser's
+            logits are of other tokens or, outside of jit, all -inf at a place.
 
     Source: ancestral arXiv:2406.07524; confidence arXiv:2202.04200; remasking arXiv:2503.00307.
     """
@@ -109,7 +109,8 @@ def sample(
         tokens, revealed_at = carry
         key_draw, key_order, key_hide = jax.random.split(jax.random.fold_in(key, n), 3)
         hidden = tokens == vocab
-        logp = log_probs(denoise, tokens, jnp.broadcast_to(schedule.level[n], batch))
+        level = jnp.broadcast_to(schedule.level[n], batch)
+        logp = log_probs(denoise, tokens, level, vocab=vocab)
         drawn = jax.random.categorical(key_draw, logp).astype(jnp.int32)
         at_drawn = jnp.take_along_axis(logp, drawn[..., None], axis=-1)[..., 0]
         if order == "ancestral":
@@ -135,10 +136,7 @@ def sample(
     at = jnp.where(known, N + 1, 0).astype(jnp.int32)
     steps = jnp.arange(N, 0, -1, dtype=jnp.int32)
     (tokens, at), logp = jax.lax.scan(step, (start, at), steps)
-    if not isinstance(logp, Tracer) and np.isnan(np.asarray(logp)).any():
-        raise ValueError(
-            "the denoiser must leave a token at every place, got logits that are all -inf, or NaN"
-        )
+    check_numbers(logp)
     return Sample(tokens, at, logp[::-1])
 
 

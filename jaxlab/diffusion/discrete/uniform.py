@@ -5,6 +5,8 @@ V alone, must be told the level 1 - alpha_t, and all places count, not only thos
 Schiff et al. 2024, arXiv:2412.10193 (UDLM).
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -86,12 +88,13 @@ def sample(
         schedule: N steps.
 
     Raises:
-        ValueError: if a size is below 1.
+        ValueError: if a size is below 1, or the denoiser's logits are of other tokens.
     """
     if length < 1 or vocab < 1 or min(batch, default=1) < 1:
         raise ValueError(
             f"batch, length and vocab must be at least 1, got {batch}, {length} and {vocab}"
         )
+    denoise = functools.partial(log_probs, denoise, vocab=vocab)
     key_start, key_steps = jax.random.split(key)
     start = jax.random.randint(key_start, (*batch, length), 0, vocab, jnp.int32)
 
@@ -197,9 +200,10 @@ def nelbo(
         schedule: N steps, or None for continuous time and the linear schedule.
 
     Raises:
-        ValueError: if tokens are no integers or empty.
+        ValueError: if tokens are no integers or empty, or the denoiser's logits are of others.
     """
     check_tokens(tokens, vocab)
+    denoise = functools.partial(log_probs, denoise, vocab=vocab)
     key_level, key_noise = jax.random.split(key)
     batch = tokens.shape[0]
     if schedule is None:

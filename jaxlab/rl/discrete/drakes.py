@@ -90,7 +90,7 @@ def relaxed_sample(
         key_draw, key_which = jax.random.split(jax.random.fold_in(key, n))
         level = jnp.broadcast_to(schedule.level[n], (batch,))
         hidden = soft[..., vocab] > 0.5
-        logp, logp_base = log_probs(denoise, soft, level), log_probs(base, soft, level)
+        logp, logp_base = (log_probs(f, soft, level, vocab=vocab) for f in (denoise, base))
         divergence = jnp.sum(jnp.exp(logp) * (logp - logp_base), axis=-1)
         kl = schedule.reveal[n] * jnp.sum(jnp.where(hidden, divergence, 0.0), axis=-1)
         noisy = logp + jax.random.gumbel(key_draw, logp.shape, logp.dtype)

@@ -100,7 +100,8 @@ def svdd(
 
     def step(tokens: Array, n: Array) -> tuple[Array, None]:
         wide = jnp.broadcast_to(tokens[None], (num_candidates, *tokens.shape))
-        logp = masked.log_probs(denoise, tokens, _level(schedule, n, (batch,)))
+        level = _level(schedule, n, (batch,))
+        logp = masked.log_probs(denoise, tokens, level, vocab=policy.vocab)
         wide_logp = jnp.broadcast_to(logp[None], (num_candidates, *logp.shape))
         ahead = _reveal(jax.random.fold_in(key, n), wide, wide_logp, schedule.reveal[n], policy)
         flat = ahead.reshape(-1, policy.length)
@@ -150,7 +151,8 @@ def smc(
     def step(carry: tuple[Array, Array], n: Array) -> tuple[tuple[Array, Array], None]:
         tokens, value = carry
         key_reveal, key_resample = jax.random.split(jax.random.fold_in(key, n))
-        logp = masked.log_probs(denoise, tokens, _level(schedule, n, (batch,)))
+        level = _level(schedule, n, (batch,))
+        logp = masked.log_probs(denoise, tokens, level, vocab=policy.vocab)
         ahead = _reveal(key_reveal, tokens, logp, schedule.reveal[n], policy)
         after = _value(reward, denoise, ahead, schedule, n - 1, policy)
         index = systematic(key_resample, (after - value) / temperature)
@@ -200,7 +202,8 @@ def _value(
     policy: TokenPolicy,
 ) -> Array:
     """Reward of the likeliest sequence from here; of one that fails, the least of the others."""
-    logp = masked.log_probs(denoise, tokens, _level(schedule, n, tokens.shape[:-1]))
+    level = _level(schedule, n, tokens.shape[:-1])
+    logp = masked.log_probs(denoise, tokens, level, vocab=policy.vocab)
     likely = jnp.argmax(logp, axis=-1).astype(jnp.int32)
     return bandits.mend(reward(jnp.where(tokens == policy.vocab, likely, tokens)))[0]
 

@@ -23,7 +23,7 @@ from jaxlab.rl.discrete import targets
 from jaxlab.rl.discrete.policies import TokenPolicy
 from jaxlab.rl.discrete.transformers import WritingPolicy
 
-Noise = Literal["forward", "on_policy", "path"]
+Noise = Literal["forward", "on_policy", "mix", "path"]
 Policy = TokenPolicy | WritingPolicy
 """One that reveals tokens in any order, or one that writes them from left to right."""
 Scalar = float | Float[Array, ""]
@@ -42,12 +42,13 @@ def sequence_loss(
     weighting: masked.Weighting = "elbo",
     token_mask: Bool[Array, "*B K"] | None = None,
 ) -> Float[Array, "*B"]:
-    """Returns the diffusion's loss of each sequence, nats, on one of three kinds of noise.
+    """Returns the diffusion's loss of each sequence, nats, on one of four kinds of noise.
 
     * "forward": fresh noise, the negative evidence bound (`masked.nelbo`).
     * "on_policy": the states that the sampler visited on its way to the sequence. They are fresh
       noise if the denoiser is consistent; early in training, and with samplers that go by
       confidence, they are not, and these are the states that matter.
+    * "mix": half of each, the fresh noise at the sampler's own levels.
     * "path": visited states, and only the tokens that were revealed there. With weights
       exp(A / lambda) it is the exact forward divergence of paths.
 
@@ -84,6 +85,22 @@ def sequence_loss(
         )
     if schedule is None or reveal is None:
         raise ValueError(f"noise={noise!r} needs the sampler's schedule and reveal steps")
+    if noise == "mix":
+        return 0.5 * sum(
+            sequence_loss(
+                key_one,
+                denoise,
+                tokens,
+                vocab=vocab,
+                noise=one,
+                schedule=schedule,
+                reveal=reveal,
+                count=count,
+                weighting=weighting,
+                token_mask=token_mask,
+            )
+            for key_one, one in zip(jax.random.split(key), ("forward", "on_policy"), strict=True)
+        )
     steps = path.draw_steps(key, schedule.num_steps, count)
     if noise == "on_policy":
         loss = path.visited_nll(
@@ -187,11 +204,18 @@ def mean_field_logp(
 ) -> Float[Array, " 1 *B"]:
     """Returns the sum of log mu(token) with all tokens hidden, the ratio R3 of diffu-GRPO.
 
+    Raises:
+        ValueError: if tokens or their mask are not those of a vocabulary, see `masked.nelbo`.
+
     Source: Zhao et al. 2025, arXiv:2504.12216.
     """
+    masked.check_tokens(tokens, vocab)
+    if token_mask is not None:
+        masked.check_mask(token_mask, tokens)
     hidden = jnp.full(tokens.shape, vocab, jnp.int32)
     level = jnp.ones(tokens.shape[:-1])
-    return -masked.hidden_nll(denoise, tokens, hidden, level, counts=token_mask)[None]
+    nll = masked.hidden_nll(denoise, tokens, hidden, level, vocab=vocab, counts=token_mask)
+    return -nll[None]
 
 
 def token_logp(policy: Policy, params: PyTree, tokens: Int[Array, "*B K"]) -> Float[Array, "*B K"]:
@@ -205,7 +229,9 @@ def token_logp(policy: Policy, params: PyTree, tokens: Int[Array, "*B K"]) -> Fl
         logp = policy.conditionals(params, tokens)
     else:
         hidden = jnp.full(tokens.shape, policy.vocab, jnp.int32)
-        logp = masked.log_probs(policy.denoise(params), hidden, jnp.ones(tokens.shape[:-1]))
+        logp = masked.log_probs(
+            policy.denoise(params), hidden, jnp.ones(tokens.shape[:-1]), vocab=policy.vocab
+        )
     return jnp.take_along_axis(logp, tokens[..., None], axis=-1)[..., 0]
 
 

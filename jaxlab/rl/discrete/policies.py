@@ -121,11 +121,11 @@ def one_hot(
     return tokens
 
 
-def check_corpus(corpus: Int[Array, "num K"], policy: TokenPolicy) -> None:
+def check_corpus(corpus: Int[Array, "num K"], vocab: int, length: int) -> None:
     """Refuses what is no batch of sequences that a policy can draw, with a ValueError."""
-    check_tokens(corpus, policy.vocab)
-    if corpus.ndim != 2 or corpus.shape[0] < 1 or corpus.shape[1] != policy.length:
-        raise ValueError(f"corpus must be [num, {policy.length}] tokens, got {corpus.shape}")
+    check_tokens(corpus, vocab)
+    if corpus.ndim != 2 or corpus.shape[0] < 1 or corpus.shape[1] != length:
+        raise ValueError(f"corpus must be [num, {length}] tokens, got {corpus.shape}")
 
 
 def check_sizes(*sizes: int) -> None:

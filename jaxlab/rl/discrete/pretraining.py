@@ -9,7 +9,9 @@ from jaxtyping import Array, Int
 
 from jaxlab.core.types import Algorithm, Metrics, PyTree
 from jaxlab.diffusion.discrete import masked, schedules
+from jaxlab.rl.discrete.matching import Policy
 from jaxlab.rl.discrete.policies import TokenPolicy, check_corpus
+from jaxlab.rl.discrete.transformers import WritingPolicy
 
 
 class PretrainState(NamedTuple):
@@ -31,7 +33,7 @@ class PretrainState(NamedTuple):
 
 
 def pretrain(
-    policy: TokenPolicy,
+    policy: Policy,
     corpus: Int[Array, "num K"],
     *,
     batch: int = 512,
@@ -41,8 +43,10 @@ def pretrain(
 ) -> Algorithm:
     """Makes pre-training on the evidence bound in continuous time; a step is one gradient step.
 
+    A policy that writes has no bound: its own log-probability is exact.
+
     Args:
-        policy: what is trained.
+        policy: what is trained, a denoiser or one that writes.
         corpus: `[num, K]` tokens; batches are drawn from it with replacement.
         batch: sequences of a step.
         learning_rate: of AdamW without decay; a number, or a schedule over steps.
@@ -56,7 +60,7 @@ def pretrain(
 
     Source: released code of arXiv:2410.13643 and arXiv:2406.07524, whose numbers are the defaults.
     """
-    check_corpus(corpus, policy)
+    check_corpus(corpus, policy.vocab, policy.length)
     if batch < 1 or not 0.0 <= average < 1.0:
         raise ValueError(
             f"batch must be at least 1 and average lie in [0, 1), got {batch} and {average}"
@@ -83,9 +87,12 @@ def pretrain(
         index = jax.random.randint(key_batch, (batch,), 0, corpus.shape[0])
 
         def loss(params: PyTree) -> Array:
-            bound = masked.nelbo(
-                key_noise, policy.denoise(params), corpus[index], vocab=policy.vocab
-            )
+            if isinstance(policy, WritingPolicy):
+                bound = -policy.log_prob(params, corpus[index])
+            else:
+                bound = masked.nelbo(
+                    key_noise, policy.denoise(params), corpus[index], vocab=policy.vocab
+                )
             return jnp.mean(bound) / policy.length
 
         value, grads = jax.value_and_grad(loss)(state.params)
@@ -116,7 +123,8 @@ def log_likelihood(
     def term(total: Array, n: Array) -> tuple[Array, None]:
         level = jnp.broadcast_to(schedule.level[n], tokens.shape[:1])
         noisy = masked.corrupt(jax.random.fold_in(key, n), tokens, level, vocab=policy.vocab)
-        return total - schedule.reveal[n] * masked.hidden_nll(denoise, tokens, noisy, level), None
+        nll = masked.hidden_nll(denoise, tokens, noisy, level, vocab=policy.vocab)
+        return total - schedule.reveal[n] * nll, None
 
     steps = jnp.arange(1, num_steps + 1, dtype=jnp.int32)
     return jax.lax.scan(term, jnp.zeros(tokens.shape[:1]), steps)[0]

@@ -95,7 +95,7 @@ def forward(
     if isinstance(behavior, bandits.Policy):
         frozen = behavior
     elif behavior is not None:
-        check_corpus(behavior, policy)
+        check_corpus(behavior, policy.vocab, policy.length)
         dataset = jnp.asarray(behavior, jnp.int32)
     if (frozen is None) != (behavior_params is None):
         raise ValueError("behavior and behavior_params go together; give both or neither")

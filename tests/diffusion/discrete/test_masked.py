@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlab.diffusion.discrete import exact, masked, schedules
+from jaxlab.diffusion.discrete import exact, masked, path, sampling, schedules, uniform
 
 V, K = 3, 3
 KINDS = ("linear", "log_linear", "cosine", "polynomial")
@@ -254,3 +254,38 @@ def test_bad_options_of_the_bound_are_refused(options, message):
         masked.nelbo(
             jax.random.key(0), lambda x, t: x, jnp.zeros((2, K), jnp.int32), vocab=V, **options
         )
+
+
+def with_mask(tokens, level):
+    """Logits of V tokens and of the mask: one too many."""
+    return jnp.zeros((*tokens.shape, V + 1))
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda f, key, tokens: masked.nelbo(key, f, tokens, vocab=V),
+        lambda f, key, tokens: uniform.nelbo(key, f, tokens, vocab=V),
+        lambda f, key, tokens: sampling.sample(
+            key, f, (2,), K, vocab=V, schedule=schedules.make_schedule(2)
+        ),
+        lambda f, key, tokens: path.step_logp(
+            f, tokens, tokens + 1, jnp.ones(1), vocab=V, schedule=schedules.make_schedule(2)
+        ),
+        lambda f, key, tokens: exact.nelbo_subsets(f, vocab=V, length=K),
+    ],
+    ids=["bound", "uniform", "sampler", "path", "subsets"],
+)
+def test_a_denoiser_of_other_tokens_is_refused(ask):
+    with pytest.raises(ValueError, match=f"must give logits .*{V}.*, got"):
+        ask(with_mask, jax.random.key(0), jnp.zeros((2, K), jnp.int32))
+
+
+def test_logits_that_leave_no_token_are_refused_and_nan_under_jit():
+    def ask(limit):
+        denoise = lambda tokens, level: jnp.full((*tokens.shape, V), limit)  # noqa: E731
+        return masked.nelbo(jax.random.key(0), denoise, jnp.zeros((8, K), jnp.int32), vocab=V)
+
+    with pytest.raises(ValueError, match="must leave a token at every place"):
+        ask(-jnp.inf)
+    assert np.isnan(np.asarray(jax.jit(ask)(-jnp.inf))).any()

@@ -1,5 +1,6 @@
 """Probabilities and divergences of paths, against sums over all of them."""
 
+import functools
 import itertools
 import math
 
@@ -131,6 +132,23 @@ def test_tokens_that_do_not_count_have_no_part(cases):
         np.testing.assert_allclose(
             nll[n - 1], -chance[n - 1] * np.where(hidden, at, 0), rtol=1e-12, atol=1e-14
         )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tokens": jnp.full((2, 3), 2)}, r"tokens must be in 0 \.\. 1"),
+        ({"token_mask": jnp.zeros((2, 3), bool)}, "at least one token"),
+        ({"token_mask": jnp.ones((2, 2), bool)}, "token_mask must be"),
+    ],
+)
+def test_what_is_no_path_is_refused(change, message):
+    denoise = lambda tokens, level: jnp.zeros((*tokens.shape, 2))  # noqa: E731
+    known = {"tokens": jnp.zeros((2, 3), jnp.int32), "reveal": jnp.ones((2, 3), jnp.int32)}
+    known |= {"steps": jnp.ones(1, jnp.int32), "schedule": schedules.make_schedule(2), **change}
+    for ask in (path.step_logp, path.visited_nll, functools.partial(path.compare_steps, denoise)):
+        with pytest.raises(ValueError, match=message):
+            ask(denoise, vocab=2, **known)
 
 
 def test_steps_are_drawn_without_replacement():

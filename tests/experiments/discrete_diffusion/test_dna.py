@@ -40,8 +40,8 @@ def test_a_method_makes_as_many_calls_as_it_says(name, monkeypatch):
         return jnp.sum(tokens, axis=-1).astype(jnp.float32)
 
     monkeypatch.setattr(dna, "_reward", lambda ground: reward)
-    prior = dna.make_policy(TINY).init(jax.random.key(0))
-    choose, told = dna.GUIDED[name](dna.Ground(prior, None, None, None, {}), TINY)
+    priors = {"diffusion": dna.make_policy(TINY).init(jax.random.key(0))}
+    choose, told = dna.GUIDED[name](dna.Ground(priors, None, None, None, {}), TINY)
     tokens = jax.jit(choose)(jax.random.key(1))
     jax.effects_barrier()
     assert sum(calls) == told <= 1.2 * TINY.dna_calls
@@ -71,11 +71,13 @@ def test_rates_are_chosen_by_the_judge_and_not_by_the_truth(tmp_path, monkeypatc
     ground = dna.Ground({}, oracle, oracle, np.zeros((3, 16), np.int32), natural)
     monkeypatch.setattr(dna, "fine_tune", fine_tune)
     monkeypatch.setattr(dna, "prepare", lambda config, folder: ground)
-    config = dataclasses.replace(TINY, methods=("FKL", "SMC"))
+    config = dataclasses.replace(TINY, methods=("FKL", "factored", "SMC"))
     part = dna.run(config, tmp_path)
     assert asked == [
         *(("FKL", rate, config.seed + 1000, 2, 640) for rate in config.dna_rates),
+        *(("factored", 10 * rate, config.seed + 1000, 2, 640) for rate in config.dna_rates),
         ("FKL", 1e-2, config.seed, 2, 1280),
+        ("factored", 1e-2, config.seed, 2, 1280),
         ("pre-trained", 0.0, config.seed, 2, 1280),
         ("SMC", 0.0, config.seed, 2, 1280),
     ]
@@ -118,14 +120,12 @@ def test_a_seed_that_blows_up_has_no_figures(tmp_path, monkeypatch, share):
 
 @pytest.mark.slow
 def test_a_small_study_runs_and_a_second_one_reads_it(tmp_path, monkeypatch):
-    config = dataclasses.replace(TINY, methods=("FKL", "DRAKES"), tuning_seeds=0)
+    names = ("FKL", "factored", "autoregressive", "DRAKES")
+    config = dataclasses.replace(TINY, methods=names, width=8, num_layers=1, tuning_seeds=0)
     first = dna.run(config, tmp_path)
-    assert {cells[0] for cells in first.tables[0].rows} == {
-        "corpus",
-        "FKL",
-        "DRAKES",
-        "pre-trained",
-    }
+    assert {cells[0] for cells in first.tables[0].rows} == {"corpus", *names, "pre-trained"}
+    for row in first.tables[0].rows:
+        assert all(np.isfinite(x) for x in row[1:-1])
 
     def fail(*args):
         raise AssertionError("a finished unit was computed again")
