@@ -4,10 +4,13 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from experiments.discrete_diffusion import Config
 from jaxlab.core.types import Algorithm
 from jaxlab.diffusion.discrete import schedules
+from jaxlab.diffusion.discrete.schedules import Schedule
 from jaxlab.rl import discrete
 from jaxlab.rl.discrete import TokenPolicy, WritingPolicy, bandits
 from jaxlab.rl.discrete.matching import Policy
@@ -27,14 +30,14 @@ class Method(NamedTuple):
         algorithm: Of one seed.
         rewards: Calls of the reward function in a step.
         sweep: Settings to choose from, by name.
-        draw: `draw(key, state, batch, num_steps) -> [batch, K]`, of a diffusion in so many steps.
-        diffuses: Whether it draws in steps.
+        draw: `draw(key, state, batch, schedule) -> [batch, K]`.
+        diffuses: Whether it draws in the steps of the schedule.
     """
 
     algorithm: Algorithm
     rewards: int
     sweep: Mapping[str, tuple[float, ...]]
-    draw: Callable[[jax.Array, Any, int, int], jax.Array]
+    draw: Callable[[jax.Array, Any, int, Schedule], jax.Array]
     diffuses: bool = True
 
 
@@ -46,6 +49,14 @@ def make_method(name: str, task: SequenceTask, config: Config) -> Method:
 def num_steps(task: SequenceTask, config: Config) -> int:
     """Steps of sampling: one for each token at most."""
     return min(config.num_steps, task.length)
+
+
+def make_schedule(num_steps: int, most: int) -> Schedule:
+    """Makes the schedule of some steps, and before them idle ones: one shape for all numbers."""
+    idle = np.zeros(most - num_steps, np.float32)
+    return Schedule(
+        *(jnp.concatenate([x, jnp.asarray(idle)]) for x in schedules.make_schedule(num_steps))
+    )
 
 
 def _forward(**options: Any) -> Callable[[SequenceTask, Config], Method]:
@@ -115,7 +126,7 @@ def _genetic(task: SequenceTask, config: Config) -> Method:
         algorithm,
         config.batch - elite,
         {},
-        lambda key, state, batch, num_steps: state.tokens[:batch],
+        lambda key, state, batch, schedule: state.tokens[:batch],
         False,
     )
 
@@ -136,9 +147,8 @@ def _writing(task: SequenceTask, config: Config) -> WritingPolicy:
     )
 
 
-def _drawing(policy: Policy) -> Callable[[jax.Array, Any, int, int], jax.Array]:
-    def draw(key: jax.Array, state: Any, batch: int, num_steps: int) -> jax.Array:
-        schedule = schedules.make_schedule(num_steps)
+def _drawing(policy: Policy) -> Callable[[jax.Array, Any, int, Schedule], jax.Array]:
+    def draw(key: jax.Array, state: Any, batch: int, schedule: Schedule) -> jax.Array:
         return bandits.draw(key, policy, state.params, (batch,), schedule).tokens
 
     return draw

@@ -175,6 +175,8 @@ def _limits(config: Config, made: dict[str, SequenceTask]) -> tuple[str, ...]:
         "nothing to choose."
         if config.tuning_seeds
         else "No method is tuned.",
+        "A gradient of RKL looks at half of the steps in which each sequence was drawn, one of FKL "
+        "at one level of noise: RKL takes about four times the time.",
         "Diffusion and autoregressive policies have the same transformer; independent tokens need "
         "none.",
         "What a genetic algorithm holds is its population, selected, and no distribution.",

@@ -1,7 +1,7 @@
 """Training of one method on one task, seeds in one program, and what is looked at on the way."""
 
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +10,7 @@ import numpy as np
 
 from experiments.discrete_diffusion import Config, methods
 from jaxlab.core import logging, loop
+from jaxlab.diffusion.discrete.schedules import Schedule
 from jaxlab.learning import over_seeds
 from jaxlab.rl import discrete
 from jaxlab.rl.discrete.tasks import SequenceTask
@@ -74,15 +75,17 @@ def train(
     learner = over_seeds(method.algorithm, config.num_seeds, settings=swept)
     num_steps = config.rewards // method.rewards
     usual = methods.num_steps(task, config)
+    most = max(steps, default=usual) if method.diffuses else usual
 
-    def look(num_steps: int) -> Callable[[Any], dict[str, jax.Array]]:
+    @jax.jit
+    def look(state: Any, schedule: Schedule) -> dict[str, jax.Array]:
         def of_one(state: Any) -> dict[str, jax.Array]:
             key = jax.random.key(EVALUATION_KEY)
-            tokens = method.draw(key, state, config.eval_draws, num_steps)
+            tokens = method.draw(key, state, config.eval_draws, schedule)
             reward, unique = jnp.mean(task.reward(tokens)), discrete.unique_share(tokens)
             return {"eval/reward": reward, "eval/unique": unique}
 
-        return jax.jit(jax.vmap(of_one, in_axes=(learner.axes,)))
+        return jax.vmap(of_one, in_axes=(learner.axes,))(state)
 
     try:
         ended = loop.run(
@@ -91,7 +94,7 @@ def train(
             num_steps=num_steps,
             chunk_size=max(num_steps // config.evaluations, 1),
             directory=folder,
-            evaluate=look(usual),
+            evaluate=lambda state: look(state, methods.make_schedule(usual, most)),
             config=settings(task.name, name, config, values),
         )
     except loop.NonFiniteError:
@@ -104,7 +107,8 @@ def train(
     for n in steps if method.diffuses else ():
         by_steps[n] = rewards[-1].copy()  # as it was looked at last
         if n != usual:
-            by_steps[n] = np.array(look(n)(ended.state)["eval/reward"])
+            schedule = methods.make_schedule(n, most)
+            by_steps[n] = np.array(look(ended.state, schedule)["eval/reward"])
         by_steps[n][list(ended.frozen)] = np.nan
     return Outcome(
         final=rewards[-1],

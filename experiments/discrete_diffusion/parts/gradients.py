@@ -1,20 +1,23 @@
-"""Where each estimate of the ratio points, against the policy gradient by enumeration.
+"""Where each estimate of the ratio points and what it is, against the exact ones by enumeration.
 
 Three tokens of two kinds in three steps: eight sequences on 216 paths, under a random denoiser that
 is a table, with random advantages. At the policy that drew, a ratio's gradient weighted by the
-advantage should be the policy gradient.
+advantage should be the policy gradient; of a policy that has moved on, it should be that of the
+probabilities.
 """
 
 import itertools
 import pathlib
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import matplotlib.pyplot as plt
 import numpy as np
 
 from experiments.discrete_diffusion import Config
-from experiments.harness import units, verdicts
-from experiments.harness.result import Part
+from experiments.harness import drawing, units, verdicts
+from experiments.harness.result import Figure, Part
 from experiments.harness.units import Unit
 from jaxlab.diffusion.discrete import exact, path, schedules
 from jaxlab.rl.discrete import matching
@@ -22,6 +25,8 @@ from jaxlab.rl.discrete import matching
 V, K, N = 2, 3, 3
 TOYS = 20
 """Random denoisers."""
+MOVED = 0.5
+"""Standard deviation of what is added to the logits of the policy that drew."""
 NAMES = {
     "step": "ratios of single steps (R2)",
     "bound": "ratios of evidence bounds (R1)",
@@ -29,11 +34,24 @@ NAMES = {
 }
 
 
+class Measured(NamedTuple):
+    """What every estimate is, by name.
+
+    Attributes:
+        cosine: `[TOYS]` of its gradient with the policy gradient.
+        ratio: `[TOYS, V^K]` of every sequence, after a move; the exact one as "true".
+    """
+
+    cosine: dict[str, np.ndarray]
+    ratio: dict[str, np.ndarray]
+
+
 def run(config: Config, out: pathlib.Path) -> Part:
-    """Measures, or reads, then tells."""
-    settings = {"seed": config.seed, "toys": TOYS}
-    unit = Unit("gradients", settings, lambda folder: measure(config.seed))
-    found = units.run([unit], out, title="discrete_diffusion, gradients")["gradients"]
+    """Measures, or reads, then tells and draws."""
+    settings = {"seed": config.seed, "toys": TOYS, "moved": MOVED}
+    unit = Unit("gradients", settings, lambda folder: measure(config.seed), Measured)
+    measured = units.run([unit], out, title="discrete_diffusion, gradients")["gradients"]
+    found = measured.cosine
     rows = [
         verdicts.row(
             "Single-step ratios climb along the policy gradient; others point elsewhere",
@@ -46,20 +64,20 @@ def run(config: Config, out: pathlib.Path) -> Part:
         )
         for name in ("bound", "mean_field")
     ]
-    return Part(tuple(rows))
+    return Part(tuple(rows), (_draw(measured.ratio, out),))
 
 
-def measure(seed: int) -> dict[str, np.ndarray]:
-    """Returns `[TOYS]` cosines of each ratio, in double precision."""
+def measure(seed: int) -> Measured:
+    """Returns cosines and ratios, in double precision."""
     with jax.enable_x64(True):
         rng = np.random.default_rng(seed)
         logits = jnp.asarray(rng.normal(size=(TOYS, (V + 1) ** K, K, V)))
         advantage = jnp.asarray(rng.normal(size=(TOYS, V**K)))
-        found = jax.jit(jax.vmap(_cosines))(logits, advantage)
-        return {name: np.asarray(x) for name, x in found.items()}
+        moved = logits + MOVED * jnp.asarray(rng.normal(size=logits.shape))
+        return jax.tree.map(np.asarray, jax.jit(jax.vmap(_one))(logits, advantage, moved))
 
 
-def _cosines(logits: jax.Array, advantage: jax.Array) -> dict[str, jax.Array]:
+def _one(logits: jax.Array, advantage: jax.Array, moved: jax.Array) -> Measured:
     schedule = schedules.make_schedule(N)
     clean = jnp.asarray(exact.sequences(V, K))
     reveals = jnp.asarray(list(itertools.product(range(1, N + 1), repeat=K)), jnp.int32)
@@ -88,18 +106,43 @@ def _cosines(logits: jax.Array, advantage: jax.Array) -> dict[str, jax.Array]:
     def step(logits: jax.Array) -> jax.Array:
         return path_prob * advantage[number] @ jnp.sum(step_logp(logits), axis=0)
 
-    def bound(logits: jax.Array) -> jax.Array:
+    def bound_logp(logits: jax.Array) -> jax.Array:
         denoise = exact.table_denoiser(logits)
-        return -(old * advantage) @ exact.nelbo_steps(denoise, schedule, vocab=V, length=K)
+        return -exact.nelbo_steps(denoise, schedule, vocab=V, length=K)
 
-    def mean_field(logits: jax.Array) -> jax.Array:
-        logp = matching.mean_field_logp(exact.table_denoiser(logits), clean, vocab=V)[0]
-        return (old * advantage) @ logp
+    def mean_field_logp(logits: jax.Array) -> jax.Array:
+        return matching.mean_field_logp(exact.table_denoiser(logits), clean, vocab=V)[0]
 
     true = jax.grad(lambda logits: law(logits) @ advantage)(logits)
-    losses = {"step": step, "bound": bound, "mean_field": mean_field}
-    return {name: _cosine(jax.grad(f)(logits), true) for name, f in losses.items()}
+    whole = {"bound": bound_logp, "mean_field": mean_field_logp}
+    cosine = {"step": _cosine(jax.grad(step)(logits), true)}
+    for name, logp in whole.items():
+        gradient = jax.grad(lambda x, logp=logp: (old * advantage) @ logp(x))(logits)
+        cosine[name] = _cosine(gradient, true)
+    ratio = {name: jnp.exp(logp(moved) - logp(logits)) for name, logp in whole.items()}
+    return Measured(cosine, {"true": law(moved) / old, **ratio})
 
 
 def _cosine(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.vdot(a, b) / jnp.linalg.norm(a) / jnp.linalg.norm(b)
+
+
+def _draw(ratio: dict[str, np.ndarray], out: pathlib.Path) -> Figure:
+    true = ratio["true"].ravel()
+    with plt.rc_context(drawing.STYLE):
+        figure, axes = drawing.panels(1, 2)
+        for axis, name, color in zip(
+            axes[0], ("bound", "mean_field"), (drawing.BLUE, drawing.RED), strict=True
+        ):
+            axis.loglog(true, ratio[name].ravel(), "o", ms=4, alpha=0.5, color=color)
+            ends = np.array([true.min(), true.max()])
+            axis.plot(ends, ends, color=drawing.MUTED, lw=1, ls="--")
+            axis.set_title(NAMES[name][:1].upper() + NAMES[name][1:])
+            axis.set(xlabel="Exact ratio of probabilities", ylabel="Estimate")
+        drawing.save(figure, out / "ratios.png")
+    return Figure(
+        "ratios.png",
+        "Ratios of eight sequences after a move of the policy, twenty random denoisers, by "
+        "enumeration; on the dashed line an estimate is exact.",
+        "Estimated against exact ratios of evidence bounds and of the mean field",
+    )

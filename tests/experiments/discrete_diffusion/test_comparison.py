@@ -1,13 +1,16 @@
 """The comparison of policies over sequences: figures, tuning, resuming, exact parts."""
 
 import dataclasses
+import functools
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from experiments.discrete_diffusion import Config, methods, rows, study, tasks, training
 from experiments.discrete_diffusion.parts import gradients, steps
 from jaxlab.core import logging, loop
+from jaxlab.diffusion.discrete import exact, schedules
 
 pytestmark = pytest.mark.usefixtures("optax_promotes")
 TINY = Config(
@@ -94,6 +97,19 @@ def test_settings_are_chosen_on_other_seeds(tmp_path, monkeypatch):
     assert found.tables[0].rows[0][4] == "learning rate 0.001, temperature 0.3"
 
 
+def test_idle_steps_change_nothing_in_what_is_drawn():
+    """So that one program draws in any number of steps: its law by enumeration."""
+    logits = np.random.default_rng(0).normal(size=(3**3, 3, 2))
+    law = functools.partial(
+        exact.sampler_law, exact.table_denoiser(jnp.asarray(logits)), vocab=2, length=3
+    )
+    for num_steps in (1, 2, 5):
+        idle = methods.make_schedule(num_steps, 5)
+        assert idle.num_steps == 5
+        wanted = law(schedules.make_schedule(num_steps))
+        np.testing.assert_allclose(law(idle), wanted, rtol=1e-5)
+
+
 def test_early_is_the_first_quarter():
     calls = np.array([10, 20, 30, 40, 50, 60, 70, 80])
     rewards = np.arange(16.0).reshape(8, 2)
@@ -138,10 +154,12 @@ def test_sampling_in_few_steps_has_the_errors_of_the_closed_forms(monkeypatch):
 
 def test_single_steps_alone_point_along_the_policy_gradient(monkeypatch):
     monkeypatch.setattr(gradients, "TOYS", 4)
-    found = gradients.measure(3)
+    found, ratio = gradients.measure(3)
     np.testing.assert_allclose(found["step"], 1.0, atol=1e-12)
     assert (found["bound"] < 0.999).all() and (found["mean_field"] < 0.99).all()
     assert found["mean_field"].mean() < found["bound"].mean()
+    error = {k: np.abs(np.log(x / ratio["true"])).mean() for k, x in ratio.items()}
+    assert 0.01 < error["bound"] < error["mean_field"]
 
 
 @pytest.mark.parametrize(

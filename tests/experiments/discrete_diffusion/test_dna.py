@@ -12,6 +12,7 @@ import pytest
 from experiments.discrete_diffusion import Config
 from experiments.discrete_diffusion.parts import dna
 from jaxlab.core import types
+from jaxlab.rl import discrete
 from jaxlab.rl.discrete import DnaReport, Surrogate
 
 pytestmark = pytest.mark.usefixtures("optax_promotes")
@@ -30,8 +31,17 @@ TINY = Config(
 )
 
 
+@pytest.fixture
+def plain(monkeypatch):
+    """Independent bases in place of the network, which takes long to compile."""
+    policy = discrete.make_factored_policy(4, TINY.dna_length)
+    monkeypatch.setattr(dna, "make_policy", lambda config: policy)
+    monkeypatch.setattr(dna, "POLICIES", {"diffusion": lambda config: policy})
+    return policy
+
+
 @pytest.mark.parametrize("name", dna.GUIDED)
-def test_a_method_makes_as_many_calls_as_it_says(name, monkeypatch):
+def test_a_method_makes_as_many_calls_as_it_says(name, monkeypatch, plain):
     monkeypatch.setattr(dna, "DRAWS", 32)
     calls = []
 
@@ -40,7 +50,7 @@ def test_a_method_makes_as_many_calls_as_it_says(name, monkeypatch):
         return jnp.sum(tokens, axis=-1).astype(jnp.float32)
 
     monkeypatch.setattr(dna, "_reward", lambda ground: reward)
-    priors = {"diffusion": dna.make_policy(TINY).init(jax.random.key(0))}
+    priors = {"diffusion": plain.init(jax.random.key(0))}
     choose, told = dna.GUIDED[name](dna.Ground(priors, None, None, None, {}), TINY)
     tokens = jax.jit(choose)(jax.random.key(1))
     jax.effects_barrier()
@@ -95,13 +105,13 @@ class Fragile(NamedTuple):
 
 
 @pytest.mark.parametrize("share", [0.5, 1.0])
-def test_a_seed_that_blows_up_has_no_figures(tmp_path, monkeypatch, share):
+def test_a_seed_that_blows_up_has_no_figures(tmp_path, monkeypatch, share, plain):
     """Its parameters could still be drawn from."""
     monkeypatch.setattr(dna, "DRAWS", 8)
     monkeypatch.setattr(dna, "_judge", lambda *_: lambda tokens: DnaReport(*[jnp.ones(())] * 9))
 
     def init(key):
-        params = dna.make_policy(TINY).init(key)
+        params = plain.init(key)
         return Fragile(params, jax.random.uniform(jax.random.fold_in(key, 1)) < share)
 
     def step(state):
