@@ -67,6 +67,7 @@ def test_pretraining_reaches_the_entropy_of_its_corpus():
     assert abs(float(jnp.mean(each)) - float(expected)) < 5 * error
 
 
+@pytest.mark.usefixtures("optax_promotes")
 def test_a_policy_that_writes_is_pretrained_on_its_own_probability():
     """A logit for every beginning: the least of the loss is the entropy of the corpus."""
 

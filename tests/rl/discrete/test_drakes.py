@@ -206,7 +206,7 @@ def test_a_reward_that_fails_is_counted_and_spares_the_parameters():
     algorithm = discrete.drakes(
         reward, policy, jnp.zeros((2, 2)), num_steps=2, num_grad_steps=1, batch=64
     )
-    state, metrics = jax.jit(algorithm.step)(algorithm.init(jax.random.key(0)))
+    state, metrics = jax.jit(lambda key: algorithm.step(algorithm.init(key)))(jax.random.key(0))
     assert jnp.isfinite(state.params).all()
     assert abs(float(metrics["reward/failed"]) - 0.5) < 0.16
     assert float(state.best_reward) == pytest.approx(np.sqrt(0.5))

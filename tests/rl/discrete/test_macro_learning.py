@@ -60,7 +60,7 @@ def test_values_of_candidates_are_those_of_each():
         found[name], alone[name], listed[name] = jax.jit(
             lambda params, apply=critics.apply: (
                 apply(params, obs[None], tokens),
-                jnp.stack([apply(params, obs, row) for row in tokens], axis=1),
+                jnp.moveaxis(jax.lax.map(lambda row: apply(params, obs, row), tokens), 0, 1),
                 apply(params, obs[None], jnp.broadcast_to(ALL[:, None], (9, B, K))),
             )
         )(params)
@@ -250,19 +250,22 @@ def test_an_old_policy_stays_until_it_is_renewed():
     )
     critics = discrete.make_flat_critics((1,), V, K, hidden=(4,))
     learner = rl.make_learner(env, actor, critics=critics, batch_size=4, capacity=16, warmup=4)
-    start = learner.init(jax.random.key(0))
 
     def keep(state, _):
         state, _ = learner.step(state)
-        kept = (state.policy_params, state.policy_average_params, state.log_alpha)
-        return state, (kept, state.replay.data)
+        return state, (state.policy_params, state.policy_average_params, state.log_alpha)
 
-    (now, old, log_alpha), _ = jax.jit(lambda s: jax.lax.scan(keep, s, None, length=7)[1])(start)
+    @jax.jit
+    def run(key):
+        start = learner.init(key)
+        return start.policy_params, jax.lax.scan(keep, start, None, length=7)[1]
+
+    first, (now, old, log_alpha) = run(jax.random.key(0))
     now, old = (
         np.concatenate([np.asarray(x).reshape(7, -1) for x in jax.tree.leaves(tree)], axis=1)
         for tree in (now, old)
     )
-    first = np.concatenate([np.asarray(x).ravel() for x in jax.tree.leaves(start.policy_params)])
+    first = np.concatenate([np.asarray(x).ravel() for x in jax.tree.leaves(first)])
     for t, want in enumerate([first, first, now[2], now[2], now[2], now[5], now[5]]):
         np.testing.assert_array_equal(old[t], want)
     assert np.all(np.abs(np.diff(now, axis=0)).max(axis=1) > 0.0)
@@ -290,7 +293,7 @@ def test_a_learner_tells_its_critics_how_long_macro_actions_took():
         warmup=4,
         gamma=0.9,
     )
-    _, metrics = jax.jit(learner.step)(learner.init(jax.random.key(0)))
+    _, metrics = jax.jit(lambda key: learner.step(learner.init(key)))(jax.random.key(0))
     assert float(metrics["critic/loss"]) == pytest.approx(0.81, rel=1e-5)
 
 
@@ -318,7 +321,8 @@ def test_the_gradient_of_steps_is_the_policy_gradient_where_episodes_end(x64):
         denoise = policy.denoise(table)
         return path.step_logp(denoise, *at, vocab=2, schedule=schedule, token_mask=mask)
 
-    chance = jnp.exp(jnp.sum(paths(tables, None), axis=0)) / 4.0  # each order of revealing is 1/4
+    # Each order of revealing is 1/4.
+    chance = jnp.exp(jnp.sum(jax.jit(lambda t: paths(t, None))(tables), axis=0)) / 4.0
     assert float(jnp.sum(chance)) == pytest.approx(1.0)
     played = rollouts.Played(None, a, r, executed, None, None)
 
@@ -343,7 +347,7 @@ def test_the_gradient_of_steps_is_the_policy_gradient_where_episodes_end(x64):
     assert np.abs(other - want).max() > 1e-2
     # Of a policy that writes, what was carried out is enough.
     writer = discrete.make_writing_policy(2, 2, width=4, num_layers=1, num_heads=1)
-    params = jax.tree.map(lambda x: x + 0.3, writer.init(jax.random.key(0)))
+    params = jax.tree.map(lambda x: x + 0.3, jax.jit(writer.init)(jax.random.key(0)))
     every = rollouts.Played(None, jnp.asarray(tokens), None, executed[::4], None, None)
 
     def written(params):
@@ -352,7 +356,8 @@ def test_the_gradient_of_steps_is_the_policy_gradient_where_episodes_end(x64):
         )
         return jnp.sum(law * advantage * jnp.sum(jnp.exp(logp - logp_old), axis=0))
 
-    old, law = params, jnp.exp(writer.log_prob(params, jnp.asarray(tokens)))
+    old = params
+    law = jnp.exp(jax.jit(writer.log_prob)(params, jnp.asarray(tokens)))
     gained = jax.grad(
         lambda p: jnp.sum(jnp.exp(writer.log_prob(p, jnp.asarray(tokens))) * advantage)
     )
@@ -410,7 +415,7 @@ def test_values_are_fitted_to_rewards_and_what_truncation_leads_to(make, termina
         gamma=0.9,
         gae_lambda=1.0,
     )
-    state, metrics = jax.jit(algorithm.step)(algorithm.init(jax.random.key(0)))
+    state, metrics = jax.jit(lambda key: algorithm.step(algorithm.init(key)))(jax.random.key(0))
     second = 1.0 + 0.9 * 2.0 if terminated else 1.0 + 0.9 * 2.0 * 4.0
     first = 1.0 + 0.9 * 2.0 + 0.81 * second
     error = ((0.0 - first) ** 2 + (2.0 * 3.0 - second) ** 2) / 2.0

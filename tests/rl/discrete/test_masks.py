@@ -252,10 +252,15 @@ def test_denoisers_have_the_allowed_tokens_of_their_own_and_no_others(make):
     tokens = jnp.full((2, len(REACHED), K), V, jnp.int32)
     level = jnp.ones((2, len(REACHED)))
     mask = jnp.asarray(ALLOWED[REACHED].reshape(len(REACHED), -1))
-    closed = state_policies.at_states(policy, obs, mask).denoise(params)
-    found = np.asarray(jax.nn.softmax(closed(tokens, level), axis=-1))
-    free = np.exp(np.asarray(policy.given(obs).denoise(params)(tokens, level), np.float64))
-    want = free * ALLOWED[REACHED]
+
+    @jax.jit
+    def look(mask):
+        closed = state_policies.at_states(policy, obs, mask).denoise(params)
+        free = policy.given(obs).denoise(params)
+        return jax.nn.softmax(closed(tokens, level), axis=-1), free(tokens, level)
+
+    found, free = look(mask)
+    want = np.exp(np.asarray(free, np.float64)) * ALLOWED[REACHED]
     np.testing.assert_allclose(found, want / want.sum(axis=-1, keepdims=True), rtol=1e-4, atol=0)
 
 
@@ -380,10 +385,13 @@ def test_rollouts_play_what_is_allowed(make, policy, options):
         learning_rate=0.02,
         **options,
     )
-    start = algorithm.init(jax.random.key(0))
-    state, metrics = jax.jit(
-        lambda s: jax.lax.scan(lambda s, _: algorithm.step(s), s, None, length=3)
-    )(start)
+
+    @jax.jit
+    def run(key):
+        start = algorithm.init(key)
+        return start, *jax.lax.scan(lambda s, _: algorithm.step(s), start, None, length=3)
+
+    start, state, metrics = run(jax.random.key(0))
     assert not state.env.physics[1].any()
     total, count = metrics["env/return"]
     assert (np.asarray(count) > 0).all() and (np.asarray(total) <= ROUNDS * np.asarray(count)).all()

@@ -32,16 +32,15 @@ def test_a_denoiser_of_many_states_is_that_of_each(shape):
     obs = jnp.asarray(RNG.normal(size=(S, np.prod(shape))), jnp.float32)
     tokens = jnp.asarray(RNG.integers(0, V + 1, (2, 5, S, K)), jnp.int32)
     level = jnp.ones(tokens.shape[:-1])
+
+    def one(at):
+        obs, tokens = at
+        return policy.given(obs).denoise(params)(tokens, jnp.ones(tokens.shape[:-1]))
+
     found, alone = jax.jit(
         lambda obs: (
             policy.given(obs).denoise(params)(tokens, level),
-            jnp.stack(
-                [
-                    policy.given(obs[i]).denoise(params)(tokens[:, :, i], level[..., i])
-                    for i in range(S)
-                ],
-                axis=2,
-            ),
+            jnp.moveaxis(jax.lax.map(one, (obs, jnp.moveaxis(tokens, 2, 0))), 0, 2),
         )
     )(obs)
     assert found.shape == (2, 5, S, K, V)
