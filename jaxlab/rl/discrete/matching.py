@@ -86,7 +86,7 @@ def sequence_loss(
     if schedule is None or reveal is None:
         raise ValueError(f"noise={noise!r} needs the sampler's schedule and reveal steps")
     if noise == "mix":
-        return 0.5 * sum(
+        fresh, seen = (
             sequence_loss(
                 key_one,
                 denoise,
@@ -101,6 +101,7 @@ def sequence_loss(
             )
             for key_one, one in zip(jax.random.split(key), ("forward", "on_policy"), strict=True)
         )
+        return 0.5 * (fresh + seen)
     steps = path.draw_steps(key, schedule.num_steps, count)
     if noise == "on_policy":
         loss = path.visited_nll(

@@ -307,7 +307,7 @@ def test_the_gradient_of_steps_is_the_policy_gradient_where_episodes_end(x64):
     and the first one depended on it. Without it the direction is another.
     """
     schedule = schedules.make_schedule(2)
-    tables = jnp.asarray(RNG.normal(size=(9, 2, 2)))
+    tables = jnp.asarray(np.random.default_rng(1).normal(size=(9, 2, 2)))
     policy = discrete.make_table_policy(2, 2)
     tokens = np.asarray(list(itertools.product(range(2), repeat=2)))
     reveals = np.asarray(list(itertools.product([1, 2], repeat=2)))
