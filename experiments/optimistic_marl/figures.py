@@ -7,7 +7,8 @@ import numpy as np
 
 from experiments.harness import drawing
 from experiments.harness.result import Figure
-from experiments.optimistic_marl.training import Ball, Deep, Ends, Strangers
+from experiments.optimistic_marl.networks import Deep
+from experiments.optimistic_marl.training import Ball, Ends, Strangers
 
 
 def joint(found: dict[str, Ends], out: pathlib.Path) -> Figure:

@@ -10,9 +10,11 @@ import numpy as np
 from experiments.harness import result, units, verdicts
 from experiments.harness.result import Part, Result
 from experiments.harness.units import Unit
-from experiments.optimistic_marl import Config, figures, games, rows, training
-from experiments.optimistic_marl.training import Ball, Deep, Ends, Strangers
+from experiments.optimistic_marl import Config, figures, games, networks, rows, training
+from experiments.optimistic_marl.networks import Deep
+from experiments.optimistic_marl.training import Ball, Ends, Greedy, Strangers
 from jaxlab import envs
+from jaxlab.envs import Game
 
 PAPER = (
     "Zhang, Li, Ozdaglar, Shamma, Zardini: Optimism as risk-seeking in multi-agent reinforcement "
@@ -20,6 +22,8 @@ PAPER = (
 )
 SIGNS = (-0.5, 0.0, 0.5)
 """Averse, neutral and optimistic pairs of `cross_play`."""
+APART = 1000
+"""Seeds of choices lie this far from those of what is told."""
 
 
 def run(config: Config, out: pathlib.Path) -> Result:
@@ -28,7 +32,7 @@ def run(config: Config, out: pathlib.Path) -> Result:
     sampled_games = games.sampled_games(config.payoff, config.games)
     if "deep" in config.parts:
         for task in config.deep_tasks:
-            training.deep_task(task)
+            networks.deep_task(task)
     exact: dict[str, Ends] = {}
     sampled: dict[tuple[str, str], Ends] = {}
     parts = []
@@ -95,16 +99,22 @@ def run(config: Config, out: pathlib.Path) -> Result:
             },
         )
         parts.append(Part(rows.stag(stag), (), (rows.stag_table(stag),)))
+    if "rules" in config.parts:
+        parts.append(_rules(config, sampled_games, out))
     if "ball" in config.parts:
-        given = {"seeds": config.ball_seeds, "trials": config.ball_trials, "seed": config.seed}
-        ball = _kept(
+        ball, chosen = _tuned(
+            config,
             out,
-            {
-                rule: _unit(f"ball/{rule}", training.ball, (rule,), given, Ball)
-                for rule in training.RULES
-            },
+            "ball",
+            {name: rule.values for name, rule in training.RULES.items()},
+            training.ball,
+            {"trials": config.ball_trials},
+            (config.ball_seeds, config.tuning_seeds),
+            Ball,
+            lambda one: one.greedy,
         )
-        parts.append(Part(rows.ball(ball), (figures.ball(ball, out),), (rows.ball_table(ball),)))
+        told = (rows.ball_table(ball, chosen),)
+        parts.append(Part(rows.ball(ball), (figures.ball(ball, out),), told, (_limit(config),)))
     if "cross_play" in config.parts:
         given = {"seeds": config.num_seeds, "seed": config.seed}
         met = {"climbing": envs.climbing(), "penalty": envs.penalty(25.0)}
@@ -119,7 +129,8 @@ def run(config: Config, out: pathlib.Path) -> Result:
         )
         parts.append(Part(rows.strangers(strangers), (figures.strangers(strangers, out),)))
     if "deep" in config.parts:
-        parts.extend(_deep(task, config, out) for task in config.deep_tasks)
+        tasks = zip(config.deep_tasks, config.deep_steps, strict=True)
+        parts.extend(_deep(task, steps, config, out) for task, steps in tasks)
     return result.assemble(
         parts,
         experiment="optimistic_marl",
@@ -130,45 +141,122 @@ def run(config: Config, out: pathlib.Path) -> Result:
     )
 
 
-def _deep(task: str, config: Config, out: pathlib.Path) -> Part:
-    """Tunes both optimists on seeds of their own, then trains all methods alike."""
-    given = {"task": task, "steps": config.deep_steps}
-    tuned = {"Op-IPPO": config.tuning_betas, "OptiMAPPO": config.tuning_etas}
+def _rules(config: Config, all_games: dict[str, Game], out: pathlib.Path) -> Part:
+    """Rules of Q-learning on the games of one state."""
+    found, chosen = {}, {}
+    for name, game in all_games.items():
+        if game.num_states > 1 or len(set(game.num_actions)) > 1:
+            continue  # what rules of one state, and without masks, cannot learn
+        found[name], chosen[name] = _tuned(
+            config,
+            out,
+            f"rules/{name}",
+            {rule: one.values for rule, one in training.MATRIX_RULES.items()},
+            training.rules,
+            {"plays": config.plays},
+            (config.num_seeds, config.num_seeds // 2),
+            Greedy,
+            lambda one: one.value,
+            game,
+        )
+    return Part(rows.rules(found), (), (rows.rules_table(found, chosen),))
+
+
+def _deep(task: str, steps: int, config: Config, out: pathlib.Path) -> Part:
+    """The learning rate is IPPO's best, and everybody's; the others choose a setting at it."""
+    tuned = {
+        networks.PLAIN: config.tuning_rates,
+        networks.OURS: config.tuning_betas,
+        "OptiMAPPO": config.tuning_etas,
+    }
+    found: dict[str, Deep] = {}
+    chosen: dict[str, float] = {}
+    rate = 0.0
+    for methods in ({networks.PLAIN}, tuned.keys() - {networks.PLAIN}):
+        more = _tuned(
+            config,
+            out,
+            f"deep/{task}",
+            {name: values for name, values in tuned.items() if name in methods},
+            networks.deep,
+            {"task": task, "steps": steps, "rate": rate or config.tuning_rates[0]},
+            (config.deep_seeds, config.tuning_seeds),
+            Deep,
+            lambda one: one.sampled,
+        )
+        found, chosen = found | more[0], chosen | more[1]
+        rate = chosen[networks.PLAIN]
+    told = (rows.deep_table(found, chosen, task),)
+    return Part(rows.deep(found, task), (figures.deep(found, task, out),), told, (_limit(config),))
+
+
+def _tuned(
+    config: Config,
+    out: pathlib.Path,
+    folder: str,
+    methods: dict[str, tuple[float, ...]],
+    compute: Callable,
+    given: dict[str, Any],
+    seeds: tuple[int, int],
+    kind: Any,
+    worth: Callable[[Any], np.ndarray],
+    *first: Any,
+) -> tuple[dict[str, Any], dict[str, float]]:
+    """Every method at the best of its values, which other seeds have chosen; with these values.
+
+    Args:
+        config: The study's.
+        out: The run folder.
+        folder: Of the units' names.
+        methods: Values of each.
+        compute: `compute(*first, name, values, folder, **given, seeds, seed) -> kind`.
+        given: Its settings.
+        seeds: How many, of what is told and of the choice.
+        kind: A record.
+        worth: `worth(record) -> [values * seeds]`; more is better.
+        first: See `compute`.
+    """
+    many, few = seeds
     tuning = {
         name: _unit(
-            f"deep/{task}/{name}/tuning",
-            training.deep,
-            (name, values),
-            given | {"seeds": config.tuning_seeds, "seed": config.seed + 1000},
-            Deep,
+            f"{folder}/{name}/tuning",
+            compute,
+            (*first, name, values),
+            given | {"seeds": few, "seed": config.seed + APART},
+            kind,
         )
-        for name, values in tuned.items()
+        for name, values in methods.items()
     }
-    kept = _kept(out, tuning)
-    chosen = {"IPPO": 0.0}
-    for name, one in kept.items():
-        worth = np.nan_to_num(one.final.reshape(len(tuned[name]), -1), nan=-np.inf).mean(axis=1)
-        chosen[name] = tuned[name][int(np.argmax(worth))]
-    given |= {"seeds": config.deep_seeds, "seed": config.seed}
-    found = _kept(
-        out,
-        {
-            name: _unit(f"deep/{task}/{name}", training.deep, (name, (parameter,)), given, Deep)
-            for name, parameter in chosen.items()
-        },
+    chosen = {}
+    for name, one in _kept(out, tuning).items():
+        by_value = worth(one).reshape(len(methods[name]), -1)
+        mean = np.nan_to_num(by_value, nan=-np.inf).mean(axis=1)
+        chosen[name] = methods[name][int(np.argmax(mean))]
+    told = {
+        name: _unit(
+            f"{folder}/{name}",
+            compute,
+            (*first, name, (value,)),
+            given | {"seeds": many, "seed": config.seed},
+            kind,
+        )
+        for name, value in chosen.items()
+    }
+    return _kept(out, told), chosen
+
+
+def _limit(config: Config) -> str:
+    """How fair the choice was."""
+    return (
+        "Each method has one setting of its own, the best of three by "
+        f"{config.tuning_seeds} seeds of their own; all else is common, the networks' learning "
+        "rate too, which is IPPO's best."
     )
-    limit = (
-        f"{task}: beta of Op-IPPO is {chosen['Op-IPPO']:g}, eta of OptiMAPPO "
-        f"{chosen['OptiMAPPO']:g}, each the best of {len(config.tuning_betas)} and "
-        f"{len(config.tuning_etas)} on {config.tuning_seeds} seeds of their own; all else is "
-        "common."
-    )
-    return Part(rows.deep(found, task), (figures.deep(found, task, out),), (), (limit,))
 
 
 def _unit(name: str, compute: Callable, args: tuple, given: dict[str, Any], kind: Any) -> Unit:
     """A unit whose settings are the arguments of what it computes."""
-    told = [_told(x) if isinstance(x, envs.Game) else x for x in args]
+    told = [_told(x) if isinstance(x, Game) else x for x in args]
 
     def of_folder(folder: pathlib.Path) -> Any:
         return compute(*args, folder, **given)
@@ -176,7 +264,7 @@ def _unit(name: str, compute: Callable, args: tuple, given: dict[str, Any], kind
     return Unit(name, {"args": told, **given}, of_folder, kind)
 
 
-def _told(game: envs.Game) -> dict[str, str]:
+def _told(game: Game) -> dict[str, str]:
     """What a game is, for the settings of a unit: its name and a digest of its tables."""
     tables = b"".join(np.ascontiguousarray(x).tobytes() for x in game[1:6])
     return {"game": game.name, "tables": hashlib.sha256(tables).hexdigest()}

@@ -1,9 +1,8 @@
-"""What is computed and kept: exact play, sampled play, the ball, strangers, networks."""
+"""What is computed and kept: exact play, sampled play, rules of Q-learning, strangers."""
 
 import functools
-import importlib
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -19,19 +18,37 @@ GAMMA = 0.95
 WITHIN = 0.03
 """Share of what play can gain over chance, within which it counts as optimal."""
 NUM_ENVS = 64
-RULES: Mapping[str, Any] = {
-    "Independent Q": {"rule": "independent", "rate": 0.9},
-    "Hysteretic Q": {"rule": "hysteretic", "rate": 0.9, "slow_rate": 0.1},
-    "Distributed Q": {"rule": "distributed", "rate": 0.9},
-    "Entropic Q": {"rule": "entropic", "rate": 0.5, "beta": 0.5},
-}
 RELIABLE = 600.0
 """Return of the ball, of 667, from which a seed counts as having learned it."""
-STYLES: Mapping[str, Callable[[], marl.Optimism]] = {
-    "IPPO": marl.neutral,
-    "Op-IPPO": marl.entropic,
-    "OptiMAPPO": marl.leaky,
+
+
+class Rule(NamedTuple):
+    """A rule of Q-learning.
+
+    Attributes:
+        given: Arguments of `marl.make_q_learner` that stay.
+        tuned: The one that is chosen, on seeds of their own.
+        values: From what.
+    """
+
+    given: Mapping[str, Any]
+    tuned: str
+    values: tuple[float, ...]
+
+
+OURS = "Entropic Q"
+RULES: Mapping[str, Rule] = {
+    "Independent Q": Rule({"rule": "independent"}, "rate", (0.1, 0.5, 0.9)),
+    "Distributed Q": Rule({"rule": "distributed"}, "rate", (0.1, 0.5, 0.9)),
+    "Hysteretic Q": Rule({"rule": "hysteretic", "rate": 0.9}, "slow_rate", (0.01, 0.1, 0.5)),
+    OURS: Rule({"rule": "entropic", "rate": 0.5}, "beta", (0.2, 0.5, 2.0)),
 }
+MATRIX_RULES: Mapping[str, Rule] = {
+    **RULES,
+    "Lenient Q": Rule({"rule": "lenient", "rate": 0.5}, "cooling", (0.99, 0.995, 0.999)),
+    "Frequency Q": Rule({"rule": "frequency", "rate": 0.1}, "bonus", (1.0, 3.0, 10.0)),
+}
+"""With those that are for games of one state alone, or made for them."""
 
 
 class Ends(NamedTuple):
@@ -65,6 +82,18 @@ class Ends(NamedTuple):
         return (self.best > 0.9).astype(np.float64)
 
 
+class Greedy(NamedTuple):
+    """Worth of a rule's greedy joint action, `[values * seeds]`, and of the best there is."""
+
+    value: np.ndarray
+    optimum: np.ndarray
+
+    @property
+    def success(self) -> np.ndarray:
+        """Whether it is a best one."""
+        return (self.value >= self.optimum - 1e-6).astype(np.float64)
+
+
 class Ball(NamedTuple):
     """How a rule learned the ball: last tenth of training, greedy return, curve, a trace."""
 
@@ -82,15 +111,6 @@ class Strangers(NamedTuple):
     payoff: np.ndarray
 
 
-class Deep(NamedTuple):
-    """Returns of networks: `[seeds]` at the end, and `[points, seeds]` over environment steps."""
-
-    final: np.ndarray
-    steps: np.ndarray
-    returns: np.ndarray
-    steps_per_second: np.ndarray
-
-
 def exact(
     game: Game,
     betas: tuple[float, ...],
@@ -104,7 +124,7 @@ def exact(
 ) -> Ends:
     """Plays exactly from random starts, the same ones for every beta."""
     play = marl.make_play(game, learning_rate=rate, init_scale=scale, gamma=GAMMA)
-    each = _same_seeds(play, betas, starts)
+    each = same_seeds(play, {"beta": betas}, starts)
     ended = loop.run(
         each,
         jax.random.key(seed),
@@ -142,7 +162,7 @@ def sampled(
         policy_rate=0.02 * pace**0.5,
         critic_rate=min(0.05 * pace**0.5, 1.0),
     )
-    each = _same_seeds(learner, betas, seeds)
+    each = same_seeds(learner, {"beta": betas}, seeds)
     ended = loop.run(
         each,
         jax.random.key(seed),
@@ -162,7 +182,7 @@ def strangers(
 ) -> Strangers:
     """Trains pairs exactly from random starts, and lets the agents of different pairs meet."""
     play = marl.make_play(game, learning_rate=0.05, init_scale=1.0, gamma=GAMMA)
-    each = _same_seeds(play, betas, seeds)
+    each = same_seeds(play, {"beta": betas}, seeds)
     ended = loop.run(
         each,
         jax.random.key(seed),
@@ -178,21 +198,40 @@ def strangers(
     return Strangers(np.array(betas), met)
 
 
-def ball(rule: str, folder: pathlib.Path, *, seeds: int, trials: int, seed: int) -> Ball:
-    """Learns to balance the ball with one rule, all seeds side by side."""
+def rules(
+    game: Game,
+    name: str,
+    values: tuple[float, ...],
+    folder: pathlib.Path,
+    *,
+    seeds: int,
+    plays: int,
+    seed: int,
+) -> Greedy:
+    """Learns a game of one state by a rule, at several values of its parameter side by side."""
+    env = envs.make_env(envs.game_task(game), 1)
+    index = functools.partial(envs.state_of, game)
+    state = _learn_q(env, index, 1, MATRIX_RULES[name], values, folder, seeds, plays, seed).state
+    payoff = np.sum(game.prob * game.reward, axis=-1)[0]
+    actions = np.asarray(state.greedy)[:, :, 0]
+    return Greedy(payoff[tuple(actions.T)], payoff.max())
+
+
+def ball(
+    name: str,
+    values: tuple[float, ...],
+    folder: pathlib.Path,
+    *,
+    seeds: int,
+    trials: int,
+    seed: int,
+) -> Ball:
+    """Learns to balance the ball by a rule, at several values of its parameter side by side."""
     env = envs.make_env(envs.ball_balancing(), 1)
     num_states = ball_task.BINS[0] * ball_task.BINS[1]
     steps = trials * ball_task.STEPS
-    learner = marl.make_q_learner(
-        env, envs.ball_index, num_states, explore_steps=steps, gamma=0.9, **RULES[rule]
-    )
-    ended = loop.run(
-        learning.over_seeds(learner, seeds),
-        jax.random.key(seed),
-        num_steps=steps,
-        chunk_size=-(-steps // 40),
-        directory=folder,
-        config={"of": rule},
+    ended = _learn_q(
+        env, envs.ball_index, num_states, RULES[name], values, folder, seeds, steps, seed
     )
     records = logging.read_jsonl(folder / "metrics.jsonl")
     at, returns = logging.series(records, "env/return_seeds")
@@ -211,90 +250,53 @@ def ball(rule: str, folder: pathlib.Path, *, seeds: int, trials: int, seed: int)
         return total, seen
 
     greedy, traces = jax.device_get(jax.jit(jax.vmap(rollout))(ended.state.greedy))
-    return Ball(_late(returns), greedy, at, returns, traces[0])
+    return Ball(late(returns), greedy, at, returns, traces[0])
 
 
-def deep(
-    method: str,
-    parameters: tuple[float, ...],
-    folder: pathlib.Path,
-    *,
-    task: str,
-    seeds: int,
-    steps: int,
-    seed: int,
-) -> Deep:
-    """Trains networks, `seeds` for each parameter, side by side."""
-    env = envs.make_env(deep_task(task), 16)
-    rollout = 128
-    updates = max(steps // (rollout * env.num_envs), 2)
-    learner = marl.make_op_ippo(env, style=STYLES[method](), num_steps=rollout, learning_rate=7e-4)
-    each = _same_seeds(learner, parameters, seeds)
-    loop.run(
-        each,
-        jax.random.key(seed),
-        num_steps=updates,
-        chunk_size=-(-updates // 20),
-        directory=folder,
-        config={"of": method, "parameters": list(parameters)},
-    )
-    records = logging.read_jsonl(folder / "metrics.jsonl")
-    at, returns = logging.series(records, "env/return_seeds")
-    speed = np.median(logging.series(records, "perf/steps_per_second")[1])
-    per_step = rollout * env.num_envs
-    rate = np.array(speed * per_step * seeds * len(parameters))
-    return Deep(_late(returns), at * per_step, returns, rate)
-
-
-def deep_task(name: str) -> envs.Task:
-    """Makes what networks learn.
-
-    Raises:
-        ValueError: if JaxMARL is needed and not installed.
-    """
-    if name in OWN:
-        return OWN[name]()
-    try:
-        jaxmarl = importlib.import_module("jaxmarl")
-    except ImportError as error:
-        raise ValueError(
-            f"the task {name!r} needs jaxmarl (pip install -e '.[games]'); leave it out of "
-            "--deep-tasks"
-        ) from error
-    if name == "overcooked":
-        layouts = importlib.import_module("jaxmarl.environments.overcooked").overcooked_layouts
-        return envs.from_jaxmarl(jaxmarl.make("overcooked", layout=layouts["coord_ring"]))
-    smax = importlib.import_module("jaxmarl.environments.smax")
-    scenario = smax.map_name_to_scenario("3m")
-    return envs.from_jaxmarl(jaxmarl.make("HeuristicEnemySMAX", scenario=scenario))
-
-
-OWN: Mapping[str, Callable[[], envs.Task]] = {
-    "spread": envs.simple_spread,
-    "predators": envs.predator_prey,
-    "stag": lambda: envs.game_task(envs.stag_grid(5.0)),
-}
-
-
-def _late(returns: np.ndarray) -> np.ndarray:
+def late(returns: np.ndarray) -> np.ndarray:
     """Mean of the last tenth by seed; NaN of a seed none of whose episodes ended in it."""
-    late = returns[-max(len(returns) // 10, 1) :]
-    seen = np.isfinite(late).sum(axis=0)
-    return np.where(seen > 0, np.nansum(late, axis=0) / np.maximum(seen, 1), np.nan)
+    last = returns[-max(len(returns) // 10, 1) :]
+    seen = np.isfinite(last).sum(axis=0)
+    return np.where(seen > 0, np.nansum(last, axis=0) / np.maximum(seen, 1), np.nan)
 
 
-def _same_seeds(algorithm: Any, betas: tuple[float, ...], seeds: int) -> Any:
-    """Every beta with the same seeds, side by side: beta k has the rows from k `seeds` on."""
-    init, step, num = algorithm.init, algorithm.step, len(betas) * seeds
-    repeated = {"beta": jnp.repeat(jnp.asarray(betas, jnp.float32), seeds)}
+def same_seeds(algorithm: Any, values: Mapping[str, tuple[float, ...]], seeds: int) -> Any:
+    """All values of a setting with the same seeds: value k has the rows from k `seeds` on."""
+    ((name, swept),) = values.items()
+    init, step, num = algorithm.init, algorithm.step, len(swept) * seeds
+    repeated = {name: jnp.repeat(jnp.asarray(swept, jnp.float32), seeds)}
     wide = learning.over_seeds(algorithm, num, settings=repeated)
 
     def same(key: jax.Array) -> Any:
         keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(seeds))
-        rows = jnp.tile(jnp.arange(seeds), len(betas))
+        rows = jnp.tile(jnp.arange(seeds), len(swept))
         return jax.vmap(init)(keys[rows], repeated)
 
     return wide._replace(init=same, name=step.__qualname__)
+
+
+def _learn_q(
+    env: envs.Env,
+    index: Any,
+    num_states: int,
+    rule: Rule,
+    values: tuple[float, ...],
+    folder: pathlib.Path,
+    seeds: int,
+    steps: int,
+    seed: int,
+) -> loop.LoopResult:
+    learner = marl.make_q_learner(
+        env, index, num_states, explore_steps=steps, gamma=0.9, **rule.given
+    )
+    return loop.run(
+        same_seeds(learner, {rule.tuned: values}, seeds),
+        jax.random.key(seed),
+        num_steps=steps,
+        chunk_size=-(-steps // 40),
+        directory=folder,
+        config={"rule": rule.given["rule"], rule.tuned: list(values)},
+    )
 
 
 def _ends(game: Game, betas: tuple[float, ...], seeds: int, policies: Any) -> Ends:

@@ -137,15 +137,12 @@ def make_collector(
         stats = experience.obs_stats
         if normalize_obs:
             stats = normalization.update_obs_stats(stats, before.obs, ~after.failed)
-        returns = experience.returns + after.reward
-        done = after.terminated | after.truncated
-        whole = done & ~after.failed
-        ended = Mean(jnp.sum(jnp.where(whole, returns, 0.0)), jnp.sum(whole, dtype=returns.dtype))
+        returns, ended = add_rewards(experience.returns, after)
         experience = Experience(
             env=after,
             replay=replay_lib.add(experience.replay, _without_failed(transition, after.failed)),
             obs_stats=stats,
-            returns=jnp.where(done, 0.0, returns),
+            returns=returns,
             failures=experience.failures + jnp.sum(after.failed, dtype=jnp.int32),
         )
         return experience, ended
@@ -159,6 +156,25 @@ def make_collector(
         return jax.lax.scan(at_random, experience, keys)[0]
 
     return Collector(init, collect, warm_up)
+
+
+def add_rewards(returns: Float[Array, " E"], after: State) -> tuple[Float[Array, " E"], Mean]:
+    """Adds the rewards of a step to the returns of the running episodes.
+
+    Args:
+        returns: `[E]` undiscounted sums of rewards so far.
+        after: the environments after the step; of agents' own rewards the mean counts.
+
+    Returns:
+        `(returns, ended)`: the sums, 0 where an episode ended; and the `Mean` return of those that
+        did, without those that a failed step cut off.
+    """
+    reward = after.reward.astype(returns.dtype)
+    total = returns + jnp.mean(reward.reshape(reward.shape[0], -1), axis=1)
+    done = after.terminated | after.truncated
+    whole = done & ~after.failed
+    ended = Mean(jnp.sum(jnp.where(whole, total, 0.0)), jnp.sum(whole, dtype=jnp.int32))
+    return jnp.where(done, 0.0, total), ended
 
 
 def widen(obs: PyTree, like: PyTree) -> PyTree:

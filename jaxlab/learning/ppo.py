@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 from jaxlab import envs
 from jaxlab.core.types import Algorithm, Mean, Metrics, PyTree, Transition
 from jaxlab.envs import spaces
-from jaxlab.learning import actor_critic, policy_gradient, returns
+from jaxlab.learning import actor_critic, collecting, policy_gradient, returns
 from jaxlab.learning import settings as settings_lib
 from jaxlab.learning.actor_critic import Networks
 from jaxlab.learning.policy_gradient import Loss, Outputs, Samples, Scalars
@@ -225,14 +225,11 @@ def make_ppo(
             # A step that failed led nowhere and took no time: V - V, neither good nor bad.
             extras=(mask, logp, jnp.where(after.failed, 1.0, discount)),
         )
-        done = after.terminated | after.truncated
-        total = state.returns + jnp.mean(reward.reshape(E, -1), axis=1)
-        whole = done & ~after.failed
-        ended = Mean(jnp.sum(jnp.where(whole, total, 0.0)), jnp.sum(whole, dtype=jnp.int32))
+        returned, ended = collecting.add_rewards(state.returns, after)
         state = state._replace(
             env=after,
             failures=state.failures + jnp.sum(after.failed, dtype=jnp.int32),
-            returns=jnp.where(done, 0.0, total),
+            returns=returned,
         )
         return state, (transition, ended)
 

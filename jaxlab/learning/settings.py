@@ -1,6 +1,6 @@
 """Numbers of a run that may be swept: checked by name, and kept in the state as arrays."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
-Settings = Mapping[str, Float[Array, ""]]
+Settings = Mapping[str, Float[Array, "..."]]
 """Numbers of a run by the names of its builder's arguments; part of its state, so that runs side by
 side may have their own."""
 
@@ -58,7 +58,7 @@ def check(numbers: Mapping[str, Any], rules: Mapping[str, Rule]) -> None:
             raise ValueError(f"{name} must be finite, got {x}")
 
 
-def check_given(given: Any, numbers: Mapping[str, float], rules: Mapping[str, Rule]) -> None:
+def check_given(given: Any, numbers: Mapping[str, Any], rules: Mapping[str, Rule]) -> None:
     """Refuses settings that are no dict of numbers that there are, each in range.
 
     Args:
@@ -78,26 +78,33 @@ def check_given(given: Any, numbers: Mapping[str, float], rules: Mapping[str, Ru
     check(given, rules)
 
 
-def fill(given: Any, numbers: Mapping[str, float], rules: Mapping[str, Rule]) -> Settings:
+def fill(
+    given: Any, numbers: Mapping[str, Any], rules: Mapping[str, Rule], *, arrays: Sequence[str] = ()
+) -> Settings:
     """Returns all numbers as float32 arrays: those that are given, and the others as they are.
 
     Args:
         given: settings of one run; None for none.
         numbers: all numbers that may be set, by name.
         rules: see `check`.
+        arrays: names of those that may be arrays, a number for each agent say; they may be set to
+            another of the same shape, or to one number for all.
 
     Raises:
-        ValueError: if a name is unknown, or any number is out of range or not one number.
+        ValueError: if a name is unknown, a number is out of range, or an array is not allowed
+            or has another shape.
     """
     if given is not None:
         check_given(given, numbers, rules)
+    shapes = {name: np.shape(x) if name in arrays else () for name, x in numbers.items()}
     numbers = dict(numbers) | dict(given or {})
     check(numbers, rules)
     values = {name: jnp.asarray(x, jnp.float32) for name, x in numbers.items()}
     for name, x in values.items():
-        if x.shape:
+        if x.shape not in ((), shapes[name]):
+            wanted = f"one number or {shapes[name]}" if shapes[name] else "one number"
             raise ValueError(
-                f"setting {name} must be one number, got shape {x.shape}; "
+                f"setting {name} must be {wanted}, got shape {x.shape}; "
                 "learning.over_seeds gives each run its own"
             )
-    return values
+    return {name: jnp.broadcast_to(x, shapes[name]) for name, x in values.items()}

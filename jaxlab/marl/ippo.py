@@ -8,18 +8,19 @@ Zhang et al. 2025, arXiv:2509.24047 (the actor's weight); de Witt et al. 2020, a
 (IPPO). The weight of a lambda-return is a heuristic; it is the theorem's for lambda = 0.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxlab import envs
 from jaxlab.core.types import Algorithm, Mean, Metrics, PyTree
 from jaxlab.envs import spaces
-from jaxlab.learning import actor_critic, normalization, policy_gradient, returns
+from jaxlab.learning import actor_critic, collecting, normalization, policy_gradient, returns
 from jaxlab.learning import settings as settings_lib
 from jaxlab.learning.actor_critic import Networks
 from jaxlab.learning.policy_gradient import Outputs, Samples
@@ -40,6 +41,8 @@ RULES = {
     "reward_scale": settings_lib.POSITIVE,
     "target_kl": settings_lib.POSITIVE,
 }
+EACH = ("beta", "beta_end", "learning_rate")
+"""Numbers of which every agent may have its own."""
 MOST_WEIGHT = 10.0
 """Where the weights of states="weighted" are cut."""
 
@@ -101,8 +104,8 @@ def make_op_ippo(
     nets: Networks | Memory | None = None,
     *,
     style: Optimism | None = None,
-    beta: float | None = None,
-    beta_end: float | None = None,
+    beta: float | Sequence[float] | None = None,
+    beta_end: float | Sequence[float] | None = None,
     anneal_steps: int | None = None,
     target_kl: float | None = None,
     states: SampledStates = "policy",
@@ -110,7 +113,7 @@ def make_op_ippo(
     num_steps: int = 128,
     num_epochs: int = 4,
     num_minibatches: int = 4,
-    learning_rate: float | optax.Schedule = 2.5e-4,
+    learning_rate: float | Sequence[float] | optax.Schedule = 2.5e-4,
     gamma: float = 0.99,
     gae_lambda: float = 0.95,
     clip_eps: float = 0.2,
@@ -133,7 +136,7 @@ def make_op_ippo(
             OptiMAPPO's advantages, `neutral()`, or `of_measure` of any other measure. Swapping it
             swaps the risk measure.
         beta: parameter of `style`, in units of 1 over the scaled reward; by default that of the
-            mean.
+            mean. Agents may have their own, `[N]`; weights are then scaled agent by agent.
         beta_end, anneal_steps: where beta goes to, in a straight line over so many updates.
         target_kl: instead of a fixed beta: in every update the beta up to `beta` is taken at which
             the tilted policy diverges this much from the policy, of "entropic" alone.
@@ -145,7 +148,9 @@ def make_op_ippo(
         num_steps: steps of each environment in a rollout.
         num_epochs: how often the rollout is learned from.
         num_minibatches: gradient steps of an epoch; they divide the environments.
-        learning_rate: of Adam, with epsilon 1e-5; a schedule cannot be swept.
+        learning_rate: of Adam, with epsilon 1e-5; a schedule cannot be swept. Agents with networks
+            of their own may have their own, `[N]`: then each has an optimizer and a gradient norm
+            of its own, and with own betas besides nothing of what another one learns reaches it.
         gamma, gae_lambda, clip_eps, value_coef, entropy_coef, max_grad_norm: as in PPO.
         reward_scale: factor of rewards, before any scaling.
 
@@ -194,28 +199,47 @@ def make_op_ippo(
     }
     if not callable(learning_rate):
         numbers["learning_rate"] = learning_rate
+    apart = not callable(learning_rate) and np.ndim(learning_rate) > 0
     if beta_end is not None:
         numbers["beta_end"] = beta_end
     if target_kl is not None:
         numbers["target_kl"] = target_kl
-        if anneal_steps is not None or style.measure is not optimism.entropic().measure:
+        entropic = style.measure is optimism.entropic().measure
+        if anneal_steps is not None or not entropic or np.ndim(numbers["beta"]):
             raise ValueError(
                 "target_kl finds beta of the entropic style by itself; give neither a schedule nor "
-                "another style with it"
+                "another style nor a beta for each agent with it"
             )
+    numbers = {name: tabular.each_agent(name, x, N, EACH) for name, x in numbers.items()}
     rules = RULES | {"beta": style.rule, "beta_end": style.rule}
-    settings_lib.fill(None, numbers, rules)
-    style.measure(numbers["beta"])  # says what is wrong with it before anything is traced
-    tabular.check_schedule(numbers, anneal_steps, style.default)
+
+    def check(settings: Any) -> None:
+        settings_lib.check_given(settings, numbers, rules)
+        together = {**numbers, **settings}
+        tabular.check_schedule(together, anneal_steps, style.default)
+        optimism.check_parameters(style.measure, together)
+
+    check({})
+    settings_lib.fill(None, numbers, rules, arrays=EACH)
+    if apart:
+        _check_own(env, memory_nets)
 
     def optimizer(given: Settings) -> optax.GradientTransformation:
-        rate: Any = learning_rate if callable(learning_rate) else given["learning_rate"]
-        return optax.chain(
-            optax.clip_by_global_norm(given["max_grad_norm"]), optax.adam(rate, eps=1e-5)
+        def of(rate: Any) -> optax.GradientTransformation:
+            return optax.chain(
+                optax.clip_by_global_norm(given["max_grad_norm"]), optax.adam(rate, eps=1e-5)
+            )
+
+        if not apart:
+            return of(learning_rate if callable(learning_rate) else given["learning_rate"])
+        rates = given["learning_rate"]
+        return optax.GradientTransformation(
+            lambda params: jax.vmap(lambda rate, p: of(rate).init(p))(rates, params),
+            lambda *now: jax.vmap(lambda rate, *x: of(rate).update(*x))(rates, *now),
         )
 
     def init(key: jax.Array, settings: Mapping[str, Any] | None = None) -> IppoState:
-        given = settings_lib.fill(settings, numbers, rules)
+        given = settings_lib.fill(settings, numbers, rules, arrays=EACH)
         key, key_policy, key_value, key_env = jax.random.split(key, 4)
         params = memory_nets.init(key_policy, key_value)
         return IppoState(
@@ -265,15 +289,13 @@ def make_op_ippo(
             jnp.where(after.failed, 1.0, jnp.where(after.terminated, 0.0, given["gamma"])),
             done,
         )
-        total = state.returns + jnp.mean(after.reward.astype(jnp.float32).reshape(E, -1), axis=1)
-        whole = done & ~after.failed
-        ended = Mean(jnp.sum(jnp.where(whole, total, 0.0)), jnp.sum(whole, dtype=jnp.int32))
+        returned, ended = collecting.add_rewards(state.returns, after)
         state = state._replace(
             env=after,
             memory=memory,
             first=done,
             running=jnp.where(done, 0.0, running),
-            returns=jnp.where(done, 0.0, total),
+            returns=returned,
             failures=state.failures + jnp.sum(after.failed, dtype=jnp.int32),
         )
         return state, (data, running, ended)
@@ -309,13 +331,16 @@ def make_op_ippo(
             )
         weight = style.weight(advantage, beta)
         mean_weight = policy_gradient.masked_mean(weight, choice_mask)
-        weight = optimism.over_std(weight, choice_mask)
+        scaled: Callable = optimism.over_std
+        if beta.ndim:  # each agent's by itself
+            scaled = jax.vmap(scaled, (-1, None if choice_mask is None else -1), -1)
+        weight = scaled(weight, choice_mask)
         if states == "weighted":
             weight *= optimism.step_weights(
                 advantage, beta, _each(data.done, shape), most=MOST_WEIGHT
             )
         metrics = {
-            "policy/beta": beta,
+            "policy/beta": jnp.mean(beta),
             "critic/weight": mean_weight,
             "critic/excess": policy_gradient.masked_mean(
                 style.excess(advantage, beta).astype(jnp.float32), choice_mask
@@ -368,15 +393,21 @@ def make_op_ippo(
         metrics["env/return"] = jax.tree.map(jnp.sum, ended)
         return state._replace(updates=state.updates + 1), metrics
 
-    def check(settings: Any) -> None:
-        settings_lib.check_given(settings, numbers, rules)
-
     return Algorithm(init, step, check=check)
 
 
 def _each(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Gives every agent what is common to them."""
     return jnp.broadcast_to(x.reshape(*x.shape, *(1,) * (len(shape) - x.ndim)), shape)
+
+
+def _check_own(env: envs.Env, nets: Memory) -> None:
+    params = jax.eval_shape(nets.init, jax.random.key(0), jax.random.key(0))
+    if any(leaf.shape[:1] != (env.num_agents,) for leaf in jax.tree.leaves(params)):
+        raise ValueError(
+            f"{env.name}: a learning rate for each agent needs networks of their own; make them "
+            "with share_parameters=False"
+        )
 
 
 def _check_shapes(env: envs.Env, nets: Memory) -> None:

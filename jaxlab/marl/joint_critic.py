@@ -23,7 +23,7 @@ from jaxlab.core import risk as risk_lib
 from jaxlab.core.risk import Risk
 from jaxlab.core.types import Algorithm, Mean, Metrics, PyTree
 from jaxlab.envs import spaces
-from jaxlab.learning import actor_critic
+from jaxlab.learning import actor_critic, collecting
 from jaxlab.learning import settings as settings_lib
 from jaxlab.learning.actor_critic import Networks
 from jaxlab.learning.settings import Settings
@@ -174,7 +174,12 @@ def make_joint(
         "reward_scale": reward_scale,
     }
     settings_lib.fill(None, numbers, RULES)
-    measure(beta)
+
+    def check(settings: Any) -> None:
+        settings_lib.check_given(settings, numbers, RULES)
+        optimism.check_parameters(measure, settings)
+
+    check({"beta": beta})
     policies = actor_critic.make_networks(env, hidden=(64, 64)) if nets is None else nets
     network = Mlp(critic_hidden, 1)
 
@@ -248,7 +253,6 @@ def make_joint(
         action, _ = policies.sample(key, state.params, before.obs, before.action_mask)
         after = env.step(before, action)
         reward = jnp.mean(after.reward.astype(jnp.float32).reshape(E, -1), axis=1)
-        done = after.terminated | after.truncated
         data = Batch(
             before.obs,
             before.action_mask,
@@ -259,12 +263,10 @@ def make_joint(
             after.final_action_mask,
             ~after.failed,
         )
-        total = state.returns + reward
-        whole = done & ~after.failed
-        ended = Mean(jnp.sum(jnp.where(whole, total, 0.0)), jnp.sum(whole, dtype=jnp.int32))
+        returned, ended = collecting.add_rewards(state.returns, after)
         state = state._replace(
             env=after,
-            returns=jnp.where(done, 0.0, total),
+            returns=returned,
             failures=state.failures + jnp.sum(after.failed, dtype=jnp.int32),
         )
         return state, (data, ended)
@@ -333,8 +335,5 @@ def make_joint(
         metrics["env/failed"] = state.failures.astype(jnp.float32)
         metrics["env/return"] = jax.tree.map(jnp.sum, ended)
         return state, metrics
-
-    def check(settings: Any) -> None:
-        settings_lib.check_given(settings, numbers, RULES)
 
     return Algorithm(init, step, check=check)

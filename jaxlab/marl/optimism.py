@@ -17,12 +17,13 @@ arXiv:2311.01953 (the leaky advantage of OptiMAPPO).
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float
 
 from jaxlab.core import risk as risk_lib
@@ -40,6 +41,9 @@ TAU = Rule("lie in (0, 1)", lambda x: (x > 0.0) & (x < 1.0))
 
 class Optimism(NamedTuple):
     """How samples are judged, with one parameter that may be traced.
+
+    Of advantages and errors whose last axis is that of the agents, the parameter may be one number
+    or `[N]`, one for each.
 
     Attributes:
         weight: `weight(advantage, parameter) -> [...]`, what the actor takes for the advantage.
@@ -76,13 +80,13 @@ def entropic(*, z_max: float = 4.0) -> Optimism:
         raise ValueError(f"z_max must be positive and finite, got {z_max}")
 
     def weight(x: jax.Array, beta: jax.Array) -> jax.Array:
-        beta = jnp.asarray(beta, x.dtype)
+        beta = over_agents(beta, x)
         none = beta == 0.0
         y = jnp.expm1(jnp.minimum(beta * x, z_max)) / jnp.where(none, 1.0, beta)
         return jnp.where(none, x, y)
 
     def area(x: jax.Array, beta: jax.Array) -> jax.Array:
-        beta = jnp.asarray(beta, x.dtype)
+        beta = over_agents(beta, x)
         none = beta == 0.0
         safe = jnp.where(none, 1.0, beta)
         z = beta * x
@@ -97,7 +101,7 @@ def entropic(*, z_max: float = 4.0) -> Optimism:
         return jnp.where(near, x**2 * series, far / safe / safe)
 
     def excess(x: jax.Array, beta: jax.Array) -> jax.Array:
-        return jnp.asarray(beta, x.dtype) * x > z_max
+        return over_agents(beta, x) * x > z_max
 
     return Optimism(
         weight, _loss(area, weight), weight, excess, risk_lib.entropic, settings.ANY, 0.0
@@ -111,7 +115,7 @@ def expectile() -> Optimism:
     """
 
     def weight(x: jax.Array, tau: jax.Array) -> jax.Array:
-        tau = jnp.asarray(tau, x.dtype)
+        tau = over_agents(tau, x)
         return 2.0 * jnp.where(x > 0.0, tau, 1.0 - tau) * x
 
     def area(x: jax.Array, tau: jax.Array) -> jax.Array:
@@ -134,7 +138,7 @@ def leaky() -> Optimism:
     """
 
     def weight(x: jax.Array, eta: jax.Array) -> jax.Array:
-        return jnp.where(x > 0.0, x, jnp.asarray(eta, x.dtype) * x)
+        return jnp.where(x > 0.0, x, over_agents(eta, x) * x)
 
     return Optimism(
         weight, _square, _itself, _never, lambda _: risk_lib.neutral(), settings.SHARE, 1.0
@@ -158,6 +162,8 @@ def of_measure(measure: Callable[[Any], Risk]) -> Optimism:
     """
 
     def weight(x: jax.Array, parameter: jax.Array) -> jax.Array:
+        if jnp.ndim(parameter):  # each agent has a law of its own
+            return jax.vmap(weight, (-1, 0), -1)(x, parameter)
         sizes = _groups(x.size)
         index = np.repeat(np.arange(len(sizes)), sizes)
         total = jnp.zeros((len(sizes),), x.dtype).at[index].add(jnp.sort(x.reshape(-1)))
@@ -224,6 +230,22 @@ def weighted_loss(
     return loss - given["entropy_coef"] * metrics["policy/entropy"], metrics
 
 
+def over_agents(parameter: Any, x: jax.Array) -> jax.Array:
+    """Returns one number as it is, and one for each agent along the last axis of x."""
+    parameter = jnp.asarray(parameter, x.dtype)
+    if not parameter.ndim:
+        return parameter
+    return parameter.reshape((1,) * (x.ndim - parameter.ndim) + parameter.shape)
+
+
+def check_parameters(measure: Callable[[Any], Risk], given: Mapping[str, Any]) -> None:
+    """Refuses a "beta" or "beta_end" that the measure does not take, unless it is being traced."""
+    for name in ("beta", "beta_end"):
+        if name in given and not isinstance(given[name], Tracer):
+            for one in np.unique(np.asarray(given[name], np.float64)):
+                measure(float(one))
+
+
 def over_std(x: Float[Array, "..."], mask: Bool[Array, "..."] | None) -> Float[Array, "..."]:
     """Returns x / (std + 1e-8) over what the mask keeps, without taking a mean away."""
     away = x - policy_gradient.masked_mean(x, mask)
@@ -237,7 +259,7 @@ def tilt_divergence(
 
     With z = beta A it is E[e^z z] / E[e^z] - log E[e^z]; it grows with |beta|.
     """
-    z = jnp.asarray(beta, advantage.dtype) * advantage
+    z = over_agents(beta, advantage) * advantage
     kept = jnp.ones_like(z, bool) if mask is None else mask
     z = jnp.where(kept, z, -jnp.inf)
     share = jax.nn.softmax(z.reshape(-1)).reshape(z.shape)
@@ -289,7 +311,7 @@ def step_weights(
         most: largest weight before the division.
     """
     log_most = math.log(most)
-    z = jnp.asarray(beta, advantage.dtype) * jax.lax.stop_gradient(advantage)
+    z = over_agents(beta, advantage) * jax.lax.stop_gradient(advantage)
 
     def forward(before: jax.Array, inputs: tuple) -> tuple[jax.Array, jax.Array]:
         z, done = inputs

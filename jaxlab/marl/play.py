@@ -16,7 +16,7 @@ from jaxlab.core.types import Algorithm, Metrics
 from jaxlab.envs.games import Game, check_game
 from jaxlab.learning import settings as settings_lib
 from jaxlab.learning.settings import Settings
-from jaxlab.marl import gradients, values
+from jaxlab.marl import gradients, optimism, values
 from jaxlab.marl.gradients import Form, States
 from jaxlab.marl.values import Critic
 
@@ -95,7 +95,12 @@ def make_play(
     if measure is risk_lib.entropic or measure is risk_lib.chi2:
         rules["beta"] = settings_lib.ANY._replace(finite=False)  # infinity is the maximum
     settings_lib.fill(None, numbers, rules)
-    measure(beta)  # says what is wrong with it before anything is traced
+
+    def check(settings: Any) -> None:
+        settings_lib.check_given(settings, numbers, rules)
+        optimism.check_parameters(measure, settings)
+
+    check({"beta": beta})
 
     def init(key: jax.Array, settings: Mapping[str, Any] | None = None) -> PlayState:
         given = settings_lib.fill(settings, numbers, rules)
@@ -127,9 +132,6 @@ def make_play(
         value = jnp.dot(jnp.asarray(game.start, found.values.v.dtype), found.values.v)
         metrics = {"policy/value": value, "policy/residual": found.values.residual}
         return PlayState(tables, found.values.v, given), metrics
-
-    def check(settings: Any) -> None:
-        settings_lib.check_given(settings, numbers, rules)
 
     return Algorithm(init, step, check=check)
 

@@ -21,8 +21,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxlab import envs
-from jaxlab.core.types import Algorithm, Mean, Metrics
+from jaxlab.core.types import Algorithm, Metrics
 from jaxlab.envs import spaces
+from jaxlab.learning import collecting
 from jaxlab.learning import settings as settings_lib
 from jaxlab.learning.settings import Settings
 from jaxlab.marl import gradients, optimism, tables
@@ -212,16 +213,12 @@ def make_q_learner(
             rises = jnp.max(judged, axis=-1) > most_before
             choice = jnp.where(rises, action, best)
         greedy = state.greedy.at[agent, at[:, None]].set(choice)
-        done = after.terminated | after.truncated
-        total = state.returns + reward
+        returns, ended = collecting.add_rewards(state.returns, after)
         metrics = {
-            "env/return": Mean(
-                jnp.sum(jnp.where(done, total, 0.0)), jnp.sum(done, dtype=jnp.int32)
-            ),
+            "env/return": ended,
             "critic/error": jnp.mean(jnp.abs(error)),
             "policy/epsilon": epsilon,
         }
-        returns = jnp.where(done, 0.0, total)
         state = QState(q, greedy, heat, most, visits, after, returns, state.updates + 1, given, key)
         return state, metrics
 

@@ -8,17 +8,20 @@ the mean of every joint action, and optimism is applied to what the partners do.
 Zhang et al. 2025, arXiv:2509.24047; the cap on steps of action values is of this room.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from jaxlab import envs
 from jaxlab.core.risk import Risk
-from jaxlab.core.types import Algorithm, Mean, Metrics
+from jaxlab.core.types import Algorithm, Metrics
 from jaxlab.envs import spaces
+from jaxlab.learning import collecting
 from jaxlab.learning import settings as settings_lib
 from jaxlab.learning.settings import Settings
 from jaxlab.marl import gradients, optimism, tables, values
@@ -26,6 +29,9 @@ from jaxlab.marl.optimism import Optimism
 from jaxlab.marl.tables import Index
 
 TabularCritic = Literal["values", "actions", "joint"]
+Acting = Literal["policy", "marginals"]
+EACH = ("beta", "beta_end", "policy_rate", "critic_rate")
+"""Numbers of which every agent may have its own."""
 RULES = {
     "policy_rate": settings_lib.NOT_NEGATIVE,
     "critic_rate": settings_lib.POSITIVE_SHARE,
@@ -65,11 +71,12 @@ def make_tabular(
     critic: TabularCritic = "values",
     style: Optimism | None = None,
     measure: Callable[[Any], Risk] | None = None,
-    beta: float | None = None,
-    beta_end: float | None = None,
+    states: Acting = "policy",
+    beta: float | Sequence[float] | None = None,
+    beta_end: float | Sequence[float] | None = None,
     anneal_steps: int | None = None,
-    policy_rate: float = 0.02,
-    critic_rate: float = 0.05,
+    policy_rate: float | Sequence[float] = 0.02,
+    critic_rate: float | Sequence[float] = 0.05,
     gamma: float = 0.95,
     init_scale: float = 0.0,
     entropy_coef: float = 0.0,
@@ -87,9 +94,13 @@ def make_tabular(
             and with z_max = 20 for "actions", whose steps up are capped at the sampled target.
         measure: of what partners do, for "joint": any maker of `core.risk`; that of `style` by
             default.
-        beta: parameter of either; by default the one at which it is the mean.
+        states: by what the agents act, and so whose states are learned at. "policy": their own
+            policies. "marginals", of "joint" alone: those of the tilted policy, whose states the
+            theorem's gradient is weighted by; a critic of joint actions learns nothing else by it.
+        beta: parameter of either; by default the one at which it is the mean. Agents that learn
+            alone may have their own, `[N]`, of this and of the three numbers below.
         beta_end: where `beta` goes to in a straight line over `anneal_steps`, so that what is left
-            of a bias for lotteries goes. It must be no more optimistic than `beta`.
+            of a bias for lotteries goes; between `beta` and the mean.
         anneal_steps: steps of that; given together with `beta_end`.
         policy_rate, critic_rate: step sizes of logits and critic; actors should be slower.
         gamma: discount.
@@ -113,7 +124,9 @@ def make_tabular(
     """
     N, A = tables.check(env, index, num_states)
     E = env.num_envs
-    gradients.check_words(critic=(critic, TabularCritic))
+    gradients.check_words(critic=(critic, TabularCritic), states=(states, Acting))
+    if states == "marginals" and critic != "joint":
+        raise ValueError(f"states='marginals' needs the critic 'joint', got {critic!r}")
     if style is None:
         style = optimism.entropic(z_max=20.0 if critic == "actions" else 3.0)
     if measure is not None and critic != "joint":
@@ -129,11 +142,19 @@ def make_tabular(
         "init_scale": init_scale,
         "entropy_coef": entropy_coef,
     } | ({} if beta_end is None else {"beta_end": beta_end})
+    own = () if critic == "joint" else EACH
+    numbers = {name: each_agent(name, x, N, own) for name, x in numbers.items()}
     rule = style.rule if measure is None else optimism.WITH_INFINITY
     rules = RULES | {"beta": rule, "beta_end": rule}
-    settings_lib.fill(None, numbers, rules)
-    check_schedule(numbers, anneal_steps, mean_at)
-    make_risk(beta)
+
+    def check(settings: Any) -> None:
+        settings_lib.check_given(settings, numbers, rules)
+        given = {**numbers, **settings}
+        check_schedule(given, anneal_steps, mean_at)
+        optimism.check_parameters(make_risk, given)
+
+    check({})
+    settings_lib.fill(None, numbers, rules, arrays=own)
     agent = jnp.arange(N)[None]
     critic_shape = {
         "values": (N, num_states),
@@ -142,7 +163,7 @@ def make_tabular(
     }[critic]
 
     def init(key: jax.Array, settings: Mapping[str, Any] | None = None) -> TabularState:
-        given = settings_lib.fill(settings, numbers, rules)
+        given = settings_lib.fill(settings, numbers, rules, arrays=own)
         key, key_logits, key_env = jax.random.split(key, 3)
         noise = jax.random.normal(key_logits, (N, num_states, A), jnp.float32)
         return TabularState(
@@ -159,36 +180,45 @@ def make_tabular(
         row = tables.rows(logits, state)
         return jax.nn.softmax(jnp.where(tables.allowed(env, mask, A), row, -jnp.inf))
 
-    def risk_of(state: TabularState) -> tuple[jax.Array, Risk]:
-        beta = scheduled(state.settings, state.updates, anneal_steps)
-        return beta, make_risk(beta)
+    def alone(of: Callable, beta: jax.Array, q: jax.Array, pi: jax.Array) -> jax.Array:
+        """`of(risk, q, pi)` of every agent's own actions, `[E, N, A]`."""
+        if not beta.ndim:
+            return of(make_risk(beta), q, pi)
+        return jax.vmap(lambda b, q, p: of(make_risk(b), q, p), (0, 1, 1), 1)(beta, q, pi)
 
-    def joint_rows(critic: jax.Array, state: jax.Array) -> jax.Array:
-        return critic[state]
+    def together(state: TabularState, at: jax.Array, pi: jax.Array) -> tuple:
+        """Q of all joint actions, and the joint policy, `[E, A, ..., A]`."""
+        return state.critic[at], values.joint_policy([pi[:, i] for i in range(N)])
 
-    def value_at(state: TabularState, at: jax.Array, pi: jax.Array, risk: Risk) -> jax.Array:
+    def value_at(state: TabularState, at: jax.Array, pi: jax.Array, beta: jax.Array) -> jax.Array:
         """Every agent's value, `[E, N]`."""
         if critic == "values":
             return tables.rows(state.critic, at)
         if critic == "actions":
-            return risk.value(tables.rows(state.critic, at), pi)
-        joint = values.joint_policy([pi[:, i] for i in range(N)])
-        value = values.state_values(joint_rows(state.critic, at), joint, risk)
+            q = tables.rows(state.critic, at)
+            return alone(lambda risk, q, pi: risk.value(q, pi), beta, q, pi)
+        value = values.state_values(*together(state, at, pi), make_risk(beta))
         return jnp.broadcast_to(value[:, None], (E, N))
 
     def step(state: TabularState) -> tuple[TabularState, Metrics]:
         key, key_act = jax.random.split(state.key)
         given = state.settings
-        beta, risk = risk_of(state)
+        beta = scheduled(given, state.updates, anneal_steps)
+        policy_rate = jnp.broadcast_to(given["policy_rate"], (N,)).reshape(1, N, 1)
+        critic_rate = jnp.broadcast_to(given["critic_rate"], (N,)).reshape(1, N)
         at = index(state.env.obs)
         pi = policy_at(state.logits, at, state.env.action_mask)
-        action = tables.draw(key_act, pi)
+        acting = pi
+        if states == "marginals":
+            tilt = values.tilted_policy(*together(state, at, pi), make_risk(beta))
+            acting = jnp.stack([values.marginal(tilt, i) for i in range(N)], axis=1)
+        action = tables.draw(key_act, acting)
         after = env.step(state.env, action)
         reward = jnp.mean(after.reward.astype(jnp.float32).reshape(E, -1), axis=1)
         discount = jnp.where(after.terminated, 0.0, given["gamma"])
         to = index(after.final_obs)
         next_pi = policy_at(state.logits, to, after.final_action_mask)
-        target = reward[:, None] + discount[:, None] * value_at(state, to, next_pi, risk)
+        target = reward[:, None] + discount[:, None] * value_at(state, to, next_pi, beta)
         chosen = jax.nn.one_hot(action, A, dtype=jnp.float32)
         score = chosen - pi
         failed = after.failed[:, None]  # such a step taught nothing
@@ -196,17 +226,17 @@ def make_tabular(
         if critic == "values":
             error = jnp.where(failed, 0.0, target - tables.rows(state.critic, at))
             weight = style.weight(error, beta)
-            change = given["critic_rate"] * style.critic_weight(error, beta)
+            change = critic_rate * style.critic_weight(error, beta)
             new_critic = tables.add_means(state.critic, (agent, at[:, None]), change)
             push = weight[..., None] * score
         elif critic == "actions":
             q = tables.rows(state.critic, at)
             error = target - jnp.sum(jnp.where(chosen > 0.0, q, 0.0), axis=-1)
             error = jnp.where(failed, 0.0, error)
-            change = capped(given["critic_rate"] * style.critic_weight(error, beta), error)
+            change = capped(critic_rate * style.critic_weight(error, beta), error)
             where = (agent, at[:, None], action)
             new_critic = tables.add_means(state.critic, where, change)
-            push = pi * risk.weight(q, pi)
+            push = pi * alone(lambda risk, q, pi: risk.weight(q, pi), beta, q, pi)
             weight = jnp.sum(push, axis=-1)
         else:
             joint = tuple(action[:, i] for i in range(N))
@@ -214,33 +244,25 @@ def make_tabular(
             error = jnp.where(failed, 0.0, error)
             change = given["critic_rate"] * error[:, 0]
             new_critic = tables.add_means(state.critic, (at, *joint), change)
-            mine, q = [pi[:, i] for i in range(N)], joint_rows(state.critic, at)
-            each = [gradients.agent_weights(q, mine, i, risk) for i in range(N)]
+            mine, risk = [pi[:, i] for i in range(N)], make_risk(beta)
+            each = [gradients.agent_weights(state.critic[at], mine, i, risk) for i in range(N)]
             push = pi * jnp.stack(each, axis=1)
             weight = jnp.sum(push, axis=-1)
         log_pi = jnp.log(jnp.where(pi > 0.0, pi, 1.0))
         entropy = -jnp.sum(pi * log_pi, axis=-1)
         push -= given["entropy_coef"] * pi * (log_pi + entropy[..., None])
-        push = given["policy_rate"] * jnp.where(failed[..., None], 0.0, push)
+        push = policy_rate * jnp.where(failed[..., None], 0.0, push)
         logits = tables.add_means(state.logits, (agent, at[:, None]), push)
-        done = after.terminated | after.truncated
-        total = state.returns + reward
+        returned, ended = collecting.add_rewards(state.returns, after)
         metrics = {
-            "env/return": Mean(
-                jnp.sum(jnp.where(done, total, 0.0)), jnp.sum(done, dtype=jnp.int32)
-            ),
+            "env/return": ended,
             "critic/weight": jnp.mean(weight),
             "critic/excess": jnp.mean(style.excess(error, beta).astype(jnp.float32)),
             "policy/entropy": jnp.mean(entropy),
-            "policy/beta": beta,
+            "policy/beta": jnp.mean(beta),
         }
-        state = TabularState(
-            logits, new_critic, after, jnp.where(done, 0.0, total), state.updates + 1, given, key
-        )
+        state = TabularState(logits, new_critic, after, returned, state.updates + 1, given, key)
         return state, metrics
-
-    def check(settings: Any) -> None:
-        settings_lib.check_given(settings, numbers, rules)
 
     return Algorithm(init, step, check=check)
 
@@ -253,8 +275,22 @@ def capped(step: Float[Array, "..."], error: Float[Array, "..."]) -> Float[Array
     return jnp.where(error > 0.0, jnp.minimum(step, error), step)
 
 
+def each_agent(name: str, x: Any, num_agents: int, own: Sequence[str]) -> Any:
+    """Returns one number as it is, and one for each agent as an array.
+
+    Raises:
+        ValueError: if there are several but not one for each, or `name` is not among `own`.
+    """
+    if not np.ndim(x):
+        return x
+    if name not in own or np.shape(x) != (num_agents,):
+        several = f" or one for each of the {num_agents} agents" if name in own else ""
+        raise ValueError(f"{name} must be one number{several}, got shape {np.shape(x)}")
+    return np.asarray(x)
+
+
 def check_schedule(numbers: Mapping[str, Any], anneal_steps: int | None, mean: float) -> None:
-    """Refuses half a schedule, and one that goes away from the mean."""
+    """Refuses half a schedule, and one that does not go towards the mean."""
     if ("beta_end" in numbers) != (anneal_steps is not None):
         raise ValueError(
             "beta_end and anneal_steps must be given together, got "
@@ -264,11 +300,13 @@ def check_schedule(numbers: Mapping[str, Any], anneal_steps: int | None, mean: f
         return
     if not spaces.is_count(anneal_steps):
         raise ValueError(f"anneal_steps must be at least 1, got {anneal_steps!r}")
-    start, end = float(numbers["beta"]), float(numbers["beta_end"])
-    if abs(end - mean) > abs(start - mean):
+    if any(isinstance(numbers[name], Tracer) for name in ("beta", "beta_end")):
+        return
+    start, end = (np.asarray(numbers[name], np.float64) for name in ("beta", "beta_end"))
+    if np.any((end < np.minimum(start, mean)) | (end > np.maximum(start, mean))):
         raise ValueError(
-            f"beta_end must be no further from the mean at {mean} than beta, got {end} after "
-            f"{start}; is the schedule reversed?"
+            f"beta_end must lie between beta and the mean at {mean}, got {numbers['beta_end']} "
+            f"after {numbers['beta']}; is the schedule reversed?"
         )
 
 

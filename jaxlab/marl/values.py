@@ -17,6 +17,7 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from jaxlab.core.risk import Risk
@@ -230,8 +231,8 @@ def visitation(
 
 
 def check_gamma(gamma: float | jax.Array) -> None:
-    """Refuses a discount that is a number outside [0, 1)."""
-    if isinstance(gamma, int | float) and not 0.0 <= gamma < 1.0:
+    """Refuses a discount outside [0, 1), unless it is being traced."""
+    if not isinstance(gamma, Tracer) and not 0.0 <= gamma < 1.0:
         raise ValueError(f"gamma must lie in [0, 1), got {gamma}")
 
 

@@ -1,5 +1,7 @@
 """Op-IPPO against an IPPO written here, and recurrent networks against their own memory."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -114,8 +116,9 @@ def test_without_optimism_it_is_ippo(shared, key):
     # later compiler rounds one of the parameters otherwise.
     both = jax.jit(both).lower(key, 0.0).compile(compiler_options=QUICK)
     found, expected = both(key, 0.0)
+    rounding = 0.0 if jax.__version_info__ < (0, 11) else 1e-6
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-8)
+        np.testing.assert_allclose(a, b, rtol=rounding, atol=1e-2 * rounding)
     optimist, _ = both(key, 0.3)
     assert any(
         np.max(np.abs(a - b)) > 1e-4
@@ -189,36 +192,15 @@ def test_beta_from_a_divergence_and_from_a_schedule(key):
     np.testing.assert_allclose(betas, [1.0, 0.5, 0.0, 0.0], atol=1e-7)
 
 
-@pytest.mark.slow
-def test_optimists_climb():
-    """Six seeds side by side for each beta: 7 without optimism or less, 11 with it."""
-    env = envs.make_env(envs.game_task(envs.climbing()), 64)
-    learner = marl.make_op_ippo(
+def climbing_ippo(env):
+    return marl.make_op_ippo(
         env, num_steps=4, learning_rate=2e-3, scale_rewards=False, entropy_coef=0.05
     )
-    betas = jnp.repeat(jnp.asarray([0.0, 0.3]), 6)
-    sweep = learning.over_seeds(learner, 12, settings={"beta": betas})
-
-    @jax.jit
-    def run(key):
-        _, metrics = jax.lax.scan(lambda s, _: sweep.step(s), sweep.init(key), length=300)
-        late = jax.tree.map(lambda x: jnp.sum(x[-20:], axis=0), metrics["env/return"])
-        return late.total / late.count
-
-    found = np.asarray(run(jax.random.key(0))).reshape(2, 6)
-    assert np.all(found[0] < 7.5) and np.all(found[1] > 10.0), found
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("style", "optimist"),
-    [(marl.entropic(), 0.3), (marl.of_measure(risk.chi2), 1.0)],
-    ids=["entropic", "any measure"],
-)
-def test_an_existing_ppo_takes_another_measure_by_one_argument(style, optimist):
-    """Climbing, five seeds each side by side: 7 at the mean, 11 with optimism."""
-    env = envs.make_env(envs.game_task(envs.climbing()), 64)
-    ppo = learning.make_ppo(
+def climbing_ppo(style, env):
+    """An existing PPO, whose loss is all that is swapped."""
+    return learning.make_ppo(
         env,
         hidden=(16,),
         num_steps=4,
@@ -230,8 +212,23 @@ def test_an_existing_ppo_takes_another_measure_by_one_argument(style, optimist):
         loss=marl.optimistic_loss(style),
         loss_settings={"beta": style.default},
     )
-    betas = jnp.repeat(jnp.asarray([style.default, optimist]), 5)
-    sweep = learning.over_seeds(ppo, 10, settings={"beta": betas})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("make", "optimist"),
+    [
+        (climbing_ippo, 0.3),
+        (functools.partial(climbing_ppo, marl.entropic()), 0.3),
+        (functools.partial(climbing_ppo, marl.of_measure(risk.chi2)), 1.0),
+    ],
+    ids=["Op-IPPO", "a PPO, entropic", "a PPO, any measure"],
+)
+def test_optimists_climb(make, optimist):
+    """Five seeds side by side at the mean and with optimism: 7 or less, and 11."""
+    learner = make(envs.make_env(envs.game_task(envs.climbing()), 64))
+    betas = jnp.repeat(jnp.asarray([0.0, optimist]), 5)
+    sweep = learning.over_seeds(learner, 10, settings={"beta": betas})
 
     @jax.jit
     def run(key):

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxlab import envs
-from jaxlab.core.types import Algorithm, Mean, Metrics, PyTree
+from jaxlab.core.types import Algorithm, Metrics, PyTree
 from jaxlab.diffusion.discrete.schedules import Schedule
-from jaxlab.learning import policy_gradient, ppo, returns
+from jaxlab.learning import collecting, policy_gradient, ppo, returns
 from jaxlab.learning import settings as settings_lib
 from jaxlab.learning.settings import Settings
 from jaxlab.rl.discrete import bandits
@@ -250,12 +250,11 @@ def make_learner(
         if not alone:
             mask = envs.executed(took, policy.length) | after.failed[:, None]
         done = after.terminated | after.truncated
-        total, whole = state.returns + reward, done & ~after.failed
-        ended = Mean(jnp.sum(jnp.where(whole, total, 0.0)), jnp.sum(whole, dtype=jnp.int32))
+        returned, ended = collecting.add_rewards(state.returns, after)
         state = state._replace(
             env=after,
             failures=state.failures + jnp.sum(after.failed, dtype=jnp.int32),
-            returns=jnp.where(done, 0.0, total),
+            returns=returned,
         )
         rewarded = settings["reward_scale"] * reward
         entropy = -jnp.mean(jnp.sum(drawn.logp, axis=0))

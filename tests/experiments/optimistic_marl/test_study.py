@@ -6,7 +6,8 @@ import sys
 import numpy as np
 import pytest
 
-from experiments.optimistic_marl import PRESETS, Config, games, rows, study, training
+from experiments.harness import store
+from experiments.optimistic_marl import PRESETS, Config, games, networks, rows, study, training
 from jaxlab import envs
 from jaxlab.core import loop
 
@@ -82,7 +83,9 @@ def test_payoffs_that_are_none(tmp_path, text, message):
 
 def test_networks_say_when_jaxmarl_is_missing(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "jaxmarl", None)
-    config = dataclasses.replace(PRESETS["gpu"], deep_tasks=("spread", "smax"))
+    config = dataclasses.replace(
+        PRESETS["gpu"], deep_tasks=("spread", "smax"), deep_steps=(4096, 4096)
+    )
     with pytest.raises(ValueError, match="'smax' needs jaxmarl .*leave it out of --deep-tasks"):
         study.run(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -93,13 +96,62 @@ def test_refusals():
         Config(betas=(0.5, 1.0))
     with pytest.raises(ValueError, match="games must be among climbing; .*got 'chess'"):
         games.sampled_games("", ("chess",))
+    with pytest.raises(ValueError, match="deep_steps must be at least 4096 for each"):
+        Config(deep_steps=(4096,))
     assert PRESETS["cpu"].deep_seeds >= 10
 
 
 @pytest.mark.slow
 def test_ball_and_strangers(tmp_path):
-    found = training.ball("Hysteretic Q", tmp_path / "ball", seeds=2, trials=2, seed=0)
+    found = training.ball("Hysteretic Q", (0.1,), tmp_path / "ball", seeds=2, trials=2, seed=0)
     assert found.returns.shape[1] == 2 and np.all(found.greedy <= 667.0)
     met = training.strangers(envs.climbing(), (-0.5, 0.5), tmp_path / "met", seeds=3, seed=0)
     assert met.payoff.shape == (2, 3, 3)
     np.testing.assert_allclose(np.diagonal(met.payoff[1]).max(), 11.0, rtol=0.01)
+
+
+def test_settings_are_chosen_by_other_seeds(tmp_path):
+    """What is worth most there is told, also where a seed is lost; IPPO's rate is everybody's."""
+
+    def compute(name, values, folder, *, seeds, seed, shift):
+        worth = np.repeat(np.array(values), seeds) + shift
+        worth[0] = np.nan if seed >= study.APART and name == "b" else worth[0]
+        return training.Greedy(worth, np.array(float(seed)))
+
+    found, chosen = study._tuned(
+        dataclasses.replace(TINY, seed=7),
+        tmp_path,
+        "toy",
+        {"a": (1.0, 3.0, 2.0), "b": (5.0, 4.0)},
+        compute,
+        {"shift": 0.5},
+        (3, 2),
+        training.Greedy,
+        lambda one: one.value,
+    )
+    assert chosen == {"a": 3.0, "b": 4.0}
+    assert found["a"].value.tolist() == [3.5] * 3 and found["a"].optimum == 7.0
+
+
+@pytest.mark.slow
+def test_rules_of_q_learning_and_networks(tmp_path):
+    """Distributed learners find 11 where payoffs are certain; tables name what was chosen."""
+    config = dataclasses.replace(
+        TINY,
+        parts=("rules", "deep"),
+        games=("climbing",),
+        num_seeds=6,
+        plays=2000,
+        deep_tasks=("predators",),
+        deep_steps=(4096,),
+        deep_seeds=2,
+        tuning_seeds=1,
+    )
+    found = study.run(config, tmp_path / "run")
+    played, learned = found.tables
+    success = {row[1]: row[3] for row in played.rows}
+    assert success["Distributed Q"] == 100.0 and success.keys() == training.MATRIX_RULES.keys()
+    rate = float(learned.rows[0][1].removeprefix("learning_rate "))
+    assert rate in config.tuning_rates
+    (kept,) = tmp_path.glob("run/units/*Op-IPPO.npz")
+    assert store.load(kept, networks.Deep)[1]["rate"] == rate
