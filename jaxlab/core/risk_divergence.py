@@ -132,7 +132,10 @@ def check(divergence: Divergence, size: int) -> None:
     p, q, r = rng.dirichlet(np.ones(size), (3, 32)).astype(np.float32) * 0.98 + 0.02 / size
     name = getattr(divergence, "__name__", "divergence")
     one = jax.ShapeDtypeStruct((size,), jnp.float32)
-    seen = jax.eval_shape(divergence, one, one)
+    try:
+        seen = jax.eval_shape(divergence, one, one)
+    except TypeError as error:
+        raise ValueError(f"{name} must be a function of two distributions [A]: {error}") from error
     if getattr(seen, "shape", None) != () or not jnp.issubdtype(seen.dtype, jnp.floating):
         raise ValueError(f"{name} must give one number of two distributions [A], got {seen}")
 

@@ -141,7 +141,10 @@ def matrix_game(
     Example:
         >>> game = matrix_game([[11.0, -30.0, 0.0], [-30.0, 7.0, 0.0], [0.0, 6.0, 5.0]])
     """
-    table = np.asarray(payoff)
+    try:
+        table = np.asarray(payoff)
+    except ValueError as error:
+        raise ValueError(f"{name}: payoff must be a tensor, got rows of several lengths") from error
     if table.dtype.kind not in "fiu":
         raise ValueError(f"{name}: payoff must be numbers, got {table.dtype}")
     table = table.astype(np.float64)

@@ -4,6 +4,7 @@ from jaxlab.marl.gradients import Gradient, agent_weights, policy_gradient, proj
 from jaxlab.marl.ippo import IppoState, make_op_ippo
 from jaxlab.marl.joint_critic import JointState, make_joint
 from jaxlab.marl.networks import Memory, gru_networks
+from jaxlab.marl.off_policy import OffPolicyState, make_off_policy
 from jaxlab.marl.optimism import (
     Optimism,
     beta_of_divergence,
@@ -37,6 +38,7 @@ __all__ = [
     "IppoState",
     "JointState",
     "Memory",
+    "OffPolicyState",
     "Optimism",
     "PlayState",
     "QState",
@@ -52,6 +54,7 @@ __all__ = [
     "joint_policy",
     "leaky",
     "make_joint",
+    "make_off_policy",
     "make_op_ippo",
     "make_play",
     "make_q_learner",

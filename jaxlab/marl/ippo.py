@@ -181,7 +181,7 @@ def make_op_ippo(
     if E % num_minibatches:
         raise ValueError(f"num_minibatches must divide the {E} environments, got {num_minibatches}")
     gradients.check_words(states=(states, SampledStates))
-    style = optimism.entropic() if style is None else style
+    style = optimism.style_or(style)
     if nets is None:
         nets = actor_critic.make_networks(env, hidden=(64, 64))
     memory_nets = nets if isinstance(nets, Memory) else networks.without_memory(env, nets)
@@ -312,7 +312,9 @@ def make_op_ippo(
         value, next_value = _each(value, shape), _each(next_value, shape)
         scale = jnp.ones(())
         if scale_rewards:
-            scale = jax.lax.rsqrt(state.moments.square[0] + 1e-8)
+            # Rewards that have not varied yet stay what they are.
+            square = state.moments.square[0]
+            scale = jnp.where(square > 1e-8, jax.lax.rsqrt(jnp.maximum(square, 1e-8)), 1.0)
         advantage, target = returns.gae(
             scale * data.reward,
             value,

@@ -10,24 +10,26 @@ Zhang et al. 2025, arXiv:2509.24047. At infinite beta it is Pareto actor-critic 
 2023, arXiv:2209.14344).
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from jaxlab import envs
 from jaxlab.core import risk as risk_lib
 from jaxlab.core.risk import Risk
-from jaxlab.core.types import Algorithm, Mean, Metrics, PyTree
+from jaxlab.core.types import Algorithm, Metrics, PyTree
 from jaxlab.envs import spaces
-from jaxlab.learning import actor_critic, collecting
+from jaxlab.learning import actor_critic
 from jaxlab.learning import settings as settings_lib
 from jaxlab.learning.actor_critic import Networks
 from jaxlab.learning.settings import Settings
-from jaxlab.marl import optimism, values
+from jaxlab.marl import experience, optimism, values
+from jaxlab.marl.experience import Batch
 from jaxlab.nn import Mlp
 
 MOST_JOINT = 256
@@ -69,19 +71,6 @@ class JointState(NamedTuple):
     failures: Int[Array, ""]
     settings: Settings
     key: Array
-
-
-class Batch(NamedTuple):
-    """Transitions of a rollout, `[B, ...]`."""
-
-    obs: PyTree
-    mask: PyTree
-    action: Int[Array, "B N"]
-    reward: Float[Array, " B"]
-    discount: Float[Array, " B"]
-    next_obs: PyTree
-    next_mask: PyTree
-    sound: Bool[Array, " B"]
 
 
 def make_joint(
@@ -137,13 +126,8 @@ def make_joint(
         >>> env = envs.make_env(envs.game_task(envs.climbing("fully")), num_envs=64)
         >>> algorithm = make_joint(env, beta=0.5)
     """
-    E, N = env.num_envs, env.num_agents
-    if N is None or not isinstance(env.action_space, spaces.Discrete):
-        raise ValueError(
-            f"{env.name}: a joint critic needs agents with one choice each, got num_agents {N} and "
-            f"{env.action_space}"
-        )
-    A = env.action_space.num
+    E = env.num_envs
+    N, A = experience.check_choices(env, "a joint critic")
     counts = {
         "num_samples": num_samples,
         "num_steps": num_steps,
@@ -181,19 +165,13 @@ def make_joint(
 
     check({"beta": beta})
     policies = actor_critic.make_networks(env, hidden=(64, 64)) if nets is None else nets
-    network = Mlp(critic_hidden, 1)
+    network, act = Mlp(critic_hidden, 1), experience.acting(env, policies)
+    log_probs = functools.partial(experience.log_probs, env, policies)
 
     def optimizer(given: Settings, rate: str) -> optax.GradientTransformation:
         return optax.chain(
             optax.clip_by_global_norm(given["max_grad_norm"]), optax.adam(given[rate], eps=1e-5)
         )
-
-    def log_probs(params: PyTree, obs: PyTree, mask: PyTree) -> Float[Array, "B N A"]:
-        def of(action: jax.Array) -> jax.Array:
-            seen = envs.actor_obs(env, obs)
-            return policies.evaluate(params, obs, mask, jnp.full(seen.shape[:-1], action))[0]
-
-        return jnp.moveaxis(jax.vmap(of)(jnp.arange(A, dtype=jnp.int32)), 0, -1)
 
     def q_of(params: PyTree, obs: PyTree, action: Int[Array, "B K N"]) -> Float[Array, "B K"]:
         seen = envs.actor_obs(env, obs)
@@ -248,29 +226,6 @@ def make_joint(
             key,
         )
 
-    def act(state: JointState, key: jax.Array) -> tuple[JointState, tuple[Batch, Mean]]:
-        given, before = state.settings, state.env
-        action, _ = policies.sample(key, state.params, before.obs, before.action_mask)
-        after = env.step(before, action)
-        reward = jnp.mean(after.reward.astype(jnp.float32).reshape(E, -1), axis=1)
-        data = Batch(
-            before.obs,
-            before.action_mask,
-            action,
-            given["reward_scale"] * reward,
-            jnp.where(after.terminated, 0.0, given["gamma"]),
-            after.final_obs,
-            after.final_action_mask,
-            ~after.failed,
-        )
-        returned, ended = collecting.add_rewards(state.returns, after)
-        state = state._replace(
-            env=after,
-            returns=returned,
-            failures=state.failures + jnp.sum(after.failed, dtype=jnp.int32),
-        )
-        return state, (data, ended)
-
     @jax.jit
     def learn(state: JointState, key: jax.Array, data: Batch) -> tuple[JointState, dict]:
         """All epochs over one rollout."""
@@ -288,8 +243,7 @@ def make_joint(
             v = optimistic(key, critic, batch.obs, log_pi, risk)
             # With all joint actions every agent has the one V; else each has its own estimate.
             gain = jnp.mean(v[:, 0]) if enumerates else jnp.mean(jnp.sum(v, axis=1))
-            safe = jnp.where(jnp.isfinite(log_pi), log_pi, 0.0)
-            entropy = -jnp.mean(jnp.sum(jnp.exp(log_pi) * safe, axis=-1))
+            entropy = experience.entropy(log_pi)
             return -gain - given["entropy_coef"] * N * entropy, (jnp.mean(v), entropy)
 
         def minibatch(carry: tuple, inputs: tuple) -> tuple[tuple, dict]:

@@ -193,6 +193,8 @@ def optimistic_loss(optimism: Optimism) -> Loss:
         ... )
     """
 
+    optimism = style_or(optimism)
+
     def loss(now: Outputs, then: Samples, given: Settings) -> tuple[jax.Array, Scalars]:
         weight = optimism.weight(then.advantage, given["beta"])
         weight = over_std(weight, then.choice_mask)
@@ -230,6 +232,19 @@ def weighted_loss(
     return loss - given["entropy_coef"] * metrics["policy/entropy"], metrics
 
 
+def style_or(style: Optimism | None, *, z_max: float = 4.0) -> Optimism:
+    """Returns the style, or the entropic one.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    if style is None:
+        return entropic(z_max=z_max)
+    if not isinstance(style, Optimism):
+        raise ValueError(f"style must be an Optimism, such as marl.entropic(), got {style!r}")
+    return style
+
+
 def over_agents(parameter: Any, x: jax.Array) -> jax.Array:
     """Returns one number as it is, and one for each agent along the last axis of x."""
     parameter = jnp.asarray(parameter, x.dtype)
@@ -239,7 +254,15 @@ def over_agents(parameter: Any, x: jax.Array) -> jax.Array:
 
 
 def check_parameters(measure: Callable[[Any], Risk], given: Mapping[str, Any]) -> None:
-    """Refuses a "beta" or "beta_end" that the measure does not take, unless it is being traced."""
+    """Refuses what makes no measure, and a "beta" or "beta_end" that it does not take.
+
+    What is being traced is not looked at.
+    """
+    if not callable(measure):
+        raise ValueError(
+            "measure must make a risk measure of a number, as core.risk.entropic does, got "
+            f"{type(measure).__name__}"
+        )
     for name in ("beta", "beta_end"):
         if name in given and not isinstance(given[name], Tracer):
             for one in np.unique(np.asarray(given[name], np.float64)):

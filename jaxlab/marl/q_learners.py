@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxlab import envs
@@ -142,6 +143,17 @@ def make_q_learner(
         "bonus": bonus,
     }
     settings_lib.fill(None, numbers, RULES)
+
+    def check(settings: Any) -> None:
+        settings_lib.check_given(settings, numbers, RULES)
+        first, last = ({**numbers, **settings}[name] for name in ("epsilon", "epsilon_end"))
+        if np.any(np.asarray(last) > np.asarray(first)):
+            raise ValueError(
+                f"epsilon_end must not be above epsilon, got {last} after {first}; is the schedule "
+                "reversed?"
+            )
+
+    check({})
     exponential = optimism.entropic(z_max=20.0)
     agent = jnp.arange(N)[None]
     shape = (N, num_states, A)
@@ -221,8 +233,5 @@ def make_q_learner(
         }
         state = QState(q, greedy, heat, most, visits, after, returns, state.updates + 1, given, key)
         return state, metrics
-
-    def check(settings: Any) -> None:
-        settings_lib.check_given(settings, numbers, RULES)
 
     return Algorithm(init, step, check=check)

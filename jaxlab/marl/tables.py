@@ -41,11 +41,11 @@ def check(env: envs.Env, index: Index, num_states: int) -> tuple[int, int]:
 
 
 def allowed(env: envs.Env, mask: Bool[Array, "E N A"] | tuple, num: int) -> Bool[Array, "E N A"]:
-    """Returns which actions are there, all of them where the environment has no mask."""
+    """Returns which actions are there: all where there is no mask, or a mask allows none at all."""
     assert env.num_agents is not None
     if isinstance(mask, tuple):
         return jnp.ones((env.num_envs, env.num_agents, num), bool)
-    return mask
+    return mask | ~jnp.any(mask, axis=-1, keepdims=True)
 
 
 def rows(table: Float[Array, "N S ..."], state: Int[Array, " E"]) -> Float[Array, "E N ..."]:

@@ -127,8 +127,7 @@ def make_tabular(
     gradients.check_words(critic=(critic, TabularCritic), states=(states, Acting))
     if states == "marginals" and critic != "joint":
         raise ValueError(f"states='marginals' needs the critic 'joint', got {critic!r}")
-    if style is None:
-        style = optimism.entropic(z_max=20.0 if critic == "actions" else 3.0)
+    style = optimism.style_or(style, z_max=20.0 if critic == "actions" else 3.0)
     if measure is not None and critic != "joint":
         raise ValueError(f"measure is for the critic 'joint', got {critic!r}; give style instead")
     make_risk = style.measure if measure is None else measure

@@ -128,6 +128,8 @@ def test_what_has_no_probability_stays_without(x64):
         (lambda p, q: jnp.sum(jnp.log(p - 1.0)), "must be finite for probabilities above 0, got"),
         (lambda p, q: jnp.abs(p - q), r"must give one number of two distributions \[A\], got"),
         (lambda p, q: jnp.sqrt(jnp.sum(jnp.abs(p - q))), "must be convex in its first argument"),
+        (lambda p: jnp.sum(p), "must be a function of two distributions"),
+        (3.0, "divergence must be a function of two distributions"),
     ],
     ids=["not 0", "negative", "not finite", "no number", "not convex"],
 )

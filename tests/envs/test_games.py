@@ -169,6 +169,7 @@ def test_bins_of_the_ball():
             r"rewards must be finite, got nan at \(0, 0, 1, 0",
         ),
         (lambda: envs.matrix_game([[1.0, np.inf]]), "rewards must be finite, got inf"),
+        (lambda: envs.matrix_game([[1.0, 2.0], [3.0]]), "payoff must be a tensor, got rows of sev"),
         (lambda: envs.matrix_game([[[1.0, 2.0]]], chances=[0.5, 0.6]), "prob must .*sum to 1"),
         (lambda: envs.matrix_game([[[1.0, 2.0]]], chances=[1.0]), r"chances must be \(2,\)"),
         (lambda: envs.matrix_game([[1.0, 2.0]], num_steps=0), "time_limit must be at least 1"),

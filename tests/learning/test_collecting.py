@@ -113,6 +113,19 @@ def test_every_episode_that_ended_counts_once(key):
     np.testing.assert_allclose(experience.returns, running, rtol=1e-6)
 
 
+def test_returns_of_agents_are_means_and_those_cut_off_do_not_count():
+    env = envs.make_env(envs.game_task(envs.climbing()), 4)
+    after = env.reset(jax.random.key(0))._replace(
+        reward=jnp.asarray([[1.0, 3.0], [5.0, 7.0], [0.0, 8.0], [2.0, 2.0]]),
+        terminated=jnp.asarray([False, True, False, False]),
+        truncated=jnp.asarray([False, False, True, True]),
+        failed=jnp.asarray([False, False, False, True]),
+    )
+    running, ended = collecting.add_rewards(jnp.asarray([10.0, 20.0, 30.0, 40.0]), after)
+    assert running.tolist() == [12.0, 0.0, 0.0, 0.0]
+    assert (float(ended.total), int(ended.count)) == (26.0 + 34.0, 2)
+
+
 def test_failed_steps_are_counted_but_neither_stored_nor_normalized_by(key):
     env = envs.make_env(choices(envs.Discrete(3), break_at=2), 4)
     experience, data, _ = collected(env, key, 160, normalize_obs=True)

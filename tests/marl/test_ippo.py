@@ -126,6 +126,29 @@ def test_without_optimism_it_is_ippo(shared, key):
     )
 
 
+def test_agents_apart_learn_as_if_alone(key):
+    """Own betas and rates: an agent's update is that of a team that has them all; exactly, since
+    nothing of what the others learn reaches it."""
+    env = mine()
+    nets = learning.make_networks(env, hidden=(8,), share_parameters=False)
+    learner = marl.make_op_ippo(
+        env, nets, beta=(0.3, 0.3), learning_rate=(0.01, 0.01), num_steps=T, num_epochs=2
+    )
+    betas = jnp.asarray([[0.0, 1.5], [0.0, 0.0], [1.5, 1.5]])
+    rates = jnp.asarray([[0.01, 0.03], [0.01, 0.01], [0.03, 0.03]])
+
+    @jax.jit
+    @jax.vmap
+    def updated(beta, rate):
+        state = learner.init(key, {"beta": beta, "learning_rate": rate})
+        return learner.step(state)[0].params
+
+    for leaf in jax.tree.leaves(updated(betas, rates)):
+        np.testing.assert_allclose(leaf[0, 0], leaf[1, 0], rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(leaf[0, 1], leaf[2, 1], rtol=1e-5, atol=1e-7)
+        assert np.max(np.abs(leaf[1] - leaf[2])) > 1e-3
+
+
 @pytest.mark.parametrize("shared", [True, False], ids=["one network", "a network each"])
 def test_memory_is_emptied_where_an_episode_begins_and_learning_sees_what_acting_saw(shared, key):
     env = mine(time_limit=4)  # episodes begin at steps 0, 4 and 8
@@ -184,12 +207,14 @@ def test_beta_from_a_divergence_and_from_a_schedule(key):
     _, metrics = jax.jit(learner.step)(learner.init(key))
     np.testing.assert_allclose(metrics["policy/tilt"], 0.2, rtol=1e-3)
     assert 0.0 < metrics["policy/beta"] < 20.0
-    learner = marl.make_op_ippo(env, beta=1.0, beta_end=0.0, anneal_steps=2, **given)
+    constant = envs.make_env(envs.game_task(envs.matrix_game(np.ones((2, 2)))), E)
+    learner = marl.make_op_ippo(constant, beta=1.0, beta_end=0.0, anneal_steps=2, **given)
     state, betas = learner.init(key), []
     for _ in range(4):
         state, metrics = jax.jit(learner.step)(state)
         betas.append(float(metrics["policy/beta"]))
     np.testing.assert_allclose(betas, [1.0, 0.5, 0.0, 0.0], atol=1e-7)
+    assert metrics["critic/scale"] == 1.0  # rewards that do not vary are not scaled
 
 
 def climbing_ippo(env):
@@ -250,6 +275,9 @@ def test_optimists_climb(make, optimist):
         ({"beta": 0.1, "beta_end": 1.0, "anneal_steps": 3}, "is the schedule reversed"),
         ({"target_kl": 0.1, "style": marl.leaky()}, "target_kl finds beta of the entropic style"),
         ({"style": marl.leaky(), "beta": 2.0}, r"beta must lie in \[0, 1\], got 2.0"),
+        ({"style": marl.entropic}, r"style must be an Optimism, such as marl.entropic\(\)"),
+        ({"learning_rate": (0.1, 0.2)}, "a learning rate for each agent needs networks of their"),
+        ({"beta": (0.1, 0.2), "target_kl": 0.1}, "nor a beta for each agent with it"),
     ],
 )
 def test_refusals(given, message):

@@ -143,6 +143,10 @@ def test_any_measure_weighs_the_law_of_the_advantages():
         own = risk.penalized(variation), 0.4
         return [of(few, *one) for one in (*known, own)], [of(many, *one) for one in known]
 
+    each = marl.of_measure(risk.chi2)
+    apart = each.weight(jnp.asarray(few), jnp.asarray([0.4, 0.0, -0.3]))  # an agent a column
+    for k, kappa in enumerate((0.4, 0.0, -0.3)):
+        np.testing.assert_allclose(apart[:, k], each.weight(jnp.asarray(few[:, k]), kappa))
     exactly, nearly = weights(jnp.asarray(few), jnp.asarray(many))
     for found, exact in exactly:
         np.testing.assert_allclose(found, exact, rtol=1e-6, atol=1e-6)

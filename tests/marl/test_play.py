@@ -124,6 +124,7 @@ def test_the_loop_runs_it_and_sweeps_settings(key):
         ({"gamma": 1.0}, r"gamma must lie in \[0, 1\), got 1.0"),
         ({"kind": "mirror"}, "kind must be one of gradient, natural, projected, got 'mirror'"),
         ({"measure": risk.cvar, "beta": 2.0}, r"alpha must lie in \[-1, 1\]"),
+        ({"measure": risk.neutral()}, "measure must make a risk measure of a number, .* got Risk"),
     ],
 )
 def test_refusals(given, message):

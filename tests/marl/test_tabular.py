@@ -9,6 +9,7 @@ import pytest
 
 from jaxlab import envs, learning, marl
 from jaxlab.core import risk
+from jaxlab.marl import tables
 
 UNIQUE = np.array([[1.0, -2.0, 0.5], [4.0, 3.0, -1.0], [0.0, 2.0, 2.5]])
 """Payoffs of which each names its joint action."""
@@ -39,34 +40,38 @@ def numpy_policy(state):
 
 @pytest.mark.parametrize("critic", ["values", "actions", "joint"])
 def test_one_update_by_hand(critic):
+    """Agents who learn alone have parameters and rates of their own."""
     game = envs.matrix_game(UNIQUE)
-    learner = marl.make_tabular(
-        *setting(game, 6), critic=critic, beta=0.7, policy_rate=0.5, critic_rate=0.3, init_scale=0.5
-    )
+    if critic == "joint":
+        given = {"beta": 0.7, "policy_rate": 0.5, "critic_rate": 0.3}
+    else:
+        given = {"beta": (0.7, -0.4), "policy_rate": (0.5, 0.2), "critic_rate": (0.3, 0.6)}
+    learner = marl.make_tabular(*setting(game, 6), critic=critic, init_scale=0.5, **given)
     before, after, metrics = two_steps(learner)
+    betas, policy_rates, critic_rates = (np.broadcast_to(x, 2) for x in given.values())
     pi, action, reward = numpy_policy(before), played(after), np.asarray(after.env.reward)
     table = np.asarray(before.critic, np.float64)
     logits, new_table = np.asarray(before.logits, np.float64).copy(), table.copy()
     for agent in range(2):
-        chosen = action[:, agent]
+        chosen, beta, rate = action[:, agent], betas[agent], critic_rates[agent]
         if critic == "values":
-            weight = np.expm1(np.minimum(0.7 * (reward - table[agent, 0]), 3.0)) / 0.7
-            new_table[agent, 0] += 0.3 * weight.mean()
+            weight = np.expm1(np.minimum(beta * (reward - table[agent, 0]), 3.0)) / beta
+            new_table[agent, 0] += rate * weight.mean()
             push = np.mean(weight[:, None] * (np.eye(3)[chosen] - pi[agent]), axis=0)
         elif critic == "actions":
             q = table[agent, 0]
             for a in np.unique(chosen):
                 error = reward[chosen == a] - q[a]
-                step = 0.3 * np.expm1(0.7 * error) / 0.7
+                step = rate * np.expm1(beta * error) / beta
                 new_table[agent, 0, a] += np.where(error > 0, np.minimum(step, error), step).mean()
-            v = np.log(pi[agent] @ np.exp(0.7 * q)) / 0.7
-            push = pi[agent] * np.expm1(0.7 * (q - v)) / 0.7
+            v = np.log(pi[agent] @ np.exp(beta * q)) / beta
+            push = pi[agent] * np.expm1(beta * (q - v)) / beta
         else:
             q, joint = table[0], np.outer(*pi)
             v = np.log(np.sum(joint * np.exp(0.7 * q))) / 0.7
             mine = np.log(np.moveaxis(np.exp(0.7 * q), agent, 0) @ pi[1 - agent]) / 0.7
             push = pi[agent] * np.expm1(0.7 * (mine - v)) / 0.7
-        logits[agent, 0] += 0.5 * push
+        logits[agent, 0] += policy_rates[agent] * push
     if critic == "joint":
         for a, b in np.unique(action, axis=0):
             new_table[0, a, b] += 0.3 * (UNIQUE[a, b] - table[0, a, b])
@@ -90,6 +95,24 @@ def test_values_of_states_bootstrap_from_where_a_step_led():
         error = np.asarray(after.env.reward) + 0.9 * v[to] - v[0]
         step = np.mean(np.expm1(np.minimum(0.5 * error, 3.0)) / 0.5)
         np.testing.assert_allclose(after.critic[agent], v + step * np.eye(3)[0], rtol=1e-5)
+
+
+def test_acting_by_the_marginals_of_the_tilt():
+    """Shares of actions in 20,000 games, within five standard errors, and what they teach."""
+    game = envs.matrix_game(UNIQUE)
+    learner = marl.make_tabular(
+        *setting(game, 20_000), critic="joint", states="marginals", beta=0.6, init_scale=0.5
+    )
+    state = learner.init(jax.random.key(0))._replace(critic=jnp.asarray(UNIQUE)[None])
+    after, _ = jax.jit(learner.step)(state)
+    pi, action = numpy_policy(state), played(after)
+    tilt = np.outer(*pi) * np.exp(0.6 * UNIQUE)
+    tilt /= tilt.sum()
+    for agent in range(2):
+        share, mine = np.bincount(action[:, agent]) / 20_000, tilt.sum(axis=1 - agent)
+        assert np.all(np.abs(share - mine) < 5.0 * np.sqrt(mine * (1.0 - mine) / 20_000))
+    assert np.abs(pi[0] - tilt.sum(axis=1)).max() > 0.2
+    np.testing.assert_allclose(after.critic[0], UNIQUE, rtol=1e-6)  # it knew them already
 
 
 def success(game, critic, betas, num_steps, num_seeds, **given):
@@ -169,6 +192,10 @@ def test_a_step_that_fails_teaches_nothing(critic):
 
 
 def test_masked_actions_are_never_played():
+    """And a mask that allows nothing, as of an agent that is gone, is left out."""
+    env = envs.make_env(envs.game_task(envs.asymmetric()), 1)
+    mask = jnp.asarray([[[True, False, False], [False, False, False]]])
+    assert tables.allowed(env, mask, 3).tolist() == [[[True, False, False], [True, True, True]]]
     game = envs.asymmetric()
     learner = marl.make_tabular(*setting(game, 16), beta=5.0, policy_rate=0.5)
     step = jax.jit(lambda s: jax.lax.scan(lambda s, _: learner.step(s), s, length=50))
@@ -250,8 +277,15 @@ def test_heuristics_find_what_independent_learners_miss():
         ({"beta_end": 0.1}, "beta_end and anneal_steps must be given together"),
         (
             {"beta": 0.1, "beta_end": 0.5, "anneal_steps": 5},
-            "beta_end must be no further from the mean at 0.0 than beta, got 0.5 after 0.1",
+            "beta_end must lie between beta and the mean at 0.0, got 0.5 after 0.1",
         ),
+        (
+            {"beta": -0.5, "beta_end": 0.1, "anneal_steps": 5},
+            "beta_end must lie between beta and the mean at 0.0, got 0.1 after -0.5",
+        ),
+        ({"beta": (0.1, 0.2, 0.3)}, "beta must be one number or one for each of the 2 agents"),
+        ({"beta": (0.1, 0.2), "critic": "joint"}, r"beta must be one number, got shape \(2,\)"),
+        ({"states": "marginals"}, "states='marginals' needs the critic 'joint', got 'values'"),
         ({"measure": risk.cvar, "critic": "values"}, "measure is for the critic 'joint'"),
         ({"critic_rate": 1.5}, r"critic_rate must lie in \(0, 1\], got 1.5"),
     ],
@@ -259,6 +293,20 @@ def test_heuristics_find_what_independent_learners_miss():
 def test_refusals(given, message):
     with pytest.raises(ValueError, match=message):
         marl.make_tabular(*setting(envs.climbing(), 2), **given)
+
+
+def test_refusals_of_sweeps():
+    """What a builder refuses, a sweep of it refuses too, before anything runs."""
+    annealed = marl.make_tabular(
+        *setting(envs.climbing(), 2), beta=1.0, beta_end=0.2, anneal_steps=4
+    )
+    with pytest.raises(ValueError, match="is the schedule reversed"):
+        learning.over_seeds(annealed, 2, settings={"beta": jnp.asarray([0.5, 0.1])})
+    shared = marl.make_tabular(*setting(envs.climbing(), 2), critic="joint", measure=risk.cvar)
+    play = marl.make_play(envs.climbing(), measure=risk.cvar, beta=1.0)
+    for learner in (shared, play):
+        with pytest.raises(ValueError, match=r"alpha must lie in \[-1, 1\] and not be 0, got 2"):
+            learning.over_seeds(learner, 2, settings={"beta": jnp.asarray([0.5, 2.0])})
 
 
 def test_refusals_of_environments():
@@ -270,5 +318,9 @@ def test_refusals_of_environments():
         marl.make_tabular(env, lambda obs: obs[..., 0], 5000)
     with pytest.raises(ValueError, match="rule 'frequency' is for games of one state"):
         marl.make_q_learner(env, envs.ball_index, 5000, rule="frequency", explore_steps=10)
+    with pytest.raises(ValueError, match="epsilon_end must not be above epsilon, got 0.9 after 0"):
+        marl.make_q_learner(
+            env, envs.ball_index, 5000, explore_steps=10, epsilon=0.1, epsilon_end=0.9
+        )
     with pytest.raises(ValueError, match="Q-learners take no masks"):
         marl.make_q_learner(*setting(envs.asymmetric(), 1), explore_steps=10)
