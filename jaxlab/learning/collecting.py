@@ -173,7 +173,7 @@ def add_rewards(returns: Float[Array, " E"], after: State) -> tuple[Float[Array,
     total = returns + jnp.mean(reward.reshape(reward.shape[0], -1), axis=1)
     done = after.terminated | after.truncated
     whole = done & ~after.failed
-    ended = Mean(jnp.sum(jnp.where(whole, total, 0.0)), jnp.sum(whole, dtype=jnp.int32))
+    ended = Mean(jnp.sum(jnp.where(whole, total, 0.0)), jnp.sum(whole, dtype=total.dtype))
     return jnp.where(done, 0.0, total), ended
 
 

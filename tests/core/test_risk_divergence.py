@@ -131,7 +131,15 @@ def test_what_has_no_probability_stays_without(x64):
         (lambda p: jnp.sum(p), "must be a function of two distributions"),
         (3.0, "divergence must be a function of two distributions"),
     ],
-    ids=["not 0", "negative", "not finite", "no number", "not convex"],
+    ids=[
+        "not 0",
+        "negative",
+        "not finite",
+        "no number",
+        "not convex",
+        "one argument",
+        "no function",
+    ],
 )
 def test_what_is_no_divergence(divergence, message):
     with pytest.raises(ValueError, match=message) as caught:
