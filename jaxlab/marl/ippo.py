@@ -233,10 +233,14 @@ def make_op_ippo(
         if not apart:
             return of(learning_rate if callable(learning_rate) else given["learning_rate"])
         rates = given["learning_rate"]
-        return optax.GradientTransformation(
-            lambda params: jax.vmap(lambda rate, p: of(rate).init(p))(rates, params),
-            lambda *now: jax.vmap(lambda rate, *x: of(rate).update(*x))(rates, *now),
-        )
+
+        def begin(params: PyTree) -> PyTree:
+            return jax.vmap(lambda rate, p: of(rate).init(p))(rates, params)
+
+        def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple:
+            return jax.vmap(lambda rate, *x: of(rate).update(*x))(rates, updates, state, params)
+
+        return optax.GradientTransformation(begin, update)
 
     def init(key: jax.Array, settings: Mapping[str, Any] | None = None) -> IppoState:
         given = settings_lib.fill(settings, numbers, rules, arrays=EACH)

@@ -185,7 +185,7 @@ def make_tabular(
             return of(make_risk(beta), q, pi)
         return jax.vmap(lambda b, q, p: of(make_risk(b), q, p), (0, 1, 1), 1)(beta, q, pi)
 
-    def together(state: TabularState, at: jax.Array, pi: jax.Array) -> tuple:
+    def together(state: TabularState, at: jax.Array, pi: jax.Array) -> tuple[Array, Array]:
         """Q of all joint actions, and the joint policy, `[E, A, ..., A]`."""
         return state.critic[at], values.joint_policy([pi[:, i] for i in range(N)])
 
