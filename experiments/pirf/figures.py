@@ -42,17 +42,16 @@ def fields(found: Found, task: Task, out: pathlib.Path) -> Figure:
     file = f"fields_{task.name}.png"
     with plt.rc_context({**drawing.STYLE, "axes.grid": False}):
         channels = task.law.channels
-        figure, axes = drawing.panels(1, len(channels) + 1, height=0.95 * len(cast) + 0.9)
+        figure, axes = drawing.panels(1, len(channels) + 1)
+        figure.set_size_inches(3.6 * (len(channels) + 1), 0.78 * len(cast) + 0.6)
         for i, (axis, channel) in enumerate(zip(axes.flat, channels, strict=False)):
             tiles = [one.shown[..., i] for one in shown]
             limit = float(np.max(np.abs(tiles[0])))
-            picture = axis.imshow(_mosaic(tiles), cmap="RdBu_r", vmin=-limit, vmax=limit)
-            axis.set_title(f"{channel}, as networks see it")
-            figure.colorbar(picture, ax=axis, shrink=0.8)
+            axis.imshow(_mosaic(tiles), cmap="RdBu_r", vmin=-limit, vmax=limit)
+            axis.set_title(f"{channel}, {-limit:.2g} (blue) to {limit:.2g}")
         left = [np.log10(np.abs(one.left) + 1e-6) for one in shown]
-        picture = axes[0][-1].imshow(_mosaic(left), cmap="magma", vmin=-3.0, vmax=0.0)
-        axes[0][-1].set_title("residual inside, log10")
-        figure.colorbar(picture, ax=axes[0][-1], shrink=0.8)
+        axes[0][-1].imshow(_mosaic(left), cmap="magma", vmin=-3.0, vmax=0.0)
+        axes[0][-1].set_title("residual, 0.001 (dark) to 1")
         for i, axis in enumerate(axes.flat):
             size = (left[0] if i == len(channels) else shown[0].shown[..., 0]).shape[1] + 1
             axis.set_xticks([])
@@ -64,7 +63,7 @@ def fields(found: Found, task: Task, out: pathlib.Path) -> Figure:
     return Figure(
         file,
         f"{task.law.name}: three fields of each model from the same noise, first seed (the data's "
-        "are others), and where they break the law.",
+        "are others), in normalized units, and the size of what is left of the law inside.",
         f"Fields of {', '.join(cast)}, and maps of their residuals",
     )
 
@@ -106,9 +105,22 @@ def pareto(found: Found, task: Task, config: Config, out: pathlib.Path) -> Figur
         axis.set_xlabel("Distance of log spectra to the data's, the worse channel")
         axis.set_ylabel("Mean square of the residual, inside")
 
+        low, high = axis.get_xlim()
+        ticks = [t for t in (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0) if low < t < high]
+        axis.set_xticks(ticks, [f"{t:g}" for t in ticks])
+        axis.minorticks_off()
+
         def labels() -> None:
             for x, y, name in texts:
-                axis.annotate(name, (x, y), xytext=(4, 3), textcoords="offset points", fontsize=7)
+                right = x * x > low * high
+                axis.annotate(
+                    name,
+                    (x, y),
+                    xytext=(-5 if right else 5, 3),
+                    textcoords="offset points",
+                    ha="right" if right else "left",
+                    fontsize=7,
+                )
 
         drawing.legend(figure)
         drawing.save(figure, out / file, labels)
