@@ -47,7 +47,7 @@ class Config:
     """Of the transformers, diffusion and autoregressive."""
     num_layers: int = 2
     """Of the transformers."""
-    learning_rates: tuple[float, ...] = (3e-3, 1e-3, 1e-2)
+    learning_rates: tuple[float, ...] = (3e-3, 1e-2, 3e-2)
     """Every method chooses one of them, and a price of divergence of its own."""
     tuning_seeds: int = 2
     """Seeds of that choice, others than those of the comparison; 0 takes the first of each."""

