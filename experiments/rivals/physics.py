@@ -30,7 +30,7 @@ def darcy_fields(white: np.ndarray) -> np.ndarray:
     made = []
     for a in np.where(g >= 0.0, 12.0, 3.0):
         u = np.zeros((size, size))
-        u[1:-1, 1:-1] = _darcy_inner(to_nodes @ a @ to_nodes.T)
+        u[1:-1, 1:-1] = _darcy_inner(np.clip(to_nodes @ a @ to_nodes.T, a.min(), a.max()))
         made.append(np.stack([a, to_cells @ u @ to_cells.T], axis=-1))
     return np.stack(made)
 
