@@ -34,7 +34,8 @@ def run(config: Config, out: pathlib.Path) -> Result:
         if name not in methods.NAMES:
             raise ValueError(f"methods must be among {'; '.join(methods.NAMES)}, got {name!r}")
     parts, said = [], []
-    tasks = (data.OWN,) if config.expert is not None else (*config.tasks, *config.also)
+    also = config.also if set(config.methods or methods.NAMES) & set(methods.HEADLINE) else ()
+    tasks = (data.OWN,) if config.expert is not None else (*config.tasks, *also)
     judged = bool({"scores", "logs"} & set(config.pieces))
     sources = {name: data.make_source(config, name) for name in tasks if judged}
     if "experts" in config.pieces:
@@ -48,7 +49,7 @@ def run(config: Config, out: pathlib.Path) -> Result:
             part, summary = scores(config, name, source, out)
             parts.append(part)
             said.append(summary)
-        if "logs" in config.pieces and name in config.tasks:
+        if "logs" in config.pieces and name not in also:
             parts.append(imperfect.run(config, name, source, out))
     return result.assemble(
         parts,
