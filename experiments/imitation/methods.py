@@ -67,6 +67,7 @@ ABLATIONS = {
     "ours, four times the features": Variant(Features(share=4.0)),
     "ours, logistic loss": Variant(Features("binary_nce")),
     "ours, ranking loss": Variant(Features("ranking_nce")),
+    "ours, f not held small": Variant(options={"correction_weight": 0.0}),
     "ours, published penalty": Variant(options={"penalty_weight": PUBLISHED_PENALTY}),
     "ValueDICE, published penalty": Variant(None, {"penalty_weight": PUBLISHED_PENALTY}),
 }
