@@ -10,7 +10,7 @@ from experiments.imitation import methods, training
 from experiments.imitation.training import Outcome
 
 TUNED = "Chosen among three by the error on the expert's other episodes."
-PENALTY = "The published penalty on gradients leaves the action little of the slope"
+PENALTY = "The weight of the penalty on gradients"
 Found = dict[tuple[int, str], Outcome]
 """Outcomes by number of trajectories and method."""
 
