@@ -27,8 +27,8 @@ class Config:
     """Tasks in which ours, ValueDICE, BC and ILID are compared besides, with the fewest of the
     expert's episodes."""
     recorded: str | None = None
-    """Folder of the part experts with TASK_expert.npz and TASK_logs.npz; those of the repository by
-    default."""
+    """Folder of the part experts with TASK_expert.npz and TASK_logs.npz; for tasks that it has not,
+    and by default, those of the repository."""
     expert: str | None = None
     """Own demonstrations, an npz file; with env, and logs beside it."""
     logs: str | None = None
@@ -130,10 +130,9 @@ PRESETS = {
         evaluations=1,
         episodes=8,
     ),
-    "cpu": Config(tasks=("half_cheetah",), also=("pendulum", "hopper_v5", "walker2d_v5")),
+    "cpu": Config(tasks=("half_cheetah",), also=("pendulum",)),
     "gpu": Config(
         tasks=("half_cheetah",),
-        also=("hopper_v5", "walker2d_v5"),
         features=1024,
         width=256,
         pretraining=10_000,

@@ -156,15 +156,15 @@ def _files(config: Config, name: str) -> tuple[tuple[pathlib.Path, ...], str, Ba
     if name == OWN:
         assert config.expert is not None and config.logs is not None and config.env is not None
         return (pathlib.Path(config.expert), pathlib.Path(config.logs)), config.env, config.backend
-    folder = RECORDED if config.recorded is None else pathlib.Path(config.recorded)
-    files = tuple(folder / f"{name}_{kind}.npz" for kind in ("expert", "logs"))
-    for path in files:
-        if not path.exists():
-            raise FileNotFoundError(
-                f"no demonstrations {path}; make them by --parts experts --tasks {name}, and give "
-                "that run's folder as --recorded"
-            )
-    return files, name, "c"
+    given = () if config.recorded is None else (pathlib.Path(config.recorded),)
+    for folder in (*given, RECORDED):
+        files = tuple(folder / f"{name}_{kind}.npz" for kind in ("expert", "logs"))
+        if all(path.exists() for path in files):
+            return files, name, "c"
+    raise FileNotFoundError(
+        f"no demonstrations {name}_expert.npz and {name}_logs.npz in {(*given, RECORDED)[0]}; make "
+        f"them by --parts experts --tasks {name}, and give that run's folder as --recorded"
+    )
 
 
 def _imperfect(key: jax.Array, task: envs.Task, num: int) -> Dataset:
