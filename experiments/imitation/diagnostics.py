@@ -67,7 +67,9 @@ def _draw(looked: Mapping[str, dict], task: str, title: str, out: pathlib.Path) 
             color = drawing.COLORS[i % len(drawing.COLORS)]
             wide.plot(np.arange(1, len(values) + 1), values, style, color=color, label=name)
         wide.set(
-            title="How many directions", xlabel="Singular value", ylabel="Share of the largest"
+            title="How many directions",
+            xlabel="Singular value, by rank",
+            ylabel="Share of the largest",
         )
         wide.set_xscale("log")
         wide.set_yscale("log")
@@ -80,6 +82,7 @@ def _draw(looked: Mapping[str, dict], task: str, title: str, out: pathlib.Path) 
     return Figure(
         f"features_{task}.png",
         f"{title}: features by what they were learned from. Left: singular values of their second "
-        "moments. Right: how often the own next state has the largest h.",
+        "moments, as many as the last hidden layer is wide. Right: how often the own next state "
+        f"has the largest h; by chance {1 / NUM:.2g}.",
         f"Singular values and retrieval of features in {title}",
     )

@@ -59,7 +59,8 @@ def make_representation(
     Args:
         obs_size: numbers of an observation with its flag, `Demonstrations.obs_size`.
         action_size: numbers of an action.
-        feature_size: K.
+        feature_size: K. No more of them are independent than the last hidden layer is wide, since
+            they are linear in it: h = phi mu has the rank of the narrower.
         hidden, activation: of both networks.
 
     Raises:
