@@ -55,8 +55,8 @@ def _at(sizes: Sizes) -> list[timing.Measurement]:
     """All seeds and one, each beside every rival; these train one seed after another."""
     learner = _learner(sizes)
     state = jax.jit(learner.init)(jax.random.key(0))
-    step = jax.jit(learner.step)
-    cost: Any = step.lower(state).compile().cost_analysis()
+    step = jax.jit(learner.step).lower(state).compile()
+    cost: Any = step.cost_analysis()
     rivals = {"a Python loop": timing.measure(_loop(step, state, sizes), repeats=sizes.repeats)}
     error, note = None, "torch is not installed: pip install 'jaxlab[rivals]' times it as well."
     if torch_diffusion.available():
@@ -65,7 +65,8 @@ def _at(sizes: Sizes) -> list[timing.Measurement]:
         rivals["torch"] = timing.measure(_torch(sizes, state), repeats=sizes.repeats)
     found = []
     for num in dict.fromkeys((sizes.seeds, 1)):
-        timed = timing.measure(*_program(learner, num, sizes.updates), repeats=sizes.repeats)
+        chunk, first = _program(learner, state, num, sizes.updates)
+        timed = timing.measure(chunk, first, repeats=sizes.repeats)
         found += [
             timing.Measurement(
                 f"stage two, {num} seed{'s' if num > 1 else ''}",
@@ -86,11 +87,14 @@ def _at(sizes: Sizes) -> list[timing.Measurement]:
     return found
 
 
-def _program(learner: Any, num_seeds: int, updates: int) -> tuple[Callable[..., Any], Any]:
-    """Updates of all seeds in one program, and their state."""
+def _program(
+    learner: Any, state: Any, num_seeds: int, updates: int
+) -> tuple[Callable[..., Any], Any]:
+    """Updates of all seeds in one program; they start alike and draw apart."""
     seeds = learning.over_seeds(learner, num_seeds)
     chunk = jax.jit(lambda s: jax.lax.scan(lambda s, _: seeds.step(s), s, length=updates)[0])
-    return chunk, jax.jit(seeds.init)(jax.random.key(0))
+    start = jax.vmap(lambda key: state._replace(key=key), out_axes=learner.seed_axes)
+    return chunk, start(jax.random.split(jax.random.key(0), num_seeds))
 
 
 def _loop(step: Callable[..., Any], state: Any, sizes: Sizes) -> Callable[[], Any]:
