@@ -14,6 +14,14 @@ from experiments.imitation.methods import Features
 from jaxlab import imitation
 from jaxlab.imitation import Demonstrations, Pretrained
 
+LABELS = {
+    "union": "all data",
+    "expert": "the expert's data",
+    "random": "not learned",
+    "binary_nce": "logistic loss",
+    "ranking_nce": "ranking loss",
+}
+"""What kinds of features are called in a picture."""
 NUM = 512
 """Transitions that are looked at, each among the next states of all."""
 
@@ -30,7 +38,7 @@ def run(
     if not found:
         return Part(())
     looked = {
-        str(kind): jax.device_get(
+        _label(kind): jax.device_get(
             imitation.diagnose(
                 jax.random.key(config.seed),
                 methods.make_representation(config, demos, kind),
@@ -55,6 +63,11 @@ def run(
         "h is a score.",
     )
     return Part((), (_draw(looked, task, title, out),), (table,))
+
+
+def _label(features: Features) -> str:
+    label = LABELS[features.kind]
+    return label if features.share == 1.0 else f"{label}, {features.share:g} times as many"
 
 
 def _draw(looked: Mapping[str, dict], task: str, title: str, out: pathlib.Path) -> Figure:

@@ -294,5 +294,5 @@ def test_logs_and_features_are_shown(tmp_path, optax_promotes):
     assert [figure.path for figure in result.figures] == [f"{x}_pendulum.png" for x in pictures]
     assert all((tmp_path / figure.path).exists() for figure in result.figures)
     features = result.tables[1]
-    assert [line[0] for line in features.rows] == ["union", "random"]
+    assert [line[0] for line in features.rows] == ["all data", "not learned"]
     assert study.run(config, tmp_path).rows == result.rows
