@@ -22,6 +22,8 @@ LOSSES: dict[str, imitation.Loss] = {
 }
 CLAIM = "Features learned from any data hold the density of the dynamics"
 EPISODES, HELD = 60, 800
+BATCH = 256
+"""Transitions of a step, whatever the comparison takes: the published number."""
 
 
 class Ratios(NamedTuple):
@@ -40,8 +42,8 @@ class Ratios(NamedTuple):
 
 def run(config: Config, out: pathlib.Path) -> Part:
     """Measures, or reads, then tells and draws."""
-    names = ("seed", "features", "width", "pretraining", "batch")
-    basis = {name: getattr(config, name) for name in names}
+    names = ("seed", "features", "width", "pretraining")
+    basis = {"batch": BATCH, **{name: getattr(config, name) for name in names}}
     unit = Unit("ratios", basis, lambda _: measure(config), Ratios)
     found = units.run([unit], out, title="imitation, ratios")["ratios"]
     rows = []
@@ -102,7 +104,7 @@ def measure(config: Config) -> Ratios:
             loss=loss,
             reg_weight=10.0 if "regularized" in name else 0.0,
             learning_rate=1e-3,
-            batch_size=max(config.batch, -(-config.features // 4)),
+            batch_size=max(BATCH, -(-config.features // 4)),
         )
         # The ranking loss is sharpest early; with many more steps it fits the batch.
         num_steps = min(config.pretraining, 1000) if name == "ranking" else config.pretraining
