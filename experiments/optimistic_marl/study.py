@@ -251,8 +251,9 @@ def _limit(config: Config) -> str:
     """How fair the choices were."""
     return (
         "Rules of Q-learning and networks have one setting of their own each, the best of three by "
-        f"{config.tuning_seeds} seeds that are not told (by {config.num_seeds // 2} in games of "
-        "one state); all else is common, the networks' learning rate too, which is IPPO's best."
+        f"other seeds: {config.tuning_seeds} on the ball and of networks, {config.num_seeds // 2} "
+        "in games of one state. All else is common, the networks' learning rate too, which is "
+        "IPPO's best."
     )
 
 
