@@ -9,12 +9,12 @@ from experiments.harness import drawing
 from experiments.harness.result import Figure
 from experiments.pirf import Config, methods
 from experiments.pirf.methods import BASE, DATA, LOOSE, OURS, PUBLISHED
-from experiments.pirf.rows import Found, Looked, at, best
+from experiments.pirf.rows import ZERO, Found, Looked, at, best
 from experiments.pirf.tasks import Task
 from experiments.pirf.values import LEVELS
 from jaxlab.diffusion import edm
 
-LEAST = 1e-6
+LEAST = 1e-4
 """Where smaller residuals are drawn."""
 CAST = (DATA, BASE, OURS, LOOSE, PUBLISHED)
 """Who is in the pictures of fields, spectra and ways."""
@@ -111,12 +111,12 @@ def pareto(found: Found, task: Task, config: Config, out: pathlib.Path) -> Figur
         axis.minorticks_off()
 
         def labels() -> None:
-            for x, y, name in texts:
+            for i, (x, y, name) in enumerate(sorted(texts, key=lambda one: -one[1])):
                 right = x * x > low * high
                 axis.annotate(
                     name,
                     (x, y),
-                    xytext=(-5 if right else 5, 3),
+                    xytext=(-5 if right else 5, -9 if i % 2 else 3),
                     textcoords="offset points",
                     ha="right" if right else "left",
                     fontsize=7,
@@ -128,7 +128,7 @@ def pareto(found: Found, task: Task, config: Config, out: pathlib.Path) -> Figur
         file,
         f"{task.law.name}: how lawful fields are against how like the data they are; lower left is "
         "better. Means over seeds; hollow where the detector flags most of them; a residual below "
-        "1e-6 is drawn there.",
+        "1e-4 is drawn there.",
         "Residual against the distance of spectra, a point a method",
     )
 
@@ -184,15 +184,15 @@ def path(found: Found, task: Task, config: Config, out: pathlib.Path) -> Figure:
 
 def values(looked: Looked, out: pathlib.Path) -> Figure:
     """Draws the value that guidance takes, and the true one, against the level of noise."""
+    drawn = {pair: one for pair, one in looked.items() if np.max(one.true) > ZERO} or looked
     with plt.rc_context(drawing.STYLE):
-        figure, axes = drawing.panels(1, len(looked))
-        for axis, ((law, source), one) in zip(axes.flat, looked.items(), strict=True):
-            for x, ink, label in (
-                (one.taken, drawing.RED, "of the denoised field, as guidance takes it"),
-                (one.true, drawing.BLUE, "mean over the fields it may become"),
+        figure, axes = drawing.panels(1, len(drawn))
+        for axis, ((law, source), one) in zip(axes.flat, drawn.items(), strict=True):
+            for x, ink, line, label in (
+                (one.taken, drawing.RED, "o-", "of the denoised field, as guidance takes it"),
+                (one.true, drawing.BLUE, "o--", "mean over the fields it may become"),
             ):
-                shown = np.maximum(np.mean(x, axis=1), 1e-9)
-                axis.plot(LEVELS, shown, "o-", c=ink, label=label)
+                axis.plot(LEVELS, np.mean(x, axis=1), line, c=ink, label=label)
             axis.set_xscale("log")
             axis.set_yscale("log")
             axis.set_title(f"{law}, fields of the {source}")
@@ -202,8 +202,8 @@ def values(looked: Looked, out: pathlib.Path) -> Figure:
         drawing.save(figure, out / "values.png")
     return Figure(
         "values.png",
-        "The residual that a noisy state is worth, and what guidance takes for it; of data that "
-        "obey a linear law both are zero to rounding.",
+        "The residual that a noisy state is worth, and what guidance takes for it. Data that obey "
+        "a linear law are not drawn: both are zero to rounding.",
         "Two values of noisy states against the level of noise, a panel a law",
     )
 

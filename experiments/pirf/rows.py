@@ -16,6 +16,8 @@ Found = dict[str, list[Outcome]]
 """Outcomes of each method of one law, by seed; what is not tuned has one."""
 Looked = dict[tuple[str, str], Values]
 """Values by law, and by where fields came from: "data" or "model"."""
+ZERO = 1e-6
+"""Mean square of a residual that is zero to rounding."""
 INSIDE = "Mean square of the residual, interior"
 VALUES_LIMIT = (
     "The values of data take 512 fields for the whole law, so that both sides are exact; where "
@@ -87,6 +89,8 @@ def limits(found: Found, task: Task, config: Config) -> tuple[str, ...]:
         told.append(
             f"Guidance has the step's length that is best of {lengths} on the fields that are "
             "judged, chosen afterwards."
+            if lengths > 1
+            else "The length of guidance's steps is not tuned."
         )
     if any(name in found for name in methods.ON_DATA):
         told.append("PIDM, PBFM and the reward of D(x_t) make as many passes through the network.")
@@ -110,7 +114,7 @@ def values(looked: Looked) -> tuple[Row, ...]:
     made = []
     for (law, source), one in looked.items():
         taken, true = (np.mean(x, axis=1) for x in one)
-        if np.max(true) < 1e-6:  # nothing to be told apart
+        if np.max(true) < ZERO:  # nothing to be told apart
             note = "Both are zero to rounding: the law is linear, and the data obey it."
             made.append(_value_row(law, source, int(np.argmax(taken)), taken, true, note))
             continue
