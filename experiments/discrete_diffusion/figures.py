@@ -97,6 +97,6 @@ def _panels(found: Found, one: Callable[[Axes, str, Outcome], None], path: pathl
                     one(axis, name, outcome)
             axis.set_title(tasks.TITLES[task])
         for axis in axes.flat[len(names) :]:
-            axis.set_visible(False)
+            axis.set_axis_off()
         drawing.legend(figure)
         drawing.save(figure, path)

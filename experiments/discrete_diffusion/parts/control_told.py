@@ -152,7 +152,7 @@ def _draw(
         columns = min(len(games), 2)
         figure, axes = drawing.panels(-(-len(games) // columns), columns)
         for axis in axes.flat[len(games) :]:
-            axis.set_visible(False)
+            axis.set_axis_off()
         for axis, game in zip(axes.flat, games, strict=False):
             names = tuple(dict.fromkeys(name for _, _, name in found))
             for color, name in zip(drawing.COLORS, names, strict=False):

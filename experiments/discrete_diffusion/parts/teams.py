@@ -207,7 +207,7 @@ def _draw(
             axis.set(title=title[:1].upper() + title[1:], ylabel=_measure(game))
             axis.set_xlabel("Steps of the game (thousands)")
         for axis in axes.flat[len(games) :]:
-            axis.set_visible(False)
+            axis.set_axis_off()
         drawing.legend(figure)
         drawing.save(figure, out / "teams.png")
     return (

@@ -5,10 +5,12 @@ import functools
 
 import jax.numpy as jnp
 import numpy as np
+import PIL.Image
 import pytest
 
-from experiments.discrete_diffusion import Config, methods, rows, study, tasks, training
+from experiments.discrete_diffusion import Config, figures, methods, rows, study, tasks, training
 from experiments.discrete_diffusion.parts import gradients, steps
+from experiments.harness import result
 from jaxlab.core import logging, loop
 from jaxlab.diffusion.discrete import exact, schedules
 
@@ -108,6 +110,16 @@ def test_idle_steps_change_nothing_in_what_is_drawn():
         assert idle.num_steps == 5
         wanted = law(schedules.make_schedule(num_steps))
         np.testing.assert_allclose(law(idle), wanted, rtol=1e-5)
+
+
+def test_three_tasks_leave_an_empty_panel(tmp_path):
+    """Which pictures for a page have, and those for a phone have not."""
+    found = {(task, "FKL"): invented([0.1, 0.2]) for task in ("parity", "permutation", "product")}
+    for figure in figures.draw(found, tmp_path):
+        with PIL.Image.open(tmp_path / figure.path) as wide:
+            assert wide.width > wide.height
+        with PIL.Image.open(result.phone(tmp_path / figure.path)) as narrow:
+            assert 2 * narrow.width < narrow.height < 4 * narrow.width
 
 
 def test_early_is_the_first_quarter():
