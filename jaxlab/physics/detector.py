@@ -30,7 +30,8 @@ class Signs(NamedTuple):
 
     Attributes:
         amplitude: `[C]`, standard deviation over that of the data.
-        strip: mean square of the residual where "all" has more than "interior", over the data's.
+        strip: mean square of the residual where "all" has more than "interior", over the data's;
+            NaN where theirs is 0, too.
         spectrum: `[C]`, distance of log spectra.
         solution_error: median over fields.
         diversity: mean distance of two fields over that of the data.
@@ -87,7 +88,8 @@ def detect_hacking(
         a, s, d = np.max(np.abs(of_base[0] - 1.0)), np.max(of_base[1]), 1.0 - of_base[2]
         allowed = tuple(max(u, WORSE * v) for u, v in zip(allowed, (a, s, d), strict=True))
         limit = WORSE * _median_error(pde, base) if pde.solve is not None else SOLUTION
-    strip = _strip(pde, x) / _strip(pde, data)
+    of_data = _strip(pde, data)
+    strip = _strip(pde, x) / of_data if of_data > 0.0 else float("nan")
     signs = {
         "amplitude": not np.max(np.abs(amplitude - 1.0)) <= allowed[0],
         "boundary strip": strip < LEAST_STRIP,

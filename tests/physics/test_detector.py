@@ -97,3 +97,12 @@ def test_detector_refuses_what_it_cannot_compare(fields):
         physics.detect_hacking(LAW, fields[:1], fields)
     with pytest.raises(ValueError, match="x must be finite"):
         physics.detect_hacking(LAW, fields[:2] * np.nan, fields)
+
+
+def test_a_law_that_data_obey_at_the_edge_too_has_no_strip():
+    f = np.random.default_rng(0).normal(size=(8, 8, 8)).astype(np.float32)
+    fields = np.stack([f, 2.0 * f], axis=-1)
+    mine = physics.own_pde("mine", lambda z: z[..., 1] - 2.0 * z[..., 0], fields)
+    mine = mine._replace(scale=(1.0, 1.0), offset=(0.0, 0.0))  # exact: the residual is 0
+    signs = physics.detect_hacking(mine, fields, fields)
+    assert np.isnan(signs.strip) and "boundary strip" not in signs.flags
