@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 from experiments.optimistic_marl.training import same_seeds
 from jaxlab import envs, learning, marl
 from jaxlab.core import logging, loop
+from jaxlab.nn import orthogonal
 
 NUM_ENVS, ROLLOUT = 16, 128
 EPISODES = 128
@@ -50,7 +51,6 @@ class Net(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "... O"]) -> Float[Array, "... out"]:
-        orthogonal = nn.initializers.orthogonal
         for _ in range(2):
             x = nn.tanh(nn.Dense(64, kernel_init=orthogonal(2.0**0.5))(x))
         return nn.Dense(self.out, kernel_init=orthogonal(self.scale))(x)

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from jaxlab.core.types import PyTree
 from jaxlab.imitation.data.preparing import Transitions
 from jaxlab.imitation.representation import Representation
-from jaxlab.nn import Mlp
+from jaxlab.nn import Mlp, orthogonal
 
 Kind = Literal["paper", "repo", "linear", "mlp"]
 OMEGA_STD = 1e-2
@@ -98,7 +98,7 @@ def make_head(
     if not floor > 0.0:
         raise ValueError(f"least must be positive, got {least}")
     activation = nn.relu if kind == "mlp" else nn.elu
-    network: Any = Mlp(hidden, 1, activation, nn.initializers.orthogonal(), out_bias=False)
+    network: Any = Mlp(hidden, 1, activation, orthogonal(), out_bias=False)
 
     def init(key: jax.Array, representation_params: PyTree, expert: Transitions) -> PyTree:
         key_network, key_omega = jax.random.split(key)

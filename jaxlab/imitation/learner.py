@@ -15,7 +15,7 @@ from jaxlab.envs import spaces
 from jaxlab.imitation.data.preparing import Demonstrations, Transitions
 from jaxlab.imitation.policy import Policy, make_policy
 from jaxlab.learning import settings as settings_lib
-from jaxlab.nn import Mlp
+from jaxlab.nn import Mlp, orthogonal
 
 
 class TrainState(NamedTuple):
@@ -117,7 +117,7 @@ class Scalar(NamedTuple):
 def scalar_network(
     hidden: tuple[int, ...] = (256, 256),
     activation: Callable[[jax.Array], jax.Array] = nn.relu,
-    kernel_init: Callable[..., jax.Array] = nn.initializers.orthogonal(),  # noqa: B008
+    kernel_init: Callable[..., jax.Array] = orthogonal(),  # noqa: B008
 ) -> Scalar:
     """Makes a perceptron with one output: critics and discriminators."""
     network: Any = Mlp(hidden, 1, activation, kernel_init)

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from jaxlab.core.types import PyTree
 from jaxlab.envs import spaces
 from jaxlab.learning import distributions
-from jaxlab.nn import Mlp
+from jaxlab.nn import Mlp, orthogonal
 
 LOG_STD = (-5.0, 2.0)
 """Bounds of the logarithm of the standard deviation before tanh, reached smoothly."""
@@ -61,7 +61,7 @@ def make_policy(
         raise ValueError(
             f"obs_size and action_size must be at least 1, got {obs_size} and {action_size}"
         )
-    network: Any = Mlp(hidden, 2 * action_size, activation, nn.initializers.orthogonal())
+    network: Any = Mlp(hidden, 2 * action_size, activation, orthogonal())
     squashed = distributions.squashed_gaussian(action_size)
     low, high = LOG_STD
 

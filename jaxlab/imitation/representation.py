@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from jaxlab.core.types import PyTree
 from jaxlab.envs import spaces
 from jaxlab.imitation.data.preparing import Transitions
-from jaxlab.nn import Mlp
+from jaxlab.nn import Mlp, orthogonal
 
 LEAST_RATIO = 1e-6
 """Ratios below it are clipped where their logarithm is taken."""
@@ -71,7 +71,7 @@ def make_representation(
             "obs_size, action_size and feature_size must be at least 1, got "
             f"{obs_size}, {action_size} and {feature_size}; give integers"
         )
-    weights = nn.initializers.orthogonal()
+    weights = orthogonal()
     of_pair: Any = Mlp(hidden, feature_size, activation, weights, out_bias=False)
     of_next: Any = Mlp(hidden, feature_size, activation, weights)
     phi_along: Any = Mlp(hidden, 1, activation, weights, out_bias=False)

@@ -17,6 +17,7 @@ from jaxlab.core.types import PyTree
 from jaxlab.envs import spaces
 from jaxlab.learning import distributions
 from jaxlab.learning.actor_critic import Networks
+from jaxlab.nn import orthogonal
 
 
 class Memory(NamedTuple):
@@ -55,9 +56,8 @@ class GruTrunk(nn.Module):
     def __call__(
         self, memory: Float[Array, "... H"], obs: Float[Array, "... O"]
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        orthogonal = nn.initializers.orthogonal
         x = nn.relu(nn.Dense(self.width, kernel_init=orthogonal(2.0**0.5))(obs))
-        memory, x = nn.GRUCell(self.width)(memory, x)
+        memory, x = nn.GRUCell(self.width, recurrent_kernel_init=orthogonal())(memory, x)
         out = nn.Dense(self.out, kernel_init=orthogonal(0.01))(x)
         value = nn.Dense(1, kernel_init=orthogonal(1.0))(x)
         return memory, out, value[..., 0]

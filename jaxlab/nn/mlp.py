@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -29,6 +30,45 @@ def fan_in_normal(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32
     for size in shape[:-1]:
         fan_in *= size
     return jax.random.truncated_normal(key, -2.0, 2.0, tuple(shape), dtype) * fan_in**-0.5
+
+
+def orthogonal(scale: float = 1.0) -> Callable[..., jax.Array]:
+    """Makes an initializer of orthogonal weights: `scale` times rows or columns of length 1.
+
+    The weights are those of `flax.linen.initializers.orthogonal` up to rounding: the columns of a
+    normal matrix are made orthonormal from left to right, each twice, which leaves no error that
+    grows. No LAPACK: two batches of its calls in one program, as a `vmap` over seeds makes of two
+    layers, can wait for each other for ever on a CPU.
+
+    Args:
+        scale: length of a row or column; sqrt(2) before a ReLU.
+
+    Returns:
+        `init(key, shape, dtype) -> weights`, shape `[..., in, out]` of two axes or more, the
+        leading ones counting as inputs.
+
+    Source: Saxe, McClelland, Ganguli 2014, arXiv:1312.6120.
+    """
+
+    def init(key: jax.Array, shape: Sequence[int], dtype: Any = float) -> jax.Array:
+        if len(shape) < 2:
+            raise ValueError(f"orthogonal weights must have two axes or more, got {tuple(shape)}")
+        outputs = shape[-1]
+        inputs = math.prod(shape[:-1])
+        normal = jax.random.normal(key, (max(inputs, outputs), min(inputs, outputs)), dtype)
+        product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+
+        def one(column: Any, found: jax.Array) -> jax.Array:
+            rest = normal[:, column]
+            for _ in range(2):
+                rest = rest - product(found, product(rest, found))
+            return found.at[:, column].set(rest / jnp.linalg.norm(rest))
+
+        columns = jax.lax.fori_loop(0, normal.shape[1], one, jnp.zeros_like(normal))
+        weights = columns if inputs >= outputs else columns.T
+        return scale * weights.reshape(shape)
+
+    return init
 
 
 class JoinedDense(nn.Module):

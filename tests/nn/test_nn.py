@@ -1,5 +1,6 @@
 """Shared networks by hand."""
 
+import flax.linen
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,3 +40,31 @@ def test_sines_and_cosines(x64):
     np.testing.assert_allclose(nn.sinusoidal(t, 16, scale=3.0), nn.sinusoidal(3.0 * t, 16))
     with pytest.raises(ValueError, match="even"):
         nn.sinusoidal(t, 5)
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (40, 40), (30, 7), (3, 3, 4, 8)])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_orthogonal_weights_are_those_of_flax(shape, dtype, key, x64):
+    found = nn.orthogonal(1.5)(key, shape, jnp.dtype(dtype))
+    theirs = flax.linen.initializers.orthogonal(1.5)(key, shape, jnp.dtype(dtype))
+    assert found.dtype == dtype
+    np.testing.assert_allclose(found, theirs, atol={"float32": 2e-6, "float64": 1e-14}[dtype])
+
+
+def test_orthogonal_weights_of_several_layers_and_seeds_in_one_program(key):
+    """Batches of LAPACK's QR wait for each other here for ever, on two cores."""
+
+    def draw(key):
+        return [nn.orthogonal()(k, (128, 256)) for k in jax.random.split(key, 4)]
+
+    for weights in jax.jit(jax.vmap(draw))(jax.random.split(key, 5)):
+        np.testing.assert_allclose(
+            np.einsum("sio,sjo->sij", weights, weights),
+            np.broadcast_to(np.eye(128), (5, 128, 128)),
+            atol=3e-6,
+        )
+
+
+def test_orthogonal_weights_need_two_axes(key):
+    with pytest.raises(ValueError, match=r"two axes or more, got \(3,\)"):
+        nn.orthogonal()(key, (3,))
