@@ -134,7 +134,7 @@ def test_settings_are_chosen_by_other_seeds(tmp_path):
 
 
 @pytest.mark.slow
-def test_rules_of_q_learning_and_networks(tmp_path):
+def test_rules_of_q_learning_and_networks(tmp_path, optax_promotes):
     """Distributed learners find 11 where payoffs are certain; tables name what was chosen."""
     config = dataclasses.replace(
         TINY,
