@@ -79,7 +79,9 @@ def _update(stats: ObsStats, obs: Float[Array, "B ..."], keep: Any) -> ObsStats:
     moved = batch_mean - stats.rest
     mean, rest = _two_sum(pivot, stats.rest + share * moved)
     between = ((1.0 - share) * moved) * moved
-    square = stats.square + share * ((batch_square - stats.square) + between)
+    # The 1 before the first row would leave its rounding in small variances.
+    square = jnp.where((before == 0) & (kept > 0), batch_square, stats.square)
+    square = square + share * ((batch_square - square) + between)
     return ObsStats(total, mean, rest, square)
 
 

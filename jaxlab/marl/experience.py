@@ -1,10 +1,11 @@
-"""What critics of actions learn from: transitions of all agents, and the odds of every action."""
+"""What learners with critics of actions share: transitions, odds of every action, an optimizer."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxlab import envs
@@ -12,6 +13,7 @@ from jaxlab.core.types import Mean, PyTree
 from jaxlab.envs import spaces
 from jaxlab.learning import collecting
 from jaxlab.learning.actor_critic import Networks
+from jaxlab.learning.settings import Settings
 
 
 class Batch(NamedTuple):
@@ -85,6 +87,13 @@ def log_probs(
 
     actions = jnp.arange(spaces.num_logits(env.action_space), dtype=jnp.int32)
     return jnp.moveaxis(jax.vmap(of)(actions), 0, -1)
+
+
+def optimizer(given: Settings, rate: str) -> optax.GradientTransformation:
+    """Makes Adam at the setting `rate`, with gradients cut at `max_grad_norm`."""
+    return optax.chain(
+        optax.clip_by_global_norm(given["max_grad_norm"]), optax.adam(given[rate], eps=1e-5)
+    )
 
 
 def entropy(log_pi: Float[Array, "B N A"]) -> Float[Array, ""]:

@@ -316,9 +316,10 @@ def make_op_ippo(
         value, next_value = _each(value, shape), _each(next_value, shape)
         scale = jnp.ones(())
         if scale_rewards:
-            # Rewards that have not varied yet stay what they are.
-            square = state.moments.square[0]
-            scale = jnp.where(square > 1e-8, jax.lax.rsqrt(jnp.maximum(square, 1e-8)), 1.0)
+            # Rewards that have not varied, but for rounding, stay what they are.
+            std = jnp.sqrt(state.moments.square[0])
+            varied = std > jnp.finfo(std.dtype).eps * jnp.abs(state.moments.mean[0])
+            scale = jnp.where(varied, 1.0 / jnp.where(varied, std, 1.0), 1.0)
         advantage, target = returns.gae(
             scale * data.reward,
             value,

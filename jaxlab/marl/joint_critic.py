@@ -168,11 +168,6 @@ def make_joint(
     network, act = Mlp(critic_hidden, 1), experience.acting(env, policies)
     log_probs = functools.partial(experience.log_probs, env, policies)
 
-    def optimizer(given: Settings, rate: str) -> optax.GradientTransformation:
-        return optax.chain(
-            optax.clip_by_global_norm(given["max_grad_norm"]), optax.adam(given[rate], eps=1e-5)
-        )
-
     def q_of(params: PyTree, obs: PyTree, action: Int[Array, "B K N"]) -> Float[Array, "B K"]:
         seen = envs.actor_obs(env, obs)
         seen = seen.reshape(seen.shape[0], 1, -1)
@@ -217,8 +212,8 @@ def make_joint(
             params,
             critic_params,
             jax.tree.map(jnp.copy, critic_params),
-            optimizer(given, "policy_learning_rate").init(params),
-            optimizer(given, "learning_rate").init(critic_params),
+            experience.optimizer(given, "policy_learning_rate").init(params),
+            experience.optimizer(given, "learning_rate").init(critic_params),
             state,
             jnp.zeros((E,), jnp.float32),
             jnp.zeros((), jnp.int32),
@@ -256,7 +251,7 @@ def make_joint(
             target = batch.reward + batch.discount * jnp.mean(v, axis=1)
             target = jax.lax.stop_gradient(target)
             loss, grads = jax.value_and_grad(critic_loss)(critic, target, batch)
-            updates, critic_opt_state = optimizer(given, "learning_rate").update(
+            updates, critic_opt_state = experience.optimizer(given, "learning_rate").update(
                 grads, critic_opt_state, critic
             )
             critic = optax.apply_updates(critic, updates)
@@ -264,7 +259,7 @@ def make_joint(
             grads, (value, entropy) = jax.grad(policy_loss, has_aux=True)(
                 params, key_now, critic, batch
             )
-            updates, opt_state = optimizer(given, "policy_learning_rate").update(
+            updates, opt_state = experience.optimizer(given, "policy_learning_rate").update(
                 grads, opt_state, params
             )
             params = optax.apply_updates(params, updates)

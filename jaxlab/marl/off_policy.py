@@ -146,11 +146,6 @@ def make_off_policy(
     policies = actor_critic.make_networks(env, hidden=(64, 64)) if nets is None else nets
     network, act = Mlp(critic_hidden, A), experience.acting(env, policies)
 
-    def optimizer(given: Settings, rate: str) -> optax.GradientTransformation:
-        return optax.chain(
-            optax.clip_by_global_norm(given["max_grad_norm"]), optax.adam(given[rate], eps=1e-5)
-        )
-
     def q_of(params: PyTree, obs: PyTree) -> Float[Array, "B N A"]:
         out: Any = network.apply(params, envs.actor_obs(env, obs))
         return out
@@ -164,8 +159,8 @@ def make_off_policy(
             params,
             critic_params,
             jax.tree.map(jnp.copy, critic_params),
-            optimizer(given, "policy_learning_rate").init(params),
-            optimizer(given, "learning_rate").init(critic_params),
+            experience.optimizer(given, "policy_learning_rate").init(params),
+            experience.optimizer(given, "learning_rate").init(critic_params),
             env.reset(key_env),
             (),  # pyright: ignore[reportArgumentType]
             jnp.zeros((E,), jnp.float32),
@@ -215,12 +210,12 @@ def make_off_policy(
             return loss, {"policy/value": jnp.mean(v), "policy/entropy": entropy}
 
         grads, metrics = jax.grad(critic_loss, has_aux=True)(state.critic_params)
-        updates, critic_opt_state = optimizer(given, "learning_rate").update(
+        updates, critic_opt_state = experience.optimizer(given, "learning_rate").update(
             grads, state.critic_opt_state, state.critic_params
         )
         critic = optax.apply_updates(state.critic_params, updates)
         grads, more = jax.grad(policy_loss, has_aux=True)(state.params, critic)
-        updates, opt_state = optimizer(given, "policy_learning_rate").update(
+        updates, opt_state = experience.optimizer(given, "policy_learning_rate").update(
             grads, state.opt_state, state.params
         )
         state = state._replace(

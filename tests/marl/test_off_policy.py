@@ -72,26 +72,6 @@ def test_one_update_against_numpy(game, key):
         np.testing.assert_allclose(new, 0.995 * old + 0.005 * now, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.slow
-def test_optimists_climb():
-    """Five seeds side by side: 7 or less at the mean, 11 with optimism."""
-    env = envs.make_env(envs.game_task(envs.climbing()), 64)
-    learner = marl.make_off_policy(
-        env, capacity=1024, policy_learning_rate=5e-4, learning_rate=3e-3, entropy_coef=0.05
-    )
-    betas = jnp.repeat(jnp.asarray([0.0, 0.5]), 5)
-    sweep = learning.over_seeds(learner, 10, settings={"beta": betas})
-
-    @jax.jit
-    def run(key):
-        _, metrics = jax.lax.scan(lambda s, _: sweep.step(s), sweep.init(key), length=1000)
-        late = jax.tree.map(lambda x: jnp.sum(x[-20:], axis=0), metrics["env/return"])
-        return late.total / late.count
-
-    found = np.asarray(run(jax.random.key(0))).reshape(2, 5)
-    assert np.all(found[0] < 7.5) and np.all(found[1] > 10.0), found
-
-
 @pytest.mark.parametrize(
     ("given", "message"),
     [
