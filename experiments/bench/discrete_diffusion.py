@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.bench import timing
-from experiments.rivals import torch_diffusion
+from experiments.bench import timing, torch_timing
+from experiments.rivals import torch_diffusion, torch_side
 from jaxlab.diffusion.discrete import sampling, schedules
 from jaxlab.rl import discrete
 from jaxlab.rl.discrete import convolutions, enhancers
@@ -184,11 +184,8 @@ def _against_torch(
     ours: timing.Measurement, params: Any, sizes: Sizes, make: Callable[[Any], Callable[[], Any]]
 ) -> timing.Measurement:
     """Times torch at the same work, as it is and compiled, and keeps the faster."""
-    if not torch_diffusion.available():
-        note = "torch is not installed: pip install 'jaxlab[rivals]'."
-        return dataclasses.replace(
-            ours, rival_name="torch: not measured", note=f"{ours.note} {note}".strip()
-        )
+    if not torch_side.available():
+        return torch_timing.missing(ours)
     network = torch_diffusion.make_network(params, dilations=convolutions.DILATIONS)
     tokens = np.asarray(
         jax.random.randint(jax.random.key(4), (4, sizes.length), 0, VOCAB + 1, jnp.int32)
@@ -200,24 +197,7 @@ def _against_torch(
         "torch's network",
         1e-3,
     )
-    threads = torch_diffusion.use_all_cores()
-    calls = {"eager": make(network)}
-    faster = torch_diffusion.compiled(network)
-    if faster is not None and torch_diffusion.works(call := make(faster)):
-        calls["compiled"] = call
-    timed = {
-        name: timing.measure(call, repeats=sizes.repeats_timed) for name, call in calls.items()
-    }
-    best = min(timed, key=lambda name: timed[name].median_s)
-    tried = " and ".join(timed)
-    note = f"torch {torch_diffusion.version()} on {threads} threads, {tried}; the faster counts."
-    return dataclasses.replace(
-        ours,
-        rival_name=f"torch, {best}",
-        rival=timed[best],
-        error=error,
-        note=f"{ours.note} {note}".strip(),
-    )
+    return torch_timing.beside(ours, network, make, error=error, repeats=sizes.repeats_timed)
 
 
 def _shape(sizes: Sizes) -> str:

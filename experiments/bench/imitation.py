@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from experiments.bench import ceilings, timing
-from experiments.rivals import torch_diffusion, torch_imitation
+from experiments.rivals import torch_imitation, torch_side
 from jaxlab import envs, imitation, learning
 
 SUMMARY = "Imitation: 32 seeds of head and policy in one program, and one alone, against loops"
@@ -59,9 +59,9 @@ def _at(sizes: Sizes) -> list[timing.Measurement]:
     cost: Any = step.cost_analysis()
     rivals = {"a Python loop": timing.measure(_loop(step, state, sizes), repeats=sizes.repeats)}
     error, note = None, "torch is not installed: pip install 'jaxlab[rivals]' times it as well."
-    if torch_diffusion.available():
+    if torch_side.available():
         error = timing.require_small(_difference(sizes, state), "torch's dual variable", 1e-3)
-        note = f"torch {torch_diffusion.version()} on {torch_diffusion.use_all_cores()} threads."
+        note = f"torch {torch_side.version()} on {torch_side.use_all_cores()} threads."
         rivals["torch"] = timing.measure(_torch(sizes, state), repeats=sizes.repeats)
     found = []
     for num in dict.fromkeys((sizes.seeds, 1)):
@@ -171,6 +171,6 @@ def _difference(sizes: Sizes, state: Any) -> float:
     wanted = head.dual(state.params["head"], state.params["representation"], obs, action).nu
     params = jax.tree.map(np.asarray, state.params)
     nu, _ = torch_imitation.make_nu(params["head"], params["representation"], gamma=0.99)
-    torch = torch_diffusion.torch_module()
+    torch = torch_side.module()
     given = [torch.from_numpy(np.array(x)) for x in (obs, action)]
     return timing.deviation(jax.numpy.asarray(nu(*given)[0].detach().numpy()), wanted)

@@ -7,19 +7,19 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.bench import timing
+from experiments.bench import timing, torch_timing
 from experiments.rivals import physics as rivals
+from experiments.rivals import torch_physics, torch_side
 from jaxlab import nn, physics
 from jaxlab.diffusion import edm
-from jaxlab.physics import random_fields
+from jaxlab.physics import layers, pirf, random_fields
 
 SUMMARY = "PIRF: updates, samples, memory against K, and generators of fields against NumPy"
-NO_TORCH = "torch: not measured"
-WHY = "The step of torch is not there yet."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +58,7 @@ def run(out: pathlib.Path, sizes: Sizes = Sizes()) -> list[timing.Measurement]:
 
 
 def models(sizes: Sizes) -> list[timing.Measurement]:
-    """An update for each K with the memory that it takes, and the sampler."""
+    """An update for each K with the memory that it takes, and the sampler, beside torch."""
     law = physics.poisson()
     network = nn.Unet(2, sizes.channels, (1, 1), 1, attention=(), dropout=0.0)
     shape = (sizes.points, sizes.points, 2)
@@ -82,35 +82,92 @@ def models(sizes: Sizes) -> list[timing.Measurement]:
         spent = time.perf_counter() - start
         memory = timing.temporary_megabytes(compiled)
         timed = timing.measure(compiled, state, repeats=sizes.repeats)
-        found.append(
-            timing.Measurement(
-                f"PIRF, an update, K = {num}",
-                f"{size}, N = {sizes.steps}, batch {sizes.batch}",
-                dataclasses.replace(timed, compile_s=spent),
-                NO_TORCH,
-                work=1.0,
-                work_unit="updates",
-                note=f"Temporary memory {memory:.3g} MB at K = {num}. {WHY}",
-            )
+        ours = timing.Measurement(
+            f"PIRF, an update, K = {num}",
+            f"{size}, N = {sizes.steps}, batch {sizes.batch}",
+            dataclasses.replace(timed, compile_s=spent),
+            work=1.0,
+            work_unit="updates",
+            note=f"Temporary memory {memory:.3g} MB at K = {num}.",
         )
+        train = functools.partial(
+            torch_physics.trainer, batch=sizes.batch, num_steps=sizes.steps, num_grad_steps=num
+        )
+        found.append(_beside_torch(ours, network, params, sizes, train))
     noise = jax.random.normal(jax.random.key(2), (sizes.samples, *shape))
     draw = jax.jit(
         lambda params, noise: edm.sample(
             physics.denoiser_of(network, params), noise, num_steps=sizes.steps
         )
     )
-    found.append(
-        timing.Measurement(
-            "sampling, the same before and after the tuning",
-            f"{size}, N = {sizes.steps}, {sizes.samples} fields",
-            timing.measure(draw, params, noise, repeats=sizes.repeats),
-            NO_TORCH,
-            work=sizes.samples,
-            work_unit="fields",
-            note=WHY,
-        )
+    ours = timing.Measurement(
+        "sampling, the same before and after the tuning",
+        f"{size}, N = {sizes.steps}, {sizes.samples} fields",
+        timing.measure(draw, params, noise, repeats=sizes.repeats),
+        work=sizes.samples,
+        work_unit="fields",
     )
+    sample = functools.partial(torch_physics.sampler, batch=sizes.samples, num_steps=sizes.steps)
+    found.append(_beside_torch(ours, network, params, sizes, sample))
     return found
+
+
+def _beside_torch(
+    ours: timing.Measurement,
+    unet: nn.Unet,
+    params: Any,
+    sizes: Sizes,
+    make: Callable[..., Callable[[], Any]],
+) -> timing.Measurement:
+    """Times `make(network, shape=)` of torch's network, whose gradients are ours."""
+    if not torch_side.available():
+        return torch_timing.missing(ours)
+    shape = (sizes.points, sizes.points, 2)
+    network = torch_physics.make_network(unet, params)
+    error = timing.require_small(gradient_error(unet, params, shape), "torch's gradient", 1e-3)
+    return torch_timing.beside(
+        ours,
+        network.call,
+        lambda call: make(network._replace(call=call), shape=shape),
+        error=error,
+        repeats=sizes.repeats,
+    )
+
+
+def shaken(params: Any) -> Any:
+    """Returns weights none of which begin near zero, where they would hide a wrong network."""
+    keys = iter(jax.random.split(jax.random.key(6), len(jax.tree.leaves(params))))
+    return jax.tree.map(lambda x: x + 0.05 * jax.random.normal(next(keys), x.shape), params)
+
+
+def gradient_error(unet: nn.Unet, params: Any, shape: tuple[int, int, int]) -> float:
+    """Returns how far torch's gradient of PIRF's reward is from ours, over its largest entry.
+
+    Of two fields, five steps and K = 2.
+    """
+    params = shaken(params)
+    noise = jax.random.normal(jax.random.key(5), (2, *shape))
+
+    def loss(train: Any, frozen: Any) -> jax.Array:
+        whole = layers.join(train, frozen)
+        learned, still = (
+            physics.denoiser_of(unet, p) for p in (whole, jax.lax.stop_gradient(whole))
+        )
+        x, _ = pirf.truncated(learned, still, noise, 5, 2)
+        return -jnp.mean(physics.reward(physics.poisson(), x))
+
+    ours = jax.jit(jax.grad(loss))(*layers.split(params, layers.trainable_mask(params, "mask")))
+    torch = torch_side.module()
+    network = torch_physics.make_network(unet, params)
+    given = torch.from_numpy(np.array(noise).transpose(0, 3, 1, 2).copy())
+    torch_physics.loss(
+        torch_physics.fields(network, given, num_steps=5, num_grad_steps=2)
+    ).backward()
+    theirs = torch_physics.gradients(network)
+    wanted = flax.traverse_util.flatten_dict(ours["params"], sep="/")
+    pairs = [(theirs[name], x) for name, x in wanted.items() if x is not None]
+    flat = [jnp.concatenate([jnp.ravel(pair[i]) for pair in pairs]) for i in range(2)]
+    return timing.deviation(*flat)
 
 
 def generators(sizes: Sizes) -> list[timing.Measurement]:

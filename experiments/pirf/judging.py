@@ -1,6 +1,7 @@
 """What a model's fields are judged by: residual, solution, likeness to data, time, sensors."""
 
 import functools
+import math
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -20,7 +21,7 @@ from jaxlab.physics.baselines import guidance, projection
 SIGNS = ("amplitude", "boundary strip", "spectrum", "solution error", "diversity")
 """What the detector flags."""
 BATCH = 64
-"""Fields that are drawn at a time."""
+"""Fields that are drawn at a time, at most."""
 SHOWN, WATCHED, SENSED = 3, 32, 32
 """Fields that pictures show, whose way is followed, and that sensors are put on."""
 MOST = 512
@@ -88,7 +89,7 @@ def make_judge(task: Task, base: PyTree, config: Config) -> Judge:
     """
     key = jax.random.key(config.seed)
     noise = jax.random.normal(jax.random.fold_in(key, 0), (config.fields, *task.shape))
-    size = min(BATCH, config.fields)
+    size = math.ceil(config.fields / math.ceil(config.fields / BATCH))  # of equal pieces
 
     @functools.cache
     def program(kind: str, num_steps: int) -> Callable[..., jax.Array]:

@@ -1,30 +1,17 @@
 """The denoiser of `rl.discrete.DenoisingConv` in PyTorch, sampled and trained as MDLM does.
 
-Weights are ours, so that both networks say the same. Torch is in the extra `rivals`; it is imported
-when a function is called.
+Weights are ours, so that both networks say the same.
 """
 
-import contextlib
-import importlib.util
-import os
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-EXTRA = "rivals"
+from experiments.rivals import torch_side
+
 GRAD_NORM = 1.0
 LEAST_LEVEL = 1e-3
-
-
-def available() -> bool:
-    """Says whether torch is installed."""
-    return importlib.util.find_spec("torch") is not None
-
-
-def version() -> str:
-    """Returns the version of torch."""
-    return torch_module().__version__
 
 
 def make_network(params: Any, *, dilations: tuple[int, ...]) -> Any:
@@ -37,7 +24,7 @@ def make_network(params: Any, *, dilations: tuple[int, ...]) -> Any:
     Raises:
         ImportError: if torch is not installed.
     """
-    torch = torch_module()
+    torch = torch_side.module()
     functional, weights = torch.nn.functional, params["params"]
 
     def keep(x: Any) -> Any:
@@ -100,36 +87,9 @@ def make_network(params: Any, *, dilations: tuple[int, ...]) -> Any:
     return Network()
 
 
-def compiled(network: Any) -> Any | None:
-    """Returns the network compiled, or None where torch cannot (it needs a C++ compiler).
-
-    The compiler is tried on first use; see `works`.
-    """
-    torch = torch_module()
-    with contextlib.suppress(Exception):
-        return torch.compile(network)
-    return None
-
-
-def works(call: Callable[[], Any]) -> bool:
-    """Says whether a call goes through: compilers fail when the function is called first."""
-    try:
-        call()
-    except Exception:
-        return False
-    return True
-
-
-def use_all_cores() -> int:
-    """Lets torch use the cores that this process may use, as XLA does; returns how many."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    torch_module().set_num_threads(count or 1)
-    return count or 1
-
-
 def logits(network: Any, tokens: np.ndarray) -> np.ndarray:
     """Returns the network's logits `[B, L, V]`."""
-    torch = torch_module()
+    torch = torch_side.module()
     with torch.inference_mode():
         return network(torch.from_numpy(np.array(tokens, np.int64))).numpy()
 
@@ -138,7 +98,7 @@ def sampler(
     network: Any, *, batch: int, length: int, vocab: int, num_steps: int
 ) -> Callable[[], np.ndarray]:
     """Makes a function that draws `[batch, length]` by ancestral sampling, linear schedule."""
-    torch = torch_module()
+    torch = torch_side.module()
 
     def draw() -> np.ndarray:
         with torch.inference_mode():
@@ -158,7 +118,7 @@ def trainer(
     network: Any, corpus: np.ndarray, *, batch: int, vocab: int, learning_rate: float
 ) -> Callable[[], float]:
     """Makes a function that makes one gradient step on the evidence bound in continuous time."""
-    torch = torch_module()
+    torch = torch_side.module()
     data = torch.from_numpy(np.array(corpus, np.int64))
     parameters = list(network.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0)
@@ -183,18 +143,3 @@ def trainer(
 def _kernel(x: Any) -> np.ndarray:
     """`[W, C, D]` to torch's `[D, C, W]`."""
     return np.ascontiguousarray(np.asarray(x, np.float32).transpose(2, 1, 0))
-
-
-def torch_module() -> Any:
-    """Imports torch, or says in which extra it is.
-
-    Raises:
-        ImportError: if it is not installed.
-    """
-    try:
-        import torch  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise ImportError(
-            f"this rival needs torch: pip install 'jaxlab[{EXTRA}]', or torch for CPUs alone"
-        ) from error
-    return torch

@@ -1,7 +1,6 @@
 """Stage two of `jaxlab.imitation` in PyTorch, one seed at a time, from our weights.
 
-The head of features with frozen networks, as a loop in Python would train it. Torch is in the extra
-`rivals`; it is imported when a function is called.
+The head of features with frozen networks, as a loop in Python would train it.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.rivals.torch_diffusion import torch_module
+from experiments.rivals import torch_side
 
 _TINY = 1e-12
 
@@ -25,7 +24,7 @@ def make_nu(params: Any, features: Any, *, gamma: float) -> tuple[Callable[..., 
     Raises:
         ImportError: if torch is not installed.
     """
-    torch = torch_module()
+    torch = torch_side.module()
     phi, mu = (_layers(features[name], trained=False) for name in ("phi", "mu"))
     f = _layers(params["network"])
     omega, theta = (_keep(params[name], True) for name in ("omega", "theta"))
@@ -66,7 +65,7 @@ def trainer(
     Raises:
         ImportError: if torch is not installed.
     """
-    torch = torch_module()
+    torch = torch_side.module()
     nu, head = make_nu(params, features, gamma=gamma)
     policy = _layers(policy_params)
     actor = _trained(policy)
@@ -116,7 +115,7 @@ def trainer(
 
 
 def _keep(x: Any, trained: bool) -> Any:
-    return torch_module().tensor(np.array(x, np.float32), requires_grad=trained)
+    return torch_side.module().tensor(np.array(x, np.float32), requires_grad=trained)
 
 
 def _layers(params: Any, *, trained: bool = True) -> list[tuple[Any, Any]]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments.bench import discrete_diffusion, timing
-from experiments.rivals import torch_diffusion
+from experiments.rivals import torch_diffusion, torch_side
 from jaxlab.rl.discrete import convolutions
 
 pytestmark = pytest.mark.usefixtures("optax_promotes")
@@ -15,7 +15,7 @@ TINY = discrete_diffusion.Sizes(20, 4, 1, 8, 4, (2, 4), 2)
 
 @pytest.mark.slow
 def test_without_torch_its_side_is_not_measured_and_said_to_be(tmp_path, monkeypatch):
-    monkeypatch.setattr(torch_diffusion, "available", lambda: False)
+    monkeypatch.setattr(torch_side, "available", lambda: False)
     found = discrete_diffusion.run(tmp_path, TINY)
     assert [item.name for item in found] == [
         "sampling in 2 steps",

@@ -5,14 +5,14 @@ import numpy as np
 import pytest
 
 from experiments.bench import imitation, timing
-from experiments.rivals import torch_diffusion, torch_imitation
+from experiments.rivals import torch_imitation, torch_side
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("optax_promotes")]
 TINY = imitation.Sizes("tiny", 8, 8, 8, 3, 2, 2)
 
 
 def test_without_torch_its_side_is_not_measured_and_said_to_be(tmp_path, monkeypatch):
-    monkeypatch.setattr(torch_diffusion, "available", lambda: False)
+    monkeypatch.setattr(torch_side, "available", lambda: False)
     found = imitation.run(tmp_path, (TINY,))
     assert [item.name for item in found] == ["stage two, 3 seeds", "stage two, 1 seed"]
     assert [item.rival_name for item in found] == ["a Python loop"] * 2
