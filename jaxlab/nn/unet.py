@@ -17,6 +17,8 @@ SMALL = 1e-5
 """Factor of the weights that begin a block near zero."""
 SKIP = math.sqrt(0.5)
 """Factor of a sum of two branches, which keeps its variance."""
+EPSILON = 1e-6
+"""Added to variances."""
 
 
 class Unet(nn.Module):
@@ -148,8 +150,8 @@ def convolve(
     """Correlates images with kernels of odd side, stride 1, zeros beyond the edge.
 
     Its gradient is written out, since XLA's on a CPU is some 20 times slower inside of a loop: that
-    of the images is a convolution like this one, that of the kernel a product for each of its taps.
-    Elsewhere it is XLA's own.
+    of the images is a convolution like this one, that of the kernel a single product of shifted
+    copies. Elsewhere it is XLA's own.
     """
     return _correlate(x, kernel)
 
@@ -164,25 +166,26 @@ def _convolve_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple
 
 
 def _convolve_backward(kept: tuple, given: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return jax.lax.platform_dependent(*kept, given, cpu=_gradient_by_taps, default=_gradient)
+    return jax.lax.platform_dependent(*kept, given, cpu=_gradient_by_shifts, default=_gradient)
 
 
 def _gradient(x: jax.Array, kernel: jax.Array, given: jax.Array) -> tuple[jax.Array, jax.Array]:
     return jax.vjp(_correlate, x, kernel)[1](given)
 
 
-def _gradient_by_taps(
+def _gradient_by_shifts(
     x: jax.Array, kernel: jax.Array, given: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     of_x = _correlate(given, jnp.flip(kernel, (0, 1)).swapaxes(2, 3))
-    size, (height, width) = kernel.shape[0], x.shape[1:3]
-    wide = jnp.pad(x, ((0, 0), (size // 2, size // 2), (size // 2, size // 2), (0, 0)))
-    taps = [
-        jnp.einsum("bhwc,bhwd->cd", wide[:, i : i + height, j : j + width], given)
-        for i in range(size)
-        for j in range(size)
-    ]
-    return of_x, jnp.stack(taps).reshape(kernel.shape)
+    # sum_hw x[h + i, w + j] g[h, w] = sum_hw x[h + i, w] g[h, w - j]: each moves along one axis.
+    (size, _, C, D), (height, width) = kernel.shape, x.shape[1:3]
+    half = size // 2
+    tall = jnp.pad(x, ((0, 0), (half, half), (0, 0), (0, 0)))
+    wide = jnp.pad(given, ((0, 0), (0, 0), (half, half), (0, 0)))
+    rows = jnp.concatenate([tall[:, i : i + height] for i in range(size)], axis=-1)
+    columns = jnp.concatenate([wide[:, :, j : j + width] for j in reversed(range(size))], axis=-1)
+    product = jnp.einsum("bhwc,bhwd->cd", rows, columns).reshape(size, C, size, D)
+    return of_x, product.swapaxes(1, 2)
 
 
 convolve.defvjp(_convolve_forward, _convolve_backward)
@@ -248,7 +251,35 @@ def sines(t: Float[Array, " B"], size: int) -> Float[Array, "B size"]:
     return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
 
 
+class GroupNorm(nn.Module):
+    """Normalizes groups of channels over all pixels, in float32 or wider.
+
+    Moments are those of each channel, averaged over its group: sums over pixels alone are vectors
+    of channels, which takes half the time on a CPU, and less than that backward.
+
+    Attributes:
+        groups: Number of groups, a divisor of the channels.
+    """
+
+    groups: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+        size = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones_init(), (size,))
+        bias = self.param("bias", nn.initializers.zeros_init(), (size,))
+        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        pixels = x.reshape(len(x), -1, size)
+
+        def of_groups(moment: jax.Array) -> jax.Array:
+            shared = jnp.mean(moment.reshape(len(x), self.groups, -1), axis=-1)
+            return jnp.repeat(shared, size // self.groups, axis=-1)
+
+        mean, square = (of_groups(jnp.mean(y, axis=1)) for y in (pixels, pixels**2))
+        # Rounding may leave a variance below zero.
+        slope = scale[None] * jax.lax.rsqrt(jnp.maximum(square - mean**2, 0.0) + EPSILON)
+        return x * slope[:, None, None] + (bias[None] - mean * slope)[:, None, None]
+
+
 def _norm(x: jax.Array, name: str) -> jax.Array:
-    """Normalizes groups of channels, in float32 or wider."""
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    return nn.GroupNorm(min(32, x.shape[-1] // 4), epsilon=1e-6, name=name)(wide)
+    return GroupNorm(min(32, x.shape[-1] // 4), name=name)(x)
