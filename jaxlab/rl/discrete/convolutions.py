@@ -4,6 +4,7 @@ Stark et al. 2024, arXiv:2402.05841, and the released code of arXiv:2410.13643 (
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -102,26 +103,60 @@ def dilated_conv(
 ) -> Float[Array, "B L D"]:
     """Returns the convolution of the same length, zero beyond both ends, W odd.
 
-    On a CPU it is a sum of products, one for each place of the kernel that reaches the sequence:
-    there XLA's convolutions are slow where places are far apart, and their gradients in loops, ten
-    times and more.
+    On a CPU its gradient is written out, since XLA's is ten times slower and more in loops: that of
+    the sequences is a convolution like this one, that of the kernel a product for each of its
+    places. Kernels of several seeds take their turns there, and sequences no longer than the kernel
+    are a sum of products, both for speed.
     """
+    short = functools.partial(_sum_of_products, dilation=dilation)
     return jax.lax.platform_dependent(
         x,
         kernel,
-        cpu=functools.partial(_sum_of_products, dilation=dilation),
+        cpu=short if x.shape[1] <= kernel.shape[0] else _on_cpu(dilation),
         default=functools.partial(_convolution, dilation=dilation),
     )
 
 
 def _sum_of_products(x: Array, kernel: Array, *, dilation: int) -> Array:
+    shifted, reached = _places(x, kernel, dilation)
+    y = shifted[0] @ reached[0]
+    for i in range(1, len(shifted)):
+        y += shifted[i] @ reached[i]
+    return y
+
+
+def _places(x: Array, kernel: Array, dilation: int) -> tuple[list[Array], Array]:
+    """Shifted copies of x for the places of the kernel that reach the sequence, and those."""
     length, middle = x.shape[1], kernel.shape[0] // 2
     reach = min(middle, (length - 1) // dilation)
     padded = jnp.pad(x, ((0, 0), (reach * dilation, reach * dilation), (0, 0)))
-    y = padded[:, :length] @ kernel[middle - reach]
-    for i in range(1, 2 * reach + 1):
-        y += padded[:, i * dilation : i * dilation + length] @ kernel[middle - reach + i]
-    return y
+    starts = range(0, (2 * reach + 1) * dilation, dilation)
+    return [padded[:, i : i + length] for i in starts], kernel[middle - reach : middle + reach + 1]
+
+
+@functools.cache
+def _on_cpu(dilation: int) -> Callable[[Array, Array], Array]:
+    """Returns the convolution with its gradient; under a vmap, kernels take their turns."""
+
+    @jax.custom_batching.sequential_vmap
+    def forward(x: Array, kernel: Array) -> Array:
+        return _convolution(x, kernel, dilation=dilation)
+
+    @jax.custom_batching.sequential_vmap
+    def backward(x: Array, kernel: Array, given: Array) -> tuple[Array, Array]:
+        of_x = _convolution(given, jnp.flip(kernel, 0).swapaxes(1, 2), dilation=dilation)
+        shifted, reached = _places(x, kernel, dilation)
+        # The transpose of what is given is one copy for all places.
+        products = jnp.stack([jnp.einsum("bld,blc->dc", given, y).T for y in shifted])
+        beyond = (kernel.shape[0] - reached.shape[0]) // 2
+        return of_x, jnp.pad(products, ((beyond, beyond), (0, 0), (0, 0)))
+
+    @jax.custom_vjp
+    def convolve(x: Array, kernel: Array) -> Array:
+        return forward(x, kernel)
+
+    convolve.defvjp(lambda *given: (forward(*given), given), lambda kept, y: backward(*kept, y))
+    return convolve
 
 
 def _convolution(x: Array, kernel: Array, *, dilation: int) -> Array:

@@ -12,14 +12,22 @@ from jaxlab.rl import discrete
 from jaxlab.rl.discrete.convolutions import dilated_conv
 
 
-@pytest.mark.parametrize("dilation", [1, 4, 7, 30])
-def test_dilated_convolution_is_laxs(dilation, x64):
+@pytest.mark.parametrize(("length", "dilation"), [(25, 1), (25, 4), (25, 7), (25, 30), (6, 2)])
+def test_dilated_convolution_and_its_gradient_are_those_of_loops(length, dilation, x64):
     rng = np.random.default_rng(dilation)
-    x, kernel = jnp.asarray(rng.normal(size=(2, 25, 3))), jnp.asarray(rng.normal(size=(9, 3, 4)))
-    expected = jax.lax.conv_general_dilated(
-        x, kernel, (1,), "SAME", rhs_dilation=(dilation,), dimension_numbers=("NWC", "WIO", "NWC")
-    )
-    np.testing.assert_allclose(dilated_conv(x, kernel, dilation), expected, rtol=1e-11, atol=1e-11)
+    x, kernel = rng.normal(size=(2, length, 3)), rng.normal(size=(9, 3, 4))
+    weight = rng.normal(size=(2, length, 4))
+    y, of_x, of_kernel = np.zeros(weight.shape), np.zeros(x.shape), np.zeros(kernel.shape)
+    for here in range(length):
+        for i in range(9):
+            there = here + (i - 4) * dilation
+            if 0 <= there < length:
+                y[:, here] += x[:, there] @ kernel[i]
+                of_x[:, there] += weight[:, here] @ kernel[i].T
+                of_kernel[i] += x[:, there].T @ weight[:, here]
+    found, back = jax.vjp(lambda x, k: dilated_conv(x, k, dilation), *map(jnp.asarray, (x, kernel)))
+    for got, want in zip((found, *back(jnp.asarray(weight))), (y, of_x, of_kernel), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-11, atol=1e-11)
 
 
 def test_a_far_token_is_seen_and_hidden_ones_count_as_hidden():
