@@ -81,7 +81,8 @@ def make_head(
             beside it, which the penalty on gradients cannot bear.
 
     Raises:
-        ValueError: if the kind is unknown, or features are missing or of other sizes.
+        ValueError: if the kind is unknown, features are missing or of other sizes, or a number is
+            out of range.
     """
     if kind not in get_args(Kind):
         raise ValueError(f"head must be one of {', '.join(get_args(Kind))}, got {kind!r}")
@@ -94,6 +95,8 @@ def make_head(
                 f"representation must be of {obs_size} and {action_size} numbers of observation "
                 f"and action, got {found[0]} and {found[1]}"
             )
+    if not 0.0 < gamma < 1.0:
+        raise ValueError(f"gamma must lie in (0, 1), got {gamma}")
     floor = 1.0 - gamma if least is None else least
     if not floor > 0.0:
         raise ValueError(f"least must be positive, got {least}")

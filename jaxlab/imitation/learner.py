@@ -188,6 +188,16 @@ def logs_of(demos: Demonstrations, method: str) -> Transitions:
     return demos.logs
 
 
+def check_gamma(gamma: float) -> None:
+    """Refuses a discount outside (0, 1).
+
+    Raises:
+        ValueError: if it is outside.
+    """
+    if not 0.0 < gamma < 1.0:
+        raise ValueError(f"gamma must lie in (0, 1), got {gamma}")
+
+
 def check_rates(batch_size: int, **numbers: float) -> None:
     """Refuses a batch without rows, rates that are not positive, and negative weights.
 

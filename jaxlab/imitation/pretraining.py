@@ -184,9 +184,11 @@ def save_representation(folder: str | pathlib.Path, pretrained: Pretrained) -> N
     """Keeps a representation in a folder of its own, apart from the heads that will use it.
 
     Raises:
-        ValueError: if there is one already.
+        ValueError: if the folder has files.
         OSError: if it cannot be written.
     """
+    if pathlib.Path(folder).is_dir() and any(pathlib.Path(folder).iterdir()):
+        raise ValueError(f"{folder} must be empty or new, got one with files; give another")
     manager = checkpoint.open_manager(folder, max_to_keep=1)
     state = _stored(pretrained.params, *map(jnp.asarray, pretrained.normalizer))
     config = {"fingerprint": pretrained.fingerprint}
@@ -210,7 +212,7 @@ def load_representation(
         FileNotFoundError: if there is none.
         ValueError: if the networks are of other sizes, or the data were others.
     """
-    if not pathlib.Path(folder).is_dir():
+    if not pathlib.Path(folder).is_dir() or not any(pathlib.Path(folder).iterdir()):
         raise FileNotFoundError(f"no representation in {folder}; save_representation makes one")
     sizes = jnp.zeros((representation.obs_size - 1,), jnp.float32)
     like = jax.eval_shape(lambda: _stored(representation.init(jax.random.key(0)), sizes, sizes))

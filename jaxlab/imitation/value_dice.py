@@ -152,8 +152,8 @@ def make_value_dice(
         phi_input_grad=phi_input_grad,
         least=least,
     )
-    if head != "mlp":
-        _check_features(demos, head, pretrained)
+    if head != "mlp" and representation is not None:
+        _check_features(demos, head, representation, pretrained)
     elif finetune:
         raise ValueError("finetune needs features, which the head 'mlp' has none of")
 
@@ -296,12 +296,17 @@ def estimate(
     Args:
         expert_change: `[B]`, nu(s, a) - gamma nu(s', a') of the expert's transitions.
         start_nu: `[B]`, nu(s0, a0).
-        replay_change: `[B]`, as the first, of the logs; needed where alpha is not 0.
+        replay_change: `[B]`, as the first, of the logs; needed where alpha is above 0.
         gamma: discount.
         alpha: share of the logs.
         divergence: which. For chi2, f = (x - 1)^2 / 2, the conjugate y + y^2 / 2 is held at its
             least below y = -1, where densities would be negative.
+
+    Raises:
+        ValueError: if there is a share, but no logs.
     """
+    if replay_change is None and alpha > 0.0:
+        raise ValueError(f"a share alpha = {alpha:g} of the logs needs replay_change")
     linear = (1.0 - alpha) * (1.0 - gamma) * jnp.mean(start_nu)
     changes, shares = [expert_change], [1.0 - alpha]
     if replay_change is not None:
@@ -344,18 +349,32 @@ def gradient_penalty(
 
 
 def _check_numbers(gamma: float, alpha: float, batch_size: int, **others: float) -> None:
-    if not 0.0 < gamma < 1.0:
-        raise ValueError(f"gamma must lie in (0, 1), got {gamma}")
+    learner_lib.check_gamma(gamma)
     settings_lib.check({"alpha": alpha}, {"alpha": settings_lib.SHARE})
     learner_lib.check_rates(batch_size, **others)
 
 
-def _check_features(demos: Demonstrations, head: Kind, pretrained: Pretrained | None) -> None:
+def _check_features(
+    demos: Demonstrations, head: Kind, representation: Representation, pretrained: Pretrained | None
+) -> None:
     if pretrained is None:
         raise ValueError(f"head {head!r} needs pretrained features; make_pretraining learns them")
+    needed = _shapes(jax.eval_shape(representation.init, jax.random.key(0)))
+    found = _shapes(pretrained.params)
+    for path in needed | found:
+        if needed.get(path) != found.get(path):
+            raise ValueError(
+                f"pretrained must hold the parameters of representation, got {found.get(path)} for "
+                f"{path}, not {needed.get(path)}; give the representation that they were learned in"
+            )
     for mine, theirs in zip(demos.normalizer, pretrained.normalizer, strict=True):
         if not np.array_equal(mine, theirs):
             raise ValueError(
                 "demos and pretrained must be normalized alike, got other shifts or scales; give "
                 "normalizer=pretrained.normalizer to prepare"
             )
+
+
+def _shapes(params: PyTree) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree.leaves_with_path(params)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): x.shape for path, x in leaves}

@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import scipy.optimize
 
@@ -77,8 +78,8 @@ def test_chi2_weights_are_an_occupancy_where_none_is_cut_off(x64):
     e = reward + moves @ nu
     w = np.asarray(smodice.weights_of(jnp.asarray(e), divergence="chi2"))
     np.testing.assert_array_equal(w, np.maximum(1 + e, 0.0))
-    if np.all(1 + e > 0.0):
-        np.testing.assert_allclose(flow_gap(w, after, start), 0.0, atol=1e-12)
+    assert np.all(1 + e > 0.0)
+    np.testing.assert_allclose(flow_gap(w, after, start), 0.0, atol=1e-12)
     assert smodice.weights_of(jnp.asarray([-3.0, 0.5]), divergence="chi2").tolist() == [0.0, 1.5]
 
 
@@ -191,14 +192,27 @@ METHODS = {
     "demodice": lambda d, p: imitation.make_demodice(d, p, **SMALL),
     "smodice": lambda d, p: imitation.make_smodice(d, p, discriminator_steps=20, **SMALL),
     "smodice_chi2": lambda d, p: imitation.make_smodice(
-        d, p, match="state_action", divergence="chi2", discriminator_steps=20, **SMALL
+        d,
+        p,
+        match="state_action",
+        divergence="chi2",
+        discriminator_steps=20,
+        learning_rate=1e-2,
+        **SMALL,
     ),
     "dwbc": lambda d, p: imitation.make_dwbc(d, p, discriminator_every=3, **SMALL),
     "iq_learn": lambda d, p: imitation.make_iq_learn(d, p, **SMALL),
     "ilid": lambda d, p: imitation.make_ilid(
-        d, p, discriminator_steps=50, discriminator_learning_rate=1e-3, **SMALL
+        d,
+        p,
+        bar=0.45,
+        rollback=1,
+        discriminator_steps=300,
+        discriminator_learning_rate=1e-2,
+        **SMALL,
     ),
 }
+FIXED = ("count", "order", "weight")
 
 
 @pytest.fixture(scope="module")
@@ -215,9 +229,205 @@ def program(linear):
     return of
 
 
+def forward(params, *inputs, activation=jax.nn.relu):
+    """A perceptron with one output, layer by layer."""
+    x, layers = jnp.concatenate(inputs, axis=-1), params["params"]
+    for i in range(len(layers)):
+        x = x @ layers[f"layer_{i}"]["kernel"] + layers[f"layer_{i}"]["bias"]
+        x = activation(x) if i < len(layers) - 1 else x
+    return x[..., 0]
+
+
+def drawn(key, data):
+    rows = jax.random.randint(key, (32,), 0, len(data.obs))
+    return jax.tree.map(lambda x: x[rows], data)
+
+
+def steepness(value, *inputs):
+    """Norms of the gradient, row by row."""
+
+    def one(*row):
+        slopes = jax.grad(value, argnums=tuple(range(len(row))))(*row)
+        return jnp.sqrt(sum(jnp.sum(slope**2) for slope in slopes) + 1e-12)
+
+    return jax.vmap(one)(*inputs)
+
+
+def starts_of(key, data):
+    first = data.obs[np.append(True, np.diff(data.episode) != 0)]
+    return first[jax.random.randint(key, (32,), 0, len(first))]
+
+
+def losses_of_bc(demos, policy, key, state):
+    x = drawn(jax.random.split(key)[0], demos.expert)
+
+    def cloning(params):
+        fitted = -jnp.mean(policy.log_prob(params, x.obs, x.action))
+        return fitted + 1e-4 * imitation.orthogonality(params)
+
+    return {"policy": cloning}
+
+
+def losses_of_demodice(demos, policy, key, state):
+    data = imitation.union(demos)
+    keys = jax.random.split(key, 4)
+    expert, x, start = drawn(keys[0], demos.expert), drawn(keys[1], data), starts_of(keys[2], data)
+    u = jax.random.uniform(keys[3], (32, 1))
+    middle = [u * a + (1 - u) * b for a, b in ((expert.obs, x.obs), (expert.action, x.action))]
+
+    def reward(params, *pair):
+        p = 1 / (1 + jnp.exp(-forward(params, *pair)))
+        return -jnp.log(1 / (p + 1e-3) - 1 + 1e-3)
+
+    def advantage(params):
+        r = reward(state.params["discriminator"], x.obs, x.action)
+        return r + 0.99 * forward(params, x.next_obs) - forward(params, x.obs)
+
+    def telling(params):
+        p = jax.nn.sigmoid(forward(params, expert.obs, expert.action))
+        q = jax.nn.sigmoid(forward(params, x.obs, x.action))
+        away = steepness(lambda *z: reward(params, *z), *middle) - 1
+        return -jnp.mean(jnp.log(p)) - jnp.mean(jnp.log(1 - q)) + 0.1 * jnp.mean(away**2)
+
+    def dual(params):
+        steep = steepness(lambda z: forward(params, z), x.obs)
+        spread = jnp.log(jnp.mean(jnp.exp(advantage(params))))
+        return spread + 0.01 * jnp.mean(forward(params, start)) + 1e-4 * jnp.mean(steep**2)
+
+    def cloning(params):
+        w = jnp.exp(advantage(state.params["value"]))
+        return -jnp.mean(w / jnp.mean(w) * policy.log_prob(params, x.obs, x.action))
+
+    return {"discriminator": telling, "value": dual, "policy": cloning}
+
+
+def losses_of_smodice(demos, policy, key, state, *, chi2=False):
+    data = imitation.union(demos)
+    key_rows, key_start, key_act = jax.random.split(key, 3)
+    x, start = drawn(key_rows, data), starts_of(key_start, data)
+
+    def told(rows):
+        seen = (rows.obs, rows.action) if chi2 else (rows.obs,)
+        return jax.nn.sigmoid(forward(state.fixed, *seen, activation=jnp.tanh))
+
+    if chi2:  # the discriminator that was trained before takes the expert's for the expert's
+        assert jnp.mean(told(demos.expert)) > jnp.mean(told(data)) + 0.01
+
+    def error(params):
+        r = jnp.log(told(x)) - jnp.log(1 - told(x))
+        return r + 0.99 * forward(params, x.next_obs) - forward(params, x.obs)
+
+    def dual(params):
+        e = error(params)
+        spread = jnp.mean(e + e**2 / 2) if chi2 else jnp.log(jnp.mean(jnp.exp(e)))
+        return 0.01 * jnp.mean(forward(params, start)) + spread + 0.5e-4 * squares(params)
+
+    def entropy(params):
+        return -jnp.mean(policy.draw(key_act, params, x.obs)[1])
+
+    def cloning(params):
+        e = error(state.params["value"])
+        w = jnp.maximum(1 + e, 0) if chi2 else jnp.exp(e) / jnp.mean(jnp.exp(e))
+        logp = policy.log_prob(params, x.obs, x.action)
+        return -jnp.mean(w * logp) - jnp.exp(state.params["log_temperature"]) * entropy(params)
+
+    def temperature(log_temperature):  # up where there is less entropy than -A
+        return log_temperature * (entropy(state.params["policy"]) + 2.0)
+
+    return {"value": dual, "policy": cloning, "log_temperature": temperature}
+
+
+def squares(params):
+    return sum(jnp.sum(x**2) for x in jax.tree.leaves(params))
+
+
+def losses_of_dwbc(demos, policy, key, state):
+    x, y = (
+        drawn(k, data)
+        for k, data in zip(jax.random.split(key), (demos.expert, demos.logs), strict=True)
+    )
+
+    def logp(params, rows):
+        return policy.log_prob(params, rows.obs, rows.action)
+
+    def prob(params, rows):
+        seen = (jnp.clip(logp(state.params["policy"], rows), -20.0, 10.0) + 20.0) / 30.0
+        d = jax.nn.sigmoid(forward(params, rows.obs, rows.action, seen[:, None]))
+        return jnp.clip(d, 0.1, 0.9)
+
+    def telling(params):
+        d, e = prob(params, x), prob(params, y)
+        found = jnp.mean(-jnp.log(d) + jnp.log(1 - d) - jnp.log(1 - e) / 0.5)
+        return found + 0.5 * 5e-3 * squares(params)
+
+    def cloning(params):
+        d, e = (prob(state.params["discriminator"], rows) for rows in (x, y))
+        e = jnp.where(e < 0.5, 0.0, e)
+        first = (7.5 - 0.5 / (d * (1 - d)) - 1) * logp(params, x)
+        found = -jnp.mean(first + (1 / (1 - e) - 1) * logp(params, y))
+        return found + 0.5 * 5e-3 * squares(params)
+
+    return {"discriminator": telling, "policy": cloning}
+
+
+def losses_of_iq_learn(demos, policy, key, state):
+    key_rows, key_now, key_next, key_act = jax.random.split(key, 4)
+    x = drawn(key_rows, demos.expert)
+
+    def soft(key, params, actor, obs):
+        action, logp = policy.draw(key, actor, obs)
+        return forward(params, obs, action) - 1e-2 * logp
+
+    def critic(params):
+        actor = state.params["policy"]
+        now, then = soft(key_now, params, actor, x.obs), soft(key_next, params, actor, x.next_obs)
+        r = forward(params, x.obs, x.action) - 0.99 * then
+        return -jnp.mean(r) + jnp.mean(now - 0.99 * then) + jnp.mean(r**2) / 2
+
+    def acting(params):
+        return -jnp.mean(soft(key_act, state.params["critic"], params, x.obs))
+
+    return {"critic": critic, "policy": acting}
+
+
+def losses_of_ilid(demos, policy, key, state):
+    chosen = np.flatnonzero(state.fixed["weight"])
+    rows = np.concatenate([np.arange(200), 200 + chosen])
+    data = imitation.union(demos)
+    shares = [jax.random.uniform(k, (32,)) for k in jax.random.split(key)]
+    both = rows[(np.asarray(shares[0]) * len(rows)).astype(int)]
+    picked = chosen[(np.asarray(shares[1]) * len(chosen)).astype(int)]
+
+    def prob(at):
+        d = jax.nn.sigmoid(forward(state.fixed["pairs"], data.obs[at], data.action[at]))
+        return jnp.clip(d, 0.1, 0.9)
+
+    assert 0 < len(chosen) < 500
+    assert jnp.mean(jnp.log(prob(np.arange(200)))) + jnp.mean(jnp.log(1 - prob(rows))) > -1.386
+
+    def cloning(params):
+        d = prob(both)
+        found = d / (1 - d) * policy.log_prob(params, data.obs[both], data.action[both])
+        picks = policy.log_prob(params, demos.logs.obs[picked], demos.logs.action[picked])
+        return -jnp.mean(found) - jnp.mean(picks) + 0.5 * 5e-3 * squares(params)
+
+    return {"policy": cloning}
+
+
+LOSSES = {
+    "bc": losses_of_bc,
+    "demodice": losses_of_demodice,
+    "smodice": losses_of_smodice,
+    "smodice_chi2": functools.partial(losses_of_smodice, chi2=True),
+    "dwbc": losses_of_dwbc,
+    "iq_learn": losses_of_iq_learn,
+    "ilid": losses_of_ilid,
+}
+
+
 @pytest.mark.parametrize("name", METHODS)
-def test_every_method_has_one_signature(program, name, optax_promotes):
-    """Two seeds side by side: finite, different, and the actor has moved; then it acts."""
+def test_first_step_is_that_of_the_losses_by_hand(program, name, optax_promotes):
+    """Two seeds side by side, finite and different: Adam's first moment is a tenth of the slope."""
     demos, policy, init, step = program(name)
     first = init(jax.random.key(0))
     state, metrics = step(first)
@@ -225,8 +435,25 @@ def test_every_method_has_one_signature(program, name, optax_promotes):
         assert np.all(np.isfinite(x))
     before, now = (s.policy_params["params"]["layer_0"]["kernel"] for s in (first, state))
     assert not np.array_equal(before, now) and not np.array_equal(now[0], now[1])
+    if name not in LOSSES:
+        return
+    one = jax.tree.map(lambda x: x[1], (first._replace(opt_states={}), state.opt_states))
+    begun, opt_states = one
+    losses = LOSSES[name](demos, policy, jax.random.split(begun.key)[1], begun)
+    assert set(losses) == set(opt_states)
+    wanted = jax.jit(lambda params: {x: jax.grad(losses[x])(params[x]) for x in losses})(
+        {x: begun.params[x] for x in losses}
+    )
+    for network, slope in wanted.items():
+        found = optax.tree_utils.tree_get(opt_states[network], "mu")
+        for a, b in zip(*map(jax.tree.leaves, (found, slope)), strict=True):
+            np.testing.assert_allclose(10.0 * a, b, rtol=2e-3, atol=2e-4 * np.abs(b).max() + 1e-6)
+
+
+def test_policies_act_on_what_the_environment_shows(program, optax_promotes):
+    demos, policy, *_ = program("bc")
     act = imitation.acting(policy.mode, demos.normalizer)
-    params = jax.tree.map(lambda x: x[0], state.policy_params)
+    params = policy.init(jax.random.key(0))
     raw = demos.expert.obs[:5, :3] / demos.normalizer.scale - demos.normalizer.shift
     action = act(jax.random.key(1), params, raw)
     np.testing.assert_allclose(action, policy.mode(params, demos.expert.obs[:5]), atol=1e-5)
@@ -248,26 +475,22 @@ def test_networks_that_wait(program, optax_promotes):
     np.testing.assert_array_equal(moved, [[t % 3 == 0, True] for t in range(7)])
 
 
-def test_selection_is_empty_or_all(linear, optax_promotes):
-    """With no state above the bar ILID clones the expert alone; what is selected comes first."""
-    demos = imitation.prepare(linear[2], linear[3])
-    policy = imitation.make_policy(4, 2, hidden=(8,))
-    options = {"discriminator_steps": 1, "discriminator_learning_rate": 1e-9, **SMALL}
-    shares = []
-    for bar in (0.11, 0.9):
-        algorithm = imitation.make_ilid(demos, policy, bar=bar, rollback=1, **options)
-        state = jax.jit(algorithm.init)(jax.random.key(0))
-        count = int(state.fixed["count"])
-        weight = np.asarray(state.fixed["weight"])
+def test_selection_leads_to_the_expert_s_states(program, optax_promotes):
+    """What is selected comes first; states on the way there are nearer to the expert's."""
+    demos, _, init, step = program("ilid")
+    state = init(jax.random.key(0))
+    good = []
+    for count, order, weight in zip(*(np.asarray(state.fixed[x]) for x in FIXED), strict=True):
         assert count == np.sum(weight > 0.0)
-        np.testing.assert_array_equal(
-            np.sort(state.fixed["order"][:count]), np.flatnonzero(weight > 0.0)
-        )
-        shares.append(count / len(weight))
-    assert shares[0] > 0.9 and shares[1] < 0.1
-    _, metrics = jax.jit(algorithm.step)(state)  # nothing is selected: finite all the same
-    assert np.isfinite(metrics["policy/loss"])
-    np.testing.assert_allclose(metrics["selection/share"], shares[1], rtol=1e-6)
+        np.testing.assert_array_equal(np.sort(order[:count]), np.flatnonzero(weight))
+        square = np.sum(np.asarray(demos.logs.next_obs) ** 2, axis=1)
+        good.append(square[weight == 1.0].mean() / square[weight < 1.0].mean())
+    assert max(good) < 0.8
+    # With nothing selected ILID clones the expert alone: finite all the same.
+    none = {x: jnp.zeros_like(state.fixed[x]) for x in ("count", "weight")}
+    _, metrics = step(state._replace(fixed={**state.fixed, **none}))
+    assert np.all(np.isfinite(metrics["policy/loss"]))
+    np.testing.assert_array_equal(metrics["selection/share"], 0.0)
 
 
 def test_decay_is_that_of_a_loss(optax_promotes):
@@ -290,6 +513,9 @@ def test_bad_settings_are_refused(linear):
         (imitation.make_smodice, {"divergence": "js"}, "divergence must be kl or chi2"),
         (imitation.make_smodice, {"discriminator_steps": 0}, "must be at least 1, got 0"),
         (imitation.make_dwbc, {"eta": 0.0}, "eta must be positive"),
+        (imitation.make_dwbc, {"eta": np.inf}, "eta must be finite"),
+        (imitation.make_dwbc, {"discriminator_every": 0}, "discriminator_every must be at least 1"),
+        (imitation.make_smodice, {"target_entropy": np.nan}, "target_entropy must be a number"),
         (imitation.make_iq_learn, {"alpha": 0.0}, "alpha must be positive"),
         (imitation.make_ilid, {"bar": 0.95}, "bar in"),
         (imitation.make_ilid, {"rollback": 0}, "must be at least 1"),

@@ -143,6 +143,17 @@ def test_time_limits_that_are_called_terminations(linear, tmp_path):
     equal(real, wrong)
     with pytest.raises(ValueError, match="must end within time_limit, got one of 25 steps and 20"):
         imitation.read_npz(tmp_path / "wrong.npz", time_limit=20, **given)
+    # Flags of both kinds, as wrappers set them; without next observations, as D4RL's files are.
+    both = {**arrays, "truncated": expert.truncated}
+    del arrays["next_obs"]
+    for name, stored in (("both", both), ("short", arrays)):
+        np.savez(tmp_path / f"{name}.npz", **stored)
+        with pytest.raises(ValueError, match="got 8 of 8 episodes that end so after exactly 25"):
+            imitation.read_npz(tmp_path / f"{name}.npz", **given)
+    equal(imitation.read_npz(tmp_path / "both.npz", time_limit=25, **given), expert)
+    short = imitation.read_npz(tmp_path / "short.npz", time_limit=25, **given)
+    assert len(short.obs) == 8 * 24 and short.truncated.sum() == 8 and not short.terminated.any()
+    np.testing.assert_array_equal(short.next_obs[:24], expert.obs[1:25])
     # Of one demonstration the logs tell; that there is no limit can be said.
     alone = imitation.take_episodes(wrong, [2])._replace(about={})
     logs = linear[3]._replace(about={})
@@ -185,6 +196,9 @@ def test_unsound_data_are_refused_in_one_line(logs, tmp_path):
         (logs._replace(obs=logs.obs[:, :2]), "next_obs must have the shape of obs"),
         (logs._replace(reward=logs.reward[:3]), "reward must be"),
         (logs._replace(action_low=logs.action_high), "low below high"),
+        (logs._replace(action_high=logs.action_high + np.inf), "2 finite numbers each"),
+        (logs._replace(terminated=logs.reward), "terminated must be an array of booleans, got flo"),
+        (logs._replace(obs=logs.obs.tolist()), "obs must be an array of floats, got list"),
     ):
         with pytest.raises(ValueError, match=message) as error:
             imitation.prepare(bad)
@@ -199,11 +213,29 @@ def test_unsound_data_are_refused_in_one_line(logs, tmp_path):
         ({**arrays_of(logs), "terminated": logs.reward}, "terminated must be 0 or 1"),
         ({**arrays_of(logs), "header": "no JSON"}, "header must be a JSON text"),
         ({**arrays_of(logs), "header": json.dumps({"format": 9})}, "header must say format 1"),
+        ({**arrays_of(logs), "header": header(time_limit="no")}, "time_limit must be a number"),
+        ({**arrays_of(logs), "header": header(action_low={})}, "action_low and action_high must"),
+        ({**arrays_of(logs), "observations": logs.obs}, "one of obs and observations, got both"),
+        ({**arrays_of(logs), "obs": 1j * logs.obs}, "obs must be of numbers, got complex64"),
+        ({**arrays_of(logs), "obs": 1.0}, "obs must have"),
+        ({x: y[:0] for x, y in arrays_of(logs).items()}, "at least 2 transitions, got 0"),
         (arrays_of(logs), "actions must lie in .*; give action_low and action_high"),
     ):
         np.savez(tmp_path / "bad.npz", **arrays)
         with pytest.raises(ValueError, match=message):
             imitation.read_npz(tmp_path / "bad.npz")
+    # Ids that differ do not fall together when they are rounded.
+    for ids in (logs.episode_id / 4.0, logs.episode_id.astype(np.int64) << 32, nan[:, 1]):
+        np.savez(tmp_path / "bad.npz", **{**arrays_of(logs), "episode_id": ids})
+        with pytest.raises(ValueError, match="episode_id must be integers of 32 bits"):
+            imitation.read_npz(tmp_path / "bad.npz", action_low=-10.0, action_high=10.0)
+    np.save(tmp_path / "one.npy", logs.obs)
+    for path, message in ((tmp_path / "one.npy", "is no npz file"), (tmp_path, "is a folder")):
+        with pytest.raises(ValueError, match=message):
+            imitation.read_npz(path)
+    np.savez(tmp_path / "bad.npz", **arrays_of(logs))
+    with pytest.raises(ValueError, match="time_limit must be a number of steps .* got 'long'"):
+        imitation.read_npz(tmp_path / "bad.npz", time_limit="long")
     (tmp_path / "text.npz").write_text("obs,action\n")
     np.savez(tmp_path / "objects.npz", obs=np.asarray([None, {}], object))
     for name, message in (("text.npz", "npz|plain arrays"), ("objects.npz", "plain arrays")):
@@ -211,6 +243,10 @@ def test_unsound_data_are_refused_in_one_line(logs, tmp_path):
             imitation.read_npz(tmp_path / name)
     with pytest.raises(FileNotFoundError):
         imitation.read_npz(tmp_path / "nowhere.npz")
+
+
+def header(**others):
+    return json.dumps({"format": 1, **others})
 
 
 def arrays_of(dataset):
@@ -269,7 +305,7 @@ def test_episodes_split_and_join_whole(logs):
     np.testing.assert_array_equal(joined.obs, np.concatenate([first.obs, rest.obs]))
     want = [logs.reward[logs.episode_id == i].sum() for i in range(20)]
     np.testing.assert_allclose(imitation.returns(logs), want, rtol=1e-5)
-    for bad in (0, 20):
+    for bad in (0, 20, 2.5):
         with pytest.raises(ValueError, match="num_first must lie in 1 to 19"):
             imitation.split_episodes(0, logs, bad)
     with pytest.raises(ValueError, match="got 99"):
@@ -305,6 +341,10 @@ def test_normalization_by_hand(linear, logs):
         ({"norm_from": "logs"}, "norm_from must be expert or union"),
         ({"max_scale": 0.0}, "max_scale must be positive"),
         ({"normalizer": demos.normalizer}, "normalizer must be of 3 numbers"),
+        (
+            {"normalizer": own.normalizer._replace(scale=0.0 * own.normalizer.scale)},
+            "normalizer must be finite and its scale positive",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             imitation.prepare(expert, **options)

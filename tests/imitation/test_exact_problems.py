@@ -126,6 +126,8 @@ def test_episodes_have_the_stationary_covariance():
 
 def test_unstable_policies_and_bounds_are_refused():
     system = imitation.random_system(0)
+    with pytest.raises(ValueError, match="num_inputs must be at least 1, got 2.5"):
+        imitation.random_system(0, num_states=2.5)
     lazy = imitation.LinearPolicy(np.zeros((2, 4)), 0.1)
     with pytest.raises(
         ValueError, match="must stabilize the system, got a spectral radius of 1.05"
@@ -138,3 +140,5 @@ def test_unstable_policies_and_bounds_are_refused():
         imitation.linear_episodes(
             0, system, good, noise_std=0.1, num_episodes=9, num_steps=9, bound=0.1
         )
+    with pytest.raises(ValueError, match="num_episodes and num_steps must be at least 1, got 0"):
+        imitation.linear_episodes(0, system, good, noise_std=0.1, num_episodes=0, num_steps=9)

@@ -184,6 +184,8 @@ def test_training_calibrates_and_is_kept_apart(demos, tmp_path, optax_promotes):
 
     kept = imitation.Pretrained(params, demos.normalizer, demos.fingerprint)
     imitation.save_representation(tmp_path / "features", kept)
+    with pytest.raises(ValueError, match="must be empty or new"):
+        imitation.save_representation(tmp_path / "features", kept)
     read = imitation.load_representation(
         tmp_path / "features", representation, fingerprint=demos.fingerprint
     )

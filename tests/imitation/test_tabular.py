@@ -105,9 +105,9 @@ def test_features_carry_the_optimum(seed):
 
 
 def test_minimizing_over_the_parts_reaches_the_divergence():
-    low_rank, policy, _, expert, _, _ = problem(2, num_states=6, num_actions=2, rank=3)
+    low_rank, policy, _, expert, _, _ = problem(2)
     process = low_rank.process
-    shapes = [expert.shape, (3,), (3,)]
+    shapes = [expert.shape, (4,), (4,)]
     cuts = np.cumsum([np.prod(shape) for shape in shapes])[:-1]
 
     def J(x):
@@ -115,7 +115,7 @@ def test_minimizing_over_the_parts_reaches_the_divergence():
         nu = -imitation.represented(low_rank, tabular.Linear(*parts))
         return imitation.dual_objective(nu, process, policy, expert)
 
-    start = np.concatenate([np.zeros(expert.size + 3), np.full(3, 0.9)])
+    start = np.concatenate([np.zeros(expert.size + 4), np.full(4, 0.9)])
     value = jax.jit(jax.value_and_grad(J))
     found = scipy.optimize.minimize(lambda x: [np.asarray(y) for y in value(x)], start, jac=True)
     want = imitation.kl(imitation.occupancy(process, policy), expert)
@@ -180,6 +180,14 @@ def test_the_expert_itself_has_a_constant_dual():
 def test_rows_of_no_mass_add_nothing_and_bad_sizes_are_refused():
     half = jnp.asarray([0.5, 0.5, 0.0])
     np.testing.assert_allclose(imitation.kl(half, jnp.asarray([0.25, 0.25, 0.5])), np.log(2.0))
-    for options in ({"rank": 0}, {"gamma": 1.0}):
+    for options in ({"rank": 0}, {"rank": 2.5}, {"gamma": 1.0}):
         with pytest.raises(ValueError, match="must be at least 1 and gamma lie in"):
             imitation.low_rank_process(jax.random.key(0), **options)
+    low_rank, policy, _, expert, *_ = problem(0)
+    given = (low_rank.process, policy, expert)
+    for call in (
+        lambda: imitation.dual_objective(expert, *given, alpha=0.1),
+        lambda: imitation.dual_optimum(*given, alpha=0.1),
+    ):
+        with pytest.raises(ValueError, match="a share alpha = 0.1 of other data needs replay"):
+            call()

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from jaxlab import imitation, learning
@@ -185,7 +186,10 @@ def numpy_objective(params, policy, policy_params, key, expert, replay):
 
 
 def test_first_step_is_value_dice_by_hand(demos, optax_promotes):
-    """One update from known weights: the loss, and Adam's first step against its gradients."""
+    """One update from known weights: the loss in NumPy, and Adam's first moments, .1 of slopes.
+
+    Down for the head with penalty and correction, up for the policy with its orthogonality.
+    """
     policy = imitation.make_policy(4, 2, hidden=(6,))
     algorithm = imitation.make_value_dice(
         demos,
@@ -195,41 +199,65 @@ def test_first_step_is_value_dice_by_hand(demos, optax_promotes):
         alpha=0.1,
         batch_size=40,
         hidden=(6, 6),
-        penalty_weight=0.0,
-        orthogonality_weight=0.0,
+        penalty_weight=3.0,
+        orthogonality_weight=0.2,
     )
     state = algorithm.init(jax.random.key(0))
     after, metrics = jax.jit(algorithm.step)(state)
+    draws, key_act, key_between = drawn(demos, state, 40)
+    params = jax.tree.map(lambda x: np.asarray(x, np.float64), state.params["head"]["network"])
+    want = numpy_objective(params, policy, state.params["policy"], key_act, *draws)
+    np.testing.assert_allclose(metrics["dual/objective"], want, atol=1e-5)
+    head = imitation.make_head("mlp", 4, 2, gamma=GAMMA, hidden=(6, 6))
+    compare_slopes(head, None, policy, state, after, draws, (key_act, key_between), 3.0, 0.2, 0.1)
+
+
+def drawn(demos, state, size):
+    """The batches of the first step, and its keys of actions and of points between."""
     _, key = jax.random.split(state.key)
-    key_expert, key_logs, _, key_act, _ = jax.random.split(key, 5)
+    key_expert, key_logs, _, key_act, key_between = jax.random.split(key, 5)
     draws = []
     for k, data in ((key_expert, demos.expert), (key_logs, demos.logs)):
-        rows = np.asarray(jax.random.randint(k, (40,), 0, len(data.obs)))
+        rows = np.asarray(jax.random.randint(k, (size,), 0, len(data.obs)))
         draws.append(jax.tree.map(lambda x, rows=rows: np.asarray(x)[rows], data))
-    params = jax.tree.map(lambda x: np.asarray(x, np.float64), state.params["head"]["network"])
+    return draws, key_act, key_between
 
-    def J(params, policy_params):
-        return numpy_objective(params, policy, policy_params, key_act, *draws)
 
-    want = J(params, state.params["policy"])
-    np.testing.assert_allclose(metrics["dual/objective"], want, atol=1e-5)
-    # Adam's first step is -rate sign(gradient): down for the head, up for the policy.
-    for name, rate, sign in (("head", 1e-3, -1.0), ("policy", 1e-5, 1.0)):
-        before, now = (s.params[name] for s in (state, after))
-        before, now = (x["network"] if name == "head" else x for x in (before, now))
-        for path in (("layer_0", "kernel"), ("layer_1", "kernel")):
-            one, two = (np.asarray(x["params"][path[0]][path[1]]) for x in (before, now))
-            for place in ((0, 0), (2, 3), (3, 1)):
-                shifted = []
-                for h in (3e-3, -3e-3):
-                    given = jax.tree.map(np.array, before)
-                    given["params"][path[0]][path[1]][place] += h
-                    args = (given, state.params["policy"]) if name == "head" else (params, given)
-                    shifted.append(J(*args))
-                slope = (shifted[0] - shifted[1]) / 6e-3
-                if abs(slope) > 1e-4:
-                    step = two[place] - one[place]
-                    np.testing.assert_allclose(step, sign * rate * np.sign(slope), rtol=0.05)
+def compare_slopes(head, features, policy, state, after, draws, keys, penalty, spread, alpha):
+    """Of the sums that head and policy go down, in the functions that other tests look at."""
+    expert, replay = draws
+    gamma = GAMMA if features is None else 0.99
+
+    def pairs_of(params):
+        return imitation.draw_pairs(
+            keys[0], lambda k, obs: policy.sample(k, params, obs), expert, replay, expert.obs
+        )
+
+    middle = imitation.between(keys[1], pairs_of(state.params["policy"]))
+
+    def objective(own, params):
+        pairs = pairs_of(params)
+        nu = [head.dual(own, features, *pair).nu for pair in pairs]
+        changes = (nu[0] - gamma * nu[1], nu[2], nu[3] - gamma * nu[4])
+        return imitation.estimate(*changes, gamma=gamma, alpha=alpha)
+
+    def of_head(own):
+        f = head.dual(own, features, expert.obs, expert.action).correction
+        steep = imitation.gradient_penalty(lambda *z: head.dual(own, features, *z).nu, *middle)
+        return objective(own, state.params["policy"]) + penalty * steep + 0.1 * jnp.mean(f**2)
+
+    def of_policy(params):
+        more = spread * imitation.orthogonality(params)
+        return more - objective(state.params["head"], params)
+
+    @jax.jit
+    def slopes(own, params):
+        return {"head": jax.grad(of_head)(own), "policy": jax.grad(of_policy)(params)}
+
+    for name, slope in slopes(state.params["head"], state.params["policy"]).items():
+        found = optax.tree_utils.tree_get(after.opt_states[name], "mu")
+        for a, b in zip(*map(jax.tree.leaves, (found, slope)), strict=True):
+            np.testing.assert_allclose(10.0 * a, b, rtol=2e-3, atol=1e-3 * np.abs(b).max() + 1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -253,18 +281,24 @@ def on_features(demos):
     return representation, kept, made, steps
 
 
-def test_only_what_learns_moves(on_features, optax_promotes):
-    _, _, made, steps = on_features
+def test_only_what_learns_moves(demos, on_features, optax_promotes):
+    """And it moves down the slopes of the published weights: 10, .1, 1e-4, logs with .05."""
+    representation, kept, made, steps = on_features
     for finetune in (False, True):
         state = made[finetune].init(jax.random.key(0))
-        before = jax.tree.map(np.array, state.params)
+        before = jax.tree.map(jnp.array, state)
         after, metrics = steps[finetune](state)
         for name in ("head", "policy", "representation"):
-            pairs = zip(*map(jax.tree.leaves, (before[name], after.params[name])), strict=True)
+            both = (before.params[name], after.params[name])
+            pairs = zip(*map(jax.tree.leaves, both), strict=True)
             moved = [not np.array_equal(a, b) for a, b in pairs]
             assert any(moved) == (name != "representation" or finetune)
         assert np.isfinite(metrics["dual/penalty"])
         np.testing.assert_array_equal(after.step, 1)
+    draws, *keys = drawn(demos, before, 16)
+    head = imitation.make_head("paper", 4, 2, representation=representation, hidden=(8,))
+    policy = imitation.make_policy(4, 2, hidden=(8,))
+    compare_slopes(head, kept.params, policy, before, after, draws, keys, 10.0, 1e-4, 0.05)
 
 
 def test_seeds_share_frozen_features_or_have_their_own(demos, on_features, optax_promotes):
@@ -336,3 +370,12 @@ def test_bad_settings_are_refused(demos, linear):
     with pytest.raises(ValueError, match="must be normalized alike"):
         imitation.make_value_dice(demos, representation=representation, pretrained=other)
     imitation.make_value_dice(alone, head="mlp")  # alpha is 0 without logs
+    wider = features(size=8)[0]
+    with pytest.raises(
+        ValueError, match="must hold the parameters of representation, got .6,. for"
+    ):
+        imitation.make_value_dice(demos, representation=wider, pretrained=kept)
+    with pytest.raises(ValueError, match="gamma must lie in"):
+        imitation.make_head("mlp", 4, 2, gamma=2.0)
+    with pytest.raises(ValueError, match="alpha = 0.1 of the logs needs replay_change"):
+        imitation.estimate(jnp.zeros(3), jnp.zeros(3), gamma=GAMMA, alpha=0.1)

@@ -42,13 +42,15 @@ def make_demodice(
         batch_size: transitions of the expert, of all data, and starts.
         hidden: of discriminator and dual variable, ReLU with He's normal weights.
         learning_rate: of Adam, for all three.
-        discriminator_penalty: of (|grad r| - 1)^2 between expert and all data.
-        value_penalty: of |grad nu|^2.
+        discriminator_penalty: of (|grad r| - 1)^2 between expert and all data; the released code
+            takes it between rows of all data, too.
+        value_penalty: of |grad nu|^2 on all data; the released code takes it between expert and all
+            data, too.
 
     Raises:
         ValueError: if a number is out of range or there are no logs.
     """
-    check_gamma(gamma)
+    learner_lib.check_gamma(gamma)
     learner_lib.check_rates(
         batch_size,
         learning_rate=learning_rate,
@@ -149,13 +151,3 @@ def weights_of(advantage: Float[Array, " B"], *, alpha: float = 0.0) -> Float[Ar
     """Returns exp(A / (1 + alpha)) over its mean, the weights of cloning; no gradient."""
     scaled = jax.lax.stop_gradient(advantage) / (1.0 + alpha)
     return jax.nn.softmax(scaled) * float(advantage.shape[0])
-
-
-def check_gamma(gamma: float) -> None:
-    """Refuses a discount outside (0, 1).
-
-    Raises:
-        ValueError: if it is outside.
-    """
-    if not 0.0 < gamma < 1.0:
-        raise ValueError(f"gamma must lie in (0, 1), got {gamma}")

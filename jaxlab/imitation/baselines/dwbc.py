@@ -13,6 +13,7 @@ from jaxlab.imitation import learner as learner_lib
 from jaxlab.imitation.data.preparing import Demonstrations
 from jaxlab.imitation.learner import Method, TrainState
 from jaxlab.imitation.policy import Policy
+from jaxlab.learning import settings as settings_lib
 
 PROBS = (0.1, 0.9)
 """Bounds of the discriminator's probability."""
@@ -50,11 +51,9 @@ def make_dwbc(
     learner_lib.check_rates(
         batch_size, learning_rate=learning_rate, weight_decay=weight_decay, alpha=alpha
     )
-    if not eta > 0.0 or not spaces.is_count(discriminator_every):
-        raise ValueError(
-            "eta must be positive and discriminator_every at least 1, got "
-            f"{eta} and {discriminator_every}"
-        )
+    settings_lib.check({"eta": eta}, {"eta": settings_lib.POSITIVE})
+    if not spaces.is_count(discriminator_every):
+        raise ValueError(f"discriminator_every must be at least 1, got {discriminator_every}")
     logs = learner_lib.logs_of(demos, "DWBC")
     actor = learner_lib.policy_for(demos, policy)
     network = learner_lib.scalar_network(hidden)

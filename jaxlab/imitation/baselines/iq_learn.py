@@ -10,10 +10,10 @@ from jaxtyping import Array, Float
 
 from jaxlab.core.types import Algorithm, Metrics, PyTree
 from jaxlab.imitation import learner as learner_lib
-from jaxlab.imitation.baselines.demodice import check_gamma
 from jaxlab.imitation.data.preparing import Demonstrations
 from jaxlab.imitation.learner import Method, TrainState
 from jaxlab.imitation.policy import Policy
+from jaxlab.learning import settings as settings_lib
 
 
 def make_iq_learn(
@@ -43,9 +43,8 @@ def make_iq_learn(
     Raises:
         ValueError: if a number is out of range.
     """
-    check_gamma(gamma)
-    if not alpha > 0.0:
-        raise ValueError(f"alpha must be positive, got {alpha}")
+    learner_lib.check_gamma(gamma)
+    settings_lib.check({"alpha": alpha}, {"alpha": settings_lib.POSITIVE})
     learner_lib.check_rates(
         batch_size,
         critic_learning_rate=critic_learning_rate,

@@ -15,11 +15,11 @@ from jaxlab.core.types import Algorithm, Metrics, PyTree
 from jaxlab.envs import spaces
 from jaxlab.imitation import learner as learner_lib
 from jaxlab.imitation import value_dice
-from jaxlab.imitation.baselines.demodice import check_gamma
 from jaxlab.imitation.data import preparing
 from jaxlab.imitation.data.preparing import Demonstrations, Transitions
 from jaxlab.imitation.learner import Method, TrainState
 from jaxlab.imitation.policy import Policy
+from jaxlab.learning import settings as settings_lib
 from jaxlab.learning import temperature
 
 Match = Literal["state", "state_action"]
@@ -37,7 +37,7 @@ def make_smodice(
     hidden: tuple[int, ...] = (256, 256),
     learning_rate: float = 3e-4,
     value_decay: float = 1e-4,
-    discriminator_steps: int = 1000,
+    discriminator_steps: int = 4000,
     discriminator_penalty: float = 10.0,
     target_entropy: float | None = None,
 ) -> Algorithm:
@@ -53,7 +53,9 @@ def make_smodice(
         hidden: of the discriminator, tanh, and of the value, ReLU.
         learning_rate: of Adam, for all.
         value_decay: of the value's squared weights, half of it times their sum.
-        discriminator_steps: batches that the discriminator is trained on, at least 1.
+        discriminator_steps: batches that the discriminator is trained on, at least 1. The released
+            code makes 1000 passes over the expert's transitions, four batches of 256 each for a
+            trajectory of a thousand steps.
         discriminator_penalty: of (|grad c| - 1)^2 between expert and all data.
         target_entropy: least entropy of the policy, -A by default.
 
@@ -66,20 +68,21 @@ def make_smodice(
         raise ValueError(f"divergence must be kl or chi2, got {divergence!r}")
     if not spaces.is_count(discriminator_steps):
         raise ValueError(f"discriminator_steps must be at least 1, got {discriminator_steps}")
-    check_gamma(gamma)
+    learner_lib.check_gamma(gamma)
     learner_lib.check_rates(
         batch_size,
         learning_rate=learning_rate,
         value_decay=value_decay,
         discriminator_penalty=discriminator_penalty,
     )
+    least = -float(demos.action_size) if target_entropy is None else target_entropy
+    settings_lib.check({"target_entropy": least}, {})
     learner_lib.logs_of(demos, "SMODICE")
     union = preparing.union(demos)
     firsts = union.obs[learner_lib.first_rows(union)]
     actor = learner_lib.policy_for(demos, policy)
     judge = learner_lib.scalar_network(hidden, nn.tanh)
     critic = learner_lib.scalar_network(hidden)
-    least = -float(demos.action_size) if target_entropy is None else target_entropy
 
     def seen(data: Transitions) -> tuple[jax.Array, ...]:
         return (data.obs,) if match == "state" else (data.obs, data.action)

@@ -10,8 +10,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from jaxlab.envs import spaces
+
 FORMAT = 1
 ARRAYS = ("obs", "action", "next_obs", "reward", "terminated", "truncated", "episode_id")
+_FLOATS, _FLAGS = (np.floating, "floats"), (np.bool_, "booleans")
+_KINDS = {
+    **dict.fromkeys(("obs", "action", "next_obs", "reward", "action_low", "action_high"), _FLOATS),
+    **dict.fromkeys(("terminated", "truncated"), _FLAGS),
+    "episode_id": (np.integer, "integers"),
+}
 _SLACK = 1e-4
 """By how much of its range an action may be beyond its bounds, for what rounding does."""
 
@@ -52,10 +60,16 @@ def check_dataset(dataset: Dataset, name: str = "data") -> None:
         name: what messages call it.
 
     Raises:
-        ValueError: if shapes do not fit, there are fewer than two transitions, numbers are not
-            finite, actions are out of their range, rows of an episode are apart, an episode goes on
-            after its end, or ends that look like a time limit are called terminations.
+        ValueError: if shapes or dtypes do not fit, there are fewer than two transitions, numbers
+            are not finite, actions are out of their range, that range has no end, rows of an
+            episode are apart, an episode goes on after its end, or ends that look like a time limit
+            are called terminations.
     """
+    for field, (kind, words) in _KINDS.items():
+        array = getattr(dataset, field)
+        found = getattr(array, "dtype", type(array).__name__)
+        if not hasattr(array, "dtype") or not np.issubdtype(array.dtype, kind):
+            raise ValueError(f"{name}: {field} must be an array of {words}, got {found}")
     size = len(dataset.obs)
     for field in ("obs", "action", "next_obs"):
         shape = np.shape(getattr(dataset, field))
@@ -119,7 +133,7 @@ def split_episodes(seed: int, dataset: Dataset, num_first: int) -> tuple[Dataset
         ValueError: if either side would be empty.
     """
     ids = dataset.episode_id[starts(dataset)]
-    if not 1 <= num_first < len(ids):
+    if not spaces.is_count(num_first) or num_first >= len(ids):
         raise ValueError(f"num_first must lie in 1 to {len(ids) - 1}, got {num_first}")
     order = np.random.default_rng(seed).permutation(ids)
     return take_episodes(dataset, order[:num_first]), take_episodes(dataset, order[num_first:])
@@ -199,7 +213,7 @@ def check_time_limits(first: Dataset, second: Dataset, *, names: tuple[str, str]
             continue
         last, cut = (starts(x) + lengths(x) - 1 for x in (one, other))
         at_limit = lengths(other)[other.truncated[cut] & ~other.terminated[cut]]
-        ended = lengths(one)[one.terminated[last] & ~one.truncated[last]]
+        ended = lengths(one)[one.terminated[last]]
         if longest in at_limit and len(ended) and np.all(ended == longest):
             raise ValueError(
                 f"{name}: terminated must not be set by a time limit, got {len(ended)} of "
@@ -295,10 +309,11 @@ def _check_finite(dataset: Dataset, name: str) -> None:
 
 def _check_bounds(dataset: Dataset, name: str) -> None:
     low, high = dataset.action_low, dataset.action_high
-    if low.shape != high.shape or low.shape != dataset.action.shape[1:] or np.any(low >= high):
+    fits = low.shape == high.shape == dataset.action.shape[1:]
+    if not fits or not np.all((low < high) & np.isfinite(low) & np.isfinite(high)):
         raise ValueError(
-            f"{name}: action_low and action_high must be {dataset.action.shape[1]} numbers each, "
-            f"low below high, got {low.tolist()} and {high.tolist()}"
+            f"{name}: action_low and action_high must be {dataset.action.shape[1]} finite numbers "
+            f"each, low below high, got {low.tolist()} and {high.tolist()}"
         )
     slack = _SLACK * (high - low)
     out = np.any((dataset.action < low - slack) | (dataset.action > high + slack), axis=1)
@@ -333,16 +348,13 @@ def _check_time_limit(dataset: Dataset, name: str) -> None:
     """Finds terminations that are a time limit; `time_limit` in `about` says what is known."""
     begin, length = starts(dataset), lengths(dataset)
     last = begin + length - 1
-    ended = dataset.terminated[last] & ~dataset.truncated[last]
     limit = dataset.about.get("time_limit")
-    if limit is not None:
-        suspect = ended & (length == limit)
-    else:
-        longest = length.max()
-        suspect = ended & (length == longest) & (longest > 1)
-        if np.sum(suspect) < 2:
-            return
-    if np.any(suspect):
+    at_end = length == (length.max() if limit is None else limit)
+    suspect = dataset.terminated[last] & at_end & (length > 1)
+    # Where the limit is known one is enough; a process may end in the very step that time does, but
+    # not again and again: flags of both kinds then tell that an episode was over, not why.
+    sure = suspect & ~dataset.truncated[last] if limit is not None else np.zeros_like(suspect)
+    if np.any(sure) or np.sum(suspect) >= 2:
         at = int(length[suspect][0])
         raise ValueError(
             f"{name}: terminated must not be set by a time limit, got {np.sum(suspect)} of "

@@ -137,10 +137,8 @@ def prepare(
     if normalizer is None:
         seen = list(given.values()) if norm_from == "union" else [expert]
         normalizer = _normalizer(np.concatenate([x.obs for x in seen]), max_scale)
-    elif normalizer.shift.shape != expert.obs.shape[1:]:
-        raise ValueError(
-            f"normalizer must be of {expert.obs.shape[1]} numbers, got {normalizer.shift.shape}"
-        )
+    else:
+        _check_normalizer(normalizer, expert.obs.shape[1:])
     rng = np.random.default_rng(seed)
     made = {
         name: _transitions(dataset, normalizer, absorbing, rng if name == "logs" else None)
@@ -190,6 +188,16 @@ def _normalizer(obs: np.ndarray, max_scale: float) -> Normalizer:
     obs = obs.astype(np.float64)
     scale = np.minimum(1.0 / (obs.std(axis=0) + 1e-3), max_scale)
     return Normalizer((-obs.mean(axis=0)).astype(np.float32), scale.astype(np.float32))
+
+
+def _check_normalizer(normalizer: Normalizer, shape: tuple[int, ...]) -> None:
+    if found := [np.shape(x) for x in normalizer if np.shape(x) != shape]:
+        raise ValueError(f"normalizer must be of {shape[0]} numbers, got {found[0]}")
+    if not np.all(np.isfinite(normalizer)) or not np.all(normalizer.scale > 0.0):
+        raise ValueError(
+            f"normalizer must be finite and its scale positive, got {normalizer.shift.tolist()} "
+            f"and {normalizer.scale.tolist()}"
+        )
 
 
 def _with_flag(normalizer: Normalizer, obs: np.ndarray) -> np.ndarray:

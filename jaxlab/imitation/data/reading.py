@@ -6,7 +6,9 @@ package is needed.
 
 import json
 import math
+import numbers
 import os
+import pathlib
 import zipfile
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -54,16 +56,24 @@ def read_npz(
         FileNotFoundError: if there is no such file.
         ValueError: if it is no npz, lacks arrays, or does not pass `check_dataset`.
     """
+    if pathlib.Path(path).is_dir():
+        raise ValueError(f"{path} is a folder; give an npz file in it")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        file = np.load(path, allow_pickle=False)
+        if isinstance(file, np.ndarray):
+            raise EOFError
+        with file:
             arrays = {str(name): file[name] for name in file.files}
-    except (zipfile.BadZipFile, EOFError, AttributeError):
+    except (zipfile.BadZipFile, EOFError):
         raise ValueError(f"{path} is no npz file; write one with numpy.savez") from None
     except ValueError as error:
         raise ValueError(
             f"{path} must hold plain arrays of numbers, got what numpy refuses: {error}"
         ) from None
     header = _header(path, arrays.pop("header", None))
+    for theirs, ours in D4RL.items():
+        if theirs in arrays and ours in arrays:
+            raise ValueError(f"{path} must have one of {ours} and {theirs}, got both; keep one")
     renamed: dict[str, Any] = {D4RL.get(name, name): array for name, array in arrays.items()}
     options = {"action_low": action_low, "action_high": action_high, "time_limit": time_limit}
     return _make(str(path), renamed, header, **options)
@@ -116,6 +126,8 @@ def from_minari(
     columns: list[list[np.ndarray]] = [[] for _ in range(7)]
     for i, episode in enumerate(episodes):
         obs, action, *rest = (_field(episode, name, i) for name in _MINARI)
+        if min(map(np.ndim, (obs, action, *rest))) < 1:
+            raise ValueError(f"episode {i} must have arrays of rows, got a number")
         length = len(action)
         if len(obs) != length + 1 or any(len(x) != length for x in rest):
             raise ValueError(
@@ -178,7 +190,7 @@ def _make(
             raise ValueError(
                 f"{name} has no {needed}, got {', '.join(sorted(arrays)) or 'nothing'}"
             )
-    size = len(np.asarray(arrays["obs"]))
+    size = len(np.atleast_1d(np.asarray(arrays["obs"])))
     given = {
         field: _numbers(name, field, arrays[field], size)
         for field in dataset_lib.ARRAYS
@@ -186,7 +198,7 @@ def _make(
     }
     ends = [given[field] for field in ("terminated", "truncated") if field in given]
     if "episode_id" in given:
-        episode = given["episode_id"].astype(np.int32)
+        episode = _ids(name, given["episode_id"])
     elif ends:
         done = np.any([end != 0.0 for end in ends], axis=0)
         episode = np.concatenate([[0], np.cumsum(done)[:-1]]).astype(np.int32)
@@ -201,6 +213,11 @@ def _make(
     )
     last = np.append(np.diff(episode) != 0, True)[:size]
     truncated = truncated | (last & ~terminated)
+    if time_limit is not None:
+        about["time_limit"] = time_limit
+        terminated, truncated = _cut(name, episode, terminated, truncated, time_limit)
+    elif not isinstance(about.get("time_limit", 0), numbers.Real):
+        raise ValueError(f"{name}: time_limit must be a number, got {about['time_limit']!r}")
     obs = given["obs"]
     keep = np.ones(size, bool)
     if "next_obs" in given:
@@ -226,7 +243,7 @@ def _make(
     shape = given["action"].shape[1:]
     try:
         low, high = (np.broadcast_to(np.asarray(x, np.float32), shape).copy() for x in (low, high))
-    except ValueError:
+    except (ValueError, TypeError):
         raise ValueError(
             f"{name}: action_low and action_high must be numbers, or one for each of {shape}, got "
             f"{low} and {high}"
@@ -243,34 +260,33 @@ def _make(
         action_high=high,
         about=about,
     )
-    if time_limit is not None:
-        dataset = _cut(name, dataset, time_limit)
     dataset_lib.check_dataset(dataset, name)
     return dataset
 
 
-def _cut(name: str, dataset: Dataset, time_limit: float) -> Dataset:
+def _cut(
+    name: str, episode: np.ndarray, terminated: np.ndarray, truncated: np.ndarray, time_limit: float
+) -> tuple[np.ndarray, np.ndarray]:
     """Reads terminations after exactly `time_limit` steps as cuts."""
-    if not time_limit >= 1 or (math.isfinite(time_limit) and time_limit != int(time_limit)):
-        raise ValueError(f"time_limit must be a number of steps or math.inf, got {time_limit}")
-    length = dataset_lib.lengths(dataset) if len(dataset.obs) else np.zeros(0, np.int64)
-    if len(length) and length.max() > time_limit:
+    whole = isinstance(time_limit, numbers.Real) and time_limit in (math.inf, time_limit // 1)
+    if not whole or not time_limit >= 1:
+        raise ValueError(f"time_limit must be a number of steps or math.inf, got {time_limit!r}")
+    ends = np.flatnonzero(np.append(np.diff(episode) != 0, True)[: len(episode)])
+    length = np.diff(ends, prepend=-1)
+    if np.any(length > time_limit):
         raise ValueError(
             f"{name}: episodes must end within time_limit, got one of {length.max()} steps and "
             f"{time_limit}"
         )
-    last = dataset_lib.starts(dataset) + length - 1 if len(length) else np.zeros(0, np.int64)
-    at = last[length == time_limit]
-    terminated, truncated = dataset.terminated.copy(), dataset.truncated.copy()
-    terminated[at], truncated[at] = False, True
-    about = {**dataset.about, "time_limit": time_limit}
-    return dataset._replace(terminated=terminated, truncated=truncated, about=about)
+    at = np.isin(np.arange(len(episode)), ends[length == time_limit])
+    return terminated & ~at, truncated | at
 
 
 def _numbers(name: str, field: str, array: Any, size: int) -> np.ndarray:
     """Returns the array in single precision, flags and ids as they are."""
     found = np.asarray(array)
-    if not (np.issubdtype(found.dtype, np.number) or found.dtype == bool):
+    real = any(np.issubdtype(found.dtype, kind) for kind in (np.integer, np.floating, np.bool_))
+    if not real:
         raise ValueError(f"{name}: {field} must be of numbers, got {found.dtype}")
     if found.ndim < 1 or len(found) != size:
         raise ValueError(f"{name}: {field} must have {size} rows like obs, got {found.shape}")
@@ -279,10 +295,21 @@ def _numbers(name: str, field: str, array: Any, size: int) -> np.ndarray:
             advice = "; actions that are choices are not taken" if field == "action" else ""
             raise ValueError(f"{name}: {field} must be [N, D], got {found.shape}{advice}")
         return found.astype(np.float32)
-    found = found.reshape(size, -1)
-    if found.shape[1] != 1:
+    if found.size != size:
         raise ValueError(f"{name}: {field} must be [N], got {np.shape(array)}")
-    return found[:, 0].astype(np.float32) if field == "reward" else found[:, 0]
+    found = found.reshape(size)
+    return found.astype(np.float32) if field == "reward" else found
+
+
+def _ids(name: str, array: np.ndarray) -> np.ndarray:
+    """Returns ids as int32; others would fall together when they are rounded to it."""
+    limit = 2**31
+    whole = np.isfinite(array) & (array == np.floor(array))
+    if not np.all(whole & (array >= -limit) & (array < limit)):
+        raise ValueError(
+            f"{name}: episode_id must be integers of 32 bits; number the episodes from 0"
+        )
+    return array.astype(np.int32)
 
 
 def _flags(name: str, field: str, array: np.ndarray) -> np.ndarray:

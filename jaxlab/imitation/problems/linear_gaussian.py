@@ -10,6 +10,7 @@ import scipy.linalg
 from jaxtyping import Float
 
 from jaxlab import envs
+from jaxlab.envs import spaces
 from jaxlab.imitation.data.dataset import Dataset
 
 
@@ -31,7 +32,7 @@ def random_system(seed: int, *, num_states: int = 4, num_inputs: int = 2) -> env
     Raises:
         ValueError: if a size is below 1.
     """
-    if min(num_states, num_inputs) < 1:
+    if not all(map(spaces.is_count, (num_states, num_inputs))):
         raise ValueError(
             f"num_states and num_inputs must be at least 1, got {num_states} and {num_inputs}"
         )
@@ -121,8 +122,13 @@ def linear_episodes(
         bound: bound of |u| that the record states; inputs beyond it are refused.
 
     Raises:
-        ValueError: if the policy does not stabilize the system, or an input is beyond the bound.
+        ValueError: if the policy does not stabilize the system, an input is beyond the bound, or a
+            number is below 1.
     """
+    if not all(map(spaces.is_count, (num_episodes, num_steps))):
+        raise ValueError(
+            f"num_episodes and num_steps must be at least 1, got {num_episodes} and {num_steps}"
+        )
     rng = np.random.default_rng(seed)
     num_states, num_inputs = system.B.shape
     root = np.linalg.cholesky(stationary_covariance(system, policy, noise_std=noise_std))

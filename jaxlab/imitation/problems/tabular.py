@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxlab.envs import spaces
+
 
 class FiniteProcess(NamedTuple):
     """A decision process without reward.
@@ -61,7 +63,7 @@ def low_rank_process(
     Raises:
         ValueError: if a size is below 1 or gamma is outside (0, 1).
     """
-    if min(num_states, num_actions, rank) < 1 or not 0.0 < gamma < 1.0:
+    if not all(map(spaces.is_count, (num_states, num_actions, rank))) or not 0.0 < gamma < 1.0:
         raise ValueError(
             "num_states, num_actions and rank must be at least 1 and gamma lie in (0, 1), got "
             f"{num_states}, {num_actions}, {rank} and {gamma}"
@@ -118,8 +120,11 @@ def dual_objective(
         expert: `[S, A]`, occupancy of the expert.
         replay: `[S, A]`, law of other data; needed where alpha is not 0.
         alpha: share of the replay in [0, 1].
+
+    Raises:
+        ValueError: if there is a share, but no replay.
     """
-    replay = expert if replay is None else replay
+    replay = _replay_of(expert, replay, alpha)
     change = nu - process.gamma * after_one_step(process, policy, nu)
     law = (1.0 - alpha) * expert + alpha * replay
     at_start = jnp.sum(process.start * jnp.sum(policy * nu, axis=1))
@@ -139,8 +144,11 @@ def dual_optimum(
 
     The log-ratio is that of the two laws whose divergence it measures. Arguments are those of
     `dual_objective`; alpha must be below 1 unless the constant 0 is wanted.
+
+    Raises:
+        ValueError: if there is a share, but no replay.
     """
-    replay = expert if replay is None else replay
+    replay = _replay_of(expert, replay, alpha)
     own = (1.0 - alpha) * occupancy(process, policy) + alpha * replay
     ratio = jnp.log(own / ((1.0 - alpha) * expert + alpha * replay))
     num_states, num_actions = policy.shape
@@ -149,6 +157,13 @@ def dual_optimum(
     eye = jnp.eye(size, dtype=moves.dtype)
     solved = jnp.linalg.solve(eye - process.gamma * moves, ratio.reshape(size))
     return solved.reshape(policy.shape)
+
+
+def _replay_of(expert: jax.Array, replay: jax.Array | None, alpha: float) -> jax.Array:
+    """Returns the replay, or what stands for it where it has no share."""
+    if replay is None and not (isinstance(alpha, (int, float)) and alpha == 0.0):
+        raise ValueError(f"a share alpha = {alpha} of other data needs replay, their law")
+    return expert if replay is None else replay
 
 
 class Linear(NamedTuple):
