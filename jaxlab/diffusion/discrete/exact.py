@@ -68,8 +68,17 @@ def conditionals(joint: Float[Array, " V^K"], *, vocab: int, length: int) -> Flo
         joint: `[V^K]` probabilities.
         vocab: V.
         length: K.
+
+    Raises:
+        ValueError: if there is not one for each sequence, or they are no distribution.
     """
-    probs = np.asarray(joint, np.float64).reshape((vocab,) * length)
+    probs = np.asarray(joint, np.float64)
+    if probs.shape != (vocab**length,) or not (probs >= 0.0).all() or abs(probs.sum() - 1.0) > 1e-3:
+        raise ValueError(
+            f"joint must be {vocab**length} probabilities of sum 1, got shape {probs.shape}, sum "
+            f"{probs.sum():.4g}"
+        )
+    probs = probs.reshape((vocab,) * length)
     table = np.zeros(((vocab + 1,) * length) + (length, vocab))
     for partial in itertools.product(range(vocab + 1), repeat=length):
         slices = tuple(slice(None) if x == vocab else slice(x, x + 1) for x in partial)

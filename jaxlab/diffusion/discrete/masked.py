@@ -229,13 +229,13 @@ def check_tokens(tokens: Int[Array, "... K"], vocab: int) -> None:
     check_range("tokens", tokens, vocab - 1)
 
 
-def check_range(name: str, tokens: Int[Array, "..."], last: int) -> None:
-    """Refuses tokens that are known and not in 0 .. last, with a ValueError."""
+def check_range(name: str, tokens: Int[Array, "..."], last: int, *, first: int = 0) -> None:
+    """Refuses integers that are known and not in first .. last, with a ValueError."""
     if isinstance(tokens, Tracer) or tokens.size == 0:
         return
     low, high = int(np.min(np.asarray(tokens))), int(np.max(np.asarray(tokens)))
-    if low < 0 or high > last:
-        raise ValueError(f"{name} must be in 0 .. {last}, got {low} .. {high}")
+    if low < first or high > last:
+        raise ValueError(f"{name} must be in {first} .. {last}, got {low} .. {high}")
 
 
 def check_numbers(logp: Float[Array, "..."]) -> None:

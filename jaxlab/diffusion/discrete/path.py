@@ -11,7 +11,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxlab.diffusion.discrete.masked import Denoise, check_mask, check_tokens, log_probs
+from jaxlab.diffusion.discrete.masked import (
+    Denoise,
+    check_mask,
+    check_range,
+    check_tokens,
+    log_probs,
+)
 from jaxlab.diffusion.discrete.schedules import Schedule
 
 
@@ -57,14 +63,15 @@ def step_logp(
         token_mask: tokens that count; all if None.
 
     Raises:
-        ValueError: if tokens or their mask are not those of a vocabulary, see `masked.nelbo`, or
-            the denoiser's logits are of other tokens.
+        ValueError: if tokens or their mask are not those of a vocabulary, see `masked.nelbo`,
+            `reveal` is of another shape, a step is known and not in 1 .. N, or the denoiser's
+            logits are of other tokens.
 
     Source: denoising as a decision process of N steps, Black et al. 2023, arXiv:2305.13301; for
     masked diffusion arXiv:2509.22963, single-step ratios.
     """
 
-    _check(tokens, vocab, token_mask)
+    _check(tokens, reveal, steps, vocab, schedule, token_mask)
 
     def one(n: Array) -> Array:
         step = _step(denoise, tokens, reveal, n, vocab, schedule, token_mask)
@@ -111,7 +118,7 @@ def compare_steps(
         tokens, reveal, steps, vocab, schedule, token_mask: as for `step_logp`, and refused alike.
     """
 
-    _check(tokens, vocab, token_mask)
+    _check(tokens, reveal, steps, vocab, schedule, token_mask)
 
     def one(n: Array) -> Compared:
         new = _step(denoise, tokens, reveal, n, vocab, schedule, token_mask)
@@ -139,13 +146,14 @@ def visited_nll(
     """Returns u_n sum over hidden tokens of -log mu(token) in the states that were visited.
 
     The terms of the discrete NELBO, with the sampler's own states in place of fresh noise. Given
-    the tokens both have one law if the denoiser is consistent: if its conditionals are those of a
-    joint distribution. Arguments as `step_logp`.
+    the tokens both have one law where the NELBO is equality: of independent tokens, and of true
+    conditionals of a joint distribution as N grows, since tokens of one step are drawn as if they
+    were independent. Arguments as `step_logp`.
 
     Source: arXiv:2509.22963, on-policy diffusion learning.
     """
 
-    _check(tokens, vocab, token_mask)
+    _check(tokens, reveal, steps, vocab, schedule, token_mask)
 
     def one(n: Array) -> Array:
         step = _step(denoise, tokens, reveal, n, vocab, schedule, token_mask)
@@ -186,8 +194,20 @@ def _step(
     )
 
 
-def _check(tokens: Array, vocab: int, token_mask: Array | None) -> None:
+def _check(
+    tokens: Array,
+    reveal: Array,
+    steps: Array,
+    vocab: int,
+    schedule: Schedule,
+    token_mask: Array | None,
+) -> None:
     check_tokens(tokens, vocab)
+    if reveal.shape != tokens.shape:
+        raise ValueError(f"reveal must be {tokens.shape} like tokens, got {reveal.shape}")
+    if steps.ndim != 1 or steps.size < 1:
+        raise ValueError(f"steps must be [S], one at least, got {steps.shape}")
+    check_range("steps", steps, schedule.num_steps, first=1)
     if token_mask is not None:
         check_mask(token_mask, tokens)
 

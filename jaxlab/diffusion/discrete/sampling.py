@@ -162,7 +162,8 @@ def sharpen(
     Raises:
         ValueError: if an option is out of range, or the mask leaves a place without any token.
     """
-    if isinstance(temperature, int | float) and not 0.0 < temperature < math.inf:
+    known = not isinstance(temperature, Tracer)
+    if known and not np.all((0.0 < np.asarray(temperature)) & (np.asarray(temperature) < math.inf)):
         raise ValueError(f"temperature must be positive, got {temperature}")
     if not 0.0 < top_p <= 1.0:
         raise ValueError(f"top_p must lie in (0, 1], got {top_p}")
@@ -187,8 +188,13 @@ def sharpen(
 def guide(conditional: Denoise, unconditional: Denoise, weight: float) -> Denoise:
     """Returns the denoiser (1 + w) log mu(.|c) - w log mu, classifier-free guidance.
 
+    Raises:
+        ValueError: if the weight is not finite.
+
     Source: Ho and Salimans 2022, arXiv:2207.12598, eq. 6, on logits.
     """
+    if not math.isfinite(weight):
+        raise ValueError(f"weight must be finite, got {weight}")
 
     def guided(tokens: Array, level: Array) -> Array:
         with_condition = log_probs(conditional, tokens, level)

@@ -55,10 +55,10 @@ def make_schedule(
         power: of "polynomial" alone, positive.
 
     Raises:
-        ValueError: if there is no step, no such kind or grid, or the power is not positive.
+        ValueError: if the number of steps is no integer from 1 on, there is no such kind or grid,
+            or the power is not positive.
     """
-    if num_steps < 1:
-        raise ValueError(f"num_steps must be at least 1, got {num_steps}")
+    _check_steps(num_steps)
     for name, value, known in (("kind", kind, Kind), ("grid", grid, Grid)):
         if value not in get_args(known):
             raise ValueError(f"{name} must be one of {', '.join(get_args(known))}, got {value!r}")
@@ -115,12 +115,18 @@ def low_discrepancy_steps(key: jax.Array, batch: int, num_steps: int) -> Int[Arr
     """Draws a step n in 1 .. N for each of B sequences, uniform and spread evenly likewise.
 
     Raises:
-        ValueError: if there is no sequence.
+        ValueError: if there is no sequence, or no step.
     """
     if batch < 1:
         raise ValueError(f"batch must be at least 1, got {batch}")
+    _check_steps(num_steps)
     below = (_spread(key, batch) * num_steps).astype(jnp.int32)
     return 1 + jnp.minimum(below, num_steps - 1)
+
+
+def _check_steps(num_steps: int) -> None:
+    if num_steps < 1 or num_steps != int(num_steps):
+        raise ValueError(f"num_steps must be at least 1 and an integer, got {num_steps}")
 
 
 def _spread(key: jax.Array, batch: int) -> Array:

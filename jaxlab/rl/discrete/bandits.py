@@ -18,6 +18,7 @@ from jaxlab.diffusion.discrete.schedules import Schedule
 from jaxlab.learning import settings as settings_lib
 from jaxlab.learning.settings import Settings
 from jaxlab.rl.discrete.matching import Policy
+from jaxlab.rl.discrete.policies import TokenPolicy
 from jaxlab.rl.discrete.transformers import WritingPolicy
 
 Reward = Callable[[jax.Array], jax.Array]
@@ -328,7 +329,25 @@ def check_minibatches(batch: int, num_minibatches: int) -> None:
 
 
 def check_counts(**counts: int) -> None:
-    """Refuses counts below 1, each with its name, with a ValueError."""
+    """Refuses counts that are no integers from 1 on, each with its name, with a ValueError."""
     for name, count in counts.items():
-        if count < 1:
-            raise ValueError(f"{name} must be at least 1, got {count}")
+        if count < 1 or count != int(count):
+            raise ValueError(f"{name} must be at least 1 and an integer, got {count}")
+
+
+def check_denoiser(policy: Policy) -> None:
+    """Refuses a policy that writes, where only one that denoises will do, with a ValueError."""
+    if not isinstance(policy, TokenPolicy):
+        raise ValueError(
+            f"policy must be a denoiser, a TokenPolicy, got {type(policy).__name__}; reverse and "
+            "grpo train one that writes"
+        )
+
+
+def check_bands(policy: Policy, batch: int) -> None:
+    """Refuses a step with too few sequences for the losses by band of noise, with a ValueError."""
+    if isinstance(policy, TokenPolicy) and batch < NUM_BANDS:
+        raise ValueError(
+            f"a step of a denoiser must draw at least {NUM_BANDS} sequences, one for each band of "
+            f"noise whose loss is logged, got {batch}"
+        )

@@ -166,11 +166,8 @@ def drakes(
     bandits.check_counts(num_steps=num_steps, batch=batch, num_batches=num_batches)
     if not 1 <= num_grad_steps <= num_steps:
         raise ValueError(f"num_grad_steps must lie in 1 .. {num_steps}, got {num_grad_steps}")
-    if batch * num_batches < bandits.NUM_BANDS:
-        raise ValueError(
-            f"batch times num_batches must be at least {bandits.NUM_BANDS}, got "
-            f"{batch} and {num_batches}"
-        )
+    bandits.check_denoiser(policy)
+    bandits.check_bands(policy, batch * num_batches)
     schedule = schedules.make_schedule(num_steps)
     numbers = {
         "learning_rate": learning_rate,

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from jaxlab.diffusion.discrete.masked import check_tokens
 from jaxlab.rl.discrete.bandits import unique_share
 
 BASES = "ACGT"
@@ -150,7 +151,8 @@ def score(sequence: Int[Array, "B L"] | Float[Array, "B L 4"]) -> Scores:
         sequence: tokens `[B, L]`, or soft bases `[B, L, 4]`, which are differentiated through.
 
     Raises:
-        ValueError: if a sequence is shorter than the longest motif, 15 bases.
+        ValueError: if a sequence is shorter than the longest motif, 15 bases, or a token is known
+            and no base.
 
     Source: the simulator is this library's; its motifs are those of JASPAR.
     """
@@ -390,6 +392,7 @@ def _runs(soft: Array) -> Array:
 
 def _soft(sequence: Array) -> Array:
     if jnp.issubdtype(sequence.dtype, jnp.integer):
+        check_tokens(sequence, 4)
         sequence = jax.nn.one_hot(sequence, 4)
     if sequence.ndim != 3 or sequence.shape[-1] != 4:
         raise ValueError(f"sequence must be [B, L] tokens or [B, L, 4], got {sequence.shape}")

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxlab.core.types import Algorithm, Metrics
+from jaxlab.diffusion.discrete.masked import check_tokens
 from jaxlab.rl.discrete import bandits
 from jaxlab.rl.discrete.bandits import Reward, unique_share
 
@@ -54,7 +55,8 @@ def evolve(
         start: `[B, K]` first population; random by default.
 
     Raises:
-        ValueError: if a number is out of range, or the first population is of another shape.
+        ValueError: if a number is out of range, or the first population is of another shape or
+            has other tokens.
     """
     if min(vocab, length, tournament) < 1 or not 0 <= elite < population:
         raise ValueError(
@@ -66,6 +68,8 @@ def evolve(
         raise ValueError(f"mutation must lie in [0, 1], got {mutation}")
     if start is not None and start.shape != (population, length):
         raise ValueError(f"start must be {(population, length)}, got {start.shape}")
+    if start is not None:
+        check_tokens(start, vocab)
     children = population - elite
 
     def score(tokens: Array) -> Array:

@@ -61,6 +61,7 @@ def grpo(
     N = bandits.check_steps(policy, num_steps)
     bandits.check_counts(batch=batch, num_epochs=num_epochs, num_minibatches=num_minibatches)
     bandits.check_minibatches(batch, num_minibatches)
+    bandits.check_bands(policy, batch)
     schedule = schedules.make_schedule(N)
     numbers = {
         "learning_rate": learning_rate,

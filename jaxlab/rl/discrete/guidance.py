@@ -45,9 +45,9 @@ def best_of_n(
     is never the best; where all n are not, it is -inf with the first of the draws.
 
     Raises:
-        ValueError: if a count is below 1.
+        ValueError: if a count is below 1, or the policy writes.
     """
-    _check(batch=batch, num_draws=num_draws)
+    _check(policy, batch=batch, num_draws=num_draws)
 
     def draw(best: Chosen, at: tuple[Array, Array]) -> tuple[Chosen, None]:
         number, key = at
@@ -91,11 +91,11 @@ def svdd(
         num_candidates: n continuations of each state.
 
     Raises:
-        ValueError: if a count is below 1.
+        ValueError: if a count is below 1, or the policy writes.
 
     Source: Li et al. 2024, arXiv:2408.08252 (SVDD-PM).
     """
-    _check(batch=batch, num_candidates=num_candidates)
+    _check(policy, batch=batch, num_candidates=num_candidates)
     denoise = policy.denoise(params)
 
     def step(tokens: Array, n: Array) -> tuple[Array, None]:
@@ -139,11 +139,11 @@ def smc(
         temperature: positive.
 
     Raises:
-        ValueError: if a count is below 1 or the temperature not positive.
+        ValueError: if a count is below 1, the policy writes, or the temperature is not positive.
 
     Source: Wu et al. 2023, arXiv:2306.17775, without twisting, as in arXiv:2410.13643.
     """
-    _check(batch=batch)
+    _check(policy, batch=batch)
     if not temperature > 0.0:
         raise ValueError(f"temperature must be positive, got {temperature}")
     denoise = policy.denoise(params)
@@ -216,7 +216,6 @@ def _steps(schedule: Schedule) -> Array:
     return jnp.arange(schedule.num_steps, 0, -1, dtype=jnp.int32)
 
 
-def _check(**counts: int) -> None:
-    for name, count in counts.items():
-        if count < 1:
-            raise ValueError(f"{name} must be at least 1, got {count}")
+def _check(policy: TokenPolicy, **counts: int) -> None:
+    bandits.check_denoiser(policy)
+    bandits.check_counts(**counts)

@@ -46,8 +46,9 @@ def sequence_loss(
 
     * "forward": fresh noise, the negative evidence bound (`masked.nelbo`).
     * "on_policy": the states that the sampler visited on its way to the sequence. They are fresh
-      noise if the denoiser is consistent; early in training, and with samplers that go by
-      confidence, they are not, and these are the states that matter.
+      noise where the bound is tight: the denoiser is consistent and N large. Early in training, in
+      few steps, and with samplers that go by confidence, they are not, and these are the states
+      that matter.
     * "mix": half of each, the fresh noise at the sampler's own levels.
     * "path": visited states, and only the tokens that were revealed there. With weights
       exp(A / lambda) it is the exact forward divergence of paths.

@@ -65,6 +65,8 @@ def pretrain(
         raise ValueError(
             f"batch must be at least 1 and average lie in [0, 1), got {batch} and {average}"
         )
+    if not max_grad_norm > 0.0:
+        raise ValueError(f"max_grad_norm must be positive, got {max_grad_norm}")
     if not callable(learning_rate) and not learning_rate > 0.0:
         raise ValueError(f"learning_rate must be positive, got {learning_rate}")
     optimizer = optax.chain(

@@ -87,6 +87,8 @@ def forward(
         count=count,
         num_updates=num_updates,
     )
+    bandits.check_denoiser(policy)
+    bandits.check_bands(policy, batch * num_batches)
     if batch < 2:
         raise ValueError(
             f"batch must be at least 2, weights of one sequence say nothing, got {batch}"
@@ -239,6 +241,7 @@ def reverse(
             f"count must lie in 1 .. {N}, all of them of a writing policy, got {count}"
         )
     bandits.check_minibatches(batch, num_minibatches)
+    bandits.check_bands(policy, batch)
     schedule = schedules.make_schedule(N)
     numbers = {
         "learning_rate": learning_rate,

@@ -68,6 +68,11 @@ class StateEncoder(nn.Module):
 
     @nn.compact
     def __call__(self, obs: Float[Array, "*S O"]) -> Float[Array, "*S out"]:
+        if obs.shape[-1] != math.prod(self.shape):
+            raise ValueError(
+                f"states must be [..., {math.prod(self.shape)}], those of the shape {self.shape} "
+                f"that the network was made for, got {obs.shape}"
+            )
         x, lead = obs, obs.shape[:-1]
         if len(self.shape) == 3:
             image = obs.reshape(math.prod(lead), *self.shape)

@@ -30,11 +30,15 @@ def exact_target(
     """Returns prior exp(A / temperature) / Z over all A actions of an enumerable space.
 
     Raises:
-        ValueError: if the temperature is known and not positive.
+        ValueError: if shapes differ, the temperature is known and not positive, or the prior is
+            known and leaves no action.
 
     Source: arXiv:2509.22963, policy mirror descent.
     """
     check_temperature(temperature)
+    _check_shapes(prior=prior, advantage=advantage)
+    if not isinstance(prior, Tracer) and not (np.asarray(prior) > 0.0).any(axis=-1).all():
+        raise ValueError("prior must give some action a probability, got 0 or less for all")
     safe = jnp.where(prior > 0.0, prior, 1.0)
     logits = jnp.where(prior > 0.0, jnp.log(safe) + advantage / temperature, -jnp.inf)
     return jax.nn.softmax(logits, axis=-1)
@@ -147,8 +151,12 @@ def imitation_weights(returns: Float[Array, "*B"], value: Float[Array, "*B"]) ->
         returns: `[*B]` of actions of a replay.
         value: `[*B]` of their states.
 
+    Raises:
+        ValueError: if shapes differ.
+
     Source: Oh et al. 2018, arXiv:1806.05635 (self-imitation), as weights.
     """
+    _check_shapes(returns=returns, value=value)
     gain = jax.lax.stop_gradient(jnp.maximum(returns - value, 0.0))
     total = jnp.sum(gain)
     return gain / jnp.where(total > 0.0, total, 1.0)
@@ -231,6 +239,12 @@ def check_temperature(temperature: float | Float[Array, "..."]) -> None:
     values = np.asarray(temperature)
     if not ((values > 0.0) & (values < math.inf)).all():
         raise ValueError(f"temperature must be positive, got {temperature}")
+
+
+def _check_shapes(**arrays: Array) -> None:
+    if len({x.shape for x in arrays.values()}) > 1:
+        found = " and ".join(f"{name} {x.shape}" for name, x in arrays.items())
+        raise ValueError(f"shapes must be equal, got {found}")
 
 
 def _linear_shift(scaled: Array, lower: float) -> Array:

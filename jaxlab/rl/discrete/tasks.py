@@ -48,9 +48,12 @@ def table_task(name: str, table: np.ndarray, *, vocab: int, length: int) -> Sequ
     """Makes a task of the rewards of all sequences, in the order of `exact.sequences`.
 
     Raises:
-        ValueError: if there is not one finite reward for each of the V^K sequences.
+        ValueError: if a size is below 1, or there is not one finite reward for each of the V^K
+            sequences.
     """
     table = np.asarray(table, np.float64)
+    if vocab < 1 or length < 1:
+        raise ValueError(f"vocab and length must be at least 1, got {vocab} and {length}")
     if table.shape != (vocab**length,) or not np.isfinite(table).all():
         raise ValueError(f"table must be {vocab**length} finite rewards, got shape {table.shape}")
 
@@ -86,8 +89,13 @@ def product(token_rewards: np.ndarray) -> SequenceTask:
 
     Args:
         token_rewards: `[K, V]` reward of each token at each place.
+
+    Raises:
+        ValueError: if that is no table of finite numbers.
     """
     token_rewards = np.asarray(token_rewards, np.float64)
+    if token_rewards.ndim != 2:
+        raise ValueError(f"token_rewards must be [K, V], got shape {token_rewards.shape}")
     length, vocab = token_rewards.shape
     table = token_rewards[np.arange(length), exact.sequences(vocab, length)].sum(axis=1)
     return table_task("product", table, vocab=vocab, length=length)

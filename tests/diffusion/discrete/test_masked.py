@@ -73,6 +73,10 @@ def test_cosine_grid_reveals_the_linear_schedules_tokens_at_cosine_times():
     ("change", "message"),
     [
         (lambda: schedules.make_schedule(0), "num_steps"),
+        (lambda: schedules.make_schedule(2.5), "an integer, got 2.5"),
+        (lambda: schedules.low_discrepancy_steps(jax.random.key(0), 4, 0), "num_steps"),
+        (lambda: exact.conditionals(np.ones(7) / 7, vocab=2, length=3), "8 probabilities"),
+        (lambda: exact.conditionals(np.array([-1.0, 2.0]), vocab=2, length=1), "2 probabilities"),
         (lambda: schedules.make_schedule(4, "square"), "kind must be one of"),
         (lambda: schedules.make_schedule(4, "polynomial", power=0.0), "power"),
         (lambda: schedules.from_alpha(np.array([1.0, 0.5, 0.5, 0.0])), "fall"),

@@ -51,6 +51,7 @@ def cases():
             "law": exact.sampler_law(new, schedule, vocab=V, length=K),
             "law_old": exact.sampler_law(old, schedule, vocab=V, length=K),
             "bound": exact.nelbo_steps(new, schedule, vocab=V, length=K),
+            "bound_old": exact.nelbo_steps(old, schedule, vocab=V, length=K),
         }
         result = {name: np.asarray(x) for name, x in result.items()}
         return tokens, reveal, jax.tree.map(np.asarray, schedule), result
@@ -93,6 +94,46 @@ def test_visited_states_of_forward_noise_give_the_bound(cases):
     weight = np.prod(drop[reveal - 1], axis=1)
     expected = by_sequence(tokens, weight * got["nll"].sum(axis=0))
     np.testing.assert_allclose(expected, got["bound"], rtol=1e-12)
+
+
+def gap_of_paths(tokens, reveal, logp, schedule):
+    """KL of forward noise and of the sampler's path, both given the tokens; and the latter."""
+    forward = np.prod(-np.diff(schedule.alpha)[reveal - 1], axis=1)
+    prob = path_probability(logp, reveal, schedule)
+    law = by_sequence(tokens, prob)
+    given = prob / law[tokens @ V ** np.arange(K - 1, -1, -1)]
+    return by_sequence(tokens, forward * np.log(forward / given)), forward, given
+
+
+def test_the_gap_of_the_bound_is_the_divergence_of_paths(cases):
+    """And a ratio of probabilities is that of bounds times exp of the difference of gaps."""
+    tokens, reveal, schedule, got = cases
+    gap, gap_old = (
+        gap_of_paths(tokens, reveal, got[name], schedule)[0] for name in ("logp", "logp_old")
+    )
+    np.testing.assert_allclose(got["bound"] + np.log(got["law"]), gap, rtol=1e-10)
+    ratio = got["bound_old"] - got["bound"] + gap - gap_old
+    np.testing.assert_allclose(np.log(got["law"] / got["law_old"]), ratio, atol=1e-12)
+
+
+def test_visited_states_are_forward_noise_of_independent_tokens_alone():
+    """True conditionals are not enough: tokens of one step are drawn as if independent."""
+    first, second, third = np.random.default_rng(5).dirichlet(np.ones(2), 3)
+    independent = np.einsum("i,j,k->ijk", first, second, third).ravel()
+    tokens, reveal = all_paths()
+    apart = []
+    with jax.enable_x64(True):
+        schedule = schedules.make_schedule(N)
+        for joint in (independent, np.random.default_rng(6).dirichlet(np.ones(V**K))):
+            denoise = exact.table_denoiser(exact.conditionals(joint, vocab=V, length=K))
+            at = (jnp.asarray(x, jnp.int32) for x in (tokens, reveal))
+            logp = path.step_logp(denoise, *at, jnp.arange(1, N + 1), vocab=V, schedule=schedule)
+            gap, forward, given = gap_of_paths(
+                tokens, reveal, np.asarray(logp), jax.tree.map(np.asarray, schedule)
+            )
+            apart.append(abs(forward - given).max())
+            assert gap.max() < 1e-12 or joint is not independent
+    assert apart[0] < 1e-12 and apart[1] > 1e-3
 
 
 def test_tokens_that_do_not_count_have_no_part(cases):
@@ -140,6 +181,10 @@ def test_tokens_that_do_not_count_have_no_part(cases):
         ({"tokens": jnp.full((2, 3), 2)}, r"tokens must be in 0 \.\. 1"),
         ({"token_mask": jnp.zeros((2, 3), bool)}, "at least one token"),
         ({"token_mask": jnp.ones((2, 2), bool)}, "token_mask must be"),
+        ({"reveal": jnp.ones((2, 2), jnp.int32)}, "reveal must be"),
+        ({"steps": jnp.asarray([0, 1])}, r"steps must be in 1 \.\. 2, got 0"),
+        ({"steps": jnp.asarray([1, 3])}, r"steps must be in 1 \.\. 2, got 1 \.\. 3"),
+        ({"steps": jnp.zeros((0,), jnp.int32)}, "one at least"),
     ],
 )
 def test_what_is_no_path_is_refused(change, message):

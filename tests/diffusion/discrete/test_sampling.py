@@ -92,6 +92,36 @@ def test_random_order_one_token_a_step_follows_the_true_joint():
     assert (np.sort(np.asarray(drawn.reveal), axis=-1) == np.arange(1, 4)).all()
 
 
+def test_random_order_one_token_a_step_has_the_mean_law_of_all_orders():
+    """Of a denoiser whose orders disagree; the bound of continuous time is above its -log."""
+    vocab, length = 2, 3
+    logits = 2.0 * table(6, vocab, length)
+    denoise = exact.table_denoiser(jnp.asarray(logits))
+    logs = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    clean, powers = exact.sequences(vocab, length), (vocab + 1) ** np.arange(length - 1, -1, -1)
+    orders = list(itertools.permutations(range(length)))
+    each = np.zeros((len(orders), len(clean)))
+    for i, order in enumerate(orders):
+        for j, place in enumerate(order):
+            partial = np.where(np.isin(np.arange(length), order[j:]), vocab, clean)
+            each[i] += logs[partial @ powers, place, clean[:, place]]
+    law = np.exp(each).mean(axis=0)
+    assert np.exp(each).std(axis=0).max() > 0.05
+    drawn = sampling.sample(
+        jax.random.key(1),
+        denoise,
+        (40_000,),
+        length,
+        vocab=vocab,
+        schedule=schedules.make_schedule(length),
+        order="random",
+    )
+    error = np.sqrt(law * (1 - law) / 40_000)
+    np.testing.assert_array_less(abs(frequencies(drawn.tokens, vocab) - law), 5 * error)
+    bound = np.asarray(exact.nelbo_subsets(denoise, vocab=vocab, length=length))
+    assert (bound + np.log(law)).min() > 1e-3
+
+
 @pytest.mark.parametrize("order", ORDERS)
 def test_what_every_path_keeps(order):
     """Tokens given stay, no mask is left, N calls, and logp is that of the revealed tokens."""
@@ -265,6 +295,7 @@ def test_bad_input_is_refused(options, message):
     ("options", "message"),
     [
         ({"temperature": 0.0}, "temperature"),
+        ({"temperature": jnp.asarray([1.0, 0.0])}, "temperature"),
         ({"top_p": 0.0}, "top_p"),
         ({"valid": jnp.asarray([[True, False], [False, False]])}, "valid"),
     ],

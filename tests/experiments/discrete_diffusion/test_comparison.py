@@ -128,6 +128,16 @@ def test_early_is_the_first_quarter():
     np.testing.assert_allclose(rows.early(invented([1, 2], (calls, rewards))), [1.0, 2.0])
 
 
+def test_a_run_that_was_not_looked_at_in_its_first_quarter_has_no_early_reward(tmp_path):
+    late = invented([0.5, 0.6], (np.array([30, 60]), np.full((2, 2), 0.5)))
+    gone = invented([np.nan, np.nan], (np.zeros(0), np.zeros((0, 2))))
+    assert np.isnan(rows.early(late)).all() and np.isnan(rows.early(gone)).all()
+    for forward, told in ((late, 0), (gone, 1), (invented([0.5, 0.6]), 1)):
+        found = {("parity", "FKL"): forward, ("parity", "RKL"): late}
+        first = [row for row in rows.rows(found) if "first quarter" in row.metric]
+        assert len(first) == told
+
+
 def test_independent_tokens_can_do_in_full_what_is_a_sum():
     """And not what depends: the best product on permutations of six is one of them."""
     made = tasks.make_tasks(dataclasses.replace(TINY, tasks=("product", "permutation", "parity")))

@@ -112,3 +112,9 @@ def test_a_policy_that_writes_is_pretrained_on_its_own_probability():
 def test_a_bad_corpus_is_refused(corpus, message):
     with pytest.raises(ValueError, match=message):
         discrete.pretrain(discrete.make_table_policy(2, 3), jnp.asarray(corpus))
+
+
+def test_a_gradient_is_not_shortened_to_less_than_nothing():
+    corpus = jnp.zeros((4, 3), jnp.int32)
+    with pytest.raises(ValueError, match="max_grad_norm must be positive, got -1"):
+        discrete.pretrain(discrete.make_table_policy(2, 3), corpus, max_grad_norm=-1.0)

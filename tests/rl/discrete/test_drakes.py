@@ -217,7 +217,7 @@ def test_a_reward_that_fails_is_counted_and_spares_the_parameters():
     [
         ({"num_grad_steps": 3}, "num_grad_steps"),
         ({"num_grad_steps": 0}, "num_grad_steps"),
-        ({"batch": 1, "num_batches": 1}, "num_batches must be at least 4"),
+        ({"batch": 1, "num_batches": 1}, "at least 4 sequences"),
         ({"kl_coef": -1.0}, "kl_coef"),
         ({"gumbel_temperature": 0.0}, "gumbel_temperature"),
         ({"num_batches": 0}, "num_batches"),

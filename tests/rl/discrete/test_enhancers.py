@@ -143,6 +143,8 @@ def test_naturalness_is_scipys():
         (lambda: enhancers.encode(""), "letters"),
         (lambda: enhancers.score(jnp.zeros((2, 10), jnp.int32)), "at least 15"),
         (lambda: enhancers.score(jnp.zeros((2, 20, 5))), "tokens"),
+        (lambda: enhancers.score(jnp.full((2, 20), 4)), r"in 0 \.\. 3, got 4"),
+        (lambda: enhancers.motif_hits(jnp.full((2, 20), -1)), r"in 0 \.\. 3, got -1"),
         (lambda: enhancers.draw_corpus(jax.random.key(0), 0), "num"),
     ],
 )

@@ -165,7 +165,12 @@ def test_grpo_learns_independent_tokens_and_its_price_holds_them_back():
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"batch": 10}, "divide"), ({"kl_coef": -1.0}, "kl_coef"), ({"num_epochs": 0}, "num_epochs")],
+    [
+        ({"batch": 10}, "divide"),
+        ({"batch": 2, "num_minibatches": 1}, "at least 4 sequences"),
+        ({"kl_coef": -1.0}, "kl_coef"),
+        ({"num_epochs": 0}, "num_epochs"),
+    ],
 )
 def test_bad_options_of_grpo_are_refused(options, message):
     policy = discrete.make_table_policy(2, 2)

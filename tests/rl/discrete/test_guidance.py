@@ -133,11 +133,26 @@ def test_sequences_whose_reward_failed_win_no_tournament():
         ({"elite": 32}, "elite"),
         ({"mutation": 2.0}, "mutation"),
         ({"start": jnp.zeros((3, K), jnp.int32)}, "start"),
+        ({"start": jnp.full((32, K), V)}, "tokens must be in"),
     ],
 )
 def test_bad_options_of_evolution_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         discrete.evolve(TASK.reward, V, K, population=32, **{"elite": 2, **options})
+
+
+def test_a_policy_that_writes_is_refused_where_tokens_are_hidden():
+    policy = discrete.make_writing_policy(V, K, width=8, num_layers=1)
+    at = {"batch": 4, "schedule": SCHEDULE}
+    for ask in (
+        lambda: discrete.best_of_n(jax.random.key(0), TASK.reward, policy, (), num_draws=2, **at),
+        lambda: guidance.svdd(jax.random.key(0), TASK.reward, policy, (), **at),
+        lambda: guidance.smc(jax.random.key(0), TASK.reward, policy, (), **at),
+        lambda: discrete.forward(TASK.reward, policy, num_steps=K),
+        lambda: discrete.drakes(lambda soft: soft.sum(axis=(1, 2)), policy, ()),
+    ):
+        with pytest.raises(ValueError, match="must be a denoiser, a TokenPolicy, got Writing"):
+            ask()
 
 
 def test_bad_counts_of_guidance_are_refused():

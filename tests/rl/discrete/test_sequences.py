@@ -186,6 +186,8 @@ def test_settings_are_swept_in_one_program():
     [
         ({"num_steps": 0}, "num_steps"),
         ({"batch": 1}, "batch"),
+        ({"batch": 3, "num_batches": 1}, "at least 4 sequences"),
+        ({"count": 1.5}, "count must be at least 1 and an integer"),
         ({"target_kl": 9.0}, "target_kl"),
         ({"temperature": -1.0}, "temperature"),
         ({"noise": "on_policy", "count": 9}, "count"),
@@ -231,6 +233,7 @@ def test_what_a_policy_cannot_do_is_named(policy, options, message):
         ({"ratio": "bound", "count": 9}, "count must lie in 1 .. 2"),
         ({"ratio": "bound", "replicates": 0}, "replicates"),
         ({"batch": 10}, "divide"),
+        ({"batch": 2, "num_minibatches": 1}, "at least 4 sequences"),
         ({"clip_eps": 0.0}, "clip_eps"),
     ],
 )

@@ -119,6 +119,10 @@ def test_the_encoder_of_images_is_one_convolution_and_a_layer():
         (lambda: discrete.make_state_heads((4,), 0, K), "must be at least 1, got"),
         (lambda: discrete.make_state_policy((4,), V, K, num_prefix=0), "must be at least 1, got"),
         (lambda: discrete.make_state_policy((4,), V, K, width=10), "even number times num_heads"),
+        (
+            lambda: discrete.StateValue((3, 3, 1)).init(jax.random.key(0), jnp.zeros((2, 8))),
+            r"states must be \[..., 9\], .* got \(2, 8\)",
+        ),
     ],
 )
 def test_refusals(make, message):

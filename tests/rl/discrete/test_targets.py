@@ -158,6 +158,9 @@ def test_what_went_better_than_expected_is_imitated():
         (lambda a: targets.sample_weights(a, 0.1, "linear", lower=-2.0), "lower"),
         (lambda a: targets.solve_temperature(a, 3.0), "between 0 and log n"),
         (lambda a: targets.solve_temperature(a, 0.0), "between 0 and log n"),
+        (lambda a: targets.exact_target(a, a, 1.0), "prior must give some action"),
+        (lambda a: targets.exact_target(jnp.ones(3), a, 1.0), "shapes must be equal, got prior"),
+        (lambda a: targets.imitation_weights(a, jnp.ones(3)), "shapes must be equal, got returns"),
     ],
 )
 def test_bad_input_is_refused(call, message):

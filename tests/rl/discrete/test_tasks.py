@@ -119,6 +119,13 @@ def test_a_table_of_the_wrong_size_is_refused(table):
         tasks.table_task("x", table, vocab=2, length=3)
 
 
+def test_no_tokens_and_no_table_of_rewards_are_refused():
+    with pytest.raises(ValueError, match="vocab and length must be at least 1, got 0 and 3"):
+        tasks.table_task("x", np.zeros(0), vocab=0, length=3)
+    with pytest.raises(ValueError, match=r"token_rewards must be \[K, V\]"):
+        tasks.product(np.ones(3))
+
+
 def test_rewards_are_traced():
     task = tasks.parity(4)
     jitted = jax.jit(task.reward)
