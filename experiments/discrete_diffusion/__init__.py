@@ -109,6 +109,8 @@ class Config:
         for name, bound in least.items():
             if getattr(self, name) < bound:
                 raise ValueError(f"{name} must be at least {bound}, got {getattr(self, name)}")
+        if not 0 <= self.seed < 2**31 - 2000:
+            raise ValueError(f"seed must be at least 0 and below 2^31 - 2000, got {self.seed}")
         if self.batch % 8:
             raise ValueError(f"batch must be a multiple of 8, got {self.batch}")
         if self.rewards < self.evaluations * self.batch:

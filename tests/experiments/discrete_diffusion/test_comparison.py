@@ -202,6 +202,8 @@ def test_unknown_names_are_refused_before_anything_is_written(tmp_path, options,
     "options",
     [
         {"batch": 12},
+        {"seed": -1},
+        {"seed": 2**70},
         {"rewards": 10},
         {"learning_rates": ()},
         {"learning_rates": (float("nan"), 1e-3)},
