@@ -3,8 +3,8 @@
 A simulator is the truth. A corpus of its sequences is measured with noise; an oracle that is the
 reward and another that only judges learn from halves of it; a diffusion, a policy that writes from
 left to right and one of independent bases are pre-trained on all of it. Every method then has the
-same calls of the first oracle. Seeds are those of the fine-tuning: corpus, oracles and pre-trained
-policies are common.
+same calls of the first oracle, but for SVDD, which cannot do with so few. Seeds are those of the
+fine-tuning: corpus, oracles and pre-trained policies are common.
 """
 
 import dataclasses
@@ -39,8 +39,12 @@ REFERENCE = 0.01
 700,000 would be a handful here."""
 DRAWS = 640
 """Sequences that are judged of every method and seed, as published."""
+CANDIDATES = 10
+"""Of a step of SVDD at least, as published: a single one would be a plain draw."""
 BATCH = 256
 """Sequences of a step of fine-tuning."""
+BATCHES = {"DRAKES": 128}
+"""Where they are others: 32 times 4 as published, so that as many calls make more steps."""
 SETTINGS = (
     "seed",
     "dna_length",
@@ -136,8 +140,9 @@ def fine_tune(
     keys = [jax.random.fold_in(jax.random.key(seed), 1000 + i) for i in range(num_seeds)]
     course, lost = (np.zeros(0), np.zeros((0, num_seeds))), set[int]()
     if name in TRAINED:
-        num_steps = config.dna_calls // BATCH
-        calls = num_steps * BATCH
+        batch = BATCHES.get(name, BATCH)
+        num_steps = config.dna_calls // batch
+        calls = num_steps * batch
         try:
             ended = loop.run(
                 over_seeds(TRAINED[name](ground, rate, config), num_seeds),
@@ -151,7 +156,7 @@ def fine_tune(
             return Judged(gone, calls, course, np.zeros(64))
         records = logging.read_jsonl(folder / "metrics.jsonl")
         steps, rewards = logging.series(records, "reward/mean_seeds")
-        course, lost = (steps * BATCH, rewards), set(ended.frozen)
+        course, lost = (steps * batch, rewards), set(ended.frozen)
         draw = jax.jit(functools.partial(_draw, config, kind_of(name)))
         drawn = [
             draw(jax.tree.map(lambda x, i=i: x[i], ended.state.params), key)
@@ -284,7 +289,7 @@ def _drakes(ground: Ground, rate: float, config: Config) -> Algorithm:
         num_steps=config.dna_steps,
         num_grad_steps=-(-config.dna_steps * 50 // 128),
         batch=32,
-        num_batches=BATCH // 32,
+        num_batches=BATCHES["DRAKES"] // 32,
         learning_rate=rate,
     )
 
@@ -315,7 +320,7 @@ def _best_of_n(ground: Ground, config: Config) -> Choose:
 
 def _svdd(ground: Ground, config: Config) -> Choose:
     """Every candidate of every step is a call, and the ends are."""
-    number = max((config.dna_calls // DRAWS - 1) // config.dna_steps, 1)
+    number = max((config.dna_calls // DRAWS - 1) // config.dna_steps, CANDIDATES)
     calls = (number * config.dna_steps + 1) * DRAWS
     return _guide(discrete.svdd, ground, config, calls, num_candidates=number)
 

@@ -148,6 +148,8 @@ def _limits(ground: Ground, config: Config) -> tuple[str, ...]:
         f"{config.dna_corpus // 2:,} sequences.",
         "Corpus, oracles and pre-trained policy are common to all methods and seeds.",
         "Temperatures and prices are not tuned: 0.3 for FKL, else the methods' defaults.",
+        "SVDD has as many candidates at each step as published, ten at least, and more calls of "
+        "the oracle than the others where these do not suffice; rows and table say how many.",
         "The diffusion has convolutions; the autoregressive policy is a transformer of "
         f"{config.num_layers} layers of width {config.width}, pre-trained in as many steps.",
         f"Fine-tuned methods choose their learning rate of "

@@ -1,6 +1,7 @@
 """The study of regulatory DNA: calls are those that are made, and tuning sees no truth."""
 
 import dataclasses
+import pathlib
 import warnings
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ import pytest
 
 from experiments.discrete_diffusion import Config
 from experiments.discrete_diffusion.parts import dna
-from jaxlab.core import types
+from jaxlab.core import loop, types
 from jaxlab.rl import discrete
 from jaxlab.rl.discrete import DnaReport, Surrogate
 
@@ -56,6 +57,38 @@ def test_a_method_makes_as_many_calls_as_it_says(name, monkeypatch, plain):
     jax.effects_barrier()
     assert sum(calls) == told <= 1.2 * TINY.dna_calls
     assert tokens.shape == (32, 16) and 0 <= int(tokens.min()) <= int(tokens.max()) < 4
+
+
+def test_svdd_chooses_among_ten_candidates_however_few_calls_there_are(monkeypatch):
+    asked = {}
+    monkeypatch.setattr(discrete, "svdd", lambda *args, **options: asked.update(options))
+    ground = dna.Ground({"diffusion": ()}, None, None, None, {})
+    for steps, calls, number in ((16, 10_240, 10), (2, 64_000, 49)):
+        config = dataclasses.replace(TINY, dna_steps=steps, dna_calls=calls)
+        choose, told = dna.GUIDED["SVDD"](ground, config)
+        with pytest.raises(AttributeError):  # nothing was drawn
+            choose(jax.random.key(0))
+        assert asked["num_candidates"] == number
+        assert told == (number * steps + 1) * dna.DRAWS
+
+
+def test_drakes_learns_from_batches_of_the_published_size(monkeypatch):
+    """All its calls, in steps as small: 32 sequences at a time, four times."""
+    asked, ran = {}, {}
+
+    def stop(algorithm, key, **options):
+        ran.update(options)
+        raise loop.NonFiniteError("stopped")
+
+    monkeypatch.setattr(discrete, "drakes", lambda *args, **options: asked.update(options))
+    monkeypatch.setattr(dna, "over_seeds", lambda algorithm, num_seeds: algorithm)
+    monkeypatch.setattr(loop, "run", stop)
+    ground = dna.Ground({"diffusion": ()}, None, None, None, {})
+    for name, batch in (("DRAKES", 128), ("FKL", 256)):
+        monkeypatch.setitem(dna.TRAINED, "FKL", lambda *args: None)
+        judged = dna.fine_tune(name, 1e-3, TINY, 2, 0, ground, pathlib.Path())
+        assert judged.calls == 1280 == batch * ran["num_steps"]
+    assert asked["batch"] == 32 and asked["num_batches"] == 4
 
 
 def invented(reward, judge, activity):
