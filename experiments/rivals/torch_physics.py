@@ -185,7 +185,7 @@ def trainer(
     shape: tuple[int, int, int],
     num_steps: int,
     num_grad_steps: int,
-    reg_weight: float = 1e-2,
+    reg_weight: float = 5e-2,
     learning_rate: float = 1e-4,
 ) -> Callable[[], None]:
     """Makes a function that makes one update, as `physics.make_pirf` does by default."""

@@ -30,7 +30,8 @@ def precondition(network: Denoiser, *, sigma_data: float = SIGMA_DATA) -> Denois
         sigma_data: d, the data's standard deviation; 0.5 is kept for fields scaled to [-1, 1].
 
     Raises:
-        ValueError: if `sigma_data` is not positive, or x is narrower than float32.
+        ValueError: if `sigma_data` is not positive, x is narrower than float32, or the network
+            returns another shape than that of x.
 
     Source: EDM, table 1 and section 5.
     """
@@ -46,6 +47,8 @@ def precondition(network: Denoiser, *, sigma_data: float = SIGMA_DATA) -> Denois
         s = over(sigma, x)
         total = s**2 + sigma_data**2
         f = network(x * jax.lax.rsqrt(total), 0.25 * jnp.log(sigma))
+        if f.shape != x.shape:
+            raise ValueError(f"the network must keep the shape of x, {x.shape}, got {f.shape}")
         c_skip, c_out = sigma_data**2 / total, s * sigma_data * jax.lax.rsqrt(total)
         return c_skip * x + c_out * f.astype(x.dtype)
 

@@ -25,7 +25,8 @@ class Unet(nn.Module):
     """Maps images and a level of noise to images of the same shape.
 
     The encoder goes down a ladder of resolutions H, H/2, ..., the decoder up again, and is given
-    what the encoder saw at each rung. Parts of the decoder at the highest resolution are named
+    what the encoder saw at each rung. Gradients are reverse mode: `jax.jvp` does not pass its
+    convolutions. Parts of the decoder at the highest resolution are named
     `decoder_0_*`, `out_norm` and `out_conv`, those below `decoder_1_*` and so on.
 
     Attributes:
@@ -66,7 +67,7 @@ class Unet(nn.Module):
         Raises:
             ValueError: if sizes do not fit.
         """
-        self._check(x)
+        self._check(x, noise)
         emb = sines(jnp.atleast_1d(noise), self.channels)
         for i in range(2):
             emb = nn.silu(nn.Dense(4 * self.channels, kernel_init=_init, name=f"map_{i}")(emb))
@@ -103,9 +104,13 @@ class Unet(nn.Module):
         h = nn.silu(_norm(h, "out_norm"))
         return Conv(self.out, 3, SMALL, self.dtype, name="out_conv")(h).astype(x.dtype)
 
-    def _check(self, x: jax.Array) -> None:
+    def _check(self, x: jax.Array, noise: jax.Array) -> None:
         if x.ndim != 4:
             raise ValueError(f"x must be [B, H, W, C], got {x.shape}")
+        if jnp.shape(noise) not in ((), (1,), x.shape[:1]):
+            raise ValueError(f"noise must be a number or {x.shape[:1]}, got {jnp.shape(noise)}")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}")
         if self.channels < 4 or self.channels % 4 or not self.multiples:
             raise ValueError(
                 f"channels must be a multiple of 4 and multiples not empty, got {self.channels} "

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxlab.learning import settings as settings_lib
 from jaxlab.physics import elliptic, evolution, random_fields, spectral, stencils
 from jaxlab.physics.pde import Pde, in_pieces
 from jaxlab.physics.stencils import Region, first_difference, second_difference
@@ -27,7 +28,13 @@ def poisson() -> Pde:
 
 
 def helmholtz(k: float = 1.0) -> Pde:
-    """Makes Delta u + k^2 u = f, u = f = 0 on the edge; channels f and u."""
+    """Makes Delta u + k^2 u = f, u = f = 0 on the edge; channels f and u.
+
+    Raises:
+        ValueError: if k is not finite.
+    """
+    if not math.isfinite(k):
+        raise ValueError(f"k must be finite, got {k}")
     return _linear("Helmholtz", k**2, scale=(1.0 / 2.15, 1.0 / 0.028), edge_source=False)
 
 
@@ -78,7 +85,11 @@ def burgers(viscosity: float = 0.01) -> Pde:
     The second derivative is the first one's first, over four cells. "interior" leaves out the first
     and the last row; with the released operator, which pads by the edge's value, two columns at
     each side too. Nothing is prescribed at an edge: space is a ring.
+
+    Raises:
+        ValueError: if the viscosity is not positive.
     """
+    settings_lib.check({"viscosity": viscosity}, {"viscosity": settings_lib.POSITIVE})
 
     def residual(fields: jax.Array, *, region: Region, repo_exact: bool) -> jax.Array:
         u = fields[..., 0]
@@ -103,6 +114,8 @@ def burgers(viscosity: float = 0.01) -> Pde:
 
     def generate(key: jax.Array, num: int, size: int) -> jax.Array:
         factor = math.ceil(FINE / size)
+        if factor * size % 2:
+            raise ValueError(f"size must be even for Burgers' equation, got {size}")
 
         def draw(keys: jax.Array) -> jax.Array:
             u0 = random_fields.burgers_start(keys, factor * size)
@@ -131,7 +144,12 @@ def kolmogorov(reynolds: float = 1000.0, *, num_runs: int = 40, burn_in: float =
         reynolds: Re, 1000 in the paper on grids of 256; a grid of 64 resolves 100.
         num_runs: runs that the data are cut from.
         burn_in: time of each run before its first frame.
+
+    Raises:
+        ValueError: if a number is not positive.
     """
+    numbers = {"reynolds": reynolds, "num_runs": num_runs, "burn_in": burn_in}
+    settings_lib.check(numbers, dict.fromkeys(numbers, settings_lib.POSITIVE))
 
     def residual(fields: jax.Array, *, region: Region, repo_exact: bool) -> jax.Array:
         before, w, after = (fields[..., i] for i in range(3))

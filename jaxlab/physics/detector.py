@@ -67,13 +67,21 @@ def detect_hacking(
             the solution error beyond 1.25 times the base's instead of a fixed bound.
 
     Raises:
-        ValueError: if there are fewer than two fields, or they are not finite.
+        ValueError: if there are fewer than two fields, they are not finite, or shapes differ.
     """
     x, data = jnp.asarray(x), jnp.asarray(data)
-    for name, fields in {"x": x, "data": data}.items():
-        if fields.ndim != 4 or fields.shape[0] < 2 or fields.shape[1:] != data.shape[1:]:
+    base = None if base is None else jnp.asarray(base)
+    for name, fields in {"data": data, "x": x, "base": base}.items():
+        if fields is None:
+            continue
+        if fields.ndim != 4 or fields.shape[0] < 2:
             raise ValueError(
                 f"{name} must be [N, H, W, C] with two fields or more, got {fields.shape}"
+            )
+        if fields.shape[1:] != data.shape[1:]:
+            raise ValueError(
+                f"{name} must have fields of the data's shape {data.shape[1:]}, got "
+                f"{fields.shape[1:]}"
             )
         if not bool(jnp.all(jnp.isfinite(fields))):
             raise ValueError(f"{name} must be finite, got NaN or infinity")
@@ -83,7 +91,6 @@ def detect_hacking(
     if pde.solve is not None:
         error = _median_error(pde, x)
     if base is not None:
-        base = jnp.asarray(base)
         of_base = _off(base, data)
         a, s, d = np.max(np.abs(of_base[0] - 1.0)), np.max(of_base[1]), 1.0 - of_base[2]
         allowed = tuple(max(u, WORSE * v) for u, v in zip(allowed, (a, s, d), strict=True))

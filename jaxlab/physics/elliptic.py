@@ -30,8 +30,8 @@ def poisson_solve(f: Float[Array, "... S S"], k2: float = 0.0) -> Float[Array, "
     """
     size = _check_grid(f, "f")
     eigenvalues = spectral.laplacian_eigenvalues(size - 2, 1.0 / (size - 1)) + k2
-    if np.min(np.abs(eigenvalues)) < 1e-9 * np.max(np.abs(eigenvalues)):
-        raise ValueError(f"k2 must not be an eigenvalue of -Delta on this grid, got {k2}")
+    if not np.min(np.abs(eigenvalues)) >= 1e-9 * np.max(np.abs(eigenvalues)):
+        raise ValueError(f"k2 must be finite and no eigenvalue of -Delta on this grid, got {k2}")
     inner = _poisson_inner(f[..., 1:-1, 1:-1], eigenvalues)
     return _pad(inner)
 
@@ -55,7 +55,7 @@ def darcy_solve(
         with coefficients that are not positive.
 
     Raises:
-        ValueError: if shapes differ, or as `poisson_solve` does.
+        ValueError: if shapes differ, the tolerance is not positive, or as `poisson_solve` does.
     """
     size = _check_grid(a, "a")
     _check_grid(f, "f")
@@ -66,6 +66,8 @@ def darcy_solve(
         )
     if tolerance is None:
         tolerance = 1e-10 if a.dtype == jnp.float64 else 1e-5
+    if not tolerance > 0.0:
+        raise ValueError(f"tolerance must be positive, got {tolerance}")
     eigenvalues = spectral.laplacian_eigenvalues(size - 2, 1.0 / (size - 1))
     return jnp.vectorize(
         functools.partial(_conjugate_gradients, eigenvalues, tolerance),

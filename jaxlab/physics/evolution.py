@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Complex, Float
 
+from jaxlab.learning import settings as settings_lib
 from jaxlab.physics import spectral
 
 DRAG = 0.1
@@ -38,7 +39,7 @@ def burgers_solve(
         `[..., T, N]`, a row for each time.
 
     Raises:
-        ValueError: if N is odd, there is no step, or the dtype is narrower than float32.
+        ValueError: if N is odd, a number is out of range, or the dtype is narrower than float32.
 
     Source: ETDRK4 in Fourier space, Kassam and Trefethen 2005.
     """
@@ -47,6 +48,9 @@ def burgers_solve(
         raise ValueError(f"u0 must have an even number of points, got {num}")
     if num_times < 2:
         raise ValueError(f"num_times must be at least 2, got {num_times}")
+    numbers = {"viscosity": viscosity, "substeps": substeps, "horizon": horizon}
+    rules = dict.fromkeys(numbers, settings_lib.POSITIVE) | {"viscosity": settings_lib.NOT_NEGATIVE}
+    settings_lib.check(numbers, rules)
     _check_dtype(u0, "u0")
     k = 2.0 * np.pi * np.arange(num // 2 + 1)
     integrator = spectral.make_integrator(-viscosity * k**2, horizon / ((num_times - 1) * substeps))
@@ -89,8 +93,8 @@ def kolmogorov_rollout(
     Raises:
         ValueError: if a number is out of range, or the dtype is narrower than float32.
     """
-    if not reynolds > 0.0:
-        raise ValueError(f"reynolds must be positive, got {reynolds}")
+    numbers = {"reynolds": reynolds, "frame_step": frame_step, "max_step": max_step}
+    settings_lib.check(numbers, dict.fromkeys(numbers, settings_lib.POSITIVE))
     _check_dtype(w0, "w0")
     size = w0.shape[-1]
     if w0.ndim < 2 or w0.shape[-2] != size:

@@ -47,6 +47,8 @@ def trainable_mask(params: PyTree, layers: Layers | Callable[[str], bool]) -> Py
         return layers == "none" or top
 
     mask = jax.tree_util.tree_map_with_path(lambda path, _: tuned(_name(path)), params)
+    if not jax.tree.leaves(mask):
+        raise ValueError("params must hold weights, got none")
     if not any(jax.tree.leaves(mask)):
         names = sorted({_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)})
         raise ValueError(

@@ -91,6 +91,7 @@ def nearest_distance(x: Float[Array, "N ..."], data: Float[Array, "M ..."]) -> F
     return jnp.min(_distances(x, data), axis=1)
 
 
+@jax.jit
 def _distances(x: Float[Array, "N ..."], y: Float[Array, "M ..."]) -> Float[Array, "N M"]:
     def from_one(field: jax.Array) -> jax.Array:
         return jnp.sqrt(jnp.mean((y - field[None]) ** 2, axis=tuple(range(1, y.ndim))))

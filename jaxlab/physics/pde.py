@@ -1,5 +1,6 @@
 """A law of physics as a record: how its fields are scaled, its residual, its solver, its data."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -195,15 +196,17 @@ def own_pde(
 
     Args:
         name: what reports call it.
-        law: `law(fields [..., H, W, C]) -> [..., h, w]` in physical units, zero where it holds.
+        law: `law(fields [N, H, W, C]) -> [N, h, w]` in physical units, zero where it holds; in
+            `jax.numpy`, since gradients run through it.
         data: `[N, H, W, C]`, fields in physical units; only their range is used.
         channels: names; numbers without.
         margin: rows and columns at each side that "interior" leaves out, 0 for periodic fields.
-        boundary, solve, solution: see `Pde`.
+        boundary, solve, solution: see `Pde`; the functions are called with `[N, H, W, C]`.
 
     Raises:
-        ValueError: if the data are no finite batch of fields, a channel is constant, the names do
-            not fit, or the residual of the data is not finite or of another shape.
+        ValueError: if the data are no finite batch of fields, a channel is constant, the names, the
+            margin or the solver's channels do not fit, or the residual of the data is not finite,
+            of another shape, or not computed by JAX.
 
     Example:
         >>> step = 1 / 31
@@ -214,12 +217,21 @@ def own_pde(
     fields = np.asarray(data)
     if fields.ndim != 4 or not fields.size:
         raise ValueError(f"data must be [N, H, W, C], got {fields.shape}; add an axis for channels")
+    if fields.dtype.kind not in "fiu":
+        raise ValueError(f"data must be real numbers, got {fields.dtype}")
     if not np.all(np.isfinite(fields)):
         count = int(np.sum(~np.isfinite(fields)))
         raise ValueError(f"data must be finite, got {count} values that are not; leave them out")
     names = channels or tuple(str(i) for i in range(fields.shape[-1]))
     if len(names) != fields.shape[-1]:
         raise ValueError(f"channels must name {fields.shape[-1]} of them, got {names}")
+    if isinstance(margin, bool) or not isinstance(margin, int | np.integer) or margin < 0:
+        raise ValueError(f"margin must be an integer of at least 0, got {margin!r}")
+    if (solve is None) != (not solution):
+        given = "solution" if solve is None else "solve"
+        raise ValueError(f"a solver needs the channels it replaces, got {given} alone; give both")
+    if any(not 0 <= i < len(names) for i in solution):
+        raise ValueError(f"solution must name channels 0 to {len(names) - 1}, got {solution}")
     low, high = (f(fields.astype(np.float64), axis=(0, 1, 2)) for f in (np.min, np.max))
     if np.any(low == high):
         constant = names[int(np.argmax(low == high))]
@@ -227,7 +239,16 @@ def own_pde(
     scale = 2.0 / (high - low)
 
     def cropped(fields: jax.Array, *, region: Region, repo_exact: bool) -> jax.Array:
-        return stencils.crop(law(fields), region, rows=margin, columns=margin)
+        return stencils.crop(_batched(law, fields), region, rows=margin, columns=margin)
+
+    def solved(fields: jax.Array) -> jax.Array:
+        found = _batched(solve, fields)
+        if found.shape != fields.shape:
+            raise ValueError(
+                f"the solver must return fields of the shape it is given, {fields.shape}, got "
+                f"{found.shape}"
+            )
+        return found
 
     pde = Pde(
         name=name,
@@ -235,15 +256,24 @@ def own_pde(
         scale=tuple(map(float, scale)),
         offset=tuple(map(float, -1.0 - scale * low)),
         residual=cropped,
-        boundary=boundary,
-        solve=solve,
+        boundary=functools.partial(_batched, boundary) if boundary else None,
+        solve=solved if solve else None,
         solution=solution,
     )
-    left = law(jnp.asarray(fields[:1], jnp.result_type(float)))
-    if left.ndim != 3 or min(left.shape[1:]) <= 2 * margin:
+    two = jnp.asarray(fields[np.arange(2) % len(fields)], jnp.result_type(float))
+    try:
+        jax.eval_shape(law, two)
+    except jax.errors.JAXTypeError as error:
+        raise ValueError(
+            f"law must be written in jax.numpy, since gradients run through it, got "
+            f"{type(error).__name__}"
+        ) from None
+    left = law(two)
+    shape = np.shape(left)
+    if len(shape) != 3 or shape[0] != 2 or min(shape[1:]) <= 2 * margin:
         raise ValueError(
             f"law must return [N, h, w] with more than {2 * margin} rows and columns, got "
-            f"{left.shape} for one field; sum over equations, or make margin smaller"
+            f"{shape} for two fields; sum over equations, or make margin smaller"
         )
     if left.dtype not in (jnp.float32, jnp.float64):
         raise ValueError(
@@ -281,7 +311,8 @@ def check_data(
     """Says whether the residual of data is near zero, which a reward takes for granted.
 
     What "near" is has no unit: it is compared with fields that put the channels of one sample
-    beside those of the next, or, of a single channel, with fields whose rows are reversed.
+    beside those of another, half of the data away, since neighbors may be alike; or, of a single
+    channel, with fields whose rows are reversed.
 
     Raises:
         ValueError: if there are fewer than two fields, or their residual is not finite.
@@ -290,7 +321,8 @@ def check_data(
     if x.ndim != 4 or x.shape[0] < 2:
         raise ValueError(f"x must be [N, H, W, C] with two fields or more, got {x.shape}")
     if x.shape[-1] > 1:
-        mixed = jnp.concatenate([x[..., :1], jnp.roll(x[..., 1:], 1, axis=0)], axis=-1)
+        others = jnp.roll(x[..., 1:], x.shape[0] // 2, axis=0)
+        mixed = jnp.concatenate([x[..., :1], others], axis=-1)
     else:
         mixed = jnp.flip(x, axis=1)
     found = [
@@ -301,6 +333,12 @@ def check_data(
         raise ValueError("the residual of the data must be finite, got NaN or infinity")
     ratio = found[0] / found[1] if found[1] > 0.0 else 0.0
     return Check(found[0], found[1], ratio, ratio < LEAST_RATIO)
+
+
+def _batched(function: Callable[..., jax.Array], fields: Float[Array, "... H W C"]) -> jax.Array:
+    """Calls what is written for `[N, H, W, C]` on fields with any leading axes."""
+    found = function(fields.reshape(-1, *fields.shape[-3:]))
+    return found.reshape(*fields.shape[:-3], *found.shape[1:])
 
 
 def _scaling(pde: Pde, x: jax.Array) -> tuple[jax.Array, jax.Array]:

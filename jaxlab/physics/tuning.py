@@ -56,7 +56,7 @@ def make_tuning(
     *,
     layers: Layers | Callable[[str], bool] = "mask",
     regularizer: Regularizer = "l2",
-    reg_weight: float = 1e-2,
+    reg_weight: float = 5e-2,
     learning_rate: float = 1e-4,
     batch_size: int = 16,
     half_life: float = 50_000.0,

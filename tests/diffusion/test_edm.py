@@ -116,6 +116,8 @@ def test_preconditioning_by_hand():
         edm.precondition(network)(jnp.zeros((2, 1), jnp.bfloat16), 1.0)
     with pytest.raises(ValueError, match=r"leading axes of x, got \(2,\) for \(3, 2, 2, 1\)"):
         edm.precondition(network)(jnp.asarray(x), jnp.ones(2))
+    with pytest.raises(ValueError, match=r"shape of x, \(3, 2, 2, 2\), got \(3, 2, 2, 1\)"):
+        edm.precondition(lambda x, s: x[..., :1])(jnp.zeros((3, 2, 2, 2)), 1.0)
 
 
 def test_gaussian_denoiser_and_its_loss(x64):

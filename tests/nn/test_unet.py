@@ -191,5 +191,9 @@ def test_what_does_not_fit_is_named():
         init(jax.random.key(0), jnp.zeros((4, 4, 3)), jnp.zeros(1))
     with pytest.raises(ValueError, match=r"divisible by 2, got \(5, 4\)"):
         init(jax.random.key(0), jnp.zeros((1, 5, 4, 3)), jnp.zeros(1))
+    with pytest.raises(ValueError, match=r"noise must be a number or \(3,\), got \(2,\)"):
+        init(jax.random.key(0), jnp.zeros((3, 4, 4, 3)), jnp.zeros(2))
+    with pytest.raises(ValueError, match=r"dropout must lie in \[0, 1\), got 1.5"):
+        nn.Unet(2, 4, dropout=1.5).init(jax.random.key(0), jnp.zeros((1, 4, 4, 3)), jnp.zeros(1))
     with pytest.raises(ValueError, match="channels must be a multiple of 4"):
         nn.Unet(2, 6).init(jax.random.key(0), jnp.zeros((1, 4, 4, 3)), jnp.zeros(1))

@@ -66,6 +66,8 @@ def test_norms_of_the_residual_and_of_sensors():
         guidance.residual_norm(LAW, norm="l2")
     with pytest.raises(ValueError, match="zeta must be finite and not negative, got -1"):
         guidance.guided_sample(linear(1.0), x, sensors, zeta=-1.0)
+    with pytest.raises(ValueError, match="post_steps must be an integer of at least 0, got 1.5"):
+        guidance.guided_sample(linear(1.0), x, sensors, zeta=1.0, post_steps=1.5)
 
 
 def test_gradients_without_conflict_are_those_of_config():
@@ -148,12 +150,10 @@ def test_rivals_are_tuned_by_the_same_step():
             regularizer="off",
             combine=combine,
         )
-        state = tune.init(jax.random.key(3))
-        new, metrics = jax.jit(tune.step)(state)
+        new, metrics = jax.jit(lambda key, tune=tune: tune.step(tune.init(key)))(jax.random.key(3))
         key = jax.random.split(jax.random.key(3))[1]
-        jacobian = jax.jacobian(lambda p, key=key, o=objective: jnp.stack(o(key, p, p)[0]))(
-            jnp.ones(2)
-        )
+        losses = lambda p, key=key, o=objective: jnp.stack(o(key, p, p)[0])  # noqa: E731
+        jacobian = jax.jit(jax.jacobian(losses))(jnp.ones(2))
         expected = jnp.sum(jacobian, axis=0)
         if combine:
             expected = combine([{"x": jacobian[0]}, {"x": jacobian[1]}])["x"]
@@ -171,7 +171,7 @@ def test_projection_is_orthogonal_and_lands_on_the_law(x64):
         return jnp.concatenate([physics.residual(LAW, z).ravel(), LAW.boundary(fields).ravel()])
 
     jacobian = np.asarray(
-        jax.jacobian(lambda z: constraint(z.reshape(6, 6, 2)))(jnp.asarray(x).ravel())
+        jax.jit(jax.jacobian(lambda z: constraint(z.reshape(6, 6, 2))))(jnp.asarray(x).ravel())
     )
     expected = x.ravel() - np.linalg.pinv(jacobian) @ np.asarray(constraint(x))
     found = jax.jit(

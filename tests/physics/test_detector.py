@@ -95,6 +95,12 @@ def test_detector_passes_data_and_names_what_each_hack_leaves(fields):
 def test_detector_refuses_what_it_cannot_compare(fields):
     with pytest.raises(ValueError, match="x must be .* two fields or more, got"):
         physics.detect_hacking(LAW, fields[:1], fields)
+    with pytest.raises(ValueError, match=r"shape \(16, 16, 2\), got \(8, 8, 2\)"):
+        physics.detect_hacking(LAW, fields[:4, :8, :8], fields)
+    with pytest.raises(ValueError, match="base must be finite"):
+        physics.detect_hacking(LAW, fields[:2], fields, base=fields * np.nan)
+    with pytest.raises(ValueError, match="base must have fields of the data's shape"):
+        physics.detect_hacking(LAW, fields[:2], fields, base=fields[:, :8])
     with pytest.raises(ValueError, match="x must be finite"):
         physics.detect_hacking(LAW, fields[:2] * np.nan, fields)
 

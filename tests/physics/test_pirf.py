@@ -324,3 +324,7 @@ def test_wrong_settings_are_named(given, message, loaded):
         tune(loaded, **given)
     with pytest.raises(ValueError, match=r"shape must be \(H, W, 2\) for Poisson, got \(8, 8, 3\)"):
         physics.make_pirf(LAW, NETWORK.apply, loaded, (8, 8, 3))
+    with pytest.raises(ValueError, match=r"shape must be \(H, W, 2\) for Poisson, got 8"):
+        physics.make_pirf(LAW, NETWORK.apply, loaded, 8)
+    with pytest.raises(ValueError, match="params must hold weights, got none"):
+        physics.make_pirf(LAW, NETWORK.apply, {}, (8, 8, 2))

@@ -49,7 +49,7 @@ def test_exact_data_obey_the_law_inside_and_not_at_a_padded_edge(name):
 
 
 def test_floors_of_the_nonlinear_laws():
-    """Published digits at 32 points, to the spread over 64 fields; the flow at 64 is below 0.02."""
+    """Published digits at 32 points, to the spread over 64 fields."""
     for name, floor, inside in [("darcy", 1.2, None), ("burgers", 0.013, 1.1e-2)]:
         left = double(name, data(name), region="all", repo_exact=True)
         each = np.mean(left**2, axis=(1, 2))
@@ -174,9 +174,11 @@ def test_a_thresholded_coefficient_has_no_gradient():
     x = jnp.asarray(data("darcy")[:2])
     given = {"region": "all", "bc_weight": 0.0}
     slope = {
-        exact: jax.grad(
-            lambda z, exact=exact: jnp.sum(
-                physics.reward(LAWS["darcy"], z, repo_exact=exact, **given)
+        exact: jax.jit(
+            jax.grad(
+                lambda z, exact=exact: jnp.sum(
+                    physics.reward(LAWS["darcy"], z, repo_exact=exact, **given)
+                )
             )
         )(x)
         for exact in (True, False)
@@ -268,8 +270,61 @@ def test_own_data_are_looked_at(change, message):
         physics.own_pde("mine", lambda z: z[..., 0], change(x))
     with pytest.raises(ValueError, match="residual of the data must be finite"):
         physics.own_pde("mine", lambda z: jnp.log(z[..., 0]), x)
-    with pytest.raises(ValueError, match=r"law must return \[N, h, w\]"):
-        physics.own_pde("mine", lambda z: z, x)
+
+
+def own(law=lambda z: z[..., 0], num=3, **given):
+    x = np.random.default_rng(0).normal(size=(num, 12, 12, 2)).astype(np.float32)
+    return physics.own_pde("mine", law, x, **given)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"law": lambda z: z}, r"law must return \[N, h, w\]"),
+        ({"law": lambda z: z[0], "margin": 0}, r"got \(12, 12, 2\) for two fields"),
+        ({"law": lambda z: (z, z)}, r"law must return \[N, h, w\]"),
+        ({"law": lambda z: np.sin(np.asarray(z[..., 0]))}, "law must be written in jax.numpy"),
+        ({"margin": -1}, "margin must be an integer of at least 0, got -1"),
+        ({"solve": lambda z: z}, "a solver needs the channels it replaces, got solve alone"),
+        ({"solution": (1,)}, "got solution alone; give both"),
+        ({"solve": lambda z: z, "solution": (2,)}, r"channels 0 to 1, got \(2,\)"),
+    ],
+)
+def test_own_laws_are_looked_at(given, message):
+    with pytest.raises(ValueError, match=message):
+        own(**given)
+
+
+def test_own_functions_see_batches():
+    """One field, or two leading axes, are a batch to what a user writes; so are solvers' fields."""
+    x = jax.random.normal(jax.random.key(0), (2, 3, 12, 12, 2))
+    mine = own(
+        lambda z: z[:, :, :, 0] * jnp.arange(12.0)[None, :, None],
+        boundary=lambda z: z[:, 0, :, 1],
+        solve=lambda z: z.at[:, :, :, 1].set(0.0),
+        solution=(1,),
+    )
+    flat = x.reshape(6, 12, 12, 2)
+    for fields in (x, x[0, 0]):
+        found = physics.reward(mine, fields)
+        wanted = physics.reward(mine, flat)[: found.size].reshape(found.shape)
+        np.testing.assert_allclose(found, wanted, rtol=1e-6)
+    assert not np.any(mine.solve(x)[..., 1]) and np.any(mine.solve(x)[..., 0])
+    wrong = own(solve=lambda z: z[..., 0], solution=(1,))
+    with pytest.raises(ValueError, match=r"\(6, 12, 12, 2\), got \(6, 12, 12\)"):
+        physics.solution_error(wrong, flat)
+
+
+def test_neighbors_in_time_are_no_strangers():
+    """Windows of one wave that differ little from the next: u = 2 f, up to 1 %."""
+    rng = np.random.default_rng(0)
+    phase = np.linspace(0.0, 3.0, 64)[:, None, None] + np.arange(12)[:, None] + np.arange(12)
+    f = np.sin(phase)
+    u = 2.0 * f + 0.02 * rng.normal(size=f.shape)
+    fields = np.stack([f, u], axis=-1).astype(np.float32)
+    mine = physics.own_pde("mine", lambda z: z[..., 1] - 2.0 * z[..., 0], fields)
+    check = physics.check_data(mine, physics.normalize(mine, jnp.asarray(fields)))
+    assert check.obeys and check.ratio < 1e-3
 
 
 def test_wrong_calls_are_named():
@@ -288,5 +343,16 @@ def test_wrong_calls_are_named():
         physics.reward(law, x, bc_weight=-1.0)
     with pytest.raises(ValueError, match="num must be an integer of at least 1, got 0"):
         physics.make_dataset(law, jax.random.key(0), 0, 8)
+    for size in (43, 129):
+        with pytest.raises(ValueError, match=f"size must be even for Burgers' .*, got {size}"):
+            physics.make_dataset(LAWS["burgers"], jax.random.key(0), 1, size)
+    for make, message in (
+        (lambda: physics.kolmogorov(-1.0), "reynolds must be positive, got -1"),
+        (lambda: physics.kolmogorov(1.0, num_runs=0), "num_runs must be positive, got 0"),
+        (lambda: physics.burgers(0.0), "viscosity must be positive, got 0"),
+        (lambda: physics.helmholtz(np.nan), "k must be finite, got nan"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make()
     with pytest.raises(ValueError, match="size must be an integer of at least 4, got 3"):
         physics.make_dataset(law, jax.random.key(0), 1, 3)

@@ -56,9 +56,9 @@ def test_darcy_of_a_manufactured_solution_and_of_a_constant(x64):
         u = np.sin(pi * x) * np.sin(pi * y)
         u_x, u_y = pi * np.cos(pi * x) * np.sin(pi * y), pi * np.sin(pi * x) * np.cos(pi * y)
         f = 2 * pi**2 * a * u - a_x * u_x - a_y * u_y
-        found = physics.darcy_solve(jnp.asarray(a), jnp.asarray(f))
+        found = jax.jit(physics.darcy_solve)(jnp.asarray(a), jnp.asarray(f))
         assert np.max(np.abs(found - u)) == pytest.approx(error, rel=5e-3)
-    flat = physics.darcy_solve(jnp.full((129, 129), 3.0), jnp.ones((129, 129)))
+    flat = jax.jit(physics.darcy_solve)(jnp.full((129, 129), 3.0), jnp.ones((129, 129)))
     assert float(flat[64, 64]) == pytest.approx(0.0245571, abs=2e-6)  # error 3e-7 h^2-small
 
 
@@ -67,7 +67,8 @@ def test_darcy_of_cells_against_a_sparse_direct_solve(x64):
     with jax.enable_x64(True):
         field = random_fields.grf2d(jax.random.split(jax.random.key(1), 2), 16)
     a = np.where(np.asarray(field) > 0.0, 12.0, 3.0)
-    found = physics.darcy_solve_cells(jnp.asarray(np.concatenate([a, 0.0 * a[:1]])))
+    both = jnp.asarray(np.concatenate([a, 0.0 * a[:1]]))
+    found = jax.jit(physics.darcy_solve_cells)(both)
     to_nodes, to_cells = elliptic.splines(16)
     for i in range(2):
         c = np.clip(to_nodes @ a[i] @ to_nodes.T, 3.0, 12.0)
@@ -258,6 +259,14 @@ def test_solvers_refuse_what_they_cannot_solve():
         physics.poisson_solve(f[:, :7])
     with pytest.raises(ValueError, match="eigenvalue"):
         physics.poisson_solve(f, -float(spectral.laplacian_eigenvalues(6, 1 / 7)[2, 3]))
+    with pytest.raises(ValueError, match="k2 must be finite"):
+        physics.poisson_solve(f, float("nan"))
+    with pytest.raises(ValueError, match="tolerance must be positive, got 0"):
+        physics.darcy_solve(f, f, tolerance=0.0)
+    with pytest.raises(ValueError, match="substeps must be positive, got 0"):
+        physics.burgers_solve(f, substeps=0)
+    with pytest.raises(ValueError, match="max_step must be positive, got 0"):
+        physics.kolmogorov_rollout(f, reynolds=1.0, num_frames=2, max_step=0.0)
     with pytest.raises(ValueError, match="one shape and dtype"):
         physics.darcy_solve(f, f[None])
     with pytest.raises(ValueError, match="even number of points, got 7"):
