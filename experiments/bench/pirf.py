@@ -164,7 +164,7 @@ def gradient_error(unet: nn.Unet, params: Any, shape: tuple[int, int, int]) -> f
         torch_physics.fields(network, given, num_steps=5, num_grad_steps=2)
     ).backward()
     theirs = torch_physics.gradients(network)
-    wanted = flax.traverse_util.flatten_dict(ours["params"], sep="/")
+    wanted: dict[str, Any] = flax.traverse_util.flatten_dict(ours["params"], sep="/")
     pairs = [(theirs[name], x) for name, x in wanted.items() if x is not None]
     flat = [jnp.concatenate([jnp.ravel(pair[i]) for pair in pairs]) for i in range(2)]
     return timing.deviation(*flat)

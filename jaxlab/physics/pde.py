@@ -241,15 +241,6 @@ def own_pde(
     def cropped(fields: jax.Array, *, region: Region, repo_exact: bool) -> jax.Array:
         return stencils.crop(_batched(law, fields), region, rows=margin, columns=margin)
 
-    def solved(fields: jax.Array) -> jax.Array:
-        found = _batched(solve, fields)
-        if found.shape != fields.shape:
-            raise ValueError(
-                f"the solver must return fields of the shape it is given, {fields.shape}, got "
-                f"{found.shape}"
-            )
-        return found
-
     pde = Pde(
         name=name,
         channels=names,
@@ -257,7 +248,7 @@ def own_pde(
         offset=tuple(map(float, -1.0 - scale * low)),
         residual=cropped,
         boundary=functools.partial(_batched, boundary) if boundary else None,
-        solve=solved if solve else None,
+        solve=functools.partial(_solved, solve) if solve else None,
         solution=solution,
     )
     two = jnp.asarray(fields[np.arange(2) % len(fields)], jnp.result_type(float))
@@ -339,6 +330,23 @@ def _batched(function: Callable[..., jax.Array], fields: Float[Array, "... H W C
     """Calls what is written for `[N, H, W, C]` on fields with any leading axes."""
     found = function(fields.reshape(-1, *fields.shape[-3:]))
     return found.reshape(*fields.shape[:-3], *found.shape[1:])
+
+
+def _solved(
+    solve: Callable[[jax.Array], jax.Array], fields: Float[Array, "... H W C"]
+) -> jax.Array:
+    """Calls a user's solver.
+
+    Raises:
+        ValueError: if it returns another shape than that of the fields.
+    """
+    found = _batched(solve, fields)
+    if found.shape != fields.shape:
+        raise ValueError(
+            f"the solver must return fields of the shape it is given, {fields.shape}, got "
+            f"{found.shape}"
+        )
+    return found
 
 
 def _scaling(pde: Pde, x: jax.Array) -> tuple[jax.Array, jax.Array]:
