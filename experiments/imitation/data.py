@@ -44,11 +44,14 @@ def make_source(config: Config, name: str) -> Source:
     """Records the pendulum, or reads files: those of a task, or one's own (`OWN`).
 
     Raises:
-        ValueError: if files are unsound, or fewer episodes are in them than are asked for.
+        ValueError: if files are unsound, fewer episodes are in them than are asked for, or the
+            pendulum's logs cannot be of six qualities in equal shares.
         FileNotFoundError: if there is no such file.
     """
     key = jax.random.key(config.seed)
     if name == "pendulum":
+        if config.log_episodes % len(QUALITIES):
+            raise ValueError(f"log_episodes must be a multiple of 6, got {config.log_episodes}")
         task, title = imitation.gaussian_pendulum(), "Gaussian pendulum"
         expert = imitation.record(
             jax.random.fold_in(key, 1),
@@ -56,7 +59,7 @@ def make_source(config: Config, name: str) -> Source:
             envs.make_env(task, MOST),
             about={"policy": "pump_and_balance", "seed": config.seed},
         )
-        logs = _imperfect(jax.random.fold_in(key, 10), task, config.log_episodes // 6 * 6)
+        logs = _imperfect(jax.random.fold_in(key, 10), task, config.log_episodes)
     else:
         files, task_name, backend = _files(config, name)
         expert, logs = map(imitation.read_npz, files)
@@ -73,6 +76,8 @@ def make_source(config: Config, name: str) -> Source:
             f"{title} has observations of {env.obs_size} and actions of {env.action_size} numbers, "
             f"the demonstrations {expert.obs.shape[1]} and {expert.action.shape[1]}"
         )
+    if name == OWN:  # all of the expert's episodes, of which a comparison may take few
+        imitation.prepare(expert, logs)
     for kind, dataset in (("expert", expert), ("logs", logs)):
         if "time_limit" not in dataset.about:  # what the task says of it
             limited = dataset._replace(about={**dataset.about, "time_limit": env.time_limit})

@@ -103,6 +103,8 @@ def _limits(config: Config, source: Source) -> tuple[str, ...]:
         f"{config.policy_rate:g}, or the published one where that is larger; other rates are the "
         "published ones. The saddle points' penalty on gradients has the weight "
         f"{config.penalty_weight:g}.",
+        "There are no more features than transitions to learn them from, and a batch of theirs has "
+        "at least one transition for each four of them, also where methods' batches are smaller.",
         "ILID's and SMODICE's discriminators are trained before, for a tenth of the updates.",
         "Seeds share the expert's episodes and the features: their spread is that of training.",
     ]

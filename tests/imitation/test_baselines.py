@@ -184,7 +184,7 @@ def test_cloning_by_likelihood_matches_the_noise(linear, optax_promotes):
 
 SMALL = {"hidden": (8,), "batch_size": 32}
 METHODS = {
-    "bc": lambda d, p: imitation.make_bc(d, p, batch_size=32, orthogonality_weight=1e-4),
+    "bc": lambda d, p: imitation.make_bc(d, p, batch_size=32, orthogonality_weight=0.1),
     "bc_union": lambda d, p: imitation.make_bc(d, p, data="union", batch_size=32, noise_std=0.1),
     "value_dice": lambda d, p: imitation.make_value_dice(
         d, p, head="mlp", policy_learning_rate=1e-3, **SMALL
@@ -217,8 +217,15 @@ FIXED = ("count", "order", "weight")
 
 @pytest.fixture(scope="module")
 def program(linear):
-    """Demonstrations, policy, and two seeds of a method by its name, `init` and `step`."""
+    """Demonstrations, policy, and two seeds of a method by its name, `init` and `step`.
+
+    Every third row is a termination, as there are where there are no absorbing states.
+    """
     demos = imitation.prepare(linear[2], linear[3])
+    demos = demos._replace(
+        expert=demos.expert._replace(terminated=jnp.arange(200) % 3 == 0),
+        logs=demos.logs._replace(terminated=jnp.arange(500) % 3 == 0),
+    )
     policy = imitation.make_policy(4, 2, hidden=(8,))
 
     @functools.cache
@@ -243,6 +250,10 @@ def drawn(key, data):
     return jax.tree.map(lambda x: x[rows], data)
 
 
+def discount(rows):
+    return 0.99 * (1.0 - rows.terminated)
+
+
 def steepness(value, *inputs):
     """Norms of the gradient, row by row."""
 
@@ -263,7 +274,7 @@ def losses_of_bc(demos, policy, key, state):
 
     def cloning(params):
         fitted = -jnp.mean(policy.log_prob(params, x.obs, x.action))
-        return fitted + 1e-4 * imitation.orthogonality(params)
+        return fitted + 0.1 * imitation.orthogonality(params)
 
     return {"policy": cloning}
 
@@ -281,7 +292,7 @@ def losses_of_demodice(demos, policy, key, state):
 
     def advantage(params):
         r = reward(state.params["discriminator"], x.obs, x.action)
-        return r + 0.99 * forward(params, x.next_obs) - forward(params, x.obs)
+        return r + discount(x) * forward(params, x.next_obs) - forward(params, x.obs)
 
     def telling(params):
         p = jax.nn.sigmoid(forward(params, expert.obs, expert.action))
@@ -315,7 +326,7 @@ def losses_of_smodice(demos, policy, key, state, *, chi2=False):
 
     def error(params):
         r = jnp.log(told(x)) - jnp.log(1 - told(x))
-        return r + 0.99 * forward(params, x.next_obs) - forward(params, x.obs)
+        return r + discount(x) * forward(params, x.next_obs) - forward(params, x.obs)
 
     def dual(params):
         e = error(params)
@@ -381,8 +392,8 @@ def losses_of_iq_learn(demos, policy, key, state):
     def critic(params):
         actor = state.params["policy"]
         now, then = soft(key_now, params, actor, x.obs), soft(key_next, params, actor, x.next_obs)
-        r = forward(params, x.obs, x.action) - 0.99 * then
-        return -jnp.mean(r) + jnp.mean(now - 0.99 * then) + jnp.mean(r**2) / 2
+        r = forward(params, x.obs, x.action) - discount(x) * then
+        return -jnp.mean(r) + jnp.mean(now - discount(x) * then) + jnp.mean(r**2) / 2
 
     def acting(params):
         return -jnp.mean(soft(key_act, state.params["critic"], params, x.obs))

@@ -238,7 +238,7 @@ def test_unsound_data_are_refused_in_one_line(logs, tmp_path):
         imitation.read_npz(tmp_path / "bad.npz", time_limit="long")
     (tmp_path / "text.npz").write_text("obs,action\n")
     np.savez(tmp_path / "objects.npz", obs=np.asarray([None, {}], object))
-    for name, message in (("text.npz", "npz|plain arrays"), ("objects.npz", "plain arrays")):
+    for name, message in (("text.npz", "is no npz file"), ("objects.npz", "plain arrays")):
         with pytest.raises(ValueError, match=message):
             imitation.read_npz(tmp_path / name)
     with pytest.raises(FileNotFoundError):

@@ -212,6 +212,34 @@ def test_first_step_is_value_dice_by_hand(demos, optax_promotes):
     compare_slopes(head, None, policy, state, after, draws, (key_act, key_between), 3.0, 0.2, 0.1)
 
 
+def test_other_starts_and_another_divergence(demos, optax_promotes):
+    """Episodes from the expert's first states, and chi2's conjugate, in NumPy."""
+    policy = imitation.make_policy(4, 2, hidden=(6,))
+    algorithm = imitation.make_value_dice(
+        demos,
+        policy,
+        head="mlp",
+        alpha=0.1,
+        divergence="chi2",
+        init_states="first",
+        batch_size=12,
+        hidden=(6, 6),
+    )
+    state = algorithm.init(jax.random.key(3))
+    _, metrics = jax.jit(algorithm.step)(state)
+    (expert, replay), key_act, _ = drawn(demos, state, 12)
+    key_start = jax.random.split(jax.random.split(state.key)[1], 5)[2]
+    start = demos.first_obs[jax.random.randint(key_start, (12,), 0, 8)]
+    pairs = imitation.draw_pairs(
+        key_act, lambda k, obs: policy.sample(k, state.params["policy"], obs), expert, replay, start
+    )
+    nu = [network(state.params["head"]["network"], *pair)[:, 0] for pair in pairs]
+    changes = [nu[0] - 0.99 * nu[1], nu[3] - 0.99 * nu[4]]
+    spread = [np.mean(np.maximum(y, -1.0) + np.maximum(y, -1.0) ** 2 / 2) for y in changes]
+    want = 0.9 * spread[0] + 0.1 * spread[1] - 0.9 * 0.01 * nu[2].mean() - 0.1 * changes[1].mean()
+    np.testing.assert_allclose(metrics["dual/objective"], want, atol=1e-5)
+
+
 def drawn(demos, state, size):
     """The batches of the first step, and its keys of actions and of points between."""
     _, key = jax.random.split(state.key)

@@ -59,10 +59,10 @@ def read_npz(
     if pathlib.Path(path).is_dir():
         raise ValueError(f"{path} is a folder; give an npz file in it")
     try:
-        file = np.load(path, allow_pickle=False)
-        if isinstance(file, np.ndarray):
-            raise EOFError
-        with file:
+        with pathlib.Path(path).open("rb") as stream:  # numpy would take other files for pickles
+            if not zipfile.is_zipfile(stream):
+                raise EOFError
+        with np.load(path, allow_pickle=False) as file:
             arrays = {str(name): file[name] for name in file.files}
     except (zipfile.BadZipFile, EOFError):
         raise ValueError(f"{path} is no npz file; write one with numpy.savez") from None

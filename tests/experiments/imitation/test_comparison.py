@@ -72,6 +72,11 @@ def test_own_files_are_judged_in_their_task(source, tmp_path):
     read = data.make_source(own, data.OWN)
     np.testing.assert_array_equal(read.expert.obs, source.expert.obs)
     assert read.title == "pendulum" and read.env.obs_size == 3
+    # Demonstrations that are not drawn are no logs either: they are what policies are judged by.
+    mixed = imitation.join([source.logs, imitation.take_episodes(source.expert, [9])])
+    np.savez(tmp_path / "mixed.npz", **imitation.to_npz(mixed))
+    with pytest.raises(ValueError, match="logs must not hold the expert's episodes, .* episode 9"):
+        data.make_source(dataclasses.replace(own, logs=str(tmp_path / "mixed.npz")), data.OWN)
     # Numbers of episodes that there are not are left out, and that is said; one is enough.
     few = dataclasses.replace(own, trajectories=(1, 4, 30))
     assert own.pieces == ("scores",) and data.counts(few, read) == (1, 4)
@@ -88,6 +93,8 @@ def test_own_files_are_judged_in_their_task(source, tmp_path):
     assert "returns stand for scores" in study._limits(alone, bare)[-1]
     with pytest.raises(ValueError, match="has observations of 2 and actions of 1 numbers"):
         data.make_source(dataclasses.replace(own, env="linear_quadratic"), data.OWN)
+    with pytest.raises(ValueError, match="log_episodes must be a multiple of 6, got 61"):
+        data.make_source(dataclasses.replace(SMALL, log_episodes=61), "pendulum")
     with pytest.raises(ValueError, match="trajectories must be at most 20"):
         data.make_source(dataclasses.replace(SMALL, trajectories=(21,)), "pendulum")
     with pytest.raises(FileNotFoundError, match="walker2d_v5_expert.npz .* make them by --parts"):
