@@ -81,8 +81,8 @@ class Config:
             )
         if not self.judged_steps or not 2 <= min(self.judged_steps) <= max(self.judged_steps) < 512:
             raise ValueError(f"judged_steps must be 2 to 511, got {self.judged_steps}")
-        if self.size and self.size < 8:
-            raise ValueError(f"size must be at least 8, or 0, got {self.size}")
+        if self.size and (self.size < 8 or self.size % 2):
+            raise ValueError(f"size must be even and at least 8, or 0, got {self.size}")
         for name in ("learning_rate", "hold"):
             if not 0.0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")

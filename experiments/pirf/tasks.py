@@ -6,6 +6,7 @@ import importlib
 import pathlib
 import warnings
 import zipfile
+import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -177,8 +178,11 @@ def read_fields(file: str) -> np.ndarray:
         raise ValueError(
             f"{path} must hold an array named 'fields', got {', '.join(names) or 'an unnamed one'}"
         )
-    with kept:
-        fields = kept["fields"]
+    try:
+        with kept:
+            fields = kept["fields"]
+    except (OSError, ValueError, zlib.error, zipfile.BadZipFile):
+        raise ValueError(f"{path} must hold an array of numbers that can be read") from None
     if fields.dtype.kind not in "fiu" or fields.dtype.itemsize < 4:
         raise ValueError(
             f"fields must be float32 or float64, got {fields.dtype}; a residual amplifies rounding"

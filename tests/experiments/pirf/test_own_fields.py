@@ -11,6 +11,7 @@ from experiments.pirf import Config, study, tasks
 
 MODULE = """
 import jax.numpy as jnp
+import numpy as np
 
 def slope(z):  # u = 2 f: the law of the fields below
     return z[..., 1] - 2.0 * z[..., 0]
@@ -20,6 +21,9 @@ def doubled(z):
 
 def half(z):
     return slope(z).astype(jnp.bfloat16)
+
+def by_numpy(z):
+    return np.gradient(np.asarray(slope(z)), axis=1)
 
 def infinite(z):
     return slope(z) / 0.0
@@ -105,6 +109,7 @@ def test_fields_that_are_refused(change, message, tmp_path, module):
         ("my_law:slop", "my_law has no function 'slop' for the residual"),
         ("my_law:number", "my_law has no function 'number' for the residual"),
         ("my_law:half", "law must return float32 or float64, got bfloat16"),
+        ("my_law:by_numpy", "law must be written in jax.numpy"),
         ("my_law:infinite", "the residual of the data must be finite"),
         ("my_law:flat", r"law must return \[N, h, w\]"),
         ("my_law:broken", r"the residual my_law:broken failed .* RuntimeError\('no such law'\)"),
@@ -123,6 +128,15 @@ def test_files_that_are_none(tmp_path, module):
         tasks.read_fields(str(tmp_path / "text.npz"))
     with pytest.raises(ValueError, match="must hold an array named 'fields', got x"):
         tasks.own_task(given(tmp_path, fields(), name="x"))
+    np.savez(tmp_path / "objects.npz", fields=np.array([{}, None], object))
+    with pytest.raises(ValueError, match="objects.npz must hold an array of numbers"):
+        tasks.read_fields(str(tmp_path / "objects.npz"))
+    np.savez(tmp_path / "torn.npz", fields=fields())
+    whole = bytearray((tmp_path / "torn.npz").read_bytes())
+    whole[len(whole) // 2] ^= 255
+    (tmp_path / "torn.npz").write_bytes(whole)
+    with pytest.raises(ValueError, match="torn.npz must hold an array of numbers"):
+        tasks.read_fields(str(tmp_path / "torn.npz"))
     np.save(tmp_path / "one.npy", fields())
     with pytest.raises(ValueError, match="named 'fields', got an unnamed one"):
         tasks.read_fields(str(tmp_path / "one.npy"))

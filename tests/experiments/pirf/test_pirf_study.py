@@ -153,6 +153,8 @@ def test_wrong_settings_are_named(tmp_path):
         study.run(Config(sensors=256), tmp_path)
     with pytest.raises(ValueError, match="num_grad_steps must be at most num_steps, got 30 of 20"):
         Config(num_grad_steps=30)
+    with pytest.raises(ValueError, match="size must be even and at least 8, or 0, got 15"):
+        Config(size=15)
     with pytest.raises(ValueError, match="hold must be positive and finite, got 0"):
         Config(hold=0.0)
     with pytest.raises(ValueError, match="own fields need data and residual, got data alone"):
