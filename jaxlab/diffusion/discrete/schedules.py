@@ -125,8 +125,10 @@ def low_discrepancy_steps(key: jax.Array, batch: int, num_steps: int) -> Int[Arr
 
 
 def _check_steps(num_steps: int) -> None:
-    if num_steps < 1 or num_steps != int(num_steps):
-        raise ValueError(f"num_steps must be at least 1 and an integer, got {num_steps}")
+    if num_steps < 1:
+        raise ValueError(f"num_steps must be at least 1, got {num_steps}")
+    if num_steps != int(num_steps):
+        raise ValueError(f"num_steps must be an integer, got {num_steps}")
 
 
 def _spread(key: jax.Array, batch: int) -> Array:

@@ -331,8 +331,10 @@ def check_minibatches(batch: int, num_minibatches: int) -> None:
 def check_counts(**counts: int) -> None:
     """Refuses counts that are no integers from 1 on, each with its name, with a ValueError."""
     for name, count in counts.items():
-        if count < 1 or count != int(count):
-            raise ValueError(f"{name} must be at least 1 and an integer, got {count}")
+        if count < 1:
+            raise ValueError(f"{name} must be at least 1, got {count}")
+        if count != int(count):
+            raise ValueError(f"{name} must be an integer, got {count}")
 
 
 def check_denoiser(policy: Policy) -> None:

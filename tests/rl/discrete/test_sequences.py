@@ -187,7 +187,7 @@ def test_settings_are_swept_in_one_program():
         ({"num_steps": 0}, "num_steps"),
         ({"batch": 1}, "batch"),
         ({"batch": 3, "num_batches": 1}, "at least 4 sequences"),
-        ({"count": 1.5}, "count must be at least 1 and an integer"),
+        ({"count": 1.5}, "count must be an integer, got 1.5"),
         ({"target_kl": 9.0}, "target_kl"),
         ({"temperature": -1.0}, "temperature"),
         ({"noise": "on_policy", "count": 9}, "count"),
