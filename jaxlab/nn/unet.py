@@ -101,7 +101,7 @@ class Unet(nn.Module):
                 joined = jnp.concatenate([h, seen.pop()], axis=-1)
                 width = self.multiples[level] * self.channels
                 h = block(joined, f"decoder_{level}_block_{i}", width, attends=attends)
-        h = nn.silu(_norm(h, "out_norm"))
+        h = _norm(h, "out_norm", silu=True)
         return Conv(self.out, 3, SMALL, self.dtype, name="out_conv")(h).astype(x.dtype)
 
     def _check(self, x: jax.Array, noise: jax.Array) -> None:
@@ -221,9 +221,9 @@ class ResidualBlock(nn.Module):
         def conv(x: jax.Array, name: str, size: int, width: int, factor: float = 1.0) -> jax.Array:
             return Conv(width, size, factor, self.dtype, name=name)(x)
 
-        h = conv(self._resample(nn.silu(_norm(x, "norm_0"))), "conv_0", 3, self.channels)
+        h = conv(self._resample(_norm(x, "norm_0", silu=True)), "conv_0", 3, self.channels)
         level = nn.Dense(self.channels, kernel_init=_init, name="level")(emb)
-        h = nn.silu(_norm(h + level.astype(h.dtype)[:, None, None, :], "norm_1"))
+        h = _norm(h + level.astype(h.dtype)[:, None, None, :], "norm_1", silu=True)
         h = nn.Dropout(self.dropout, deterministic=not train)(h)
         h = conv(h, "conv_1", 3, self.channels, SMALL)
         skip = x.astype(self.dtype)
@@ -260,31 +260,40 @@ class GroupNorm(nn.Module):
     """Normalizes groups of channels over all pixels, in float32 or wider.
 
     Moments are those of each channel, averaged over its group: sums over pixels alone are vectors
-    of channels, which takes half the time on a CPU, and less than that backward.
+    of channels, which takes half the time on a CPU, and less than that backward. For the gradient
+    only the features are kept; what lies between is computed again, which is faster than to store
+    several arrays of that size in a loop.
 
     Attributes:
         groups: Number of groups, a divisor of the channels.
+        silu: Whether x sigmoid(x) follows.
     """
 
     groups: int
+    silu: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
         size = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones_init(), (size,))
         bias = self.param("bias", nn.initializers.zeros_init(), (size,))
-        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        pixels = x.reshape(len(x), -1, size)
 
-        def of_groups(moment: jax.Array) -> jax.Array:
-            shared = jnp.mean(moment.reshape(len(x), self.groups, -1), axis=-1)
-            return jnp.repeat(shared, size // self.groups, axis=-1)
+        def normalized(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+            x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+            pixels = x.reshape(len(x), -1, size)
 
-        mean, square = (of_groups(jnp.mean(y, axis=1)) for y in (pixels, pixels**2))
-        # Rounding may leave a variance below zero.
-        slope = scale[None] * jax.lax.rsqrt(jnp.maximum(square - mean**2, 0.0) + EPSILON)
-        return x * slope[:, None, None] + (bias[None] - mean * slope)[:, None, None]
+            def of_groups(moment: jax.Array) -> jax.Array:
+                shared = jnp.mean(moment.reshape(len(x), self.groups, -1), axis=-1)
+                return jnp.repeat(shared, size // self.groups, axis=-1)
+
+            mean, square = (of_groups(jnp.mean(y, axis=1)) for y in (pixels, pixels**2))
+            # Rounding may leave a variance below zero.
+            slope = scale[None] * jax.lax.rsqrt(jnp.maximum(square - mean**2, 0.0) + EPSILON)
+            y = x * slope[:, None, None] + (bias[None] - mean * slope)[:, None, None]
+            return nn.silu(y) if self.silu else y
+
+        return jax.checkpoint(normalized, prevent_cse=False)(x, scale, bias)
 
 
-def _norm(x: jax.Array, name: str) -> jax.Array:
-    return GroupNorm(min(32, x.shape[-1] // 4), name=name)(x)
+def _norm(x: jax.Array, name: str, *, silu: bool = False) -> jax.Array:
+    return GroupNorm(min(32, x.shape[-1] // 4), silu, name=name)(x)

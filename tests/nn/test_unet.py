@@ -150,6 +150,23 @@ def test_gradient_of_a_convolution_is_that_of_xla(size, x64):
             np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
 
 
+def test_a_norm_keeps_its_features_alone_for_the_gradient():
+    """In a loop, where memory grows by one array a step; without its checkpoint by several."""
+    norm = unet.GroupNorm(2, silu=True)
+    x = jax.ShapeDtypeStruct((4, 16, 16, 8), jnp.float32)
+    params = jax.eval_shape(norm.init, jax.random.key(0), x)
+
+    def memory(num):
+        def loss(params, x):
+            last, _ = jax.lax.scan(lambda x, _: (norm.apply(params, x), None), x, length=num)
+            return jnp.sum(last**2)
+
+        compiled = jax.jit(jax.grad(loss)).lower(params, x).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert memory(40) - memory(20) <= 20 * 1.2 * 4 * math.prod(x.shape)
+
+
 def test_gradients_stop_at_the_top_of_the_decoder():
     """Those of its own weights are the same, all others zero."""
     network = nn.Unet(2, 4, (1, 1), 1, attention=())
