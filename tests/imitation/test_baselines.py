@@ -186,9 +186,6 @@ SMALL = {"hidden": (8,), "batch_size": 32}
 METHODS = {
     "bc": lambda d, p: imitation.make_bc(d, p, batch_size=32, orthogonality_weight=0.1),
     "bc_union": lambda d, p: imitation.make_bc(d, p, data="union", batch_size=32, noise_std=0.1),
-    "value_dice": lambda d, p: imitation.make_value_dice(
-        d, p, head="mlp", policy_learning_rate=1e-3, **SMALL
-    ),
     "demodice": lambda d, p: imitation.make_demodice(d, p, **SMALL),
     "smodice": lambda d, p: imitation.make_smodice(d, p, discriminator_steps=20, **SMALL),
     "smodice_chi2": lambda d, p: imitation.make_smodice(
