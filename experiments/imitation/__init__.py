@@ -130,7 +130,16 @@ PRESETS = {
         evaluations=1,
         episodes=8,
     ),
-    "cpu": Config(tasks=("half_cheetah",), also=("pendulum",)),
+    "cpu": Config(
+        tasks=("half_cheetah",),
+        also=("pendulum", "hopper_v5", "walker2d_v5"),
+        width=64,
+        pretraining=2000,
+        updates=8000,
+        batch=64,
+        evaluations=4,
+        episodes=2,
+    ),
     "gpu": Config(
         tasks=("half_cheetah",),
         features=1024,
