@@ -31,8 +31,9 @@ ON_DATA: dict[str, dict[str, Any]] = {
     "reward of D(x_t)": {"kind": "value"},
 }
 """Arguments of `residual_losses.residual_objective`; the last differs from PIRF in this alone."""
-CALLS = {"pidm_mean": 6, "pidm_sample": 9, "pbfm": 25, "value": 3}
-"""Passes through the network of an update, of which a backward one counts two."""
+CALLS = {"pidm_mean": 3, "pidm_sample": 6, "pbfm": 20, "value": 3}
+"""Passes through the network of an update, of which a backward one counts two; PBFM makes one for
+each of its losses."""
 ZETAS = (1e-4, 3e-4, 1e-3, 3e-3)
 """Lengths of a step of guidance."""
 GUIDED: dict[str, dict[str, Any]] = {

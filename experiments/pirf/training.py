@@ -20,6 +20,8 @@ def settings(config: Config, task: Task, name: str = "") -> dict[str, Any]:
     tuning = ("updates", "num_grad_steps", "batch", "learning_rate", "hold")
     tuned = name in (*methods.TUNED, *methods.ON_DATA)
     chosen = {n: getattr(config, n) for n in kept + (tuning if tuned else ())}
+    if tuned:
+        chosen["updates"] = methods.updates(name, config)
     given = (methods.TUNED | methods.ON_DATA | methods.GUIDED).get(name, {})
     return {**chosen, "task": task.about, "given": given}
 

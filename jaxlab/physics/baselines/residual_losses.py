@@ -99,9 +99,10 @@ def residual_objective(
                 pde, clean, region=region, bc_weight=bc_weight, repo_exact=repo_exact
             )
             return (-jnp.mean(reward),), {"tune/reward": jnp.mean(reward)}
-        fit = edm.loss(denoiser, y, noise, sigma)
+        clean = denoiser(x, sigma)
+        fit = edm.loss(lambda *_: clean, y, noise, sigma)
         num = {"pidm_mean": 1, "pidm_sample": 2, "pbfm": unroll}[kind]
-        left = squares(unrolled(denoiser, x, sigma, num))
+        left = squares(unrolled(denoiser, x, clean, sigma, num))
         if kind == "pbfm":
             penalty = jnp.mean(left)
         else:
@@ -113,19 +114,25 @@ def residual_objective(
 
 
 def unrolled(
-    denoiser: edm.Denoiser, x: Float[Array, "B ..."], sigma: Float[Array, " B"], num: int
+    denoiser: edm.Denoiser,
+    x: Float[Array, "B ..."],
+    clean: Float[Array, "B ..."],
+    sigma: Float[Array, " B"],
+    num: int,
 ) -> Float[Array, "B ..."]:
     """Returns the field that x becomes in `num` steps: Euler's down to the lowest level, then D.
 
-    One step is D(x, sigma). Levels fall geometrically; a sigma below the lowest level stays.
+    `clean` is D(x, sigma): one step ends there, and others begin with it. Levels fall
+    geometrically; a sigma below the lowest level stays.
     """
     low = jnp.minimum(sigma, edm.SIGMA_MIN)
     for i in range(num - 1):
         now = sigma * (low / sigma) ** (i / (num - 1))
         then = sigma * (low / sigma) ** ((i + 1) / (num - 1))
         ratio = edm.over(then / now, x)
-        x = ratio * x + (1.0 - ratio) * denoiser(x, now)
-    return denoiser(x, sigma if num == 1 else low)
+        x = ratio * x + (1.0 - ratio) * clean
+        clean = denoiser(x, then)
+    return clean
 
 
 def conflict_free(grads: Sequence[PyTree]) -> PyTree:

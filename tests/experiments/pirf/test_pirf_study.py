@@ -141,7 +141,8 @@ def test_values_of_data_are_those_of_the_whole_law(name):
 def test_rivals_make_as_many_passes_as_pirf():
     """N = 20, K = 6: 28 forward calls, then 11 forward and backward ones of 3 passes: 61."""
     assert methods.updates("PIRF", Config()) == 80
-    assert methods.updates("PIDM, mean", Config()) == 80 * 61 // 6
+    assert methods.updates("PIDM, mean", Config()) == 80 * 61 // 3
+    assert methods.updates("PIDM, sample", Config()) == 80 * 61 // 6
     assert methods.updates("reward of D(x_t)", Config()) == 80 * 61 // 3
     assert set(methods.CALLS) == {given["kind"] for given in methods.ON_DATA.values()}
 
