@@ -265,7 +265,7 @@ def assemble(
         summary=summary,
         paper=paper,
         interval_label=interval_label,
-        limits=tuple(limit for part in parts for limit in part.limits),
+        limits=tuple(dict.fromkeys(limit for part in parts for limit in part.limits)),
         opening=tuple(table for part in parts for table in part.opening),
     )
 
