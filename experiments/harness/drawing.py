@@ -4,9 +4,10 @@ Colors are told apart with any common color vision deficiency (Okabe and Ito's p
 is opened.
 """
 
+import itertools
 import pathlib
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import matplotlib
@@ -20,6 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.gridspec import SubplotSpec
 from matplotlib.text import Text
+from matplotlib.transforms import Bbox
 
 from experiments.harness import result
 
@@ -51,6 +53,19 @@ STYLE: dict[Any, Any] = {
     "savefig.facecolor": "white",
 }
 
+_PLACES = (
+    (6, 0, "left", "center"),
+    (4, -4, "left", "top"),
+    (4, 4, "left", "bottom"),
+    (0, 6, "center", "bottom"),
+    (0, -6, "center", "top"),
+    (-6, 0, "right", "center"),
+    (-4, -4, "right", "top"),
+    (-4, 4, "right", "bottom"),
+)
+"""Where a name may stand: its offset from the point in points, and what of it stands there."""
+NAME_SIZE = 7.5
+"""Of names beside points."""
 PHONE = 3.4
 """Width of a picture on a phone, inches."""
 _TALLEST = 2.6  # of a panel's axes on a phone, inches
@@ -92,6 +107,60 @@ def legend(figure: Figure) -> None:
         widths = [text.get_window_extent().width for text in made.get_texts()]
         for text, width in zip(made.get_texts(), widths, strict=True):
             _break(text, width, 0.98 * (max(widths) - beyond))
+
+
+def name_points(
+    axis: Axes,
+    points: Sequence[tuple[float, float, str]],
+    corners: Sequence[tuple[float, float]] = (),
+    others: Sequence[tuple[float, float]] = (),
+) -> None:
+    """Writes names beside points, each where it covers least of what is drawn.
+
+    Call it when the limits of the axis stand, as `save` does.
+
+    Args:
+        axis: where the points are.
+        points: x, y and name of each.
+        corners: of a line that names keep away from.
+        others: points without names.
+    """
+    figure = axis.figure
+    assert isinstance(figure, Figure)
+    renderer = figure.canvas.get_renderer()  # pyright: ignore[reportAttributeAccessIssue]
+    at = axis.transData.transform([(x, y) for x, y, _ in points] + [*others])
+    radius = 4.0 * figure.dpi / 72.0
+    taken = [Bbox.from_extents(x - radius, y - radius, x + radius, y + radius) for x, y in at]
+    for begin, end in itertools.pairwise(axis.transData.transform(c) for c in corners):
+        taken.append(Bbox([np.minimum(begin, end) - 2.0, np.maximum(begin, end) + 2.0]))
+    frame = axis.get_window_extent(renderer)
+    for x, y, name in points:
+        tried = []
+        for dx, dy, across, along in _PLACES:
+            text = axis.annotate(
+                name,
+                (x, y),
+                xytext=(dx, dy),
+                textcoords="offset points",
+                fontsize=NAME_SIZE,
+                ha=across,
+                va=along,
+            )
+            box = text.get_window_extent(renderer)
+            covered = sum(_common(box, other) for other in taken)
+            outside = box.width * box.height - _common(box, frame)
+            tried.append((covered + outside, len(tried), text, box))
+        *_, kept, box = min(tried, key=lambda one: one[:2])
+        taken.append(box)
+        for _, _, text, _ in tried:
+            if text is not kept:
+                text.remove()
+
+
+def _common(a: Bbox, b: Bbox) -> float:
+    """The area that two boxes share, in pixels."""
+    both = Bbox.intersection(a, b)
+    return 0.0 if both is None else float(both.width * both.height)
 
 
 def save(figure: Figure, path: pathlib.Path, labels: Callable[[], None] | None = None) -> None:

@@ -83,22 +83,24 @@ def pareto(found: Found, task: Task, config: Config, out: pathlib.Path) -> Figur
     with plt.rc_context(drawing.STYLE):
         figure, axes = drawing.panels(1, 1, height=4.6)
         figure.set_size_inches(8.2, 4.8)
-        axis, texts = axes[0][0], []
+        axis, texts, nameless = axes[0][0], [], []
         for label, (ink, names) in kinds.items():
-            for name in names:
-                if name not in found:
-                    continue
+            there = [name for name in names if name in found]
+            if there:
+                axis.plot([], [], "o", c=ink, label=label)
+            for name in there:
                 x = at(found, name, "spectrum", config).max(axis=1)
                 y = np.maximum(at(found, name, "interior", config), LEAST)
                 if not np.isfinite(np.mean(x)):
                     continue
                 flagged = np.any(at(found, name, "flags", config), axis=1)
                 hollow = flagged.mean() > 0.5
-                axis.plot(
-                    np.mean(x), np.mean(y), "o", c=ink, mfc="white" if hollow else ink, label=label
-                )
+                place = float(np.mean(x)), float(np.mean(y))
+                axis.plot(*place, "o", c=ink, mfc="white" if hollow else ink)
                 if name not in methods.GUIDED or name in named:
-                    texts.append((float(np.mean(x)), float(np.mean(y)), name))
+                    texts.append((*place, name))
+                else:
+                    nameless.append(place)
         axis.plot([], [], "o", c=drawing.MUTED, mfc="white", label="flagged in most runs")
         axis.set_xscale("log")
         axis.set_yscale("log")
@@ -110,20 +112,8 @@ def pareto(found: Found, task: Task, config: Config, out: pathlib.Path) -> Figur
         axis.set_xticks(ticks, [f"{t:g}" for t in ticks])
         axis.minorticks_off()
 
-        def labels() -> None:
-            for i, (x, y, name) in enumerate(sorted(texts, key=lambda one: -one[1])):
-                right = x * x > low * high
-                axis.annotate(
-                    name,
-                    (x, y),
-                    xytext=(-5 if right else 5, -9 if i % 2 else 3),
-                    textcoords="offset points",
-                    ha="right" if right else "left",
-                    fontsize=7,
-                )
-
         drawing.legend(figure)
-        drawing.save(figure, out / file, labels)
+        drawing.save(figure, out / file, lambda: drawing.name_points(axis, texts, others=nameless))
     return Figure(
         file,
         f"{task.law.name}: how lawful fields are against how like the data they are; lower left is "

@@ -1,6 +1,5 @@
 """Pictures of the cost study: Pareto, rooflines, cost against context, deployments."""
 
-import itertools
 import pathlib
 from collections.abc import Mapping, Sequence
 
@@ -8,8 +7,6 @@ import matplotlib.pyplot as plt
 import matplotlib.ticker
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.transforms import Bbox
 
 from experiments.harness import drawing, result
 from experiments.step3_cost.plans import Plan
@@ -17,17 +14,6 @@ from jaxlab.serving.cost import prices
 from jaxlab.serving.cost.prices import Accelerator, ModelSpec
 
 EMPHASIZED = "Step-3"
-PLACES = (
-    (6, 0, "left", "center"),
-    (4, -4, "left", "top"),
-    (4, 4, "left", "bottom"),
-    (0, 6, "center", "bottom"),
-    (0, -6, "center", "top"),
-    (-6, 0, "right", "center"),
-    (-4, -4, "right", "top"),
-    (-4, 4, "right", "bottom"),
-)
-"""Where a name may stand: its offset from the point in points, and what of it stands there."""
 
 
 def draw(
@@ -58,53 +44,6 @@ def _logarithmic(axis: Axes, contexts: Sequence[int]) -> None:
     axis.minorticks_off()
     axis.set_xlabel("Context (tokens)")
     axis.set_ylabel("USD per million tokens")
-
-
-def _label(
-    axis: Axes,
-    points: Sequence[tuple[float, float, str]],
-    corners: Sequence[tuple[float, float]] = (),
-) -> None:
-    """Names beside points, each where it covers least of names, points, and a line by its corners.
-
-    Call it when the limits of the axis stand.
-    """
-    figure = axis.figure
-    assert isinstance(figure, Figure)
-    renderer = figure.canvas.get_renderer()  # pyright: ignore[reportAttributeAccessIssue]
-    at = axis.transData.transform([(x, y) for x, y, _ in points])
-    radius = 4.0 * figure.dpi / 72.0
-    taken = [Bbox.from_extents(x - radius, y - radius, x + radius, y + radius) for x, y in at]
-    for begin, end in itertools.pairwise(axis.transData.transform(c) for c in corners):
-        taken.append(Bbox([np.minimum(begin, end) - 2.0, np.maximum(begin, end) + 2.0]))
-    frame = axis.get_window_extent(renderer)
-    for x, y, name in points:
-        tried = []
-        for dx, dy, across, along in PLACES:
-            text = axis.annotate(
-                name,
-                (x, y),
-                xytext=(dx, dy),
-                textcoords="offset points",
-                fontsize=7.5,
-                ha=across,
-                va=along,
-            )
-            box = text.get_window_extent(renderer)
-            covered = sum(_common(box, other) for other in taken)
-            outside = box.width * box.height - _common(box, frame)
-            tried.append((covered + outside, len(tried), text, box))
-        *_, kept, box = min(tried, key=lambda one: one[:2])
-        taken.append(box)
-        for _, _, text, _ in tried:
-            if text is not kept:
-                text.remove()
-
-
-def _common(a: Bbox, b: Bbox) -> float:
-    """The area that two boxes share, in pixels."""
-    both = Bbox.intersection(a, b)
-    return 0.0 if both is None else float(both.width * both.height)
 
 
 def _color(name: str, index: int) -> str:
@@ -145,7 +84,7 @@ def _pareto(
                 corners = [front[0]]
                 for x, y in front[1:]:
                     corners += [(x, corners[-1][1]), (x, y)]
-                _label(axis, points, corners)
+                drawing.name_points(axis, points, corners)
 
         drawing.save(figure, out / "pareto.png", names)
     return result.Figure(
@@ -204,7 +143,7 @@ def _intensity(
             (c.kv_bytes / 1e6, c.attention_flops / 1e9, m.name)
             for m, c in zip(models, at, strict=True)
         ]
-        drawing.save(figure, out / "intensity.png", lambda: _label(axis, points))
+        drawing.save(figure, out / "intensity.png", lambda: drawing.name_points(axis, points))
     return result.Figure(
         "intensity.png",
         "FLOPs against bytes of attention. On a line an accelerator's compute and memory take "
