@@ -45,18 +45,20 @@ GUIDED: dict[str, dict[str, Any]] = {
 SOLVER, GAUSS_NEWTON = "solver's projection", "Gauss-Newton"
 PROJECTED = (SOLVER, GAUSS_NEWTON)
 FIRST = (DATA, OURS, PUBLISHED, LOOSE, *GUIDED, *PROJECTED)
+"""Methods of every law; the others are those of the first law alone, unless asked for."""
 NAMES = (*FIRST, *(name for name in (*TUNED, *ON_DATA) if name not in FIRST))
 SENSOR_ZETAS = (0.3, 1.0, 3.0)
 """Lengths of a step down the error at sensors."""
 
 
-def names(config: Config, *, released: bool, solved: bool) -> tuple[str, ...]:
-    """Returns the methods of a run, in their order: those that are asked for, or all that fit.
+def names(config: Config, *, released: bool, solved: bool, few: bool = False) -> tuple[str, ...]:
+    """Returns the methods of a law, in their order: those that are asked for, or all that fit.
 
     Args:
         config: settings.
         released: whether the law has a published operator.
         solved: whether it has a solver.
+        few: whether all means those of `FIRST`.
 
     Raises:
         ValueError: if a method is unknown or does not fit.
@@ -71,7 +73,8 @@ def names(config: Config, *, released: bool, solved: bool) -> tuple[str, ...]:
     for name in config.methods:
         if name not in fit:
             raise ValueError(f"methods must be among {'; '.join(fit)}, got {name!r}")
-    return tuple(name for name in fit if not config.methods or name in config.methods)
+    asked = config.methods or (FIRST if few else NAMES)
+    return tuple(name for name in fit if name in asked)
 
 
 def updates(name: str, config: Config) -> int:

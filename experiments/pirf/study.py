@@ -125,7 +125,12 @@ def _made(names: tuple[str, ...], config: Config) -> list[Task]:
 
 
 def _names(task: Task, config: Config) -> tuple[str, ...]:
-    return methods.names(config, released=task.released, solved=task.law.solve is not None)
+    return methods.names(
+        config,
+        released=task.released,
+        solved=task.law.solve is not None,
+        few=task.name not in (tasks.OWN, config.laws[0]),
+    )
 
 
 def _check(task: Task, config: Config) -> None:

@@ -147,6 +147,14 @@ def test_rivals_make_as_many_passes_as_pirf():
     assert set(methods.CALLS) == {given["kind"] for given in methods.ON_DATA.values()}
 
 
+def test_laws_after_the_first_have_the_methods_that_say_most():
+    config = Config(laws=("poisson", "helmholtz"))
+    made = [tasks.make_task(law) for law in config.laws]
+    assert [study._names(task, config) for task in made] == [methods.NAMES, methods.FIRST]
+    asked = dataclasses.replace(config, methods=("PBFM",))
+    assert [study._names(task, asked) for task in made] == [("PBFM",), ("PBFM",)]
+
+
 def test_wrong_settings_are_named(tmp_path):
     with pytest.raises(ValueError, match="methods must be among data; PIRF; .*, got 'PIFR'"):
         study.run(Config(methods=("PIFR",)), tmp_path)
