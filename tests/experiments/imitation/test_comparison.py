@@ -57,7 +57,7 @@ def test_logs_have_six_qualities_and_no_demonstration(source):
     assert demos.first_obs.shape[0] == 2 and demos.logs is not None
 
 
-def test_own_files_are_judged_in_their_task(source, tmp_path):
+def test_own_files_are_judged_in_their_task(source, tmp_path, monkeypatch):
     for name, dataset in (("demo", source.expert), ("logs", source.logs)):
         np.savez(tmp_path / f"{name}.npz", **imitation.to_npz(dataset))
     one = imitation.take_episodes(source.expert, [0])
@@ -97,6 +97,7 @@ def test_own_files_are_judged_in_their_task(source, tmp_path):
         data.make_source(dataclasses.replace(SMALL, log_episodes=61), "pendulum")
     with pytest.raises(ValueError, match="trajectories must be at most 20"):
         data.make_source(dataclasses.replace(SMALL, trajectories=(21,)), "pendulum")
+    monkeypatch.setattr(data, "RECORDED", tmp_path)
     with pytest.raises(FileNotFoundError, match="walker2d_v5_expert.npz .* make them by --parts"):
         data.make_source(dataclasses.replace(SMALL, recorded=str(tmp_path)), "walker2d_v5")
 

@@ -152,7 +152,7 @@ def test_the_weighted_bound_is_least_where_conditionals_are_the_target_s(kind, x
         exact.sampler_law(
             exact.table_denoiser(best), schedules.make_schedule(n, kind), vocab=V, length=K
         )
-        for n in (100, 200)
+        for n in (400, 800)
     ]
     np.testing.assert_allclose(2.0 * laws[1] - laws[0], target, rtol=1e-3)
 
