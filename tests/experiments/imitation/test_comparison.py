@@ -248,20 +248,24 @@ def test_recorded_snapshots_are_those_of_each_quality():
     assert experts.nearest(returns) == (7, [0, 1, 4, 3, 5, 6])
 
 
-def test_recorded_experts_are_experts_and_logs_get_better():
-    """The set of the repository: returns as its header says, six qualities, no leak."""
+@pytest.mark.parametrize(
+    ("name", "size", "steps"),
+    [("half_cheetah", 17, 120_000), ("hopper_v5", 11, 300_000), ("walker2d_v5", 17, 800_000)],
+)
+def test_recorded_experts_are_experts_and_logs_get_better(name, size, steps):
+    """The sets of the repository: returns as their headers say, six qualities, no leak."""
     expert, logs = (
-        imitation.read_npz(data.RECORDED / f"half_cheetah_{kind}.npz")
-        for kind in ("expert", "logs")
+        imitation.read_npz(data.RECORDED / f"{name}_{kind}.npz") for kind in ("expert", "logs")
     )
     returns = imitation.returns(expert)
     assert len(returns) == experts.EXPERT_EPISODES and expert.about["backend"] == "c"
-    assert returns.mean() > experts.ENOUGH["half_cheetah"]
-    np.testing.assert_allclose(returns.mean(), expert.about["return"], rtol=0.03)
+    assert int(expert.about["policy"].split()[2]) <= steps
+    assert returns.mean() > experts.ENOUGH[name]
+    np.testing.assert_allclose(np.median(returns), expert.about["return"], rtol=0.05)
     means = imitation.returns(logs).reshape(len(data.QUALITIES), experts.LOG_EPISODES).mean(axis=1)
-    assert np.all(np.diff(means) > -30.0) and means[-1] > means[0] + 500.0
+    assert means[0] < means[1:].min() and means[-1] > means[0] + 450.0
     demos = imitation.prepare(imitation.take_episodes(expert, [0]), logs)
-    assert demos.obs_size == 18 and not demos.expert.terminated.any()
+    assert demos.obs_size == size + 1 and not demos.expert.terminated.any()
 
 
 @pytest.mark.slow
