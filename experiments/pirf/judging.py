@@ -220,8 +220,8 @@ def by_sensors(
     """Returns `draw(params, noise, zeta)`, which draws fields that sensors guide and judges them.
 
     Sensors read new data, at the same random nodes of every channel, and push all steps but the
-    first by zeta.
-    Of `draw` comes the error where there is no sensor, and the residual, see `Outcome`.
+    first by zeta. Of `draw` comes the error where there is no sensor, and the residual, see
+    `Outcome`.
     """
     truth, mask = sensed(task, min(SENSED, config.fields), config)
     norm = guidance.sensor_norm(jnp.asarray(mask), truth)
