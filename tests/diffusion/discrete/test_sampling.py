@@ -74,11 +74,8 @@ def test_ancestral_draws_follow_the_enumerated_law():
     np.testing.assert_allclose(share, expected, atol=5 * math.sqrt(0.25 / 120_000))
 
 
-def test_random_order_one_token_a_step_follows_the_true_joint():
-    vocab, length = 2, 3
-    joint = np.random.default_rng(1).dirichlet(np.ones(8))
-    denoise = exact.table_denoiser(exact.conditionals(joint, vocab=vocab, length=length))
-    drawn = sampling.sample(
+def one_token_a_step(denoise, vocab, length):
+    return sampling.sample(
         jax.random.key(1),
         denoise,
         (40_000,),
@@ -87,6 +84,13 @@ def test_random_order_one_token_a_step_follows_the_true_joint():
         schedule=schedules.make_schedule(length),
         order="random",
     )
+
+
+def test_random_order_one_token_a_step_follows_the_true_joint():
+    vocab, length = 2, 3
+    joint = np.random.default_rng(1).dirichlet(np.ones(8))
+    denoise = exact.table_denoiser(exact.conditionals(joint, vocab=vocab, length=length))
+    drawn = one_token_a_step(denoise, vocab, length)
     error = np.sqrt(joint * (1 - joint) / 40_000)
     np.testing.assert_array_less(abs(frequencies(drawn.tokens, vocab) - joint), 5 * error)
     assert (np.sort(np.asarray(drawn.reveal), axis=-1) == np.arange(1, 4)).all()
@@ -107,15 +111,7 @@ def test_random_order_one_token_a_step_has_the_mean_law_of_all_orders():
             each[i] += logs[partial @ powers, place, clean[:, place]]
     law = np.exp(each).mean(axis=0)
     assert np.exp(each).std(axis=0).max() > 0.05
-    drawn = sampling.sample(
-        jax.random.key(1),
-        denoise,
-        (40_000,),
-        length,
-        vocab=vocab,
-        schedule=schedules.make_schedule(length),
-        order="random",
-    )
+    drawn = one_token_a_step(denoise, vocab, length)
     error = np.sqrt(law * (1 - law) / 40_000)
     np.testing.assert_array_less(abs(frequencies(drawn.tokens, vocab) - law), 5 * error)
     bound = np.asarray(exact.nelbo_subsets(denoise, vocab=vocab, length=length))
