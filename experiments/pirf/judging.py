@@ -15,7 +15,7 @@ from experiments.pirf.tasks import Task
 from jaxlab import physics
 from jaxlab.core.types import PyTree
 from jaxlab.diffusion import edm
-from jaxlab.physics import metrics
+from jaxlab.physics import benchmarks, metrics
 from jaxlab.physics.baselines import guidance, projection
 
 SIGNS = ("amplitude", "boundary strip", "spectrum", "solution error", "diversity")
@@ -35,13 +35,16 @@ class Outcome(NamedTuple):
 
     Attributes:
         interior: `[E]`, mean square of the residual in the interior.
-        every: `[E]`, of the published residual at every point.
+        absolute: `[E]`, mean of its absolute value there.
+        every: `[E]`, mean square of the published residual at every point.
         std: `[E, C]`, standard deviations over those of the data.
         solution_error: `[E]`, median over fields; NaN without a solver.
         spectrum: `[E, C]`, distances of log spectra to the data's.
         frechet: `[E]`, distance of normal laws of low cosine coefficients; NaN with few fields.
         sliced: `[E]`, sliced Wasserstein distance to the data.
         diversity: `[E]`, mean distance of two fields over that of data.
+        nearest: `[E]`, mean distance to the nearest field of training, over that of new data.
+        inclusion: `[E]`, share of nodes with Darcy's high coefficient; NaN of other laws.
         flags: `[E, 5]`, bool, what the detector says, see `SIGNS`.
         seconds: `[E]`, a field takes, of one core on a CPU; NaN where none was drawn.
         log_spectrum: `[R, C]`, at the number of steps nearest to that of training, as what follows.
@@ -56,6 +59,7 @@ class Outcome(NamedTuple):
     """
 
     interior: Any
+    absolute: Any
     every: Any
     std: Any
     solution_error: Any
@@ -63,6 +67,8 @@ class Outcome(NamedTuple):
     frechet: Any
     sliced: Any
     diversity: Any
+    nearest: Any
+    inclusion: Any
     flags: Any
     seconds: Any
     log_spectrum: Any
@@ -117,6 +123,10 @@ def make_judge(task: Task, base: PyTree, config: Config) -> Judge:
     def of_base(num_steps: int) -> tuple[jax.Array, float]:
         return draw(methods.BASE, base, num_steps)
 
+    @functools.cache
+    def apart() -> float:
+        return _nearest(task, jnp.asarray(task.judged()[: config.fields]))
+
     follow = jax.jit(functools.partial(_path, task, config.num_steps))
 
     @functools.cache
@@ -135,7 +145,7 @@ def make_judge(task: Task, base: PyTree, config: Config) -> Judge:
                 x = first
             else:
                 x, seconds = draw(name, params, num)
-            found.append((*_figures(task, x, first, data), seconds))
+            found.append((*_figures(task, x, first, data, apart()), seconds))
             if i == at:
                 kept = {
                     "log_spectrum": metrics.log_spectrum(x),
@@ -269,17 +279,24 @@ def _path(task: Task, num_steps: int, params: PyTree, noise: jax.Array) -> jax.A
     return jax.lax.scan(step, float(levels[0]) * noise, jnp.asarray(pairs))[1]
 
 
-def _figures(task: Task, x: jax.Array, base: jax.Array, data: jax.Array) -> tuple[Any, ...]:
-    """The figures of fields, in the order of `Outcome`, the time aside."""
+def _figures(
+    task: Task, x: jax.Array, base: jax.Array, data: jax.Array, usual: float
+) -> tuple[Any, ...]:
+    """The figures of fields, in the order of `Outcome`, the time aside.
+
+    New fields are `usual` from the nearest of training.
+    """
     if not bool(jnp.all(jnp.isfinite(x))):  # lost
         lost, each = np.nan, np.full(task.shape[-1], np.nan)
         flags = np.ones(len(SIGNS), bool)
-        return lost, lost, each, lost, each, lost, lost, lost, flags
+        return lost, lost, lost, each, lost, each, lost, lost, lost, lost, lost, flags
     signs = physics.detect_hacking(task.law, x, data, base=base)
     every = physics.residual(task.law, x, region="all", repo_exact=True)
+    inside = physics.residual(task.law, x)
     few = min(len(x), len(data)) <= 36 * task.shape[-1]
     return (
-        jnp.mean(physics.residual(task.law, x) ** 2),
+        jnp.mean(inside**2),
+        jnp.mean(jnp.abs(inside)),
         jnp.mean(every**2),
         signs.amplitude,
         signs.solution_error,
@@ -287,5 +304,19 @@ def _figures(task: Task, x: jax.Array, base: jax.Array, data: jax.Array) -> tupl
         np.nan if few else metrics.frechet_distance(x, data),
         metrics.sliced_wasserstein(jax.random.key(0), x, data),
         signs.diversity,
+        _nearest(task, x) / usual,
+        _inclusion(task, x),
         [name in signs.flags for name in SIGNS],
     )
+
+
+def _nearest(task: Task, x: jax.Array) -> float:
+    """Mean distance to the nearest field of training: near zero of a model that repeats them."""
+    return float(jnp.mean(metrics.nearest_distance(x, jnp.asarray(task.data()))))
+
+
+def _inclusion(task: Task, x: jax.Array) -> float:
+    if task.name != "darcy":
+        return np.nan
+    high = benchmarks.two_valued(physics.post(task.law, x)[..., 0]) > benchmarks.MIDDLE
+    return float(jnp.mean(high))

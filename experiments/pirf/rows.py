@@ -300,31 +300,36 @@ def _sensors(found: Found, law: str) -> list[Row]:
 
 
 def _table(found: Found, task: Task, config: Config) -> Table:
-    lines = []
+    lines, two_valued = [], task.name == "darcy"
     for name in found:
         flags = at(found, name, "flags", config)
         figures = [
-            *(np.mean(at(found, name, field, config)) for field in ("interior", "every")),
+            *(np.mean(at(found, name, f, config)) for f in ("interior", "absolute", "every")),
             *np.mean(at(found, name, "std", config), axis=0),
             np.mean(at(found, name, "solution_error", config)),
             np.max(np.mean(at(found, name, "spectrum", config), axis=0)),
             np.mean(at(found, name, "frechet", config)),
             np.mean(at(found, name, "sliced", config)),
             np.mean(at(found, name, "diversity", config)),
+            np.mean(at(found, name, "nearest", config)),
         ]
+        inclusion = np.mean(at(found, name, "inclusion", config))
+        figures += [inclusion] if two_valued else []
         named = ", ".join(n for n, f in zip(SIGNS, np.any(flags, axis=0), strict=True) if f)
         lines.append((name, *map(_shown, figures), named or "none"))
     stds = (f"Std {channel}" for channel in task.law.channels)
-    columns = ("Inside", "Everywhere", *stds, "Solution", "Spectrum", "Fréchet", "Slices")
+    columns = ("Inside", "|R| inside", "Everywhere", *stds, "Solution", "Spectrum", "Fréchet")
+    more = ("Slices", "Diversity", "Nearest", *(["Share of a = 12"] if two_valued else []))
     return Table(
         f"What was tuned, and what it became: {task.law.name}",
-        ("Method", *columns, "Diversity", "Flags"),
+        ("Method", *columns, *more, "Flags"),
         tuple(lines),
         f"{config.judged_steps[trained_steps(config)]} steps, {config.fields} fields from the same "
-        "noise, means over seeds. Mean squares of the residual, inside and (as released) "
-        "everywhere; standard deviations over the data's; median error of the solution; distance "
-        "of log spectra; distances of low coefficients and of slices; distance of two fields over "
-        "the data's; what the detector says of any seed.",
+        "noise, means over seeds. Residual: mean square and mean size inside, mean square (as "
+        "released) everywhere; standard deviations over the data's; median error of the solution; "
+        "distance of log spectra; distances of low coefficients and of slices; distance of two "
+        "fields over the data's; distance to the nearest field of training over that of new "
+        "fields; what the detector says of any seed.",
     )
 
 

@@ -22,6 +22,7 @@ def outcome(interior, std, flags, seconds=(1.0, 2.0, 4.0), sensed=()):
     flagged[:, [judging.SIGNS.index(f) for f in flags]] = True
     return Outcome(
         interior=np.asarray(interior),
+        absolute=each,
         every=each,
         std=spread,
         solution_error=0.1 * each,
@@ -29,6 +30,8 @@ def outcome(interior, std, flags, seconds=(1.0, 2.0, 4.0), sensed=()):
         frechet=each,
         sliced=each,
         diversity=each,
+        nearest=each,
+        inclusion=np.full(3, np.nan),
         flags=flagged,
         seconds=np.asarray(seconds),
         log_spectrum=np.zeros((15, 2)),
