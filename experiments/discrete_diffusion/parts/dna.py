@@ -153,7 +153,7 @@ def fine_tune(
             )
         except loop.NonFiniteError:
             gone = dict.fromkeys(DnaReport._fields, np.full(num_seeds, np.nan))
-            return Judged(gone, calls, course, np.zeros(64))
+            return Judged(gone, calls, course, *_counted([], config))
         records = logging.read_jsonl(folder / "metrics.jsonl")
         steps, rewards = logging.series(records, "reward/mean_seeds")
         course, lost = (steps * batch, rewards), set(ended.frozen)
@@ -171,8 +171,14 @@ def fine_tune(
     report = {k: np.array([getattr(one, k) for one in reports]) for k in DnaReport._fields}
     for values in report.values():
         values[list(lost)] = np.nan
-    kept = [np.asarray(enhancers.trimers(x)) for i, x in enumerate(drawn) if i not in lost]
-    return Judged(report, calls, course, np.sum(kept, axis=0))
+    left = [tokens for i, tokens in enumerate(drawn) if i not in lost]
+    return Judged(report, calls, course, *_counted(left, config))
+
+
+def _counted(drawn: list[jax.Array], config: Config) -> tuple[np.ndarray, np.ndarray, int]:
+    """Groups of three bases, sites of motifs, and sequences, of what the seeds drew."""
+    tokens = jnp.concatenate([jnp.zeros((0, config.dna_length), jnp.int32), *drawn])
+    return *jax.device_get((enhancers.trimers(tokens), enhancers.site_counts(tokens))), len(tokens)
 
 
 def make_policy(config: Config) -> TokenPolicy:

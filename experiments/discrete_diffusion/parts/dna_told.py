@@ -7,6 +7,11 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.font_manager import FontProperties
+from matplotlib.patches import PathPatch
+from matplotlib.textpath import TextPath
+from matplotlib.transforms import Affine2D
 
 from experiments.discrete_diffusion import Config
 from experiments.harness import drawing, verdicts
@@ -26,6 +31,13 @@ COLUMNS = {
     "unique": ("Different", 3),
 }
 """Numbers of a report, as the table shows them, and their digits."""
+
+
+LOGOS = 4
+"""Motifs whose sites are drawn."""
+LETTERS = FontProperties(family="DejaVu Sans", weight="bold")
+INKS = (drawing.GREEN, drawing.BLUE, drawing.ORANGE, drawing.RED)
+"""Of A, C, G and T."""
 
 
 class Ground(NamedTuple):
@@ -55,12 +67,16 @@ class Judged(NamedTuple):
         calls: calls of the reward oracle, of one seed.
         course: calls `[chunks]` and mean rewards `[chunks, seeds]` in training; empty without.
         trimers: `[64]` how often groups of three bases occur, in what all seeds drew.
+        sites: `[M, W, 4]` of `enhancers.site_counts`, in what all seeds drew.
+        drawn: sequences that all seeds drew.
     """
 
     report: dict[str, np.ndarray]
     calls: int
     course: tuple[np.ndarray, np.ndarray]
     trimers: np.ndarray
+    sites: np.ndarray
+    drawn: int
 
 
 def tell(
@@ -74,7 +90,9 @@ def tell(
     left = {n: one for n, one in found.items() if np.isfinite(one.report["activity"]).any()}
     return Part(
         tuple(_rows(found)),
-        (_pareto(left, out), _trimers(left, ground, out)) if left else (),
+        (_pareto(left, out), _trimers(left, ground, out), _logos(left, ground, out))
+        if left
+        else (),
         (_table(found, rates, ground),),
         _limits(ground, config),
     )
@@ -191,8 +209,12 @@ def _pareto(found: dict[str, Judged], out: pathlib.Path) -> Figure:
     )
 
 
+def _cast(found: dict[str, Judged]) -> list[str]:
+    return [name for name in (*OURS, "DRAKES") if name in found] or list(found)[:1]
+
+
 def _trimers(found: dict[str, Judged], ground: Ground, out: pathlib.Path) -> Figure:
-    shown = [name for name in (*OURS, "DRAKES") if name in found] or list(found)[:1]
+    shown = _cast(found)
     natural = np.asarray(enhancers.trimers(jnp.asarray(ground.reference)))
     with plt.rc_context(drawing.STYLE):
         figure, axes = drawing.panels(1, len(shown))
@@ -210,3 +232,49 @@ def _trimers(found: dict[str, Judged], ground: Ground, out: pathlib.Path) -> Fig
         "How often each group of three bases occurs, in natural active and in generated sequences.",
         "Scatter of the frequencies of 64 groups of three bases",
     )
+
+
+def _logos(found: dict[str, Judged], ground: Ground, out: pathlib.Path) -> Figure:
+    """A line for each of the motifs that are most frequent in nature, a panel for each method."""
+    natural = np.asarray(enhancers.site_counts(jnp.asarray(ground.reference)))
+    counts = {"natural": (natural, len(ground.reference))}
+    counts |= {name: (found[name].sites, found[name].drawn) for name in _cast(found)}
+    often = np.argsort(-natural[:, 0].sum(axis=-1), kind="stable")[:LOGOS]
+    with plt.rc_context({**drawing.STYLE, "axes.grid": False}):
+        figure, axes = drawing.panels(len(often), len(counts), height=1.5)
+        for row, motif in zip(axes, often, strict=True):
+            for axis, (name, (sites, number)) in zip(row, counts.items(), strict=True):
+                _logo(axis, sites[motif, : enhancers.WIDTHS[motif]])
+                of_hundred = 100.0 * sites[motif, 0].sum() / max(number, 1)
+                axis.set_title(f"{enhancers.MOTIFS[motif]}, {name}: {of_hundred:.0f}")
+        for axis in axes[:, 0]:
+            axis.set_ylabel("Bits")
+        drawing.save(figure, out / "logos.png")
+    return Figure(
+        "logos.png",
+        "Sites of the motifs that are most frequent in the most active natural sequences: the "
+        "height of a letter is its share times the information of its place. Behind the name, the "
+        "sites in a hundred sequences.",
+        "Sequence logos of motif sites in natural and in generated sequences",
+    )
+
+
+def _logo(axis: Axes, counts: np.ndarray) -> None:
+    """Draws letters upon each other, the most frequent on top."""
+    total = np.maximum(counts.sum(axis=1, keepdims=True), 1.0)
+    share = counts / total
+    bits = 2.0 + np.sum(share * np.log2(np.where(share > 0.0, share, 1.0)), axis=1)
+    heights = share * np.where(counts.sum(axis=1) > 0, bits, 0.0)[:, None]
+    for place, column in enumerate(heights):
+        bottom = 0.0
+        for base in np.argsort(column, kind="stable"):
+            if column[base] > 0.01:
+                letter = TextPath((0.0, 0.0), enhancers.BASES[base], size=1.0, prop=LETTERS)
+                box = letter.get_extents()
+                fit = Affine2D().translate(-box.x0, -box.y0)
+                fit = fit.scale(0.9 / box.width, column[base] / box.height)
+                path = fit.translate(place + 0.05, bottom).transform_path(letter)
+                axis.add_patch(PathPatch(path, color=INKS[base], lw=0))
+                bottom += column[base]
+    axis.set(xlim=(0, len(heights)), ylim=(0.0, 2.0))
+    axis.set_xticks([])

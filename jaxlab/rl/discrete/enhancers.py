@@ -105,6 +105,8 @@ _PERCENT = {
 }
 """Motif -> its number in JASPAR and rows of A, C, G and T, percent."""
 MOTIFS = tuple(_PERCENT)
+WIDTHS = tuple(len(rows[1].split()) for rows in _PERCENT.values())
+"""Bases of each motif."""
 _WEIGHT = (1.5, 1.3, 1.0, 1.1, 1.2, 0.8, 0.7, 0.6, 0.0, 0.0, 0.0, 0.0)
 _OPENS = (1.5, 1.5, 2.2, 1.0, 2.5, 1.2, 0.5, 1.2, -0.5, -0.8, 0.2, 1.5)
 _PAIRS = (
@@ -115,6 +117,8 @@ _PAIRS = (
 )
 """Pairs that help each other: gain, and mean and spread of their distance; None for one turn of the
 helix, 10.5 bases, from 8 to 63."""
+HALF = 0.82
+"""Score, over the best of its motif, at which a window is occupied by half."""
 RUN = 6
 """Equal bases in a row that cost activity."""
 _AT_RICH = ((36, 16, 22, 26), (38, 22, 4, 36), (30, 20, 22, 28), (22, 18, 24, 36))
@@ -182,6 +186,26 @@ def motif_hits(sequence: Int[Array, "B L"]) -> Float[Array, "B M"]:
     """Returns how many windows of each motif are more occupied than not."""
     occupancy = _occupancy(_soft(sequence))
     return jnp.sum((occupancy > 0.5).astype(occupancy.dtype), axis=1)
+
+
+def site_counts(sequence: Int[Array, "B L"]) -> Float[Array, "M W 4"]:
+    """Returns how often each base stands at each place of each motif's sites, in a batch.
+
+    A site is a window that a motif occupies by more than half, read along the motif: on the other
+    strand it is the reverse complement. One that both strands fit counts as two. Motifs are as long
+    as the longest, with zeros beyond their ends. Columns over their sums make a logo.
+    """
+    filters, sizes = _filters()
+    forward, width = filters[..., : len(MOTIFS)], filters.shape[0]
+    total = jnp.zeros((len(MOTIFS), width, 4))
+    for strand in (sequence, other_strand(sequence)):
+        soft = _soft(strand)
+        sites = (_windows(soft, forward) > HALF).astype(soft.dtype)
+        padded = jnp.pad(soft, ((0, 0), (0, width - 1), (0, 0)))
+        for at in range(width):
+            seen = jnp.einsum("blm,blc->mc", sites, padded[:, at : at + soft.shape[1]])
+            total = total.at[:, at].add(jnp.where((at < sizes)[:, None], seen, 0.0))
+    return total
 
 
 def other_strand(
@@ -366,20 +390,24 @@ def _filters() -> tuple[np.ndarray, np.ndarray]:
 
 def _occupancy(soft: Array) -> Array:
     """Returns how occupied each window of each motif is, `[B, L, 12]`; 0 where none fits."""
-    filters, sizes = _filters()
-    length = soft.shape[1]
-    padded = jnp.pad(soft, ((0, 0), (0, filters.shape[0] - 1), (0, 0)))
+    scores = _windows(soft, _filters()[0])
+    best = jnp.maximum(scores[..., : len(MOTIFS)], scores[..., len(MOTIFS) :])
+    return jax.nn.sigmoid(24.0 * (best - HALF))
+
+
+def _windows(soft: Array, filters: np.ndarray) -> Array:
+    """Scores `[B, L, F]` of the windows that begin at each base; -inf where none fits."""
+    sizes, length = _filters()[1], soft.shape[1]
     scores = jax.lax.conv_general_dilated(
-        padded,
+        jnp.pad(soft, ((0, 0), (0, filters.shape[0] - 1), (0, 0))),
         _like(filters, soft),
         (1,),
         "VALID",
         dimension_numbers=("NWC", "WIO", "NWC"),
         precision="highest",
     )
-    best = jnp.maximum(scores[..., : len(MOTIFS)], scores[..., len(MOTIFS) :])
-    fits = np.arange(length)[:, None] <= length - sizes
-    return jnp.where(jnp.asarray(fits)[None], jax.nn.sigmoid(24.0 * (best - 0.82)), 0.0)
+    fits = np.arange(length)[:, None] <= length - np.tile(sizes, filters.shape[-1] // len(sizes))
+    return jnp.where(jnp.asarray(fits)[None], scores, -jnp.inf)
 
 
 def _runs(soft: Array) -> Array:

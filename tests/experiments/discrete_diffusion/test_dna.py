@@ -98,7 +98,9 @@ def invented(reward, judge, activity):
         "judge": np.asarray(judge, float),
         "activity": np.asarray(activity, float),
     }
-    return dna.Judged(report, 640, (np.zeros(0), np.zeros((0, 2))), np.ones(64))
+    return dna.Judged(
+        report, 640, (np.zeros(0), np.zeros((0, 2))), np.ones(64), np.ones((12, 15, 4)), 20
+    )
 
 
 def test_rates_are_chosen_by_the_judge_and_not_by_the_truth(tmp_path, monkeypatch):

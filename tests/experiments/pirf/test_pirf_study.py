@@ -97,7 +97,10 @@ def test_tables_and_summary():
     first, by_steps, sensed = rows.tables(FOUND, task, CONFIG)
     lines = {line[0]: line for line in first.rows}
     assert lines["base"][1] == 8.0 and lines[methods.PUBLISHED][-1] == "amplitude"
-    assert lines["PIRF"][first.columns.index("Std f")] == pytest.approx(0.98) and lines["PIRF"][-1] == "none"
+    assert (
+        lines["PIRF"][first.columns.index("Std f")] == pytest.approx(0.98)
+        and lines["PIRF"][-1] == "none"
+    )
     assert by_steps.rows[1][:4] == ("PIRF", 9.0, 2.0, 1.0) and by_steps.rows[1][5] == 2000.0
     assert sensed.rows[0] == ("base", "error", 3.0, 0.5, 0.7)
     told = rows.summary(FOUND, task, CONFIG)

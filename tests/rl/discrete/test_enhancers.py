@@ -136,6 +136,27 @@ def test_naturalness_is_scipys():
     assert float(got.distance) == pytest.approx(np.mean(pairs), abs=1e-5)
 
 
+def test_sites_are_those_of_a_plain_loop():
+    """Windows of both strands above the threshold, base by base; a written site is found whole."""
+    tokens = np.asarray(enhancers.draw_corpus(jax.random.key(4), 300, length=60))
+    want = np.zeros((len(enhancers.MOTIFS), 15, 4))
+    for motif, probs in enumerate(enhancers._probs().values()):
+        weights, width = np.log2(probs / 0.25), len(probs)
+        for strand in (tokens, 3 - tokens[:, ::-1]):
+            for start in range(60 - width + 1):
+                window = strand[:, start : start + width]
+                score = weights[np.arange(width), window].sum(axis=1) / weights.max(axis=1).sum()
+                for site in window[score > enhancers.HALF]:
+                    want[motif, np.arange(width), site] += 1
+    got = np.asarray(enhancers.site_counts(jnp.asarray(tokens)))
+    assert want[:, 0].sum(axis=-1).min() > 0  # every motif is there
+    np.testing.assert_array_equal(got, want)
+    backward = enhancers.encode(placed(("HNF4A", 90)).translate(COMPLEMENT)[::-1])
+    sites = np.asarray(enhancers.site_counts(jnp.asarray(backward)[None]))
+    best = enhancers.encode(consensus("HNF4A"))
+    np.testing.assert_array_equal(sites[1, : len(best)], np.eye(4)[best])
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
