@@ -182,7 +182,13 @@ def nelbo(
 
 
 def band_losses(
-    key: jax.Array, denoise: Denoise, tokens: Int[Array, "B K"], *, vocab: int, num_bands: int = 4
+    key: jax.Array,
+    denoise: Denoise,
+    tokens: Int[Array, "B K"],
+    *,
+    vocab: int,
+    num_bands: int = 4,
+    token_mask: Bool[Array, "B K"] | None = None,
 ) -> Mean:
     """Returns the mean -log mu of a hidden token at rising levels of noise, `[num_bands]` nats.
 
@@ -195,20 +201,24 @@ def band_losses(
         tokens: `[B, K]` clean tokens.
         vocab: V.
         num_bands: number of bands, at most B.
+        token_mask: tokens that count; all if None.
 
     Raises:
-        ValueError: if there are more bands than sequences.
+        ValueError: if there are more bands than sequences, or the mask is none of these tokens.
     """
     check_tokens(tokens, vocab)
     if not 1 <= num_bands <= tokens.shape[0]:
         raise ValueError(f"num_bands must lie in 1 .. {tokens.shape[0]}, got {num_bands}")
     key_level, key_hide = jax.random.split(key)
+    if token_mask is not None:
+        check_mask(token_mask, tokens)
     band = np.arange(tokens.shape[0]) % num_bands
     uniform = jax.random.uniform(key_level, tokens.shape[:1])
     level = (jnp.asarray(band, uniform.dtype) + uniform) / num_bands
     noisy = corrupt(key_hide, tokens, level, vocab=vocab)
-    nll = hidden_nll(denoise, tokens, noisy, level, vocab=vocab)
-    hidden = jnp.sum(noisy == vocab, axis=-1).astype(nll.dtype)
+    nll = hidden_nll(denoise, tokens, noisy, level, vocab=vocab, counts=token_mask)
+    hidden = noisy == vocab if token_mask is None else (noisy == vocab) & token_mask
+    hidden = jnp.sum(hidden, axis=-1).astype(nll.dtype)
     total, count = (jax.ops.segment_sum(x, jnp.asarray(band), num_bands) for x in (nll, hidden))
     return Mean(total, count)
 

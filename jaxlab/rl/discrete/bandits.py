@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxlab.core.types import Algorithm, Mean, Metrics, PyTree
 from jaxlab.diffusion.discrete import masked, sampling
@@ -17,6 +17,7 @@ from jaxlab.diffusion.discrete.sampling import Sample
 from jaxlab.diffusion.discrete.schedules import Schedule
 from jaxlab.learning import settings as settings_lib
 from jaxlab.learning.settings import Settings
+from jaxlab.rl.discrete import targets
 from jaxlab.rl.discrete.matching import Policy
 from jaxlab.rl.discrete.policies import TokenPolicy
 from jaxlab.rl.discrete.transformers import WritingPolicy
@@ -138,17 +139,36 @@ def describe(
 ) -> dict[str, Array | Mean]:
     """Returns metrics of what was drawn and of a policy, its losses by band if it is a denoiser."""
     tokens = drawn.tokens.reshape(-1, policy.length)
-    metrics: dict[str, Array | Mean] = {
+    return describe_tokens(key, policy, params, tokens) | {
         "reward/mean": jnp.mean(rewards),
         "reward/max": jnp.max(rewards),
-        "policy/unique": unique_share(tokens),
         # Of the tokens along the path; the law of sequences has at most this plus that of places.
         "policy/entropy": -jnp.mean(jnp.sum(drawn.logp, axis=0)),
     }
+
+
+def describe_tokens(
+    key: jax.Array,
+    policy: Policy,
+    params: PyTree,
+    tokens: Int[Array, "B K"],
+    *,
+    token_mask: Bool[Array, "B K"] | None = None,
+) -> dict[str, Array | Mean]:
+    """Returns the share of different sequences, and the losses by band if it is a denoiser's.
+
+    Arguments as `masked.band_losses`.
+    """
+    metrics: dict[str, Array | Mean] = {"policy/unique": unique_share(tokens)}
     if isinstance(policy, WritingPolicy):
         return metrics
     bands = masked.band_losses(
-        key, policy.denoise(params), tokens, vocab=policy.vocab, num_bands=NUM_BANDS
+        key,
+        policy.denoise(params),
+        tokens,
+        vocab=policy.vocab,
+        num_bands=NUM_BANDS,
+        token_mask=token_mask,
     )
     return metrics | {
         f"loss/band_{i}": Mean(bands.total[i], bands.count[i]) for i in range(NUM_BANDS)
@@ -272,6 +292,19 @@ def climb(
     metrics |= fitted | {"reward/failed": failed}
     state = state._replace(params=params, opt_state=opt_state)
     return remember(state, drawn.tokens, rewards, failed), metrics
+
+
+def adapt(
+    state: Any, metrics: dict[str, Array | Mean], target_kl: float
+) -> tuple[Any, dict[str, Array | Mean]]:
+    """Moves the setting `temperature` of a state by the divergence of its last step, and logs it.
+
+    See `targets.adapt_temperature`.
+    """
+    kl: Any = metrics["policy/kl"]
+    price = targets.adapt_temperature(state.settings["temperature"], kl, target_kl)
+    state = state._replace(settings={**state.settings, "temperature": price})
+    return state, metrics | {"policy/temperature": price}
 
 
 def make_algorithm(

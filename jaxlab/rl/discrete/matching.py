@@ -303,6 +303,9 @@ def reverse_kl(
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Returns (N / S) sum over steps of -min(rho A, clip(rho) A) + lambda KL, and metrics.
 
+    Of these `policy/ess` is how many of the sequences count as the ratios weigh them, the mean over
+    steps: all of them as long as the policy is the one that drew.
+
     With log-probabilities of single steps of denoising (`path.step_logp`) it is R2: the ratio of
     each step is exact, and at the old policy the gradient over all N steps is the policy gradient.
     With those of `bound_logp` and `mean_field_logp`, N = S = 1, it is R1 and R3. The steps of a
@@ -324,8 +327,10 @@ def reverse_kl(
     gain = policy_gradient.clipped_surrogate(logp, logp_old, wide, clip_eps=clip_eps)
     outside = policy_gradient.outside_clip(logp, logp_old, clip_eps=clip_eps)
     loss = num_steps * jnp.mean(temperature * kl - gain)
+    moved = jax.lax.stop_gradient(logp - logp_old).reshape(logp.shape[0], -1)
     metrics = {
         "policy/kl": num_steps * jnp.mean(kl),
+        "policy/ess": jnp.mean(targets.effective_size(jax.nn.softmax(moved, axis=1).T)),
         "policy/clipped": jnp.mean(outside.astype(gain.dtype)),
     }
     return loss, metrics

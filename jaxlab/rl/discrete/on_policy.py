@@ -38,6 +38,7 @@ def reverse_rollouts(
     num_minibatches: int = 4,
     count: int | None = None,
     temperature: float = 0.02,
+    target_kl: float | None = None,
     clip_eps: float = 0.2,
     gamma: float = 0.99,
     gae_lambda: float = 0.95,
@@ -59,6 +60,9 @@ def reverse_rollouts(
         num_minibatches: gradient steps of an epoch.
         count: S of the N steps of denoising that a gradient step looks at; all by default.
         temperature: lambda, the price of a nat of divergence, on standardized advantages.
+        target_kl: nats of path divergence that a step should make, the mean over its gradient
+            steps; lambda is then where it begins, see `targets.adapt_temperature`. Fixed by
+            default.
         clip_eps: how far a ratio may be driven from 1.
         gamma: discount of one step of the clock, the one of `envs.macro`.
         gae_lambda: decay of the advantages' sum, by macro-action.
@@ -106,10 +110,12 @@ def reverse_rollouts(
     numbers |= shared_numbers(
         gamma, gae_lambda, value_coef, learning_rate, max_grad_norm, reward_scale
     )
-    rules = rollouts.RULES | {"temperature": settings_lib.NOT_NEGATIVE}
-    sizes = (rollout, num_epochs, num_minibatches)
+    rules = rollouts.RULES
+    if target_kl is None:
+        rules = rules | {"temperature": settings_lib.NOT_NEGATIVE}
+    sizes, name = (rollout, num_epochs, num_minibatches), "reverse_rollouts"
     return rollouts.make_learner(
-        env, policy, value, loss, schedule, sizes, numbers, rules, "reverse_rollouts"
+        env, policy, value, loss, schedule, sizes, numbers, rules, name, target_kl=target_kl
     )
 
 

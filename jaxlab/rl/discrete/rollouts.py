@@ -13,12 +13,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxlab import envs
-from jaxlab.core.types import Algorithm, Metrics, PyTree
+from jaxlab.core.types import Algorithm, Mean, Metrics, PyTree
 from jaxlab.diffusion.discrete.schedules import Schedule
 from jaxlab.learning import collecting, policy_gradient, ppo, returns
 from jaxlab.learning import settings as settings_lib
 from jaxlab.learning.settings import Settings
-from jaxlab.rl.discrete import bandits
+from jaxlab.rl.discrete import bandits, targets
 from jaxlab.rl.discrete.matching import Policy
 from jaxlab.rl.discrete.state_policies import StatePolicy, at_states
 
@@ -153,6 +153,18 @@ def value_of(value: Any, params: PyTree, obs: Float[Array, "*B O"]) -> Float[Arr
     return value.apply(params["value"], obs)[..., 0]
 
 
+def describe(
+    key: jax.Array, policy: StatePolicy, params: PyTree, rolled: Rollout
+) -> dict[str, Array | Mean]:
+    """Returns the share of different actions, and the losses by band of a denoiser.
+
+    Tokens that were not carried out have no part in the losses.
+    """
+    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rolled)
+    here = at_states(policy, flat.obs, flat.mask)
+    return bandits.describe_tokens(key, here, params, flat.tokens, token_mask=flat.executed)
+
+
 def standardize(advantage: Float[Array, "..."], mask: Any, length: int) -> Float[Array, "..."]:
     """Standardizes advantages over the states in which there was a choice, 0 in the others.
 
@@ -191,6 +203,8 @@ def make_learner(
     rules: Mapping[str, settings_lib.Rule],
     name: str,
     memory: Memory | None = None,
+    *,
+    target_kl: float | None = None,
 ) -> Algorithm:
     """Makes the loop around a loss of the policy: rollout, advantages, epochs of both networks.
 
@@ -205,15 +219,19 @@ def make_learner(
         rules: what each number must be.
         name: what checkpoints call it.
         memory: what is learned from; the rollout just played by default.
+        target_kl: nats that a step should diverge, of a loss with a price on them.
 
     Raises:
         ValueError: if a number is out of range, or the rollout does not divide into minibatches.
     """
     memory = on_policy(value, policy.length) if memory is None else memory
+    example = check_policy(policy, env)
     rollout, num_epochs, num_minibatches = sizes
     bandits.check_counts(rollout=rollout, num_epochs=num_epochs, num_minibatches=num_minibatches)
     E, batch = env.num_envs, rollout * env.num_envs
     bandits.check_minibatches(batch, num_minibatches)
+    bandits.check_bands(example, batch)
+    targets.check_target(target_kl)
     settings_lib.fill(None, numbers, rules)
 
     def init(key: jax.Array, settings: Mapping[str, Any] | None = None) -> RolloutState:
@@ -266,7 +284,7 @@ def make_learner(
         return jax.lax.scan(act, state, jax.random.split(key, rollout))
 
     def step(state: RolloutState) -> tuple[RolloutState, Metrics]:
-        key, key_rollout, key_recall, key_epochs = jax.random.split(state.key, 4)
+        key, key_rollout, key_recall, key_epochs, key_bands = jax.random.split(state.key, 5)
         settings, old = state.settings, state.params
         state, (rolled, ended, entropy) = play(state._replace(key=key), key_rollout)
         kept, played = memory.recall(key_recall, state.kept, old, rolled, settings)
@@ -291,11 +309,12 @@ def make_learner(
             num_minibatches=num_minibatches,
         )
         state = state._replace(params=params, opt_state=opt_state, kept=kept)
-        return state, metrics | {
+        metrics |= describe(key_bands, policy, old["policy"], rolled) | {
             "policy/entropy": jnp.mean(entropy),
             "env/failed": state.failures.astype(jnp.float32),
             "env/return": jax.tree.map(jnp.sum, ended),
         }
+        return (state, metrics) if target_kl is None else bandits.adapt(state, metrics, target_kl)
 
     def check(settings: Any) -> None:
         settings_lib.check_given(settings, numbers, rules)

@@ -181,6 +181,7 @@ def reverse(
     num_minibatches: int = 4,
     count: int | None = None,
     temperature: float = 0.02,
+    target_kl: float | None = None,
     clip_eps: float = 0.2,
     learning_rate: float = 3e-4,
     max_grad_norm: float = 1.0,
@@ -205,6 +206,9 @@ def reverse(
             policy looks at all.
         temperature: lambda, the price of a nat of divergence from the policy that drew, on rewards
             standardized over the batch.
+        target_kl: nats of path divergence that a step should make, the mean over its gradient
+            steps; lambda is then where it begins, see `targets.adapt_temperature`. Fixed by
+            default.
         clip_eps: how far a ratio may be driven from 1.
         learning_rate: of Adam.
         max_grad_norm: the gradient is shortened to this.
@@ -249,7 +253,10 @@ def reverse(
         "max_grad_norm": max_grad_norm,
         "clip_eps": clip_eps,
     }
-    rules = bandits.RULES | {"temperature": settings_lib.NOT_NEGATIVE}
+    rules = bandits.RULES
+    if target_kl is None:
+        rules = rules | {"temperature": settings_lib.NOT_NEGATIVE}
+    targets.check_target(target_kl)
 
     def estimate(denoise: Denoise, key: Array, tokens: Array) -> Array:
         if ratio == "mean_field":
@@ -299,7 +306,7 @@ def reverse(
                 temperature=settings["temperature"],
             )
 
-        return bandits.climb(
+        climbed = bandits.climb(
             state._replace(key=key),
             loss,
             policy,
@@ -310,6 +317,7 @@ def reverse(
             num_epochs=num_epochs,
             num_minibatches=num_minibatches,
         )
+        return climbed if target_kl is None else bandits.adapt(*climbed, target_kl)
 
     return bandits.make_algorithm(policy, step, numbers, init_params, "reverse_sequences", rules)
 

@@ -20,6 +20,8 @@ from jaxtyping import Array, Float
 Kind = Literal["softmax", "signed", "z_linear", "z_square", "linear", "square"]
 Z_LIMIT = 3.0
 """Largest standardized reward that "z_linear" passes on."""
+TEMPERATURES = (1e-6, 1e6)
+"""Between which `adapt_temperature` stays."""
 
 
 def exact_target(
@@ -230,6 +232,31 @@ def solve_temperature(
 
     low, high = jax.lax.fori_loop(0, num_halvings, halve, (-ends, ends))
     return jnp.where(flat, 1.0, spread * jnp.exp(0.5 * (low + high)))
+
+
+def adapt_temperature(
+    temperature: float | Float[Array, "..."], kl: Float[Array, "..."], target_kl: float
+) -> Float[Array, "..."]:
+    """Returns lambda times 1.5 after a step 1.5 times too far, over 1.5 after one as much too near.
+
+    It stays between 1e-6 and 1e6, and where it is if the divergence is not a number.
+
+    Args:
+        temperature: lambda, the price of a nat.
+        kl: divergence of the last step, nats.
+        target_kl: what it should be.
+
+    Source: Schulman et al. 2017, arXiv:1707.06347, adaptive price of divergence, by smaller steps.
+    """
+    check_target(target_kl)
+    factor = jnp.where(kl > 1.5 * target_kl, 1.5, jnp.where(kl < target_kl / 1.5, 1.0 / 1.5, 1.0))
+    return jnp.clip(temperature * factor, *TEMPERATURES)
+
+
+def check_target(target_kl: float | None) -> None:
+    """Refuses a divergence that no step can have, with a ValueError; None stands for no target."""
+    if target_kl is not None and not 0.0 < target_kl < math.inf:
+        raise ValueError(f"target_kl must be positive and finite, got {target_kl}")
 
 
 def check_temperature(temperature: float | Float[Array, "..."]) -> None:

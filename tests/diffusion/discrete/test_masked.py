@@ -229,6 +229,16 @@ def test_losses_by_noise_are_those_of_the_hidden_tokens_of_each_band():
     np.testing.assert_allclose(bands.total / bands.count, expected, rtol=0.05)
     # A thousand sequences a band, of six tokens hidden with its middle's chance on average.
     np.testing.assert_allclose(bands.count / 6000, [0.125, 0.375, 0.625, 0.875], atol=0.03)
+    first = jnp.arange(6) == 0
+    some = masked.band_losses(
+        jax.random.key(0), denoise, tokens, vocab=3, token_mask=jnp.broadcast_to(first, (4000, 6))
+    )
+    alone = masked.band_losses(jax.random.key(0), denoise, 0 * tokens + 1, vocab=3)
+    np.testing.assert_allclose(alone.total / alone.count, -np.log(0.5), rtol=1e-5)
+    np.testing.assert_allclose(
+        some.total / some.count, -np.log(probs)[np.asarray(tokens)[:, 0]].mean(), rtol=0.1
+    )
+    np.testing.assert_allclose(some.count / 1000, [0.125, 0.375, 0.625, 0.875], atol=0.06)
     few = masked.band_losses(jax.random.key(1), denoise, tokens[:4, :1], vocab=3)
     assert few.count.min() == 0.0 and np.isfinite(few.total).all()
 

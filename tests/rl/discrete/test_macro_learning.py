@@ -420,10 +420,48 @@ def test_values_are_fitted_to_rewards_and_what_truncation_leads_to(make, termina
     first = 1.0 + 0.9 * 2.0 + 0.81 * second
     error = ((0.0 - first) ** 2 + (2.0 * 3.0 - second) ** 2) / 2.0
     assert float(metrics["critic/loss"]) == pytest.approx(error, rel=1e-5)
+    assert float(metrics["policy/unique"]) == 0.25  # of four macro-actions
     whole = 1.0 + 0.9 * 2.0 + (1.0 + 0.9 * 2.0 if terminated else 1.0)
     total, count = metrics["env/return"]
     assert int(count) == 2 and float(total) == pytest.approx(2.0 * whole, rel=1e-6)
     assert bool(jnp.all(state.env.terminated)) == terminated
+
+
+def test_losses_by_noise_are_of_what_was_carried_out():
+    """Heads that know no other token: -log of the first token's probability, in every band."""
+    policy = discrete.make_state_heads((1,), V, K, hidden=(4,))
+    params = policy.init(jax.random.key(3))
+    obs = jnp.ones((10, 40, 1))
+    tokens = jnp.broadcast_to(jnp.asarray([0, 1], jnp.int32), (10, 40, K))
+    executed = jnp.broadcast_to(jnp.asarray([True, False]), (10, 40, K))
+    none = jnp.zeros((10, 40))
+    rolled = rollouts.Rollout(obs, tokens, tokens, executed, (), none, none, none > 0, obs)
+    metrics = rollouts.describe(jax.random.key(0), policy, params, rolled)
+    hidden = jnp.full((1, K), V, jnp.int32)
+    logits = policy.given(jnp.ones((1, 1))).denoise(params)(hidden, jnp.ones((1,)))
+    want = -float(jax.nn.log_softmax(logits[0, 0])[0])
+    for i in range(4):
+        total, count = metrics[f"loss/band_{i}"]
+        assert float(count) > 0 and float(total / count) == pytest.approx(want, rel=1e-5)
+
+
+@pytest.mark.usefixtures("optax_promotes")
+def test_the_price_of_a_rollout_s_divergence_is_moved():
+    """A step that went nowhere lowers it; one that may go no way at all is refused."""
+    env = envs.make_env(envs.macro(chain(), K, gamma=0.9), 2)
+    policy = discrete.make_state_heads((1,), V, K, hidden=(4,))
+    given = {"num_steps": 1, "rollout": 4, "num_minibatches": 2, "temperature": 0.3}
+    algorithm = discrete.reverse_rollouts(
+        env, policy, Ramp(), **given, target_kl=0.1, learning_rate=1e-9
+    )
+    step = jax.jit(algorithm.step)
+    state, metrics = step(algorithm.init(jax.random.key(0)))
+    assert float(metrics["policy/kl"]) < 1e-6
+    assert float(state.settings["temperature"]) == pytest.approx(0.2)
+    assert float(metrics["policy/ess"]) == pytest.approx(4.0, rel=1e-5)  # of a minibatch
+    assert float(step(state)[0].settings["temperature"]) == pytest.approx(0.3 / 1.5**2)
+    with pytest.raises(ValueError, match="target_kl must be positive"):
+        discrete.reverse_rollouts(env, policy, Ramp(), **given, target_kl=0.0)
 
 
 @pytest.mark.slow

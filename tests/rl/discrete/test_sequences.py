@@ -72,8 +72,32 @@ def test_a_run_remembers_its_best_and_counts_its_rewards(make):
         float(state.best_reward)
     )
     needed = {"reward/mean", "policy/unique", "policy/entropy", "loss/band_0", "loss/band_3"}
-    needed |= {"policy/ess", "policy/target_kl"} if make is discrete.forward else {"policy/kl"}
+    needed |= {"policy/ess", "policy/target_kl" if make is discrete.forward else "policy/kl"}
     assert needed <= metrics.keys()
+
+
+@pytest.mark.usefixtures("optax_promotes")
+def test_the_price_is_moved_until_a_step_goes_as_far_as_it_should():
+    """From far below and far above; without a target the same prices go elsewhere."""
+
+    def steps(target_kl):
+        algorithm = discrete.reverse(
+            lambda tokens: jnp.sum(tokens, axis=-1) * 1.0,
+            discrete.make_factored_policy(2, 64),
+            num_steps=1,
+            batch=128,
+            learning_rate=0.02,
+            target_kl=target_kl,
+        )
+        prices = {"temperature": jnp.asarray([0.02, 50.0])}
+        _, metrics = run(over_seeds(algorithm, 2, settings=prices), 20)
+        return np.asarray(metrics["policy/kl"][-10:].mean(axis=0)), metrics
+
+    far, metrics = steps(None)
+    near, adapted = steps(0.01)
+    assert "policy/temperature" in adapted and "policy/temperature" not in metrics
+    assert np.all(np.abs(np.log(near / 0.01)) < np.log(1.6))
+    assert np.all(np.abs(np.log(far / 0.01)) > np.log(2.0))
 
 
 @pytest.mark.parametrize("make", [discrete.forward, discrete.reverse])

@@ -115,6 +115,15 @@ def test_temperature_scales_with_advantages_of_any_size():
     assert float(large[0] / small[0]) == pytest.approx(1e16, rel=1e-4)
 
 
+def test_the_price_follows_the_divergence(x64):
+    """By the rule of adaptive prices: up beyond 1.5 times the target, down below 1 / 1.5 of it."""
+    kl = jnp.asarray([0.31, 0.29, 0.2, 0.14, 0.13, 0.0, math.nan, math.inf])
+    got = targets.adapt_temperature(jnp.full(8, 0.6), kl, 0.2)
+    np.testing.assert_allclose(got, [0.9, 0.6, 0.6, 0.6, 0.4, 0.4, 0.6, 0.9], rtol=1e-12)
+    ends = targets.adapt_temperature(jnp.asarray([1e-6, 1e6]), jnp.asarray([0.0, 9.0]), 0.2)
+    np.testing.assert_allclose(ends, [1e-6, 1e6])
+
+
 def test_effective_size_and_divergence_at_both_ends():
     one_hot, even = jnp.eye(8)[:, :1], jnp.full((8, 1), 0.125)
     assert float(targets.effective_size(one_hot)[0]) == 1.0
@@ -158,6 +167,8 @@ def test_what_went_better_than_expected_is_imitated():
         (lambda a: targets.sample_weights(a, 0.1, "linear", lower=-2.0), "lower"),
         (lambda a: targets.solve_temperature(a, 3.0), "between 0 and log n"),
         (lambda a: targets.solve_temperature(a, 0.0), "between 0 and log n"),
+        (lambda a: targets.adapt_temperature(0.1, a, 0.0), "target_kl must be positive"),
+        (lambda a: targets.adapt_temperature(0.1, a, math.nan), "target_kl must be positive"),
         (lambda a: targets.exact_target(a, a, 1.0), "prior must give some action"),
         (lambda a: targets.exact_target(jnp.ones(3), a, 1.0), "shapes must be equal, got prior"),
         (lambda a: targets.imitation_weights(a, jnp.ones(3)), "shapes must be equal, got returns"),
