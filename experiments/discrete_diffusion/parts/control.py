@@ -5,6 +5,7 @@ them. In the deep sea the best return is known; in a game that must be reacted t
 macro-actions cost something, which is why K = 1 is always there.
 """
 
+import dataclasses
 import functools
 import itertools
 import pathlib
@@ -41,6 +42,8 @@ BATCH = 32
 """Macro-actions of a gradient step on critics."""
 EPISODES = 32
 """Of an evaluation."""
+GLANCE_SEEDS = 2
+"""Of games that are only looked at."""
 GAMMA = 0.99
 EVALUATION_KEY = 2**31 - 1
 """Seed of evaluations, apart from those of training."""
@@ -100,7 +103,12 @@ def run(config: Config, out: pathlib.Path) -> Part:
         for game, length, name in wanted
         if name != "DQN" or _listable(games[game], length)
     ]
-    found, chosen = learn(cells, games, config, "control", config.control_frames, out)
+    found, chosen = {}, {}
+    glance = dataclasses.replace(config, num_seeds=GLANCE_SEEDS, tuning_seeds=0)
+    for given, names in ((config, config.control_games), (glance, config.control_glances)):
+        some = [cell for cell in cells if cell[0] in names]
+        trained, settings = learn(some, games, given, "control", config.control_frames, out)
+        found, chosen = found | trained, chosen | settings
     return control_told.tell(found, chosen, config, out, left_out=_left_out(config, games, wanted))
 
 
@@ -211,19 +219,21 @@ def make_games(config: Config) -> dict[str, Game]:
     Raises:
         ValueError: if there is no such game, or none is left.
     """
-    return make_installed("control_games", config.control_games, GAMES, "gymnax")
+    asked = {name: getattr(config, name) for name in ("control_games", "control_glances")}
+    return make_installed(asked, GAMES, "gymnax")
 
 
 def make_installed(
-    flag: str, names: tuple[str, ...], makers: Mapping[str, Callable[[], T]], library: str
+    asked: Mapping[str, tuple[str, ...]], makers: Mapping[str, Callable[[], T]], library: str
 ) -> dict[str, T]:
-    """Makes by name what its library is installed for.
+    """Makes by name what its library is installed for, of the names by the flag that asks for them.
 
     Raises:
         ValueError: if there is no such name, or nothing is left.
     """
     made = {}
-    for name in names:
+    pairs = [(flag, name) for flag, names in asked.items() for name in names]
+    for flag, name in pairs:
         if name not in makers:
             raise ValueError(f"{flag} must be among {', '.join(makers)}, got {name!r}")
         try:
@@ -231,9 +241,8 @@ def make_installed(
         except ImportError:
             continue
     if not made:
-        raise ValueError(
-            f"the games {', '.join(names)} need {library}: pip install 'jaxlab[games]'"
-        )
+        names = ", ".join(name for _, name in pairs)
+        raise ValueError(f"the games {names} need {library}: pip install 'jaxlab[games]'")
     return made
 
 
@@ -296,7 +305,8 @@ def _left_out(
     config: Config, games: Mapping[str, Game], wanted: list[tuple[str, int, str]]
 ) -> tuple[str, ...]:
     """Sentences on what was asked for and is not here."""
-    told = not_installed(config.control_games, games, control_told.TITLES, "gymnax")
+    asked = (*config.control_games, *config.control_glances)
+    told = not_installed(asked, games, control_told.TITLES, "gymnax")
     if any(name == "DQN" and not _listable(games[game], k) for game, k, name in wanted):
         told += (
             f"DQN is left out where there are more than {token_critics.MOST_ACTIONS} "

@@ -50,7 +50,7 @@ def tell(
     """Returns rows, a table for each game, the picture, and limits."""
     games = tuple(dict.fromkeys(game for game, _, _ in found))
     return Part(
-        tuple(row for game in games for row in _rows(game, found)),
+        tuple(row for g in games if g not in config.control_glances for row in _rows(g, found)),
         _draw(games, found, out),
         tuple(_table(game, found, chosen) for game in games),
         _limits(config) + left_out,
@@ -187,7 +187,13 @@ def _draw(
 
 
 def _limits(config: Config) -> tuple[str, ...]:
+    glances = tuple(TITLES[name] for name in config.control_glances)
+    seen = (
+        f"{' and '.join(glances)} are only looked at: two seeds and an untuned learning rate, no "
+        "verdict.",
+    )
     return (
+        *(seen if glances else ()),
         "The paper plays Atari and MinAtar with sizes that are not known; these are small.",
         f"Every method plays {config.control_frames:,} steps of a game, and of macro-actions that "
         "an episode's end cuts short all K tokens count.",

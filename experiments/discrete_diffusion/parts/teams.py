@@ -64,7 +64,7 @@ def make_games(config: Config) -> dict[str, tuple[Game, int]]:
         ValueError: if there is no such game, or none is left.
     """
     makers = {name: functools.partial(_game, name) for name in TITLES}
-    return control.make_installed("team_games", config.team_games, makers, "jaxmarl")
+    return control.make_installed({"team_games": config.team_games}, makers, "jaxmarl")
 
 
 def _game(name: str) -> tuple[Game, int]:

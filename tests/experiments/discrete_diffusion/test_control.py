@@ -17,6 +17,7 @@ TINY = Config(
     num_seeds=2,
     parts=("control",),
     control_games=("deep_sea",),
+    control_glances=(),
     control_lengths=(1, 2),
     control_frames=4096,
     control_rates=(1e-3, 1e-2),
@@ -105,6 +106,32 @@ def test_settings_are_chosen_on_other_seeds_and_fewer_steps(tmp_path, monkeypatc
     compared = [row for row in part.rows if row.baseline and row.baseline[0] == "DQN"]
     assert len(compared) == 2 and compared[0].verdict == "too few seeds"
     assert [figure.path for figure in part.figures] == ["macros.png"]
+
+
+def test_games_that_are_looked_at_have_two_seeds_no_tuning_and_no_rows(tmp_path, monkeypatch):
+    asked = []
+
+    def train(what, game, config, folder):
+        asked.append((what.game, what.num_seeds, what.seed))
+        return control_told.Outcome(np.ones(2), (np.array([4096]), np.ones((1, 2))))
+
+    monkeypatch.setattr(control, "train", train)
+    monkeypatch.setattr(control, "GAMES", {**control.GAMES, "asterix": control.GAMES["deep_sea"]})
+    config = dataclasses.replace(
+        TINY, methods=("DQN",), control_glances=("asterix",), control_lengths=(1,), num_seeds=5
+    )
+    part = control.run(config, tmp_path)
+    assert asked.count(("asterix", 2, config.seed)) == 1
+    assert ("deep_sea", 5, config.seed) in asked
+    assert {seed for game, _, seed in asked if game == "asterix"} == {config.seed}
+    assert [table.title for table in part.tables] == [
+        "Macro-actions, deep sea",
+        "Macro-actions, Asterix",
+    ]
+    assert not any("Asterix" in row.metric for row in part.rows)
+    assert any("Asterix are only looked at" in limit for limit in part.limits)
+    with pytest.raises(ValueError, match="must be other games than control_games, got deep_sea"):
+        dataclasses.replace(config, control_glances=("deep_sea",))
 
 
 def test_what_cannot_be_listed_or_played_is_left_out_and_said_to_be(tmp_path, monkeypatch):
