@@ -161,6 +161,15 @@ def test_laws_after_the_first_have_the_methods_that_say_most():
     assert [study._names(task, asked) for task in made] == [("PBFM",), ("PBFM",)]
 
 
+def test_laws_after_the_first_are_judged_in_no_more_steps_than_they_are_tuned_in():
+    config = Config(laws=("poisson", "darcy"), judged_steps=(10, 20, 40), num_steps=20)
+    first, second = (tasks.make_task(name) for name in config.laws)
+    assert study.settings_of(first, config) is config
+    assert study.settings_of(second, config).judged_steps == (10, 20)
+    fewer = dataclasses.replace(config, num_steps=8)
+    assert study.settings_of(second, fewer).judged_steps == (10,)
+
+
 def test_wrong_settings_are_named(tmp_path):
     with pytest.raises(ValueError, match="methods must be among data; PIRF; .*, got 'PIFR'"):
         study.run(Config(methods=("PIFR",)), tmp_path)
