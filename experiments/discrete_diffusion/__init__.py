@@ -7,7 +7,7 @@ from typing import Literal
 SUMMARY = (
     "Discrete diffusion: policies over sequences of tokens, forward against reverse divergence"
 )
-Piece = Literal["tables", "steps", "gradients", "dna", "control", "teams"]
+Piece = Literal["tables", "steps", "orders", "gradients", "dna", "control", "teams"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,9 +18,9 @@ class Config:
     """Seed of every random draw."""
     num_seeds: int = 5
     """Runs a figure rests on, per task and method, vmapped."""
-    parts: tuple[Piece, ...] = ("tables", "steps", "gradients", "dna", "control", "teams")
-    """Tasks of known rewards; error by steps of sampling; where ratios point; regulatory DNA; games
-    played by macro-actions; games played by a team."""
+    parts: tuple[Piece, ...] = ("tables", "steps", "orders", "gradients", "dna", "control", "teams")
+    """Tasks of known rewards; error by steps of sampling, and by the order of revealing; where
+    ratios point; regulatory DNA; games played by macro-actions; games played by a team."""
     data: str | None = None
     """Own sequences: a CSV file with the columns sequence and score. Proposals are made from it."""
     reward: str | None = None

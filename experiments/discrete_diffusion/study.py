@@ -9,7 +9,15 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from experiments.discrete_diffusion import Config, figures, methods, rows, tables, tasks, training
-from experiments.discrete_diffusion.parts import control, dna, gradients, proposals, steps, teams
+from experiments.discrete_diffusion.parts import (
+    control,
+    dna,
+    gradients,
+    orders,
+    proposals,
+    steps,
+    teams,
+)
 from experiments.discrete_diffusion.training import Outcome
 from experiments.harness import result, units, verdicts
 from experiments.harness.result import Part, Result
@@ -44,6 +52,8 @@ def run(config: Config, out: pathlib.Path) -> Result:
         )
     if "steps" in config.parts:
         parts.append(steps.run(config, out))
+    if "orders" in config.parts:
+        parts.append(orders.run(config, out))
     if "gradients" in config.parts:
         parts.append(gradients.run(config, out))
     if "dna" in config.parts:

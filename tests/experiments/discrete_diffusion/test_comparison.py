@@ -9,7 +9,7 @@ import PIL.Image
 import pytest
 
 from experiments.discrete_diffusion import Config, figures, methods, rows, study, tasks, training
-from experiments.discrete_diffusion.parts import gradients, steps
+from experiments.discrete_diffusion.parts import gradients, orders, steps
 from experiments.harness import result
 from jaxlab.core import logging, loop
 from jaxlab.diffusion.discrete import exact, schedules
@@ -172,6 +172,34 @@ def test_sampling_in_few_steps_has_the_errors_of_the_closed_forms(monkeypatch):
     assert steps.parity_closed_form(4, 3) == pytest.approx(0.7222222222)
     agents = errors.right["4 agents, all different"]
     np.testing.assert_allclose(agents[:2], [0.09375, 0.30164931], rtol=1e-7)
+
+
+def test_orders_of_revealing_are_those_of_the_chain(monkeypatch):
+    """In one step a product of marginals, in six all is exact but what parallel draws cost."""
+    monkeypatch.setattr(orders, "DRAWS", 2**14)
+    monkeypatch.setattr(orders, "STEPS", (1, 6))
+    some = {name: orders.ORDERS[name] for name in ("ancestral", "largest", "drawn")}
+    monkeypatch.setattr(orders, "ORDERS", some)
+    law = orders.chain()
+    assert law.sum() == pytest.approx(1.0)
+    found = orders.measure(0)
+    clean = exact.sequences(orders.V, orders.K)
+    marginals = [np.bincount(clean[:, k], law, orders.V) for k in range(orders.K)]
+    product = np.prod([p[clean[:, k]] for k, p in enumerate(marginals)], axis=0)
+    once = 0.5 * np.abs(product - law).sum()
+    denoise = exact.table_denoiser(exact.conditionals(law, vocab=orders.V, length=orders.K))
+    true = exact.sampler_law(denoise, schedules.make_schedule(6), vocab=orders.V, length=orders.K)
+    six = 0.5 * np.abs(np.asarray(true) - law).sum()
+    for order, distance in found.distance.items():
+        assert distance[0] == pytest.approx(once, abs=0.03)
+        if order != "drawn":  # whose places depend on what was drawn
+            assert distance[1] == pytest.approx(six if order == "ancestral" else 0.0, abs=0.04)
+    assert found.distance["drawn"][1] > 2.0 * found.floor
+    np.testing.assert_allclose(found.places["ancestral"], 1 / 6, atol=0.02)
+    np.testing.assert_array_equal(found.places["largest"], np.eye(6))
+    open_ = -np.mean([np.sum(p * np.log(p)) for p in marginals])
+    for entropy in found.entropy.values():
+        assert entropy[0] == pytest.approx(open_, rel=1e-4)
 
 
 def test_single_steps_alone_point_along_the_policy_gradient(monkeypatch):
