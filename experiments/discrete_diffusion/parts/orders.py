@@ -75,7 +75,7 @@ def chain() -> np.ndarray:
 def measure(seed: int) -> Orders:
     """Draws in every order and number of steps."""
     law = chain()
-    denoise = exact.table_denoiser(exact.conditionals(law, vocab=V, length=K))
+    denoise = exact.table_denoiser(exact.conditionals(jnp.asarray(law), vocab=V, length=K))
     keys = iter(jax.random.split(jax.random.key(seed), 1 + len(ORDERS) * len(STEPS)))
 
     def apart(counts: np.ndarray) -> float:
@@ -163,6 +163,8 @@ def _draw_lines(found: Orders, out: pathlib.Path) -> Figure:
         right.set(xlabel="Steps of sampling", ylabel="Total variation from the law", yscale="log")
         right.set_title("What it costs")
         right.set_xticks(STEPS)
+        right.set_yticks([0.01, 0.03, 0.1, 0.3], ["0.01", "0.03", "0.1", "0.3"])
+        right.minorticks_off()
         drawing.legend(figure)
         drawing.save(figure, out / "entropy.png")
     return Figure(

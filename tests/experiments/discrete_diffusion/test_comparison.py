@@ -187,7 +187,9 @@ def test_orders_of_revealing_are_those_of_the_chain(monkeypatch):
     marginals = [np.bincount(clean[:, k], law, orders.V) for k in range(orders.K)]
     product = np.prod([p[clean[:, k]] for k, p in enumerate(marginals)], axis=0)
     once = 0.5 * np.abs(product - law).sum()
-    denoise = exact.table_denoiser(exact.conditionals(law, vocab=orders.V, length=orders.K))
+    denoise = exact.table_denoiser(
+        exact.conditionals(jnp.asarray(law), vocab=orders.V, length=orders.K)
+    )
     true = exact.sampler_law(denoise, schedules.make_schedule(6), vocab=orders.V, length=orders.K)
     six = 0.5 * np.abs(np.asarray(true) - law).sum()
     for order, distance in found.distance.items():
