@@ -28,7 +28,7 @@ def draw(found: Found, out: pathlib.Path) -> tuple[Figure, ...]:
     left = {k: one for k, one in found.items() if np.isfinite(one.final).any() and k[1] in COLORS}
     if not left:
         return ()
-    return _curves(left, out), _diversity(left, out), *_steps(left, out)
+    return _curves(left, out), _diversity(left, out), *_course(left, out), *_steps(left, out)
 
 
 def _curves(found: Found, out: pathlib.Path) -> Figure:
@@ -59,6 +59,28 @@ def _diversity(found: Found, out: pathlib.Path) -> Figure:
         "diversity.png",
         "Reward against diversity at the end: small points are seeds, large ones their means.",
         "Mean reward against the share of different sequences, for every method and task",
+    )
+
+
+def _course(found: Found, out: pathlib.Path) -> tuple[Figure, ...]:
+    logged = {k: one for k, one in found.items() if "policy/entropy" in one.course}
+    if not logged:
+        return ()
+
+    def one(axis: Axes, name: str, outcome: Outcome) -> None:
+        calls, entropy = outcome.curve[0], outcome.course["policy/entropy"]
+        axis.plot(calls / 1000, entropy, color=COLORS[name], lw=1.8, label=name)
+        axis.set_xlabel("Calls of the reward (thousands)")
+        axis.set_ylabel("Entropy of what is drawn, nats")
+
+    _panels(logged, one, out / "course.png")
+    return (
+        Figure(
+            "course.png",
+            "Entropy of the tokens along the path, means over seeds: a policy that has none left "
+            "draws the same sequence again and again.",
+            "Entropy of every policy in training, for every task",
+        ),
     )
 
 

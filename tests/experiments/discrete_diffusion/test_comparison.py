@@ -67,7 +67,8 @@ def invented(final, curve=None):
     final = np.asarray(final, float)
     if curve is None:
         curve = np.array([1, 4]), np.stack([final, final])
-    return training.Outcome(final, np.full(final.shape, 0.5), curve, {}, {})
+    course = {"policy/entropy": curve[1].mean(axis=1)}
+    return training.Outcome(final, np.full(final.shape, 0.5), curve, {}, course)
 
 
 def test_settings_are_chosen_on_other_seeds(tmp_path, monkeypatch):
