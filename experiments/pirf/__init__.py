@@ -22,8 +22,7 @@ class Config:
     field says of its value."""
     laws: tuple[LawName, ...] = ("poisson",)
     """Laws whose models are tuned, by all methods on the first, on the others by PIRF, without its
-    hold, by the published reward, and by what pushes samples of the base. The base of Poisson's
-    equation is kept, on 16 points a side."""
+    hold, by the published reward, and by what pushes samples of the base."""
     size: int = 0
     """Points a side; 0 is 16 for Poisson's equation, 64 for the flow and 32 for the others."""
     data: str = ""
@@ -39,7 +38,8 @@ class Config:
     methods: tuple[str, ...] = ()
     """Methods to compare on every law; all that fit when empty, see laws."""
     base_updates: int = 1500
-    """Updates of a base that is trained here."""
+    """Updates of a base. Those of some laws are kept, on their own grids and of 1,500 updates: they
+    are trained here only where more are wanted, or another size."""
     updates: int = 80
     """Updates of the fine-tuning; rivals have as many as cost the same."""
     num_steps: int = 20

@@ -1,9 +1,11 @@
-"""Base models: trained from fields, or kept as a small file, which `python -m` this module makes.
+"""Base models: trained from fields, or kept as small files, which `python -m` this module makes.
 
-A few minutes on a laptop; on another processor the weights differ.
+`python -m experiments.pirf.base darcy` takes a quarter of an hour of a core, for the flow an hour;
+on another processor the weights differ.
 """
 
 import pathlib
+import sys
 
 import flax.traverse_util
 import jax
@@ -16,15 +18,20 @@ from jaxlab import physics
 from jaxlab.core import loop
 from jaxlab.core.types import PyTree
 
-KEPT, KEPT_UPDATES = "poisson", 1500
-"""The law whose base is a file, on the law's own grid, and its updates."""
-FILE = pathlib.Path(__file__).with_name("base.npz")
+KEPT_UPDATES = 1500
+"""Updates of the bases that are files, of laws on their own grids."""
 CHUNK = 50
 
 
-def is_kept(task: Task) -> bool:
-    """Whether the base of a task is a file."""
-    return task.name == KEPT and task.shape[0] == tasks.SIZES[KEPT]
+def file_of(name: str) -> pathlib.Path:
+    """Where the base of a law is, if it is kept."""
+    return pathlib.Path(__file__).with_name(f"base_{name}.npz")
+
+
+def is_kept(task: Task, num_steps: int) -> bool:
+    """Whether the base of a task is a file, of as many updates as are wanted or more."""
+    own_grid = task.name in tasks.LAWS and task.shape[0] == tasks.SIZES.get(task.name, tasks.SIZE)
+    return own_grid and num_steps <= KEPT_UPDATES and file_of(task.name).is_file()
 
 
 def train(task: Task, num_steps: int, folder: pathlib.Path | None = None) -> PyTree:
@@ -48,14 +55,14 @@ def train(task: Task, num_steps: int, folder: pathlib.Path | None = None) -> PyT
     return found.state.average_params
 
 
-def save(params: PyTree, file: pathlib.Path = FILE) -> None:
+def save(params: PyTree, file: pathlib.Path) -> None:
     """Writes the weights in float16."""
     flat = flax.traverse_util.flatten_dict(params, sep="/")
     arrays = {name: np.asarray(leaf, np.float16) for name, leaf in flat.items()}
     np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]
 
 
-def load(file: pathlib.Path = FILE) -> PyTree:
+def load(file: pathlib.Path) -> PyTree:
     """Reads the weights, as float32."""
     with np.load(file, allow_pickle=False) as kept:
         flat = {name: jnp.asarray(kept[name], jnp.float32) for name in kept.files}
@@ -63,4 +70,5 @@ def load(file: pathlib.Path = FILE) -> PyTree:
 
 
 if __name__ == "__main__":
-    save(train(tasks.make_task(KEPT), KEPT_UPDATES))
+    for law in sys.argv[1:]:
+        save(train(tasks.make_task(law), KEPT_UPDATES), file_of(law))

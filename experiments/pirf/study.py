@@ -70,8 +70,8 @@ def settings_of(task: Task, config: Config) -> Config:
 
 def base_of(task: Task, config: Config, out: pathlib.Path) -> PyTree:
     """Returns the weights of a task's base: those of the file, or trained here, a unit."""
-    if base.is_kept(task):
-        return base.load()
+    if base.is_kept(task, config.base_updates):
+        return base.load(base.file_of(task.name))
     about = {"task": task.about, "base_updates": config.base_updates}
     unit = Unit(
         f"{task.name}/weights", about, lambda folder: base.train(task, config.base_updates, folder)

@@ -26,8 +26,8 @@ LAWS: dict[str, Callable[[], Pde]] = {
     "burgers": physics.burgers,
     "kolmogorov": functools.partial(physics.kolmogorov, 100.0),
 }
-SIZES = {"poisson": 16, "kolmogorov": 64}
-"""Points a side; 32 of the others."""
+SIZES, SIZE = {"poisson": 16, "kolmogorov": 64}, 32
+"""Points a side of laws that have their own, and of the others."""
 OWN = "own"
 """Stands for the law of one's own fields."""
 NUM_FIELDS, NUM_JUDGED = 4096, 512
@@ -74,7 +74,7 @@ def make_network(channels: int) -> nn.Unet:
 
 def make_task(name: str, size: int = 0) -> Task:
     """Makes the task of one of the paper's laws; fields are made when they are asked for."""
-    law, size = LAWS[name](), size or SIZES.get(name, 32)
+    law, size = LAWS[name](), size or SIZES.get(name, SIZE)
 
     @functools.cache
     def fields(seed: int, num: int) -> np.ndarray:

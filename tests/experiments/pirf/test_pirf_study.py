@@ -189,10 +189,14 @@ def test_wrong_settings_are_named(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_base_is_a_small_file_of_a_network_of_its_own(tmp_path):
-    params, task = base.load(), tasks.make_task("poisson")
-    assert base.is_kept(task) and not base.is_kept(tasks.make_task("poisson", 32))
-    assert base.FILE.stat().st_size < 1_000_000
+@pytest.mark.parametrize("law", ["poisson", "helmholtz", "burgers"])
+def test_base_is_a_small_file_of_a_network_of_its_own(law, tmp_path):
+    file, task = base.file_of(law), tasks.make_task(law)
+    params = base.load(file)
+    assert base.is_kept(task, 150) and base.is_kept(task, base.KEPT_UPDATES)
+    assert not base.is_kept(tasks.make_task(law, 2 * task.shape[0]), 150)
+    assert not base.is_kept(task, base.KEPT_UPDATES + 1)
+    assert file.stat().st_size < 1_000_000
     x = jax.ShapeDtypeStruct((1, *task.shape), jnp.float32)
     expected = jax.eval_shape(
         task.network.init, jax.random.key(0), x, jax.ShapeDtypeStruct((1,), jnp.float32)
@@ -213,7 +217,7 @@ def test_base_is_near_the_best_that_there_is():
     task = tasks.make_task("poisson")
     data = jnp.asarray(task.judged())
     exact = physics.gaussian_law(task.law, task.shape[0])
-    denoiser = physics.denoiser_of(task.network, base.load())
+    denoiser = physics.denoiser_of(task.network, base.load(base.file_of("poisson")))
     loss = jax.jit(lambda noise, sigma: edm.loss(denoiser, data, noise, sigma))
     for i, sigma in enumerate((0.05, 0.3, 1.0)):
         noise = jax.random.normal(jax.random.fold_in(jax.random.key(1), i), data.shape)
