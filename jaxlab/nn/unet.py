@@ -3,6 +3,7 @@
 Song et al. 2021, arXiv:2011.13456 ("DDPM++"), as Karras et al. 2022, arXiv:2206.00364 build it.
 """
 
+import functools
 import math
 from typing import Any
 
@@ -102,7 +103,8 @@ class Unet(nn.Module):
                 width = self.multiples[level] * self.channels
                 h = block(joined, f"decoder_{level}_block_{i}", width, attends=attends)
         h = _norm(h, "out_norm", silu=True)
-        return Conv(self.out, 3, SMALL, self.dtype, name="out_conv")(h).astype(x.dtype)
+        last = Conv(self.out, 3, SMALL, self.dtype, exact=True, name="out_conv")
+        return last(h).astype(x.dtype)
 
     def _check(self, x: jax.Array, noise: jax.Array) -> None:
         if x.ndim != 4:
@@ -132,50 +134,64 @@ class Conv(nn.Module):
         size: Side of the kernel, odd.
         factor: Of Xavier's uniform weights at the start.
         dtype: Of the product.
+        exact: Whether products are as precise as `dtype`; a GPU rounds those of float32 to ten bits
+            otherwise, and second differences of a field on S points amplify that by 4 S^2.
     """
 
     features: int
     size: int
     factor: float = 1.0
     dtype: Any = jnp.float32
+    exact: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W features"]:
         shape = (self.size, self.size, x.shape[-1], self.features)
         kernel = self.param("kernel", lambda key: self.factor * _init(key, shape))
         bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
-        product = convolve(x.astype(self.dtype), kernel.astype(self.dtype))
+        product = convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.exact)
         return product + bias.astype(self.dtype)[None, None, None]
 
 
-@jax.custom_vjp
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def convolve(
-    x: Float[Array, "B H W C"], kernel: Float[Array, "s s C D"]
+    x: Float[Array, "B H W C"], kernel: Float[Array, "s s C D"], exact: bool = False
 ) -> Float[Array, "B H W D"]:
     """Correlates images with kernels of odd side, stride 1, zeros beyond the edge.
+
+    With `exact` products are as precise as their type wherever it runs, see `Conv`.
 
     Its gradient is written out, since XLA's on a CPU is some 20 times slower inside of a loop: that
     of the images is a convolution like this one, that of the kernel a single product of shifted
     copies. Elsewhere it is XLA's own.
     """
-    return _correlate(x, kernel)
+    return _correlate(x, kernel, exact)
 
 
-def _correlate(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    numbers = ("NHWC", "HWIO", "NHWC")
-    return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=numbers)
+def _correlate(x: jax.Array, kernel: jax.Array, exact: bool = False) -> jax.Array:
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        (1, 1),
+        "SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        precision=jax.lax.Precision.HIGHEST if exact else None,
+    )
 
 
-def _convolve_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple]:
-    return convolve(x, kernel), (x, kernel)
+def _convolve_forward(x: jax.Array, kernel: jax.Array, exact: bool) -> tuple[jax.Array, tuple]:
+    return convolve(x, kernel, exact), (x, kernel)
 
 
-def _convolve_backward(kept: tuple, given: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return jax.lax.platform_dependent(*kept, given, cpu=_gradient_by_shifts, default=_gradient)
+def _convolve_backward(exact: bool, kept: tuple, given: jax.Array) -> tuple[jax.Array, jax.Array]:
+    default = functools.partial(_gradient, exact)
+    return jax.lax.platform_dependent(*kept, given, cpu=_gradient_by_shifts, default=default)
 
 
-def _gradient(x: jax.Array, kernel: jax.Array, given: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return jax.vjp(_correlate, x, kernel)[1](given)
+def _gradient(
+    exact: bool, x: jax.Array, kernel: jax.Array, given: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    return jax.vjp(functools.partial(_correlate, exact=exact), x, kernel)[1](given)
 
 
 def _gradient_by_shifts(

@@ -141,13 +141,28 @@ def test_gradient_of_a_convolution_is_that_of_xla(size, x64):
         return (
             expected,
             jax.vjp(unet.convolve, x, kernel)[1](given),
-            unet._gradient(x, kernel, given),
+            jax.vjp(lambda *a: unet.convolve(*a, True), x, kernel)[1](given),
+            unet._gradient(False, x, kernel, given),
+            unet._gradient(True, x, kernel, given),
         )
 
     expected, *found = gradients(x, kernel, given)
     for pair in found:
         for a, b in zip(pair, expected, strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_the_last_convolution_alone_is_as_precise_as_its_type():
+    """A GPU rounds products of float32 to ten bits otherwise, which a residual amplifies."""
+    network = nn.Unet(2, 8, (1, 1), 1, attention=(), dropout=0.0)
+    x = jax.ShapeDtypeStruct((1, 8, 8, 2), jnp.float32)
+    level = jax.ShapeDtypeStruct((1,), jnp.float32)
+    params = jax.eval_shape(network.init, jax.random.key(0), x, level)
+    program = jax.jit(network.apply).lower(params, x, level).as_text()
+    lines = [line for line in program.splitlines() if "stablehlo.convolution" in line]
+    assert len(lines) > 10
+    precise = [line for line in lines if "HIGHEST" in line]
+    assert len(precise) == 1 and "tensor<1x8x8x2xf32>" in precise[0].rpartition("->")[2]
 
 
 def test_a_norm_keeps_its_features_alone_for_the_gradient():
