@@ -21,8 +21,8 @@ class Config:
     """Tuned models beside their rivals, of own fields these alone; what the reward of a denoised
     field says of its value."""
     laws: tuple[LawName, ...] = ("poisson",)
-    """Laws whose models are tuned, by all methods on the first, on the others by PIRF, without its
-    hold, by the published reward, and by what pushes samples of the base."""
+    """Laws whose models are tuned, by all methods on the first, on the others by PIRF, with four
+    times its hold, without it, by the published reward, and by what pushes samples of the base."""
     size: int = 0
     """Points a side; 0 is 16 for Poisson's equation, 64 for the flow and 32 for the others."""
     data: str = ""
