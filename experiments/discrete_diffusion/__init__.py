@@ -73,7 +73,8 @@ class Config:
     """Games: deep_sea, and of MinAtar breakout, space_invaders, asterix and freeway, which are left
     out, and said to be, without the library gymnax."""
     control_glances: tuple[str, ...] = ("space_invaders", "asterix")
-    """Games that are only looked at: two seeds, the first learning rate, no verdict."""
+    """Games that are only looked at, those of control_games aside: two seeds, the first learning
+    rate, no verdict."""
     control_lengths: tuple[int, ...] = (1, 4, 8)
     """Choices K that are made at once."""
     control_frames: int = 65_536
@@ -144,11 +145,6 @@ class Config:
             if not getattr(self, name):
                 raise ValueError(f"{name} must name one at least, got none; leave the flag out")
         names = ("tasks", "parts", "learning_rates", "dna_rates", "control_games")
-        if both := set(self.control_games) & set(self.control_glances):
-            raise ValueError(
-                f"control_glances must be other games than control_games, got {', '.join(both)} in "
-                "both"
-            )
         names = (*names, "control_glances")
         for name in (*names, "control_lengths", "control_rates", "team_games"):
             if len(set(getattr(self, name))) < len(getattr(self, name)):

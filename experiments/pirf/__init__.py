@@ -56,7 +56,7 @@ class Config:
     """Fields that are judged, from the same noise for all methods."""
     judged_steps: tuple[int, ...] = (10, 20, 40, 80)
     """Steps of the samplers that a model is judged by, on laws after the first num_steps of them at
-    most; rows are of those nearest to num_steps."""
+    most, or the fewest; rows are of those nearest to num_steps."""
     sensors: int = 40
     """Nodes whose values guide samples, of every channel; 0 leaves that out."""
     value_laws: tuple[LawName, ...] = ("poisson", "darcy", "burgers", "kolmogorov")

@@ -4,6 +4,7 @@
 on another processor the weights differ.
 """
 
+import hashlib
 import pathlib
 import sys
 
@@ -32,6 +33,13 @@ def is_kept(task: Task, num_steps: int) -> bool:
     """Whether the base of a task is a file, of as many updates as are wanted or more."""
     own_grid = task.name in tasks.LAWS and task.shape[0] == tasks.SIZES.get(task.name, tasks.SIZE)
     return own_grid and num_steps <= KEPT_UPDATES and file_of(task.name).is_file()
+
+
+def identity(task: Task, num_steps: int) -> str:
+    """Which base it is: the digest of its file, or the updates that it is trained for."""
+    if not is_kept(task, num_steps):
+        return f"{num_steps} updates"
+    return hashlib.sha256(file_of(task.name).read_bytes()).hexdigest()
 
 
 def train(task: Task, num_steps: int, folder: pathlib.Path | None = None) -> PyTree:
@@ -70,5 +78,7 @@ def load(file: pathlib.Path) -> PyTree:
 
 
 if __name__ == "__main__":
+    if not sys.argv[1:] or set(sys.argv[1:]) - tasks.LAWS.keys():
+        sys.exit(f"give laws, of {', '.join(tasks.LAWS)}")
     for law in sys.argv[1:]:
         save(train(tasks.make_task(law), KEPT_UPDATES), file_of(law))

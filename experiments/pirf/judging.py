@@ -43,7 +43,8 @@ class Outcome(NamedTuple):
         frechet: `[E]`, distance of normal laws of low cosine coefficients; NaN with few fields.
         sliced: `[E]`, sliced Wasserstein distance to the data.
         diversity: `[E]`, mean distance of two fields over that of data.
-        nearest: `[E]`, mean distance to the nearest field of training, over that of new data.
+        nearest: `[E]`, mean distance to the nearest field of training, over that of new data; NaN
+            where these repeat it.
         inclusion: `[E]`, share of nodes with Darcy's high coefficient; NaN of other laws.
         flags: `[E, 5]`, bool, what the detector says, see `SIGNS`.
         seconds: `[E]`, a field takes, of one core on a CPU; NaN where none was drawn.
@@ -304,7 +305,7 @@ def _figures(
         np.nan if few else metrics.frechet_distance(x, data),
         metrics.sliced_wasserstein(jax.random.key(0), x, data),
         signs.diversity,
-        _nearest(task, x) / usual,
+        _nearest(task, x) / usual if usual > 0.0 else np.nan,
         _inclusion(task, x),
         [name in signs.flags for name in SIGNS],
     )
@@ -318,5 +319,4 @@ def _nearest(task: Task, x: jax.Array) -> float:
 def _inclusion(task: Task, x: jax.Array) -> float:
     if task.name != "darcy":
         return np.nan
-    high = benchmarks.two_valued(physics.post(task.law, x)[..., 0]) > benchmarks.MIDDLE
-    return float(jnp.mean(high))
+    return float(jnp.mean(physics.post(task.law, x)[..., 0] > benchmarks.MIDDLE))

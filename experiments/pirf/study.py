@@ -61,7 +61,7 @@ def run(config: Config, out: pathlib.Path) -> Result:
 
 
 def settings_of(task: Task, config: Config) -> Config:
-    """Laws after the first are judged in no more steps than they are tuned in."""
+    """Laws after the first are judged in no more steps than they are tuned in, or in the fewest."""
     if task.name in (tasks.OWN, config.laws[0]):
         return config
     few = tuple(num for num in config.judged_steps if num <= config.num_steps)
@@ -119,7 +119,7 @@ def looked(
         )
         if task.name in weights:
             params = weights[task.name]
-            about = about | {"base_updates": config.base_updates}
+            about = about | {"base": base.identity(task, config.base_updates)}
             todo[task.law.name, "model"] = Unit(
                 f"values/{task.name}/model",
                 about,

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from experiments.pirf import Config, methods
+from experiments.pirf import Config, base, methods
 from experiments.pirf.tasks import Task
 from jaxlab import physics
 from jaxlab.core import loop
@@ -16,14 +16,15 @@ from jaxlab.physics.baselines import residual_losses
 
 def settings(config: Config, task: Task, name: str = "") -> dict[str, Any]:
     """Returns all that a unit's result depends on; `name` is that of its method."""
-    kept = ("seed", "fields", "judged_steps", "num_steps", "sensors", "base_updates")
+    kept = ("seed", "fields", "judged_steps", "num_steps", "sensors")
     tuning = ("updates", "num_grad_steps", "batch", "learning_rate", "hold")
     tuned = name in (*methods.TUNED, *methods.ON_DATA)
     chosen = {n: getattr(config, n) for n in kept + (tuning if tuned else ())}
     if tuned:
         chosen["updates"] = methods.updates(name, config)
     given = (methods.TUNED | methods.ON_DATA | methods.GUIDED).get(name, {})
-    return {**chosen, "task": task.about, "given": given}
+    which = base.identity(task, config.base_updates)
+    return {**chosen, "base": which, "task": task.about, "given": given}
 
 
 def tune(

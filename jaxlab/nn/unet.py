@@ -149,7 +149,7 @@ class Conv(nn.Module):
         shape = (self.size, self.size, x.shape[-1], self.features)
         kernel = self.param("kernel", lambda key: self.factor * _init(key, shape))
         bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
-        product = convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.exact)
+        product: Any = convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.exact)
         return product + bias.astype(self.dtype)[None, None, None]
 
 

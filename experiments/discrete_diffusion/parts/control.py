@@ -105,8 +105,8 @@ def run(config: Config, out: pathlib.Path) -> Part:
     ]
     found, chosen = {}, {}
     glance = dataclasses.replace(config, num_seeds=GLANCE_SEEDS, tuning_seeds=0)
-    for given, names in ((config, config.control_games), (glance, config.control_glances)):
-        some = [cell for cell in cells if cell[0] in names]
+    for given in (config, glance):
+        some = [cell for cell in cells if (cell[0] in config.control_games) == (given is config)]
         trained, settings = learn(some, games, given, "control", config.control_frames, out)
         found, chosen = found | trained, chosen | settings
     return control_told.tell(found, chosen, config, out, left_out=_left_out(config, games, wanted))

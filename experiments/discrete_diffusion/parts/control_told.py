@@ -49,11 +49,12 @@ def tell(
 ) -> Part:
     """Returns rows, a table for each game, the picture, and limits."""
     games = tuple(dict.fromkeys(game for game, _, _ in found))
+    glances = set(config.control_glances) - set(config.control_games)
     return Part(
-        tuple(row for g in games if g not in config.control_glances for row in _rows(g, found)),
+        tuple(row for g in games if g not in glances for row in _rows(g, found)),
         _draw(games, found, out),
         tuple(_table(game, found, chosen) for game in games),
-        _limits(config) + left_out,
+        _limits(config, tuple(g for g in games if g in glances)) + left_out,
     )
 
 
@@ -186,11 +187,10 @@ def _draw(
     )
 
 
-def _limits(config: Config) -> tuple[str, ...]:
-    glances = tuple(TITLES[name] for name in config.control_glances)
+def _limits(config: Config, glances: tuple[str, ...]) -> tuple[str, ...]:
     seen = (
-        f"{' and '.join(glances)} are only looked at: two seeds and an untuned learning rate, no "
-        "verdict.",
+        f"Only looked at, with two seeds, an untuned learning rate and no verdict: "
+        f"{', '.join(TITLES[name] for name in glances)}.",
     )
     return (
         *(seen if glances else ()),

@@ -56,7 +56,14 @@ class Orders(NamedTuple):
 
 def run(config: Config, out: pathlib.Path) -> Part:
     """Measures, or reads, then tells and draws."""
-    about = {"seed": config.seed, "steps": STEPS, "draws": DRAWS}
+    about = {
+        "seed": config.seed,
+        "steps": [*STEPS, SHOWN],
+        "draws": DRAWS,
+        "orders": list(ORDERS),
+        "sure": SURE,
+        "sizes": [V, K],
+    }
     unit = Unit("orders", about, lambda folder: measure(config.seed), Orders)
     found = units.run([unit], out, title="discrete_diffusion, orders")["orders"]
     return Part(_rows(found), (_draw_places(found, out), _draw_lines(found, out)))
@@ -112,7 +119,7 @@ def _entropy(denoise: Denoise, drawn: sampling.Sample, n: int) -> float:
 
 
 def _rows(found: Orders) -> tuple[Row, ...]:
-    claim = "Which tokens are revealed together matters more than how sure they are"
+    claim = "The order of revealing changes the law that is drawn"
     return tuple(
         Row(
             claim,

@@ -201,7 +201,7 @@ def band_losses(
         tokens: `[B, K]` clean tokens.
         vocab: V.
         num_bands: number of bands, at most B.
-        token_mask: tokens that count; all if None.
+        token_mask: tokens that count, the others are hidden always, as in `nelbo`; all if None.
 
     Raises:
         ValueError: if there are more bands than sequences, or the mask is none of these tokens.
@@ -215,7 +215,7 @@ def band_losses(
     band = np.arange(tokens.shape[0]) % num_bands
     uniform = jax.random.uniform(key_level, tokens.shape[:1])
     level = (jnp.asarray(band, uniform.dtype) + uniform) / num_bands
-    noisy = corrupt(key_hide, tokens, level, vocab=vocab)
+    noisy = corrupt(key_hide, tokens, level, vocab=vocab, keep=token_mask)
     nll = hidden_nll(denoise, tokens, noisy, level, vocab=vocab, counts=token_mask)
     hidden = noisy == vocab if token_mask is None else (noisy == vocab) & token_mask
     hidden = jnp.sum(hidden, axis=-1).astype(nll.dtype)

@@ -157,9 +157,10 @@ def describe_tokens(
 ) -> dict[str, Array | Mean]:
     """Returns the share of different sequences, and the losses by band if it is a denoiser's.
 
-    Arguments as `masked.band_losses`.
+    Sequences are different where tokens that count are. Arguments as `masked.band_losses`.
     """
-    metrics: dict[str, Array | Mean] = {"policy/unique": unique_share(tokens)}
+    counted = tokens if token_mask is None else jnp.where(token_mask, tokens, policy.vocab)
+    metrics: dict[str, Array | Mean] = {"policy/unique": unique_share(counted)}
     if isinstance(policy, WritingPolicy):
         return metrics
     bands = masked.band_losses(
@@ -299,12 +300,27 @@ def adapt(
 ) -> tuple[Any, dict[str, Array | Mean]]:
     """Moves the setting `temperature` of a state by the divergence of its last step, and logs it.
 
-    See `targets.adapt_temperature`.
+    See `targets.adapt_temperature`; `policy/temperature` is the one with which the step was made.
     """
     kl: Any = metrics["policy/kl"]
-    price = targets.adapt_temperature(state.settings["temperature"], kl, target_kl)
-    state = state._replace(settings={**state.settings, "temperature": price})
+    price = state.settings["temperature"]
+    moved = targets.adapt_temperature(price, kl, target_kl)
+    state = state._replace(settings={**state.settings, "temperature": moved})
     return state, metrics | {"policy/temperature": price}
+
+
+def check_target(target_kl: float | None, num_epochs: int, num_minibatches: int) -> None:
+    """Refuses a target of divergence that no step can have, with a ValueError; None is no target.
+
+    The first gradient step is at the policy that drew: it alone shows no divergence.
+    """
+    if target_kl is None:
+        return
+    targets.check_target(target_kl)
+    if num_epochs * num_minibatches < 2:
+        raise ValueError(
+            "target_kl needs two gradient steps at least, num_epochs times num_minibatches, got one"
+        )
 
 
 def make_algorithm(

@@ -304,7 +304,7 @@ def reverse_kl(
     """Returns (N / S) sum over steps of -min(rho A, clip(rho) A) + lambda KL, and metrics.
 
     Of these `policy/ess` is how many of the sequences count as the ratios weigh them, the mean over
-    steps: all of them as long as the policy is the one that drew.
+    steps: all of them, a minibatch, as long as the policy is the one that drew.
 
     With log-probabilities of single steps of denoising (`path.step_logp`) it is R2: the ratio of
     each step is exact, and at the old policy the gradient over all N steps is the policy gradient.

@@ -18,7 +18,7 @@ from jaxlab.diffusion.discrete.schedules import Schedule
 from jaxlab.learning import collecting, policy_gradient, ppo, returns
 from jaxlab.learning import settings as settings_lib
 from jaxlab.learning.settings import Settings
-from jaxlab.rl.discrete import bandits, targets
+from jaxlab.rl.discrete import bandits
 from jaxlab.rl.discrete.matching import Policy
 from jaxlab.rl.discrete.state_policies import StatePolicy, at_states
 
@@ -222,7 +222,8 @@ def make_learner(
         target_kl: nats that a step should diverge, of a loss with a price on them.
 
     Raises:
-        ValueError: if a number is out of range, or the rollout does not divide into minibatches.
+        ValueError: if a number is out of range, the rollout does not divide into minibatches, or a
+            step of a denoiser has fewer than four macro-actions.
     """
     memory = on_policy(value, policy.length) if memory is None else memory
     example = check_policy(policy, env)
@@ -231,7 +232,7 @@ def make_learner(
     E, batch = env.num_envs, rollout * env.num_envs
     bandits.check_minibatches(batch, num_minibatches)
     bandits.check_bands(example, batch)
-    targets.check_target(target_kl)
+    bandits.check_target(target_kl, num_epochs, num_minibatches)
     settings_lib.fill(None, numbers, rules)
 
     def init(key: jax.Array, settings: Mapping[str, Any] | None = None) -> RolloutState:

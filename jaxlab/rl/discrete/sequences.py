@@ -256,7 +256,7 @@ def reverse(
     rules = bandits.RULES
     if target_kl is None:
         rules = rules | {"temperature": settings_lib.NOT_NEGATIVE}
-    targets.check_target(target_kl)
+    bandits.check_target(target_kl, num_epochs, num_minibatches)
 
     def estimate(denoise: Denoise, key: Array, tokens: Array) -> Array:
         if ratio == "mean_field":

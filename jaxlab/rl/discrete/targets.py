@@ -239,7 +239,7 @@ def adapt_temperature(
 ) -> Float[Array, "..."]:
     """Returns lambda times 1.5 after a step 1.5 times too far, over 1.5 after one as much too near.
 
-    It stays between 1e-6 and 1e6, and where it is if the divergence is not a number.
+    It moves between 1e-6 and 1e6, and stays where it is if the divergence is not a number.
 
     Args:
         temperature: lambda, the price of a nat.
@@ -250,7 +250,7 @@ def adapt_temperature(
     """
     check_target(target_kl)
     factor = jnp.where(kl > 1.5 * target_kl, 1.5, jnp.where(kl < target_kl / 1.5, 1.0 / 1.5, 1.0))
-    return jnp.clip(temperature * factor, *TEMPERATURES)
+    return jnp.where(factor == 1.0, temperature, jnp.clip(temperature * factor, *TEMPERATURES))
 
 
 def check_target(target_kl: float | None) -> None:

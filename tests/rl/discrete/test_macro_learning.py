@@ -462,6 +462,9 @@ def test_the_price_of_a_rollout_s_divergence_is_moved():
     assert float(step(state)[0].settings["temperature"]) == pytest.approx(0.3 / 1.5**2)
     with pytest.raises(ValueError, match="target_kl must be positive"):
         discrete.reverse_rollouts(env, policy, Ramp(), **given, target_kl=0.0)
+    once = given | {"num_epochs": 1, "num_minibatches": 1}
+    with pytest.raises(ValueError, match="target_kl needs two gradient steps"):
+        discrete.reverse_rollouts(env, policy, Ramp(), **once, target_kl=0.1)
 
 
 @pytest.mark.slow

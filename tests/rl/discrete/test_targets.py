@@ -122,6 +122,7 @@ def test_the_price_follows_the_divergence(x64):
     np.testing.assert_allclose(got, [0.9, 0.6, 0.6, 0.6, 0.4, 0.4, 0.6, 0.9], rtol=1e-12)
     ends = targets.adapt_temperature(jnp.asarray([1e-6, 1e6]), jnp.asarray([0.0, 9.0]), 0.2)
     np.testing.assert_allclose(ends, [1e-6, 1e6])
+    assert float(targets.adapt_temperature(jnp.asarray(1e-8), jnp.asarray(0.2), 0.2)) == 1e-8
 
 
 def test_effective_size_and_divergence_at_both_ends():
