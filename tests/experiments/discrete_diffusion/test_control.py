@@ -118,10 +118,14 @@ def test_games_that_are_looked_at_have_two_seeds_no_tuning_and_no_rows(tmp_path,
     monkeypatch.setattr(control, "train", train)
     monkeypatch.setattr(control, "GAMES", {**control.GAMES, "asterix": control.GAMES["deep_sea"]})
     config = dataclasses.replace(
-        TINY, methods=("DQN",), control_glances=("asterix",), control_lengths=(1,), num_seeds=5
+        TINY,
+        methods=("DQN", "R2 ratios"),
+        control_glances=("asterix",),
+        control_lengths=(1,),
+        num_seeds=5,
     )
     part = control.run(config, tmp_path)
-    assert asked.count(("asterix", 2, config.seed)) == 1
+    assert asked.count(("asterix", 2, config.seed)) == 2
     assert ("deep_sea", 5, config.seed) in asked
     assert {seed for game, _, seed in asked if game == "asterix"} == {config.seed}
     assert [table.title for table in part.tables] == [

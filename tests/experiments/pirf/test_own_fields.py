@@ -144,7 +144,7 @@ def test_files_that_are_none(tmp_path, module):
 
 def test_methods_of_a_released_operator_do_not_fit_own_fields(tmp_path, module):
     config = given(tmp_path, fields(), methods=("published reward",))
-    with pytest.raises(ValueError, match="methods must be among data; PIRF; not held"):
+    with pytest.raises(ValueError, match="methods must be among data; PIRF; hold 0.2; not held"):
         study.run(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
