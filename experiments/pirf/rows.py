@@ -8,7 +8,7 @@ from experiments.harness import verdicts
 from experiments.harness.result import Row, Table
 from experiments.pirf import Config, methods
 from experiments.pirf.judging import SIGNS, Outcome, trained_steps
-from experiments.pirf.methods import BASE, LOOSE, OURS, PUBLISHED
+from experiments.pirf.methods import BASE, FIRMER, LOOSE, OURS, PUBLISHED
 from experiments.pirf.tasks import Task
 from experiments.pirf.values import LEVELS, Values
 
@@ -50,8 +50,9 @@ def at(found: Found, name: str, field: str, config: Config, which: int | None = 
 def rows(found: Found, task: Task, config: Config) -> tuple[Row, ...]:
     """All that is said of one law, the most telling first."""
     law, made = task.law.name, []
-    if OURS in found:
-        made += _against_base(found, task, config)
+    for name in (OURS, FIRMER):
+        if name in found:
+            made += _against_base(found, name, task, config)
     made += _detected(found, task, config)
     if OURS in found:
         made += _against_others(found, law, config)
@@ -137,15 +138,15 @@ def values_table(looked: Looked) -> Table:
     )
 
 
-def _against_base(found: Found, task: Task, config: Config) -> list[Row]:
+def _against_base(found: Found, name: str, task: Task, config: Config) -> list[Row]:
     law, made = task.law.name, []
-    count = len(found[OURS])
+    count = len(found[name])
     for field, words in (
         ("interior", INSIDE),
         ("solution_error", "Solution error"),
         ("frechet", "Fréchet distance of low cosine coefficients"),
     ):
-        ours = at(found, OURS, field, config)
+        ours = at(found, name, field, config)
         theirs = np.repeat(at(found, BASE, field, config), count)
         if not np.isfinite(theirs).all():
             continue
@@ -153,20 +154,20 @@ def _against_base(found: Found, task: Task, config: Config) -> list[Row]:
         made.append(
             verdicts.row(
                 "The residual falls, and the fields stay what they were",
-                f"{words}, {OURS}, {law}",
+                f"{words}, {name}, {law}",
                 ours,
                 (BASE, theirs),
                 larger_is_better=False,
                 note=f"{times:.3g} times lower." if times >= 1.0 else "",
             )
         )
-    std = np.mean(at(found, OURS, "std", config), axis=0)
+    std = np.mean(at(found, name, "std", config), axis=0)
     base = np.mean(at(found, BASE, "std", config), axis=0)
     for channel, ours, theirs in zip(task.law.channels, std, base, strict=True):
         made.append(
             Row(
                 "The residual falls, and the fields stay what they were",
-                f"Standard deviation of {channel} over the data's, {OURS}, {law}",
+                f"Standard deviation of {channel} over the data's, {name}, {law}",
                 _shown(ours),
                 baseline=(BASE, _shown(theirs)),
                 verdict="not measured" if _shown(ours) is None else "measured",
