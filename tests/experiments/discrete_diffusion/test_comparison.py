@@ -48,6 +48,7 @@ def test_rows_are_what_was_logged_and_a_second_run_trains_nothing(tmp_path, monk
     cells = {cells[0]: cells for cells in first.tables[0].rows}
     assert cells["FKL"][4] == "learning rate 0.01, temperature 0.1"
     assert {figure.path for figure in first.figures} == {
+        "course.png",
         "curves.png",
         "diversity.png",
         "evaluations.png",

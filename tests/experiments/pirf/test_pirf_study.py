@@ -189,7 +189,7 @@ def test_wrong_settings_are_named(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("law", ["poisson", "helmholtz", "burgers"])
+@pytest.mark.parametrize("law", ["poisson", "helmholtz", "darcy", "burgers"])
 def test_base_is_a_small_file_of_a_network_of_its_own(law, tmp_path):
     file, task = base.file_of(law), tasks.make_task(law)
     params = base.load(file)
