@@ -144,9 +144,16 @@ class Config:
         for name in ("tasks", "parts", "control_games", "control_lengths", "team_games"):
             if not getattr(self, name):
                 raise ValueError(f"{name} must name one at least, got none; leave the flag out")
-        names = ("tasks", "parts", "learning_rates", "dna_rates", "control_games")
-        names = (*names, "control_glances")
-        for name in (*names, "control_lengths", "control_rates", "team_games"):
+        games = ("control_games", "control_glances", "team_games")
+        for name in (
+            "tasks",
+            "parts",
+            "learning_rates",
+            "dna_rates",
+            *games,
+            "control_lengths",
+            "control_rates",
+        ):
             if len(set(getattr(self, name))) < len(getattr(self, name)):
                 raise ValueError(f"{name} must be different, got {getattr(self, name)}")
         if min(self.control_lengths) < 1:

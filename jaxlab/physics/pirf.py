@@ -73,8 +73,8 @@ def make_pirf(
         layers: which weights are tuned; "detach" is the gradient of "mask" for K = 1 alone.
         allow_biased: take "detach" for other K all the same; it is known to diverge.
         regularizer, reg_weight: what holds the weights, and how strongly, in the unit of the
-            reward: 0.05 is for residuals of order 0.01 to 1; look at `detect_hacking` before and
-            after you lower it. "distillation" is the mean of
+            reward: 0.05 fitted a base whose mean square of the residual was 0.04, 0.2 one of 0.26;
+            look at `detect_hacking` whichever you take. "distillation" is the mean of
             |D_theta - D_theta0|^2 / sigma^2 at the last K states; it calls the base besides.
         learning_rate, half_life, clip_norm: see `make_tuning`.
         remat: compute the last K steps again in the backward pass; None does so for K = N or None.

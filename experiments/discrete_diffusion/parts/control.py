@@ -219,7 +219,8 @@ def make_games(config: Config) -> dict[str, Game]:
     Raises:
         ValueError: if there is no such game, or none is left.
     """
-    asked = {name: getattr(config, name) for name in ("control_games", "control_glances")}
+    more = tuple(name for name in config.control_glances if name not in config.control_games)
+    asked = {"control_games": config.control_games, "control_glances": more}
     return make_installed(asked, GAMES, "gymnax")
 
 
@@ -305,7 +306,7 @@ def _left_out(
     config: Config, games: Mapping[str, Game], wanted: list[tuple[str, int, str]]
 ) -> tuple[str, ...]:
     """Sentences on what was asked for and is not here."""
-    asked = (*config.control_games, *config.control_glances)
+    asked = tuple(dict.fromkeys((*config.control_games, *config.control_glances)))
     told = not_installed(asked, games, control_told.TITLES, "gymnax")
     if any(name == "DQN" and not _listable(games[game], k) for game, k, name in wanted):
         told += (

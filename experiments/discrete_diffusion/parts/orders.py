@@ -1,7 +1,7 @@
 """Orders of revealing, with a denoiser that knows every conditional exactly.
 
-A chain of six tokens of three kinds: each is mostly the successor of the one before it, surely at
-the chain's beginning and hardly at its end. Revealing the surest tokens first goes down the chain;
+A chain of six tokens of three kinds: each is mostly the successor of the one before it, ever less
+surely along the chain. Revealing the surest tokens first goes down the chain;
 tokens that are revealed together know nothing of each other in any order.
 """
 
