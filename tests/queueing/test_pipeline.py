@@ -43,6 +43,7 @@ def test_new_stays_do_not_recompile(planner):
         assert planner._cache_size() == 1
 
 
+@pytest.mark.slow
 def test_three_programs_compiled_side_by_side_equal_one():
     _, patients = draw(7)
     with jax.enable_x64(True):

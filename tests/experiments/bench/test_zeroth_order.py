@@ -21,14 +21,18 @@ def test_the_batched_oracle_in_numpy_is_the_problem(x64):
     np.testing.assert_allclose(h, want_h, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_timings_at_tiny_sizes():
-    """Work is counted right, and the rival in numpy makes the same rollouts as the problem."""
+    """Work is counted right."""
     (batch,) = zeroth_order.batches(3, 4)
     (stream,) = zeroth_order.streamed(1000, 8)
     (tuned,) = zeroth_order.rollouts(2, 3)
     for item, work in ((batch, 12.0), (stream, 8.0), (tuned, 2 * 17 * 4.0)):
         assert item.work == work and item.rival is not None
         assert item.rate == pytest.approx(work / item.ours.median_s)
+
+
+def test_the_rival_in_numpy_makes_the_same_rollouts_as_the_problem():
     gains = policy_search.START[None] + np.linspace(-0.1, 0.1, 24).reshape(3, 2, 4)
     cost, peak = zeroth_order._numpy_rollouts(gains)
     exact = jax.vmap(policy_search.policy_search_problem().exact)

@@ -26,6 +26,7 @@ def test_pendulums_in_numpy_are_ours():
     assert rival.time == 0 and np.abs(rival.velocity).max() <= 1.0  # a new start
 
 
+@pytest.mark.slow
 def test_host_loop_learns_at_every_turn(optax_promotes, monkeypatch):
     """Its critics' loss falls on a task with constant rewards, so that its updates are real."""
     monkeypatch.setattr(
