@@ -61,6 +61,16 @@ def test_distances_of_laws():
         metrics.frechet_distance(x[:3], y, num_modes=2)
 
 
+def test_what_the_data_conserve_to_rounding_does_not_blow_up_the_distance_of_laws():
+    rng = np.random.default_rng(2)
+    x, y = (rng.normal(size=(n, 4, 4, 1)).astype(np.float32) for n in (200, 300))
+    x, y = (z - z.mean(axis=2, keepdims=True) for z in (x, y))  # every row has a mean of zero
+    without = metrics.frechet_distance(x, y, num_modes=3)
+    solver = y + 1e-5 * rng.normal(size=(300, 4, 1, 1)).astype(np.float32)
+    model = x + 0.01 * rng.normal(size=(200, 4, 1, 1)).astype(np.float32)
+    assert metrics.frechet_distance(model, solver, num_modes=3) == pytest.approx(without, rel=1e-3)
+
+
 def low_passed(x):
     modes = scipy.fft.dctn(x, axes=(1, 2), norm="ortho")
     modes[:, 6:] = modes[:, :, 6:] = 0.0
