@@ -8,7 +8,7 @@ import numpy as np
 from experiments.harness import drawing
 from experiments.harness.result import Figure
 from experiments.pirf import Config, methods
-from experiments.pirf.methods import BASE, DATA, LOOSE, OURS, PUBLISHED
+from experiments.pirf.methods import BASE, DATA, FIRMER, LOOSE, OURS, PUBLISHED
 from experiments.pirf.rows import ZERO, Found, Looked, at, best
 from experiments.pirf.tasks import Task
 from experiments.pirf.values import LEVELS
@@ -16,12 +16,13 @@ from jaxlab.diffusion import edm
 
 LEAST = 1e-4
 """Where smaller residuals are drawn."""
-CAST = (DATA, BASE, OURS, LOOSE, PUBLISHED)
+CAST = (DATA, BASE, OURS, FIRMER, LOOSE, PUBLISHED)
 """Who is in the pictures of fields, spectra and ways."""
 INK = {
     DATA: drawing.INK,
     BASE: drawing.GRAY,
     OURS: drawing.BLUE,
+    FIRMER: drawing.SKY,
     LOOSE: drawing.ORANGE,
     PUBLISHED: drawing.RED,
 }
