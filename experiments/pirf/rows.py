@@ -29,14 +29,20 @@ def of_data(task: Task) -> tuple[Row, ...]:
     """Whether one's own fields obey their law."""
     if task.check is None:
         return ()
-    told = "" if task.check.obeys else " A reward by this residual is earned by leaving the data."
+    finite = task.check.shuffled if np.isfinite(task.check.shuffled) else None
+    if np.isnan(task.check.ratio):
+        told = "That of fields put together from several is zero or not finite: no comparison."
+    else:
+        told = f"Their ratio is {task.check.ratio:.3g}; below 0.1 is near zero."
+        if not task.check.obeys:
+            told += " A reward by this residual is earned by leaving the data."
     return (
         Row(
             "The residual of the data is near zero",
             "Mean square of the residual of the data",
             task.check.mean_square,
-            baseline=("channels of different fields", task.check.shuffled),
-            note=f"Their ratio is {task.check.ratio:.3g}; below 0.1 is near zero.{told}",
+            baseline=("fields put together from several", finite),
+            note=told,
         ),
     )
 

@@ -133,11 +133,18 @@ def own_task(config: Config) -> Task:
         )
         if not bool(jnp.all(jnp.isfinite(error))):
             raise ValueError("the solver's fields must be finite on the data, got NaN or infinity")
-    if not check.obeys:
+    if np.isnan(check.ratio):
+        warnings.warn(
+            "the residual of fields put together from several is zero or not finite "
+            f"({check.shuffled:.3g}), so nothing says whether that of the data, "
+            f"{check.mean_square:.3g} in mean square, is near zero",
+            stacklevel=2,
+        )
+    elif not check.obeys:
         warnings.warn(
             f"the residual of the data is not near zero: its mean square is {check.mean_square:.3g}"
-            f", {check.ratio:.2g} times that of channels put together from different fields; a "
-            "reward by this residual is earned by leaving the data",
+            f", {check.ratio:.2g} times that of fields put together from several; a reward by this "
+            "residual is earned by leaving the data",
             stacklevel=2,
         )
     return Task(

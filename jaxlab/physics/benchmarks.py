@@ -150,6 +150,8 @@ def kolmogorov(reynolds: float = 1000.0, *, num_runs: int = 40, burn_in: float =
     """
     numbers = {"reynolds": reynolds, "num_runs": num_runs, "burn_in": burn_in}
     settings_lib.check(numbers, dict.fromkeys(numbers, settings_lib.POSITIVE))
+    if num_runs != int(num_runs):
+        raise ValueError(f"num_runs must be an integer, got {num_runs}")
 
     def residual(fields: jax.Array, *, region: Region, repo_exact: bool) -> jax.Array:
         before, w, after = (fields[..., i] for i in range(3))

@@ -63,8 +63,9 @@ def detect_hacking(
         x: `[N, H, W, C]`, normalized fields of the tuned model, 64 or more for steady verdicts.
         data: `[M, H, W, C]`, normalized data.
         base: fields of the model before tuning. What it is off the data is not held against the
-            tuned one: amplitude, spectrum and diversity are flagged beyond 1.25 times that too, and
-            the solution error beyond 1.25 times the base's instead of a fixed bound.
+            tuned one: amplitude (channel by channel, to the same side), spectrum and diversity are
+            flagged beyond 1.25 times that too, and the solution error beyond 1.25 times the base's
+            instead of a fixed bound. An error that is not finite is flagged whatever the base's.
 
     Raises:
         ValueError: if there are fewer than two fields, they are not finite, or shapes differ.
@@ -86,22 +87,24 @@ def detect_hacking(
         if not bool(jnp.all(jnp.isfinite(fields))):
             raise ValueError(f"{name} must be finite, got NaN or infinity")
     amplitude, spectrum, diversity = _off(x, data)
-    allowed = (AMPLITUDE, SPECTRUM, DIVERSITY)
+    apart = amplitude - 1.0
+    allowed = (np.full_like(apart, AMPLITUDE), SPECTRUM, DIVERSITY)
     error, limit = float("nan"), SOLUTION
     if pde.solve is not None:
         error = _median_error(pde, x)
     if base is not None:
         of_base = _off(base, data)
-        a, s, d = np.max(np.abs(of_base[0] - 1.0)), np.max(of_base[1]), 1.0 - of_base[2]
-        allowed = tuple(max(u, WORSE * v) for u, v in zip(allowed, (a, s, d), strict=True))
+        a = np.maximum(np.sign(apart) * (of_base[0] - 1.0), 0.0)
+        s, d = np.max(of_base[1]), 1.0 - of_base[2]
+        allowed = tuple(np.maximum(u, WORSE * v) for u, v in zip(allowed, (a, s, d), strict=True))
         limit = WORSE * _median_error(pde, base) if pde.solve is not None else SOLUTION
     of_data = _strip(pde, data)
     strip = _strip(pde, x) / of_data if of_data > 0.0 else float("nan")
     signs = {
-        "amplitude": not np.max(np.abs(amplitude - 1.0)) <= allowed[0],
+        "amplitude": not np.all(np.abs(apart) <= allowed[0]),
         "boundary strip": strip < LEAST_STRIP,
         "spectrum": not np.max(spectrum) <= allowed[1],
-        "solution error": pde.solve is not None and not error <= limit,
+        "solution error": pde.solve is not None and not (error <= limit and np.isfinite(error)),
         "diversity": not 1.0 - diversity <= allowed[2],
     }
     flags = tuple(name for name, flagged in signs.items() if flagged)

@@ -205,8 +205,9 @@ def own_pde(
 
     Raises:
         ValueError: if the data are no finite batch of fields, a channel is constant, the names, the
-            margin or the solver's channels do not fit, or the residual of the data is not finite,
-            of another shape, or not computed by JAX.
+            margin or the solver's channels do not fit, or the residual of the first two fields is
+            of another shape, not computed by JAX, or not finite, or its gradient is not.
+            `check_data` looks at all fields.
 
     Example:
         >>> step = 1 / 31
@@ -264,7 +265,8 @@ def own_pde(
     if len(shape) != 3 or shape[0] != 2 or min(shape[1:]) <= 2 * margin:
         raise ValueError(
             f"law must return [N, h, w] with more than {2 * margin} rows and columns, got "
-            f"{shape} for two fields; sum over equations, or make margin smaller"
+            f"{shape} for two fields; put several equations below each other, or make margin "
+            "smaller"
         )
     if left.dtype not in (jnp.float32, jnp.float64):
         raise ValueError(
@@ -272,6 +274,12 @@ def own_pde(
         )
     if not bool(jnp.all(jnp.isfinite(left))):
         raise ValueError("the residual of the data must be finite, got NaN or infinity")
+    slope = jax.grad(lambda fields: jnp.mean(law(fields) ** 2))(two)
+    if not bool(jnp.all(jnp.isfinite(slope))):
+        raise ValueError(
+            "the gradient of the data's residual must be finite, got NaN or infinity; a root of "
+            "zero has none, for one"
+        )
     return pde
 
 
@@ -280,9 +288,10 @@ class Check(NamedTuple):
 
     Attributes:
         mean_square: Mean square of the residual.
-        shuffled: The same of fields whose channels, or halves, come from different samples.
+        shuffled: The same of fields whose channels, or quarters, come from different samples.
         ratio: The first over the second: near 0 where data obey the law, near 1 where the law does
-            not tell them from strangers.
+            not tell them from strangers. NaN where the second is zero or not finite: a residual
+            that is zero for strangers too, or undefined, says nothing of the data.
         obeys: Whether the ratio is below a tenth.
     """
 
@@ -301,29 +310,39 @@ def check_data(
 ) -> Check:
     """Says whether the residual of data is near zero, which a reward takes for granted.
 
-    What "near" is has no unit: it is compared with fields that put the channels of one sample
-    beside those of another, half of the data away, since neighbors may be alike; or, of a single
-    channel, with fields whose rows are reversed.
+    What "near" is has no unit: it is compared with fields each of whose C channels comes from
+    another sample, N / C of the data away, since neighbors may be alike; or, of a single channel,
+    with fields two opposite quarters of which do.
 
     Raises:
-        ValueError: if there are fewer than two fields, or their residual is not finite.
+        ValueError: if there are fewer than two fields, or fewer than channels, or their residual
+            is not finite.
     """
     x = jnp.asarray(x)
-    if x.ndim != 4 or x.shape[0] < 2:
-        raise ValueError(f"x must be [N, H, W, C] with two fields or more, got {x.shape}")
-    if x.shape[-1] > 1:
-        others = jnp.roll(x[..., 1:], x.shape[0] // 2, axis=0)
-        mixed = jnp.concatenate([x[..., :1], others], axis=-1)
-    else:
-        mixed = jnp.flip(x, axis=1)
+    if x.ndim != 4 or x.shape[0] < max(2, x.shape[-1]):
+        raise ValueError(
+            f"x must be [N, H, W, C] with two fields or more, and C or more, got {x.shape}"
+        )
+    mixed = _strangers(x)
     found = [
         float(jnp.mean(residual(pde, fields, region=region, repo_exact=repo_exact) ** 2))
         for fields in (x, mixed)
     ]
     if not np.isfinite(found[0]):
         raise ValueError("the residual of the data must be finite, got NaN or infinity")
-    ratio = found[0] / found[1] if found[1] > 0.0 else 0.0
+    ratio = found[0] / found[1] if 0.0 < found[1] < float("inf") else float("nan")
     return Check(found[0], found[1], ratio, ratio < LEAST_RATIO)
+
+
+def _strangers(x: Float[Array, "N H W C"]) -> Float[Array, "N H W C"]:
+    """Puts together fields whose channels, or quarters, come from different samples."""
+    num, height, width, channels = x.shape
+    if channels > 1:
+        rolled = [jnp.roll(x[..., c], c * num // channels, axis=0) for c in range(channels)]
+        return jnp.stack(rolled, axis=-1)
+    low = np.arange(height)[:, None] < height // 2
+    left = np.arange(width)[None] < width // 2
+    return jnp.where((low == left)[..., None], x, jnp.roll(x, num // 2, axis=0))
 
 
 def _batched(function: Callable[..., jax.Array], fields: Float[Array, "... H W C"]) -> jax.Array:

@@ -133,11 +133,11 @@ def integrate(
         substeps: steps between two outputs, at least 1.
 
     Raises:
-        ValueError: if a count is below 1.
+        ValueError: if a count is no whole number of at least 1.
     """
     for name, value in {"num_outputs": num_outputs, "substeps": substeps}.items():
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+            raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
     lead = (1,) * (start.ndim - integrator.whole.ndim)
     whole, half, stage, first, middle, last = (
         jnp.asarray(c.reshape(lead + c.shape), start.dtype) for c in integrator

@@ -136,8 +136,9 @@ def make_tuning(
         grads = jax.tree.map(lambda g: jnp.nan_to_num(g, False, 0.0, LARGEST, -LARGEST), grads)
         if inside:
             kind: Any = regularizer
-            held = jax.grad(layers_lib.distance)(state.train, state.anchor, kind)
+            far, held = jax.value_and_grad(layers_lib.distance)(state.train, state.anchor, kind)
             grads = jax.tree.map(lambda g, h: g + reg_weight * h, grads, held)
+            metrics = {**metrics, "tune/loss": metrics["tune/loss"] + reg_weight * far}
         updates, opt_state = optimizer.update(grads, state.opt_state, state.train)
         train = optax.apply_updates(state.train, updates)
         if regularizer == "l2sp":

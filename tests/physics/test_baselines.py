@@ -220,3 +220,10 @@ def test_a_linear_law_has_no_gap():
     assert np.max(np.abs(found.approximate)) < 1e-6 and np.max(np.abs(found.mean)) < 1e-6
     with pytest.raises(ValueError, match="sigma must be above 0.002 and finite, got 0.001"):
         value.value_error(jax.random.key(0), exact.denoiser, None, x, 1e-3)
+
+
+@pytest.mark.parametrize("kind", ["pidm_mean", "pidm_sample", "pbfm"])
+def test_losses_without_an_edge_take_no_weight_of_it(kind):
+    data = np.zeros((2, 8, 8, 2), np.float32)
+    with pytest.raises(ValueError, match="bc_weight is of the kind 'value' alone, got 2.0"):
+        residual_losses.residual_objective(kind, LAW, apply, data, bc_weight=2.0)

@@ -1,6 +1,7 @@
 """Metrics by hand, and the detector on fields that are hacked in one way each."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.fft
@@ -100,6 +101,21 @@ def test_detector_passes_data_and_names_what_each_hack_leaves(fields):
     assert "amplitude" in physics.detect_hacking(LAW, loud, data).flags
     assert "amplitude" not in physics.detect_hacking(LAW, loud, data, base=loud).flags
     assert "amplitude" in physics.detect_hacking(LAW, louder, data, base=loud).flags
+
+
+def test_a_base_excuses_a_channel_to_its_side_alone(fields):
+    """A loud solution of the base is no reason for a faint source, or a faint solution."""
+    data, fresh = fields[:128], fields[128:]
+    base = fresh * np.array([1.0, 1.3], np.float32)
+    for kept, flagged in (((1.0, 1.3), False), ((0.75, 1.0), True), ((1.0, 0.75), True)):
+        x = fresh * np.array(kept, np.float32)
+        assert ("amplitude" in physics.detect_hacking(LAW, x, data, base=base).flags) == flagged
+
+
+def test_no_solution_is_flagged_whatever_the_base_has(fields):
+    law = LAW._replace(solve=lambda x: jnp.full_like(x, jnp.nan))
+    found = physics.detect_hacking(law, fields[:8], fields, base=fields[8:16])
+    assert "solution error" in found.flags and np.isinf(found.solution_error)
 
 
 def test_detector_refuses_what_it_cannot_compare(fields):

@@ -229,6 +229,63 @@ def test_a_strong_hold_keeps_the_weights_and_none_is_none(loaded):
 
 
 @pytest.mark.usefixtures("optax_promotes")
+def test_random_truncation_is_one_of_those_below_all_steps(loaded):
+    """ReFT's first moments are those of K = 1 or K = 2 of three steps, and each occurs."""
+    keys = jax.random.split(jax.random.key(0), 8)
+
+    def moments(K):
+        learner = physics.make_pirf(
+            LAW, NETWORK.apply, loaded, (8, 8, 2), num_steps=3, num_grad_steps=K, batch_size=2
+        )
+        first = jax.jit(lambda key: learner.step(learner.init(key))[0].opt_state[0].mu)
+        return [jax.device_get(first(key)) for key in keys]
+
+    one, two, drawn = moments(1), moments(2), moments(None)
+    apart = np.array(
+        [[biggest(a, b), biggest(a, c)] for a, b, c in zip(drawn, one, two, strict=True)]
+    )
+    between = np.array([biggest(b, c) for b, c in zip(one, two, strict=True)])
+    assert np.all(np.min(apart, axis=1) < 1e-3 * between)
+    assert set(np.argmin(apart, axis=1)) == {0, 1}
+
+
+@pytest.mark.usefixtures("optax_promotes")
+@pytest.mark.parametrize("regularizer", ["l2", "l2sq", "l2sp"])
+def test_second_step_is_adams_with_the_hold_by_hand(regularizer):
+    """Of an objective with a known slope, away from the anchor; its loss counts the hold."""
+    start, slope, rate, weight = np.array([0.3, -0.8]), np.array([1.0, -3.0]), 0.1, 0.7
+    learner = physics.make_tuning(
+        {"w": jnp.asarray(start, jnp.float32)},
+        lambda key, params, anchor: ((jnp.vdot(jnp.asarray(slope, jnp.float32), params["w"]),), {}),
+        layers="none",
+        regularizer=regularizer,
+        reg_weight=weight,
+        learning_rate=rate,
+    )
+    state, metrics = jax.lax.scan(
+        lambda s, _: learner.step(s), learner.init(jax.random.key(0)), length=2
+    )
+    mean, square, w, losses = np.zeros(2), np.zeros(2), start, []
+    for i in (1, 2):
+        away = w - start
+        size = np.linalg.norm(away)
+        value, pull = {
+            "l2": (size, away / size if size else away),
+            "l2sq": (size**2, 2.0 * away),
+            "l2sp": (0.0, 0.0 * away),
+        }[regularizer]
+        losses.append(slope @ w + weight * value)
+        g = slope + weight * pull
+        mean, square = 0.9 * mean + 0.1 * g, 0.999 * square + 0.001 * g**2
+        w = w - rate * (mean / (1 - 0.9**i)) / (np.sqrt(square / (1 - 0.999**i)) + 1e-8)
+        if regularizer == "l2sp":
+            w = start + (w - start) / (1.0 + rate * weight)
+    np.testing.assert_allclose(state.opt_state[0].mu["w"], mean, rtol=1e-5)
+    np.testing.assert_allclose(physics.tuned_params(state, average=False)["w"], w, rtol=1e-4)
+    np.testing.assert_allclose(metrics["tune/loss"], losses, rtol=1e-5)
+
+
+@pytest.mark.usefixtures("optax_promotes")
 def test_distillation_begins_at_zero_and_holds(loaded):
     """The first step is that of the reward alone; its own gradient there is zero."""
     held, metrics = tune(loaded, 1, regularizer="distillation", reg_weight=1e3)

@@ -327,6 +327,54 @@ def test_neighbors_in_time_are_no_strangers():
     assert check.obeys and check.ratio < 1e-3
 
 
+def test_what_strangers_obey_too_says_nothing():
+    """A residual that is zero, or undefined, for fields put together from several."""
+    rng = np.random.default_rng(0)
+    f = 1.0 + rng.uniform(size=(8, 12, 12)).astype(np.float32)
+    fields = np.stack([f, 2.0 * f], axis=-1)
+    zero = physics.own_pde("zero", lambda z: 0.0 * z[..., 0], fields)
+    check = physics.check_data(zero, physics.normalize(zero, jnp.asarray(fields)))
+    assert check.mean_square == 0.0 and np.isnan(check.ratio) and not check.obeys
+    twice = lambda z: jnp.log(jnp.where(z[..., 1] - 2.0 * z[..., 0] < 0.1, 9.0, -1.0))  # noqa: E731
+    torn = physics.own_pde("torn", twice, fields)
+    check = physics.check_data(torn, physics.normalize(torn, jnp.asarray(fields)))
+    assert np.isnan(check.shuffled) and not check.obeys
+
+
+def test_symmetric_laws_and_channels_that_a_law_ignores_are_judged():
+    """Harmonic fields, which any flip leaves harmonic; and Poisson's with a channel before it."""
+    rng = np.random.default_rng(0)
+    y, x = np.meshgrid(*2 * [np.linspace(0.0, 1.0, 12)], indexing="ij")
+    parts = np.stack([x * x - y * y, x * y, x, y])  # second differences of these are exact
+    fields = np.einsum("nk,kij->nij", rng.normal(size=(16, 4)), parts)[..., None]
+    fields = fields.astype(np.float32)
+
+    def harmonic(z):
+        return physics.laplacian(z[..., 0], 1 / 11, edges="replicate")
+
+    mine = physics.own_pde("harmonic", harmonic, fields)
+    assert physics.check_data(mine, physics.normalize(mine, fields)).ratio < 1e-3
+    noise = rng.normal(size=fields.shape).astype(np.float32)
+    mine = physics.own_pde("harmonic", harmonic, noise)
+    assert physics.check_data(mine, physics.normalize(mine, noise)).ratio > 0.5
+    with jax.enable_x64(True):
+        pair = np.asarray(LAWS["poisson"].generate(jax.random.key(0), 16, 12), np.float32)
+    three = np.concatenate([noise, pair], axis=-1)
+
+    def last(z):
+        return physics.laplacian(z[..., 2], 1 / 11, edges="replicate") - z[..., 1]
+
+    mine = physics.own_pde("third", last, three)
+    assert physics.check_data(mine, physics.normalize(mine, three)).ratio < 1e-3
+
+
+def test_a_law_without_a_slope_on_the_data_is_refused():
+    f = np.random.default_rng(0).normal(size=(3, 12, 12)).astype(np.float32)
+    fields = np.stack([f, np.sqrt(np.maximum(f, 0.0))], axis=-1)
+    with pytest.raises(ValueError, match="gradient of the data's residual must be finite"):
+        physics.own_pde("root", lambda z: jnp.sqrt(jnp.maximum(z[..., 0], 0.0)) - z[..., 1], fields)
+
+
 def test_wrong_calls_are_named():
     law, x = LAWS["poisson"], jnp.zeros((2, 8, 8, 2))
     with pytest.raises(

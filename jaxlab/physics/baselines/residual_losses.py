@@ -37,7 +37,7 @@ def residual_objective(
     unroll: int = 4,
     batch_size: int = 16,
     region: Region = "interior",
-    bc_weight: float = 1.0,
+    bc_weight: float | None = None,
     repo_exact: bool = False,
 ) -> Objective:
     """Makes the objective of a rival that tunes on data, for `make_tuning`.
@@ -52,7 +52,8 @@ def residual_objective(
 
     Args:
         kind: which.
-        pde, apply, region, bc_weight, repo_exact: see `make_pirf`.
+        pde, apply, region, repo_exact: see `make_pirf`.
+        bc_weight: see `make_pirf`, of "value" alone, and 1 by default; the others have no edge.
         data: `[N, H, W, C]`, normalized fields.
         weight: PIDM's c; 1e-4 in the released code.
         unroll: PBFM's steps from x_t to x_0, the last of which denoises.
@@ -74,6 +75,9 @@ def residual_objective(
         raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}, got {kind!r}")
     if not 0.0 <= weight < float("inf"):
         raise ValueError(f"weight must be finite and not negative, got {weight}")
+    if bc_weight is not None and kind != "value":
+        raise ValueError(f"bc_weight is of the kind 'value' alone, got {bc_weight} for {kind!r}")
+    edge = 1.0 if bc_weight is None else bc_weight
     tuning.check_count(unroll, "unroll")
     tuning.check_count(batch_size, "batch_size")
     check_fields(data)
@@ -96,7 +100,7 @@ def residual_objective(
         if kind == "value":
             clean = denoiser(x, sigma)
             reward = pde_lib.reward(
-                pde, clean, region=region, bc_weight=bc_weight, repo_exact=repo_exact
+                pde, clean, region=region, bc_weight=edge, repo_exact=repo_exact
             )
             return (-jnp.mean(reward),), {"tune/reward": jnp.mean(reward)}
         clean = denoiser(x, sigma)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from experiments import __main__ as cli
-from experiments.pirf import Config, study, tasks
+from experiments.pirf import Config, rows, study, tasks
 
 MODULE = """
 import jax.numpy as jnp
@@ -18,6 +18,9 @@ def slope(z):  # u = 2 f: the law of the fields below
 
 def doubled(z):
     return jnp.stack([z[..., 0], 2.0 * z[..., 0]], axis=-1)
+
+def nothing(z):
+    return 0.0 * z[..., 0]
 
 def half(z):
     return slope(z).astype(jnp.bfloat16)
@@ -70,6 +73,13 @@ def test_lawful_fields_are_a_task_and_others_are_warned_of(tmp_path, module, rec
     with pytest.warns(UserWarning, match="the residual of the data is not near zero"):
         task = tasks.own_task(given(tmp_path, x))
     assert task.check is not None and not task.check.obeys
+
+
+def test_a_residual_that_strangers_have_too_is_warned_of(tmp_path, module):
+    with pytest.warns(UserWarning, match=r"zero or not finite \(0\), so nothing says"):
+        task = tasks.own_task(given(tmp_path, fields(), residual="my_law:nothing"))
+    (row,) = rows.of_data(task)
+    assert row.note.startswith("That of fields put together from several is zero")
 
 
 def test_what_is_far_off_is_warned_of(tmp_path, module):
