@@ -59,11 +59,21 @@ def posterior(
 def reverse_logits(
     denoise: Denoise, noisy: Int[Array, "*B K"], n: Int[Array, "*#B"], schedule: Schedule
 ) -> Float[Array, "*B K V"]:
-    """Returns log of the probabilities of z_{n-1} given z_n at every place."""
-    alpha_s, alpha_t = _alphas(schedule, n, noisy)
-    mu = jnp.exp(log_probs(denoise, noisy, 1.0 - alpha_t[..., 0]))
-    probs = posterior(mu, noisy, alpha_s, alpha_t)
-    return jnp.log(jnp.maximum(probs, jnp.finfo(probs.dtype).tiny))
+    """Returns log of the probabilities of z_{n-1} given z_n at every place.
+
+    That of `posterior`, whose terms are a multiple of the clean probability and a constant, summed
+    as logarithms: probabilities that underflow keep their values and gradients.
+    """
+    alpha_s, alpha_t = (a[..., None] for a in _alphas(schedule, n, noisy))
+    clean = log_probs(denoise, noisy, 1.0 - alpha_t[..., 0, 0])
+    vocab = clean.shape[-1]
+    z = jax.nn.one_hot(noisy, vocab, dtype=clean.dtype)
+    ratio = alpha_t / alpha_s
+    slope = vocab * alpha_t * z + alpha_s - alpha_t
+    constant = (ratio - alpha_t) * z + (1.0 - ratio) * (1.0 - alpha_s) / vocab
+    agree = jnp.take_along_axis(clean, noisy[..., None], axis=-1)
+    total = jnp.logaddexp(jnp.log(vocab * alpha_t) + agree, jnp.log1p(-alpha_t))
+    return jnp.logaddexp(jnp.log(slope) + clean, jnp.log(constant)) - total
 
 
 def sample(

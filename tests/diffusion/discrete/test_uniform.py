@@ -144,3 +144,23 @@ def test_empty_sizes_are_refused(options):
     known = {"length": 3, "vocab": 2, "schedule": schedules.make_schedule(3), **options}
     with pytest.raises(ValueError, match="at least 1"):
         uniform.sample(jax.random.key(0), lambda x, t: x, (2,), **known)
+
+
+@pytest.mark.parametrize("x", [-80.0, -120.0, -200.0])
+def test_probabilities_that_underflow_keep_their_logarithms_and_slopes(x):
+    """At n = 1 nothing is left but the clean probability, exp(-200) of which float32 is zero."""
+    schedule, noisy = schedules.make_schedule(4), jnp.zeros((1,), jnp.int32)
+
+    def found(logits):
+        return uniform.reverse_logits(lambda *_: logits[None], noisy, jnp.asarray(1), schedule)[0]
+
+    logits = np.array([x, 0.0, 0.0])
+    alpha = float(schedule.alpha[1])
+    clean = np.exp(logits) / np.sum(np.exp(logits))
+    top = (3.0 * alpha * np.array([1.0, 0.0, 0.0]) + 1.0 - alpha) * clean
+    expected = np.log(top / (3.0 * alpha * clean[0] + 1.0 - alpha))
+    given = jnp.asarray(logits, jnp.float32)
+    np.testing.assert_allclose(found(given), expected, rtol=1e-5)
+    slope = jax.jacobian(found)(given)
+    np.testing.assert_allclose(slope[0], [1.0, -0.5, -0.5], atol=1e-5)
+    assert np.all(np.isfinite(slope))
