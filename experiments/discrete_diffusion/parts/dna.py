@@ -3,8 +3,8 @@
 A simulator is the truth. A corpus of its sequences is measured with noise; an oracle that is the
 reward and another that only judges learn from halves of it; a diffusion, a policy that writes from
 left to right and one of independent bases are pre-trained on all of it. Every method then has the
-same calls of the first oracle, but for SVDD, which cannot do with so few. Seeds are those of the
-fine-tuning: corpus, oracles and pre-trained policies are common.
+same calls of the first oracle, but for SVDD and SMC, which cannot do with so few. Seeds are those
+of the fine-tuning: corpus, oracles and pre-trained policies are common.
 """
 
 import dataclasses
@@ -341,6 +341,10 @@ def _smc(ground: Ground, config: Config) -> Choose:
 def _guide(
     method: Callable[..., Any], ground: Ground, config: Config, calls: int, **options: int
 ) -> Choose:
+    # Resampling leaves the copies of a particle side by side, so those that are judged lie apart.
+    drawn = options.get("batch", DRAWS)
+    spread = np.arange(DRAWS) * drawn // DRAWS
+
     def choose(key: jax.Array) -> jax.Array:
         policy = make_policy(config)
         return method(
@@ -350,7 +354,7 @@ def _guide(
             ground.priors["diffusion"],
             schedule=_schedule(config),
             **{"batch": DRAWS, **options},
-        ).tokens[:DRAWS]
+        ).tokens[spread]
 
     return choose, calls
 
