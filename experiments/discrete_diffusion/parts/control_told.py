@@ -201,7 +201,7 @@ def _limits(config: Config, glances: tuple[str, ...]) -> tuple[str, ...]:
         "DQN the best of all.",
         f"Each chooses its learning rate of {', '.join(f'{r:g}' for r in config.control_rates)} on "
         f"{config.tuning_seeds} seeds of their own and a quarter of the steps; other settings are "
-        "the methods' defaults."
+        "fixed in the study, not tuned, and some are not the methods' defaults."
         if config.tuning_seeds and len(config.control_rates) > 1
         else "No method is tuned.",
     )

@@ -73,7 +73,9 @@ def reverse_logits(
     constant = (ratio - alpha_t) * z + (1.0 - ratio) * (1.0 - alpha_s) / vocab
     agree = jnp.take_along_axis(clean, noisy[..., None], axis=-1)
     total = jnp.logaddexp(jnp.log(vocab * alpha_t) + agree, jnp.log1p(-alpha_t))
-    return jnp.logaddexp(jnp.log(slope) + clean, jnp.log(constant)) - total
+    ruled_out = jnp.isneginf(clean) & (constant == 0.0)  # two infinities have no slope
+    top = jnp.logaddexp(jnp.log(slope) + jnp.where(ruled_out, 0.0, clean), jnp.log(constant))
+    return jnp.where(ruled_out, -jnp.inf, top) - total
 
 
 def sample(
@@ -155,8 +157,9 @@ def step_loss(
     alpha_s, alpha_t = _alphas(schedule, n, tokens)
     clean = jax.nn.one_hot(tokens, ours.shape[-1], dtype=ours.dtype)
     true = posterior(clean, noisy, alpha_s, alpha_t)
-    safe = jnp.where(true > 0.0, true, 1.0)
-    kl = jnp.sum(true * (jnp.log(safe) - ours), axis=(-2, -1))
+    possible = true > 0.0  # what is ruled out, by the path and by the denoiser, counts nothing
+    apart = jnp.log(jnp.where(possible, true, 1.0)) - jnp.where(possible, ours, 0.0)
+    kl = jnp.sum(true * apart, axis=(-2, -1))
     return schedule.num_steps * kl
 
 

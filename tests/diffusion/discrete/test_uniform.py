@@ -164,3 +164,28 @@ def test_probabilities_that_underflow_keep_their_logarithms_and_slopes(x):
     slope = jax.jacobian(found)(given)
     np.testing.assert_allclose(slope[0], [1.0, -0.5, -0.5], atol=1e-5)
     assert np.all(np.isfinite(slope))
+
+
+def test_tokens_that_a_denoiser_rules_out_leave_loss_and_slope_finite():
+    """The last step of two tokens of three is that of a vocabulary without the third."""
+    schedule = schedules.make_schedule(4)
+    tokens, noisy = jnp.asarray([0, 1]), jnp.asarray([1, 1])
+
+    def loss(x):
+        logits = jnp.stack([x, -x, jnp.asarray(-jnp.inf)])
+        return uniform.step_loss(
+            lambda *_: jnp.tile(logits, (2, 1)), tokens, noisy, jnp.asarray(1), schedule=schedule
+        )
+
+    alpha = float(schedule.alpha[1])
+    expected = 0.0
+    for clean in (0, 1):
+        laws = []
+        for probs in (np.eye(2)[clean], np.exp([0.3, -0.3]) / np.sum(np.exp([0.3, -0.3]))):
+            top = (3.0 * alpha * np.array([0.0, 1.0]) + 1.0 - alpha) * probs
+            laws.append(top / top.sum())
+        expected += 4.0 * float(np.log(laws[0][clean] / laws[1][clean]))
+    value, slope = jax.value_and_grad(loss)(0.3)
+    assert float(value) == pytest.approx(expected, rel=1e-4)
+    numeric = (loss(0.31) - loss(0.29)) / 0.02
+    assert float(slope) == pytest.approx(float(numeric), rel=1e-2)
