@@ -58,6 +58,16 @@ def check(numbers: Mapping[str, Any], rules: Mapping[str, Rule]) -> None:
             raise ValueError(f"{name} must be finite, got {x}")
 
 
+def check_count(value: Any, name: str, least: int = 1) -> None:
+    """Refuses what is no whole number of at least `least`.
+
+    Raises:
+        ValueError: if it is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+
+
 def check_given(given: Any, numbers: Mapping[str, Any], rules: Mapping[str, Rule]) -> None:
     """Refuses settings that are no dict of numbers that there are, each in range.
 

@@ -81,9 +81,8 @@ def make_base(
     """
     check_fields(data)
     data = jnp.asarray(data)
-    for name, value in {"num_steps": num_steps, "batch_size": batch_size}.items():
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-            raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+    settings_lib.check_count(num_steps, "num_steps")
+    settings_lib.check_count(batch_size, "batch_size")
     if not 0 <= warmup < num_steps:
         raise ValueError(f"warmup must lie in 0 to num_steps - 1, got {warmup} of {num_steps}")
     numbers = {"learning_rate": learning_rate, "half_life": half_life, "clip_norm": clip_norm}

@@ -148,10 +148,9 @@ def kolmogorov(reynolds: float = 1000.0, *, num_runs: int = 40, burn_in: float =
     Raises:
         ValueError: if a number is not positive.
     """
-    numbers = {"reynolds": reynolds, "num_runs": num_runs, "burn_in": burn_in}
+    numbers = {"reynolds": reynolds, "burn_in": burn_in}
     settings_lib.check(numbers, dict.fromkeys(numbers, settings_lib.POSITIVE))
-    if num_runs != int(num_runs):
-        raise ValueError(f"num_runs must be an integer, got {num_runs}")
+    settings_lib.check_count(num_runs, "num_runs")
 
     def residual(fields: jax.Array, *, region: Region, repo_exact: bool) -> jax.Array:
         before, w, after = (fields[..., i] for i in range(3))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jaxlab.learning import settings as settings_lib
 from jaxlab.physics import random_fields, stencils
 from jaxlab.physics.stencils import Region
 
@@ -160,8 +161,7 @@ def make_dataset(pde: Pde, key: jax.Array, num: int, size: int) -> np.ndarray:
     """
     if pde.generate is None:
         raise ValueError(f"{pde.name} has no generator; bring data of your own")
-    if isinstance(num, bool) or not isinstance(num, int | np.integer) or num < 1:
-        raise ValueError(f"num must be an integer of at least 1, got {num!r}")
+    settings_lib.check_count(num, "num")
     random_fields.check_size(size)
     with jax.enable_x64(True):
         fields = np.asarray(normalize(pde, pde.generate(key, num, size)))
@@ -226,8 +226,7 @@ def own_pde(
     names = channels or tuple(str(i) for i in range(fields.shape[-1]))
     if len(names) != fields.shape[-1]:
         raise ValueError(f"channels must name {fields.shape[-1]} of them, got {names}")
-    if isinstance(margin, bool) or not isinstance(margin, int | np.integer) or margin < 0:
-        raise ValueError(f"margin must be an integer of at least 0, got {margin!r}")
+    settings_lib.check_count(margin, "margin", 0)
     if (solve is None) != (not solution):
         given = "solution" if solve is None else "solve"
         raise ValueError(f"a solver needs the channels it replaces, got {given} alone; give both")

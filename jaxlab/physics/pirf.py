@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 
 from jaxlab.core.types import Algorithm, Metrics, PyTree
 from jaxlab.diffusion import edm
+from jaxlab.learning import settings as settings_lib
 from jaxlab.physics import pde as pde_lib
 from jaxlab.physics import tuning
 from jaxlab.physics.layers import Layers, Regularizer
@@ -95,14 +96,14 @@ def make_pirf(
     if not schedule:
         raise ValueError("num_steps must name a number of steps, got none")
     for num in schedule:
-        tuning.check_count(num, "num_steps", 2)
+        settings_lib.check_count(num, "num_steps", 2)
     if num_grad_steps is not None:
-        tuning.check_count(num_grad_steps, "num_grad_steps")
+        settings_lib.check_count(num_grad_steps, "num_grad_steps")
         if num_grad_steps > min(schedule):
             raise ValueError(
                 f"num_grad_steps must be at most num_steps, got {num_grad_steps} of {min(schedule)}"
             )
-    tuning.check_count(batch_size, "batch_size")
+    settings_lib.check_count(batch_size, "batch_size")
     if np.shape(shape) != (3,) or shape[-1] != len(pde.channels):
         raise ValueError(f"shape must be (H, W, {len(pde.channels)}) for {pde.name}, got {shape}")
     if layers == "detach" and num_grad_steps != 1 and not allow_biased:

@@ -8,6 +8,7 @@ import numpy as np
 import scipy.sparse.linalg
 from jaxtyping import Array, Float
 
+from jaxlab.learning import settings as settings_lib
 from jaxlab.physics.spectral import wavenumbers
 
 BURGERS_MODES = 64
@@ -153,8 +154,7 @@ def check_size(size: int, least: int = 4) -> None:
     Raises:
         ValueError: if `size` is no integer of at least `least`.
     """
-    if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < least:
-        raise ValueError(f"size must be an integer of at least {least}, got {size!r}")
+    settings_lib.check_count(size, "size", least)
 
 
 def _white(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Complex, Float
 
+from jaxlab.learning import settings as settings_lib
+
 CONTOUR_POINTS = 32
 """Points on the half circle over which the coefficients of the integrator are averaged."""
 
@@ -135,9 +137,8 @@ def integrate(
     Raises:
         ValueError: if a count is no whole number of at least 1.
     """
-    for name, value in {"num_outputs": num_outputs, "substeps": substeps}.items():
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-            raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+    settings_lib.check_count(num_outputs, "num_outputs")
+    settings_lib.check_count(substeps, "substeps")
     lead = (1,) * (start.ndim - integrator.whole.ndim)
     whole, half, stage, first, middle, last = (
         jnp.asarray(c.reshape(lead + c.shape), start.dtype) for c in integrator

@@ -5,7 +5,6 @@ from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jaxtyping import Array, Int
 
@@ -95,7 +94,7 @@ def make_tuning(
     settings_lib.check(
         numbers | {"reg_weight": reg_weight}, rules | {"reg_weight": settings_lib.NOT_NEGATIVE}
     )
-    check_count(batch_size, "batch_size")
+    settings_lib.check_count(batch_size, "batch_size")
     mask = layers_lib.trainable_mask(params, layers)
     optimizer = optax.adam(learning_rate)
     if clip_norm is not None:
@@ -158,13 +157,3 @@ def make_tuning(
         }
 
     return Algorithm(init, step, name=name)
-
-
-def check_count(value: Any, name: str, least: int = 1) -> None:
-    """Refuses what is no whole number of at least `least`.
-
-    Raises:
-        ValueError: if it is not.
-    """
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")

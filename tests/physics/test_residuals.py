@@ -396,7 +396,10 @@ def test_wrong_calls_are_named():
             physics.make_dataset(LAWS["burgers"], jax.random.key(0), 1, size)
     for make, message in (
         (lambda: physics.kolmogorov(-1.0), "reynolds must be positive, got -1"),
-        (lambda: physics.kolmogorov(1.0, num_runs=0), "num_runs must be positive, got 0"),
+        (
+            lambda: physics.kolmogorov(1.0, num_runs=0),
+            "num_runs must be an integer of at least 1, got 0",
+        ),
         (lambda: physics.burgers(0.0), "viscosity must be positive, got 0"),
         (lambda: physics.helmholtz(np.nan), "k must be finite, got nan"),
     ):

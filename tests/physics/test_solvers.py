@@ -269,7 +269,7 @@ def test_solvers_refuse_what_they_cannot_solve():
         physics.burgers_solve(f, substeps=1.5)
     with pytest.raises(ValueError, match="num_outputs must be an integer of at least 1, got 9.5"):
         physics.burgers_solve(f, num_times=9.5)
-    with pytest.raises(ValueError, match="num_runs must be an integer, got 2.5"):
+    with pytest.raises(ValueError, match="num_runs must be an integer of at least 1, got 2.5"):
         physics.kolmogorov(num_runs=2.5)
     with pytest.raises(ValueError, match="max_step must be positive, got 0"):
         physics.kolmogorov_rollout(f, reynolds=1.0, num_frames=2, max_step=0.0)

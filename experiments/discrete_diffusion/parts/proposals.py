@@ -259,7 +259,8 @@ def check_reward(reward: Reward, vocab: int, length: int) -> None:
 def learn(known: Known, config: Config, folder: pathlib.Path) -> Proposed:
     """From a table: oracles, pre-training, forward mirror descent, ranking by the judge."""
     vocab, length = len(known.alphabet), known.tokens.shape[1]
-    tokens, scores = jnp.asarray(known.tokens), jnp.asarray(known.scores, jnp.float32)
+    mean = np.mean(known.scores)  # float32 would round scores that are far from zero
+    tokens, scores = jnp.asarray(known.tokens), jnp.asarray(known.scores - mean, jnp.float32)
     key = jax.random.key(config.seed)
     key_fit, key_pretrain, key_climb, key_draw = jax.random.split(key, 4)
     fit = functools.partial(
@@ -286,12 +287,12 @@ def learn(known: Known, config: Config, folder: pathlib.Path) -> Proposed:
     params = _climbed(aim, policy, config, key_climb, folder / "climbing", spread, prior)
     drawn = _draw(key_draw, policy, params, config)
     new = _different(drawn, known.tokens)
-    worth = np.asarray(surrogates.predict(oracles.judge, jnp.asarray(new)))
+    worth = mean + np.asarray(surrogates.predict(oracles.judge, jnp.asarray(new)), np.float64)
     order = np.argsort(-worth, kind="stable")[: config.proposals]
     return Proposed(
         new[order],
         worth[order],
-        np.asarray(aim(jnp.asarray(new)))[order],
+        mean + np.asarray(aim(jnp.asarray(new)), np.float64)[order],
         _nearest(new[order], known.tokens),
         np.array([float(oracles.reward.correlation), float(oracles.judge.correlation)]),
         len(drawn),

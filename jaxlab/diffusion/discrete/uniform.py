@@ -89,7 +89,7 @@ def sample(
 ) -> Int[Array, "N+1 *B K"]:
     """Draws the states of N steps, the clean sequences first, `states[0]`.
 
-    Where only those are used a compiled program keeps no others.
+    All N + 1 states are kept: `step_logp` reads them.
 
     Args:
         key: PRNG key.

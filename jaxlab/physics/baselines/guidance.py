@@ -14,8 +14,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxlab.diffusion import edm
+from jaxlab.learning import settings as settings_lib
 from jaxlab.physics import pde as pde_lib
-from jaxlab.physics import tuning
 from jaxlab.physics.pde import Pde
 from jaxlab.physics.stencils import Region
 
@@ -100,7 +100,7 @@ def guided_sample(
         raise ValueError(f"zeta must be finite and not negative, got {zeta}")
     if not 0.0 <= start <= 1.0:
         raise ValueError(f"start must lie in [0, 1], got {start}")
-    tuning.check_count(post_steps, "post_steps", 0)
+    settings_lib.check_count(post_steps, "post_steps", 0)
     first = min(int(np.floor(start * num_steps)) + 1, num_steps)
     x = edm.heun_steps(denoiser, float(levels[0]) * noise, levels, 0, first)
 

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jaxlab.learning import settings as settings_lib
 from jaxlab.physics import pde as pde_lib
-from jaxlab.physics import tuning
 from jaxlab.physics.pde import Pde
 from jaxlab.physics.stencils import Region
 
@@ -50,8 +50,8 @@ def gauss_newton(
     Raises:
         ValueError: if a number is out of range.
     """
-    tuning.check_count(num_iterations, "num_iterations")
-    tuning.check_count(num_products, "num_products")
+    settings_lib.check_count(num_iterations, "num_iterations")
+    settings_lib.check_count(num_products, "num_products")
     if not 0.0 <= damping < np.inf:
         raise ValueError(f"damping must be finite and not negative, got {damping}")
 

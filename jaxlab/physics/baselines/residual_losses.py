@@ -15,8 +15,8 @@ from jaxtyping import Array, Float
 
 from jaxlab.core.types import Metrics, PyTree
 from jaxlab.diffusion import edm
+from jaxlab.learning import settings as settings_lib
 from jaxlab.physics import pde as pde_lib
-from jaxlab.physics import tuning
 from jaxlab.physics.base import check_fields
 from jaxlab.physics.pde import Pde
 from jaxlab.physics.stencils import Region
@@ -78,8 +78,8 @@ def residual_objective(
     if bc_weight is not None and kind != "value":
         raise ValueError(f"bc_weight is of the kind 'value' alone, got {bc_weight} for {kind!r}")
     edge = 1.0 if bc_weight is None else bc_weight
-    tuning.check_count(unroll, "unroll")
-    tuning.check_count(batch_size, "batch_size")
+    settings_lib.check_count(unroll, "unroll")
+    settings_lib.check_count(batch_size, "batch_size")
     check_fields(data)
     data = jnp.asarray(data)
 

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxlab.diffusion import edm
-from jaxlab.physics import tuning
+from jaxlab.learning import settings as settings_lib
 
 
 class Values(NamedTuple):
@@ -55,8 +55,8 @@ def value_error(
 
     Source: arXiv:2509.20570, on the approximation of values; the linear case is derived here.
     """
-    tuning.check_count(num_samples, "num_samples", 2)
-    tuning.check_count(num_steps, "num_steps", 2)
+    settings_lib.check_count(num_samples, "num_samples", 2)
+    settings_lib.check_count(num_steps, "num_steps", 2)
     if not edm.SIGMA_MIN < sigma < np.inf:
         raise ValueError(f"sigma must be above {edm.SIGMA_MIN} and finite, got {sigma}")
     levels = edm.sigmas(num_steps, sigma_max=sigma)

@@ -202,17 +202,21 @@ def test_an_own_reward_is_climbed(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_own_sequences_lead_to_better_ones_that_are_new(tmp_path):
+@pytest.mark.parametrize("zero", [0.0, 1e8])
+def test_own_sequences_lead_to_better_ones_that_are_new(tmp_path, zero):
     """Scores count the As: proposals have more of them than all but the best of the table."""
     rng = np.random.default_rng(1)
     texts = sorted({"".join(rng.choice(list("ACGT"), 10)) for _ in range(400)})
-    rows = [(text, text.count("A") + 0.1 * rng.normal()) for text in texts]
+    rows = [(text, zero + text.count("A") + 0.1 * rng.normal()) for text in texts]
     path = write(tmp_path / "a.csv", rows)
     found = study.run(dataclasses.replace(SMALL, data=str(path)), tmp_path / "run")
     with (tmp_path / "run" / "proposals.csv").open() as file:
-        proposed = [row["sequence"] for row in csv.DictReader(file)]
+        table = list(csv.DictReader(file))
+    proposed = [row["sequence"] for row in table]
     assert not set(proposed) & set(texts)
     counts = np.array([text.count("A") for text in texts])
     assert np.mean([text.count("A") for text in proposed[:20]]) > np.quantile(counts, 0.95)
     correlation = next(row for row in found.rows if row.metric.startswith("Correlation"))
     assert correlation.value > 0.5
+    predicted = np.array([float(row["predicted"]) for row in table]) - zero
+    assert np.all((predicted > -3.0) & (predicted < 13.0))
