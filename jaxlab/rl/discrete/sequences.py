@@ -197,8 +197,8 @@ def reverse(
         num_steps: N steps of sampling; of a writing policy its K tokens, and may be left out.
         batch: sequences of a step.
         ratio: "step": single steps of denoising (R2) or of writing, exact. Of a denoiser "bound":
-            evidence bounds (R1); "mean_field": all tokens at once from none (R3). Of a writing
-            policy "exact": whole sequences.
+            evidence bounds of the N steps (R1); "mean_field": all tokens at once from none (R3).
+            Of a writing policy "exact": whole sequences.
         num_epochs: how often the samples are learned from.
         num_minibatches: gradient steps of an epoch.
         count: S of the N steps of denoising that a gradient step looks at, all by default: for
@@ -262,7 +262,13 @@ def reverse(
         if ratio == "mean_field":
             return matching.mean_field_logp(denoise, tokens, vocab=V)
         return matching.bound_logp(
-            key, denoise, tokens, vocab=V, replicates=replicates, per_token=per_token
+            key,
+            denoise,
+            tokens,
+            vocab=V,
+            schedule=schedule,
+            replicates=replicates,
+            per_token=per_token,
         )
 
     def compare(

@@ -91,6 +91,36 @@ def toys():
         yield [Toy(seed) for seed in range(8)]
 
 
+def test_bounds_of_a_ratio_share_their_noise_and_have_the_exact_bound_as_mean(toys):
+    """The same key and policy make a ratio of one; over many keys R1 is that of enumeration."""
+    toy, clean = toys[0], jnp.asarray(exact.sequences(V, K))
+
+    def estimate(key, logits):
+        denoise = exact.table_denoiser(logits)
+        return matching.bound_logp(key, denoise, clean, vocab=V, schedule=toy.schedule)[0]
+
+    keys = jax.random.split(jax.random.key(0), 4000)
+    drawn = jax.jit(jax.vmap(estimate, (0, None)))(keys, toy.logits)
+    assert np.min(np.std(drawn, axis=0)) > 0.1
+    again = jax.jit(estimate)(keys[0], toy.logits)
+    np.testing.assert_allclose(again, drawn[0], rtol=1e-12)
+    wanted = -exact.nelbo_steps(exact.table_denoiser(toy.logits), toy.schedule, **OPTIONS)
+    sigma = np.std(drawn, axis=0) / np.sqrt(len(keys))
+    assert np.max(np.abs(np.mean(drawn, axis=0) - wanted) / sigma) < 4.0
+    whole = matching.bound_logp(
+        keys[0], exact.table_denoiser(toy.logits), clean, vocab=V, schedule=toy.schedule
+    )
+    share = matching.bound_logp(
+        keys[0],
+        exact.table_denoiser(toy.logits),
+        clean,
+        vocab=V,
+        schedule=toy.schedule,
+        per_token=True,
+    )
+    np.testing.assert_allclose(share, whole / K, rtol=1e-12)
+
+
 def test_step_ratios_give_the_policy_gradient_and_the_others_do_not(toys):
     found = {"r1": [], "r2": [], "r3": []}
     for toy in toys:

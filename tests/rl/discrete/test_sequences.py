@@ -278,6 +278,21 @@ def test_a_reward_of_the_wrong_shape_is_named():
         jax.eval_shape(algorithm.step, algorithm.init(jax.random.key(0)))
 
 
+@pytest.mark.parametrize("replicates", [1, 3])
+def test_bounds_of_one_step_are_the_mean_field(replicates):
+    """With N = 1 everything is hidden, whatever the noise: R1 is R3, whose formula is another."""
+    given = {"num_steps": 1, "batch": 64, "learning_rate": 0.05, "replicates": replicates}
+    ended = [
+        run(discrete.reverse(parity, discrete.make_table_policy(V, K), ratio=ratio, **given), 3)[
+            0
+        ].params
+        for ratio in ("bound", "mean_field")
+    ]
+    for one, other in zip(*map(jax.tree.leaves, ended), strict=True):
+        assert np.std(one) > 0.0
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("update", ["forward", "step", "bound"])
 def test_permutations_are_learned_where_a_product_cannot(update):
