@@ -15,10 +15,10 @@ demo: .venv/demo.installed  ## a bed planning study on real data; ends with the 
 test: .venv/test.installed  ## the suite, without the tests that take minutes
 	$(PYTEST)
 
-test-all: .venv/test.installed  ## every test, then the suite again as two other processors compute
+test-all: .venv/test.installed  ## every test, then the suite as two other processors compute, optimized
 	$(PYTEST) -m "not gpu"
-	XLA_FLAGS=--xla_cpu_max_isa=AVX2 $(PYTEST)
-	XLA_FLAGS=--xla_cpu_max_isa=SSE4_2 $(PYTEST)
+	XLA_FLAGS="--xla_cpu_max_isa=AVX2 --xla_backend_optimization_level=3" $(PYTEST)
+	XLA_FLAGS="--xla_cpu_max_isa=SSE4_2 --xla_backend_optimization_level=3" $(PYTEST)
 
 lint: .venv/test.installed  ## style, types, and the arrows between the rooms
 	$(BIN)/ruff check .

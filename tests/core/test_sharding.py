@@ -24,7 +24,8 @@ _spec.loader.exec_module(devices)
 def start(*arguments, num_devices=1):
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}",
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} "
+        f"--xla_force_host_platform_device_count={num_devices}",
     }
     return subprocess.Popen(
         [sys.executable, str(DEVICES), *arguments],

@@ -14,7 +14,8 @@ CENSUS = pathlib.Path(__file__).with_name("census_run.py")
 def run(directory, *arguments, num_devices=1):
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}",
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} "
+        f"--xla_force_host_platform_device_count={num_devices}",
     }
     return subprocess.run(
         [sys.executable, str(CENSUS), str(directory), "8", *arguments],

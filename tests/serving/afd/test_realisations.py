@@ -22,7 +22,8 @@ def run(*arguments, num_processes=1, devices=8):
     """Runs the program in one process or several, and returns the words of its lines."""
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} "
+        f"--xla_force_host_platform_device_count={devices}",
     }
     if num_processes > 1:
         with socket.socket() as free:
