@@ -106,7 +106,7 @@ def training(sizes: Sizes) -> list[timing.Measurement]:
 
 def writing(sizes: Sizes) -> list[timing.Measurement]:
     """Diffusion of a transformer against the same trunk that writes with a cache."""
-    small = {"width": sizes.width, "num_layers": 2, "num_heads": 4}
+    small: Any = {"width": sizes.width, "num_layers": 2, "num_heads": 4}
     diffusion = discrete.make_transformer_policy(VOCAB, sizes.length, **small)
     writer = discrete.make_writing_policy(VOCAB, sizes.length, **small)
     few = sizes.num_steps[0]

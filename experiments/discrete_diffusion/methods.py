@@ -12,8 +12,8 @@ from jaxlab.core.types import Algorithm
 from jaxlab.diffusion.discrete import schedules
 from jaxlab.diffusion.discrete.schedules import Schedule
 from jaxlab.rl import discrete
-from jaxlab.rl.discrete import TokenPolicy, WritingPolicy, bandits
-from jaxlab.rl.discrete.matching import Policy
+from jaxlab.rl.discrete import RevisingPolicy, TokenPolicy, WritingPolicy, bandits
+from jaxlab.rl.discrete.bandits import Policy
 from jaxlab.rl.discrete.tasks import SequenceTask
 
 UPDATES = 4
@@ -59,9 +59,11 @@ def make_schedule(num_steps: int, most: int) -> Schedule:
     )
 
 
-def _forward(**options: Any) -> Callable[[SequenceTask, Config], Method]:
+def _forward(
+    make_policy: Callable[[SequenceTask, Config], TokenPolicy | RevisingPolicy], **options: Any
+) -> Callable[[SequenceTask, Config], Method]:
     def make(task: SequenceTask, config: Config) -> Method:
-        policy = _transformer(task, config)
+        policy = make_policy(task, config)
         algorithm = discrete.forward(
             task.reward,
             policy,
@@ -84,7 +86,7 @@ def _reverse(
 ) -> Callable[[SequenceTask, Config], Method]:
     def make(task: SequenceTask, config: Config) -> Method:
         policy = make_policy(task, config)
-        diffuses = make_policy is _transformer
+        diffuses = make_policy in (_transformer, _revising)
         steps = num_steps(task, config) if diffuses else 1 if make_policy is _factored else None
         # Of the steps of denoising, every gradient looks at half.
         half = {"count": -(-num_steps(task, config) // 2)} if diffuses else {}
@@ -137,6 +139,12 @@ def _transformer(task: SequenceTask, config: Config) -> TokenPolicy:
     )
 
 
+def _revising(task: SequenceTask, config: Config) -> RevisingPolicy:
+    return discrete.make_revising_policy(
+        task.vocab, task.length, width=config.width, num_layers=config.num_layers
+    )
+
+
 def _factored(task: SequenceTask, config: Config) -> TokenPolicy:
     return discrete.make_factored_policy(task.vocab, task.length)
 
@@ -155,17 +163,19 @@ def _drawing(policy: Policy) -> Callable[[jax.Array, Any, int, Schedule], jax.Ar
 
 
 TABLE: dict[str, Callable[[SequenceTask, Config], Method]] = {
-    "FKL": _forward(),
+    "FKL": _forward(_transformer),
     "RKL": _reverse(_transformer),
     "factored": _reverse(_factored),
     "autoregressive": _reverse(_writing),
     "diffu-GRPO": _grpo,
     "genetic": _genetic,
-    "FKL, hard radius": _forward(target_kl=1.0),
-    "FKL, visited states": _forward(noise="on_policy"),
-    "FKL, weights with a sign": _forward(weighting="signed"),
+    "FKL, hard radius": _forward(_transformer, target_kl=1.0),
+    "FKL, visited states": _forward(_transformer, noise="on_policy"),
+    "FKL, weights with a sign": _forward(_transformer, weighting="signed"),
+    "FKL, uniform noise": _forward(_revising),
     "RKL, ratio of bounds": _reverse(_transformer, ratio="bound"),
     "RKL, mean field": _reverse(_transformer, ratio="mean_field"),
+    "RKL, uniform noise": _reverse(_revising),
 }
 """The two updates of the paper, what they are held against, and variants."""
 NAMES = tuple(TABLE)

@@ -185,9 +185,10 @@ def _limits(config: Config, made: dict[str, SequenceTask], chosen: rows.Chosen) 
         if config.tuning_seeds
         else "No method is tuned.",
         "A gradient of RKL looks at half of the steps in which each sequence was drawn, one of FKL "
-        "at one level of noise: RKL takes about four times the time.",
-        "Diffusion and autoregressive policies have the same transformer; independent tokens need "
-        "none.",
+        "at one level of noise: RKL takes about four times the time. FKL makes four gradient steps "
+        "on all that was drawn at a time, the others sixteen, on a quarter of it each.",
+        "Diffusion and autoregressive policies have the same transformer, which is told the level "
+        "of noise where noise is uniform; independent tokens need none.",
     ]
     if any(name == "genetic" for _, name in chosen):
         limits.append(

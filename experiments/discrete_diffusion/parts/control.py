@@ -366,6 +366,7 @@ def _candidates(game: Game, length: int, config: Config) -> tuple[rl.Policy, rl.
         num_steps=_num_steps(length, config),
         num_candidates=8,
         target_kl=1.0,
+        temperature_learning_rate=1e-2,  # in a few thousand steps 3e-4 would leave lambda at 1
         renew_every=100,
         uniform_share=0.05,
         learning_rate=config.control_rates[0],

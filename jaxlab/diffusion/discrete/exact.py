@@ -138,7 +138,8 @@ def uniform_sampler_law(
     tokens = jnp.asarray(clean)
 
     def step(state: Array, n: Array) -> tuple[Array, None]:
-        spread = _outer(jnp.exp(uniform.reverse_logits(denoise, tokens, n, schedule)))
+        logits = uniform.reverse_logits(denoise, tokens, n, vocab=vocab, schedule=schedule)
+        spread = _outer(jnp.exp(logits))
         return jnp.matmul(state, spread, precision="highest"), None
 
     start = jnp.full(clean.shape[0], 1.0 / clean.shape[0])

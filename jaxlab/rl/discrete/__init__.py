@@ -23,6 +23,7 @@ from jaxlab.rl.discrete.matching import (
 from jaxlab.rl.discrete.on_policy import forward_rollouts, reverse_rollouts
 from jaxlab.rl.discrete.policies import (
     DenoisingMlp,
+    RevisingPolicy,
     TokenPolicy,
     make_factored_policy,
     make_mlp_policy,
@@ -51,6 +52,7 @@ from jaxlab.rl.discrete.targets import (
 from jaxlab.rl.discrete.token_critics import StateValue, make_flat_critics, make_token_critics
 from jaxlab.rl.discrete.transformers import (
     WritingPolicy,
+    make_revising_policy,
     make_transformer_policy,
     make_writing_policy,
 )
@@ -62,6 +64,7 @@ __all__ = [
     "PretrainState",
     "GeneticState",
     "Oracles",
+    "RevisingPolicy",
     "SequenceState",
     "StateEncoder",
     "StatePolicy",
@@ -96,6 +99,7 @@ __all__ = [
     "make_factored_policy",
     "make_flat_critics",
     "make_mlp_policy",
+    "make_revising_policy",
     "make_state_heads",
     "make_state_policy",
     "make_state_writer",

@@ -4,7 +4,7 @@ One state, one action of K tokens, a reward function: a bandit whose arms are V^
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
@@ -12,16 +12,19 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxlab.core.types import Algorithm, Mean, Metrics, PyTree
-from jaxlab.diffusion.discrete import masked, sampling
+from jaxlab.diffusion.discrete import masked, sampling, uniform
 from jaxlab.diffusion.discrete.sampling import Sample
 from jaxlab.diffusion.discrete.schedules import Schedule
 from jaxlab.learning import settings as settings_lib
 from jaxlab.learning.settings import Settings
-from jaxlab.rl.discrete import targets
-from jaxlab.rl.discrete.matching import Policy
-from jaxlab.rl.discrete.policies import TokenPolicy
+from jaxlab.rl.discrete import matching, targets
+from jaxlab.rl.discrete.policies import RevisingPolicy, TokenPolicy
 from jaxlab.rl.discrete.transformers import WritingPolicy
 
+Policy = matching.Policy | RevisingPolicy
+"""One that reveals tokens in any order, writes them from left to right, or revises them all."""
+Drawn = Sample | uniform.Path
+"""What a policy drew, with its path; that of a writing policy is a `Sample` too."""
 Reward = Callable[[jax.Array], jax.Array]
 """`reward(tokens [B, K]) -> [B]`. One that is not finite counts as the least of its batch, and in
 the metric `reward/failed`."""
@@ -91,17 +94,41 @@ def check_steps(policy: Policy, num_steps: int | None) -> int:
     return num_steps
 
 
+@overload
+def draw(
+    key: jax.Array,
+    policy: matching.Policy,
+    params: PyTree,
+    batch: tuple[int, ...],
+    schedule: Schedule,
+) -> Sample: ...
+
+
+@overload
 def draw(
     key: jax.Array, policy: Policy, params: PyTree, batch: tuple[int, ...], schedule: Schedule
-) -> Sample:
+) -> Drawn: ...
+
+
+def draw(
+    key: jax.Array, policy: Policy, params: PyTree, batch: tuple[int, ...], schedule: Schedule
+) -> Drawn:
     """Draws sequences of a policy, with their paths; `logp` is `[1, *B]` of a writing policy."""
     if isinstance(policy, WritingPolicy):
         tokens, logp = policy.sample(key, params, batch)
         order = jnp.arange(policy.length, 0, -1, dtype=jnp.int32)
         return Sample(tokens, jnp.broadcast_to(order, tokens.shape), logp[None])
-    return sampling.sample(
+    sample = uniform.sample if isinstance(policy, RevisingPolicy) else sampling.sample
+    return sample(
         key, policy.denoise(params), batch, policy.length, vocab=policy.vocab, schedule=schedule
     )
+
+
+def take(drawn: Drawn, index: Int[Array, " b"]) -> Drawn:
+    """Returns those of `[B, K]` drawn sequences that an index names, with their paths."""
+    if isinstance(drawn, uniform.Path):
+        return uniform.Path(drawn.states[:, index], drawn.logp[:, index])
+    return Sample(drawn.tokens[index], drawn.reveal[index], drawn.logp[:, index])
 
 
 def rewards_of(reward: Reward, tokens: Int[Array, "*B K"]) -> tuple[Array, Float[Array, ""]]:
@@ -135,7 +162,7 @@ def mend(rewards: Float[Array, " B"]) -> tuple[Float[Array, " B"], Float[Array, 
 
 
 def describe(
-    key: jax.Array, policy: Policy, params: PyTree, drawn: Sample, rewards: Float[Array, "*B"]
+    key: jax.Array, policy: Policy, params: PyTree, drawn: Drawn, rewards: Float[Array, "*B"]
 ) -> dict[str, Array | Mean]:
     """Returns metrics of what was drawn and of a policy, its losses by band if it is a denoiser."""
     tokens = drawn.tokens.reshape(-1, policy.length)
@@ -157,20 +184,18 @@ def describe_tokens(
 ) -> dict[str, Array | Mean]:
     """Returns the share of different sequences, and the losses by band if it is a denoiser's.
 
-    Sequences are different where tokens that count are. Arguments as `masked.band_losses`.
+    Sequences are different where tokens that count are. Arguments as `masked.band_losses`; those
+    of a policy that revises count all.
     """
     counted = tokens if token_mask is None else jnp.where(token_mask, tokens, policy.vocab)
     metrics: dict[str, Array | Mean] = {"policy/unique": unique_share(counted)}
     if isinstance(policy, WritingPolicy):
         return metrics
-    bands = masked.band_losses(
-        key,
-        policy.denoise(params),
-        tokens,
-        vocab=policy.vocab,
-        num_bands=NUM_BANDS,
-        token_mask=token_mask,
-    )
+    args, sizes = (key, policy.denoise(params), tokens), (policy.vocab, NUM_BANDS)
+    if isinstance(policy, RevisingPolicy):
+        bands = uniform.band_losses(*args, vocab=sizes[0], num_bands=sizes[1])
+    else:
+        bands = masked.band_losses(*args, vocab=sizes[0], num_bands=sizes[1], token_mask=token_mask)
     return metrics | {
         f"loss/band_{i}": Mean(bands.total[i], bands.count[i]) for i in range(NUM_BANDS)
     }
@@ -254,7 +279,7 @@ def climb(
     state: SequenceState,
     loss: Callable[[PyTree, jax.Array, jax.Array], tuple[jax.Array, dict[str, jax.Array]]],
     policy: Policy,
-    drawn: Sample,
+    drawn: Drawn,
     rewards: Float[Array, " B"],
     failed: Float[Array, ""],
     keys: tuple[jax.Array, jax.Array],
@@ -387,17 +412,17 @@ def check_counts(**counts: int) -> None:
 
 
 def check_denoiser(policy: Policy) -> None:
-    """Refuses a policy that writes, where only one that denoises will do, with a ValueError."""
+    """Refuses a policy that does not reveal hidden tokens, where only such will do (ValueError)."""
     if not isinstance(policy, TokenPolicy):
         raise ValueError(
             f"policy must be a denoiser, a TokenPolicy, got {type(policy).__name__}; reverse and "
-            "grpo train one that writes"
+            "grpo train one that writes, forward and reverse one that revises"
         )
 
 
 def check_bands(policy: Policy, batch: int) -> None:
     """Refuses a step with too few sequences for the losses by band of noise, with a ValueError."""
-    if isinstance(policy, TokenPolicy) and batch < NUM_BANDS:
+    if not isinstance(policy, WritingPolicy) and batch < NUM_BANDS:
         raise ValueError(
             f"a step of a denoiser must draw at least {NUM_BANDS} sequences, one for each band of "
             f"noise whose loss is logged, got {batch}"

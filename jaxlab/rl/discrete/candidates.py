@@ -20,7 +20,7 @@ from jaxlab.envs import spaces
 from jaxlab.learning import temperature as temperature_lib
 from jaxlab.rl import critics as critics_lib
 from jaxlab.rl import policy as policy_lib
-from jaxlab.rl.discrete import bandits, matching, token_critics
+from jaxlab.rl.discrete import bandits, matching, targets, token_critics
 from jaxlab.rl.discrete.state_policies import StatePolicy, at_states
 from jaxlab.rl.discrete.transformers import WritingPolicy
 from jaxlab.rl.policy import Context, Improvement
@@ -54,7 +54,7 @@ def forward_candidates(
         num_candidates: n of each state, of the old policy.
         num_next: M actions of the present policy, whose mean value the critics are fitted to.
         target_kl: nats by which targets diverge from the old policy on average; lambda descends
-            `learning.kl_dual_loss`. None: lambda stays at `temperature`.
+            `learning.kl_dual_loss`, not below 1e-6. None: lambda stays at `temperature`.
         temperature: lambda at the start, in units of the value.
         temperature_learning_rate: of its Adam.
         renew_every: steps of the policy after which the old one is renewed.
@@ -154,6 +154,9 @@ def forward_candidates(
         if target_kl is not None:
             slope = jax.grad(temperature_lib.kl_dual_loss)
             gap = slope(jnp.log(context.alpha), q, target_kl=target_kl)
+            # Critics that find all candidates equal would have lambda fall for ever.
+            least = context.alpha <= targets.TEMPERATURES[0]
+            gap = jnp.where(least, jnp.minimum(gap, 0.0), gap)
         return total / policy.length, Improvement(q, gap, metrics)
 
     optimizer = optax.chain(optax.clip_by_global_norm(max_grad_norm), optax.adam(learning_rate))

@@ -15,11 +15,12 @@ from jaxlab.diffusion.discrete import schedules
 from jaxlab.learning import policy_gradient
 from jaxlab.learning import settings as settings_lib
 from jaxlab.rl.discrete import bandits, matching
+from jaxlab.rl.discrete.policies import RevisingPolicy
 
 
 def grpo(
     reward: bandits.Reward,
-    policy: bandits.Policy,
+    policy: matching.Policy,
     pretrained: PyTree,
     *,
     num_steps: int | None = None,
@@ -58,6 +59,11 @@ def grpo(
 
     Source: arXiv:2504.12216, algorithm 1; beta and clip are its released code's, the others ours.
     """
+    if isinstance(policy, RevisingPolicy):
+        raise ValueError(
+            "policy must be a denoiser of hidden tokens or one that writes; one that revises has "
+            "no probabilities of single tokens, reverse trains it"
+        )
     N = bandits.check_steps(policy, num_steps)
     bandits.check_counts(batch=batch, num_epochs=num_epochs, num_minibatches=num_minibatches)
     bandits.check_minibatches(batch, num_minibatches)

@@ -1,7 +1,8 @@
 """Policies over sequences of tokens: a record of functions, and networks that fill it.
 
-A policy is a denoiser with parameters. The factored one sees no token at all, which makes every
-token independent of the others; a table sees all and generalizes nothing, for oracles.
+A policy is a denoiser with parameters, of tokens that are hidden, or that are replaced by others.
+The factored one sees no token at all, which makes every token independent of the others; a table
+sees all and generalizes nothing, for oracles.
 """
 
 from collections.abc import Callable
@@ -27,6 +28,22 @@ class TokenPolicy(NamedTuple):
         init: `init(key) -> params`.
         denoise: `denoise(params) -> Denoise`, which takes soft tokens `[..., K, V + 1]` too: a
             distribution at each place, hidden ones last, which is differentiated through.
+    """
+
+    vocab: int
+    length: int
+    init: Callable[[jax.Array], PyTree]
+    denoise: Callable[[PyTree], Denoise]
+
+
+class RevisingPolicy(NamedTuple):
+    """A denoiser with parameters of uniform diffusion, which may revise every token in every step.
+
+    Attributes:
+        vocab: V, tokens are 0 .. V - 1; there is no mask.
+        length: K tokens of an action.
+        init: `init(key) -> params`.
+        denoise: `denoise(params) -> Denoise`, which must heed the level of noise.
     """
 
     vocab: int

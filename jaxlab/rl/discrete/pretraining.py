@@ -8,9 +8,9 @@ import optax
 from jaxtyping import Array, Int
 
 from jaxlab.core.types import Algorithm, Metrics, PyTree
-from jaxlab.diffusion.discrete import masked, schedules
-from jaxlab.rl.discrete.matching import Policy
-from jaxlab.rl.discrete.policies import TokenPolicy, check_corpus
+from jaxlab.diffusion.discrete import masked, schedules, uniform
+from jaxlab.rl.discrete.bandits import Policy
+from jaxlab.rl.discrete.policies import RevisingPolicy, TokenPolicy, check_corpus
 from jaxlab.rl.discrete.transformers import WritingPolicy
 
 
@@ -46,7 +46,7 @@ def pretrain(
     A policy that writes has no bound: its own log-probability is exact.
 
     Args:
-        policy: what is trained, a denoiser or one that writes.
+        policy: what is trained: a denoiser, one that writes, or one that revises.
         corpus: `[num, K]` tokens; batches are drawn from it with replacement.
         batch: sequences of a step.
         learning_rate: of AdamW without decay; a number, or a schedule over steps.
@@ -92,9 +92,8 @@ def pretrain(
             if isinstance(policy, WritingPolicy):
                 bound = -policy.log_prob(params, corpus[index])
             else:
-                bound = masked.nelbo(
-                    key_noise, policy.denoise(params), corpus[index], vocab=policy.vocab
-                )
+                nelbo = uniform.nelbo if isinstance(policy, RevisingPolicy) else masked.nelbo
+                bound = nelbo(key_noise, policy.denoise(params), corpus[index], vocab=policy.vocab)
             return jnp.mean(bound) / policy.length
 
         value, grads = jax.value_and_grad(loss)(state.params)

@@ -20,6 +20,7 @@ from jaxlab.learning import settings as settings_lib
 from jaxlab.learning.settings import Settings
 from jaxlab.rl.discrete import bandits
 from jaxlab.rl.discrete.matching import Policy
+from jaxlab.rl.discrete.policies import RevisingPolicy
 from jaxlab.rl.discrete.state_policies import StatePolicy, at_states
 
 
@@ -128,7 +129,10 @@ def check_policy(policy: StatePolicy, env: envs.Env) -> Policy:
         )
     masked = not isinstance(jax.eval_shape(env.reset, jax.random.key(0)).action_mask, tuple)
     mask = jnp.ones((policy.length * policy.vocab,), bool) if masked else ()
-    return at_states(policy, jnp.zeros((env.obs_size,)), mask)
+    here = at_states(policy, jnp.zeros((env.obs_size,)), mask)
+    if isinstance(here, RevisingPolicy):
+        raise ValueError("policy must reveal hidden tokens or write; one that revises acts nowhere")
+    return here
 
 
 def judge(

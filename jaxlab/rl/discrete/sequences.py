@@ -13,13 +13,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxlab.core.types import Algorithm, Metrics, PyTree
-from jaxlab.diffusion.discrete import path, schedules
+from jaxlab.diffusion.discrete import path, schedules, uniform
 from jaxlab.diffusion.discrete.masked import Denoise
 from jaxlab.diffusion.discrete.sampling import Sample
 from jaxlab.learning import policy_gradient
 from jaxlab.learning import settings as settings_lib
 from jaxlab.rl.discrete import bandits, matching, targets
-from jaxlab.rl.discrete.policies import TokenPolicy, check_corpus
+from jaxlab.rl.discrete.policies import RevisingPolicy, TokenPolicy, check_corpus
 from jaxlab.rl.discrete.transformers import WritingPolicy
 
 Ratio = Literal["step", "bound", "mean_field", "exact"]
@@ -27,7 +27,7 @@ Ratio = Literal["step", "bound", "mean_field", "exact"]
 
 def forward(
     reward: bandits.Reward,
-    policy: TokenPolicy,
+    policy: TokenPolicy | RevisingPolicy,
     *,
     num_steps: int,
     batch: int = 128,
@@ -52,7 +52,7 @@ def forward(
 
     Args:
         reward: `reward(tokens [B, K]) -> [B]`, traced.
-        policy: what is trained.
+        policy: what is trained, a denoiser of hidden tokens, or one of uniform noise that revises.
         num_steps: N steps of sampling.
         batch: sequences of a micro-batch.
         num_batches: micro-batches of a step.
@@ -60,7 +60,8 @@ def forward(
         temperature: lambda; without `target_kl`.
         target_kl: nats by which each micro-batch's target diverges; lambda is solved for.
         lower: see `targets.sample_weights`.
-        noise: on what noise the policy is fitted, see `matching.sequence_loss`.
+        noise: on what noise the policy is fitted, see `matching.sequence_loss`; one that revises
+            on "forward" alone, the evidence bound `uniform.nelbo`.
         count: levels of noise, or steps, for each sequence and update.
         num_updates: gradient steps on each set of samples.
         learning_rate: of Adam.
@@ -87,7 +88,9 @@ def forward(
         count=count,
         num_updates=num_updates,
     )
-    bandits.check_denoiser(policy)
+    revises = isinstance(policy, RevisingPolicy)
+    if not revises:
+        bandits.check_denoiser(policy)
     bandits.check_bands(policy, batch * num_batches)
     if batch < 2:
         raise ValueError(
@@ -101,8 +104,11 @@ def forward(
         dataset = jnp.asarray(behavior, jnp.int32)
     if (frozen is None) != (behavior_params is None):
         raise ValueError("behavior and behavior_params go together; give both or neither")
-    if noise != "forward" and not isinstance(behavior, TokenPolicy | None):
-        raise ValueError(f"noise={noise!r} needs the path of a diffusion, which behavior has not")
+    if noise != "forward" and (revises or not isinstance(behavior, TokenPolicy | None)):
+        raise ValueError(
+            f"noise={noise!r} needs the steps in which hidden tokens were revealed, which what "
+            "draws does not tell; use 'forward'"
+        )
     if noise != "forward" and count > num_steps:
         raise ValueError(f"count must lie in 1 .. {num_steps} with noise={noise!r}, got {count}")
     if target_kl is not None:
@@ -117,7 +123,7 @@ def forward(
     if target_kl is not None:
         del numbers["temperature"]
 
-    def draw(key: Array, params: PyTree) -> Sample:
+    def draw(key: Array, params: PyTree) -> bandits.Drawn:
         shape = (num_batches, batch)
         if dataset is not None:  # whose path nobody knows
             index = jax.random.randint(key, shape, 0, dataset.shape[0])
@@ -137,16 +143,18 @@ def forward(
         weight = targets.sample_weights(rewards.T, lam, weighting, lower=lower).T
 
         def loss(params: PyTree, key: Array) -> Array:
-            bound = matching.sequence_loss(
-                key,
-                policy.denoise(params),
-                drawn.tokens,
-                vocab=policy.vocab,
-                noise=noise,
-                schedule=None if noise == "forward" else schedule,
-                reveal=None if noise == "forward" else drawn.reveal,
-                count=count,
-            )
+            args, vocab = (key, policy.denoise(params), drawn.tokens), policy.vocab
+            if revises:
+                bound = uniform.nelbo(*args, vocab=vocab, replicates=count)
+            else:
+                bound = matching.sequence_loss(
+                    *args,
+                    vocab=vocab,
+                    noise=noise,
+                    schedule=None if noise == "forward" else schedule,
+                    reveal=drawn.reveal if isinstance(drawn, Sample) else None,
+                    count=count,
+                )
             return matching.forward_kl(bound, weight) / num_batches / policy.length
 
         def update(carry: tuple, key: Array) -> tuple[tuple, Array]:
@@ -193,12 +201,13 @@ def reverse(
 
     Args:
         reward: `reward(tokens [B, K]) -> [B]`, traced.
-        policy: what is trained: a denoiser, or one that writes (PPO of an autoregressive policy).
+        policy: what is trained: a denoiser of hidden tokens, one that writes (PPO of an
+            autoregressive policy), or one that revises, whose ratios are of its posteriors.
         num_steps: N steps of sampling; of a writing policy its K tokens, and may be left out.
         batch: sequences of a step.
         ratio: "step": single steps of denoising (R2) or of writing, exact. Of a denoiser "bound":
-            evidence bounds of the N steps (R1); "mean_field": all tokens at once from none (R3).
-            Of a writing policy "exact": whole sequences.
+            evidence bounds of the N steps (R1); of hidden tokens "mean_field": all at once from
+            none (R3). Of a writing policy "exact": whole sequences.
         num_epochs: how often the samples are learned from.
         num_minibatches: gradient steps of an epoch.
         count: S of the N steps of denoising that a gradient step looks at, all by default: for
@@ -227,8 +236,10 @@ def reverse(
     diffusion language models (arXiv:2504.12216).
     """
     N, V = bandits.check_steps(policy, num_steps), policy.vocab
-    writes = isinstance(policy, WritingPolicy)
-    known = ("step", "exact") if writes else ("step", "bound", "mean_field")
+    writes, revises = (isinstance(policy, kind) for kind in (WritingPolicy, RevisingPolicy))
+    known = ("step", "exact") if writes else ("step", "bound")
+    if not (writes or revises):
+        known += ("mean_field",)
     if ratio not in known:
         raise ValueError(f"ratio of this policy must be one of {', '.join(known)}, got {ratio!r}")
     single = ratio == "step"
@@ -261,6 +272,11 @@ def reverse(
     def estimate(denoise: Denoise, key: Array, tokens: Array) -> Array:
         if ratio == "mean_field":
             return matching.mean_field_logp(denoise, tokens, vocab=V)
+        if revises:
+            bound = uniform.nelbo(
+                key, denoise, tokens, vocab=V, schedule=schedule, replicates=replicates
+            )
+            return -bound[None] / (policy.length if per_token else 1)
         return matching.bound_logp(
             key,
             denoise,
@@ -272,7 +288,7 @@ def reverse(
         )
 
     def compare(
-        params: PyTree, old: PyTree, key: Array, drawn: Sample
+        params: PyTree, old: PyTree, key: Array, drawn: bandits.Drawn
     ) -> tuple[Array, Array, Array]:
         """Returns logp, old logp and KL, `[S, B]`, of single steps; `[1, B]` of whole sequences."""
         tokens = drawn.tokens
@@ -284,9 +300,14 @@ def reverse(
         key_steps, key_noise = jax.random.split(key)
         new, before = policy.denoise(params), policy.denoise(old)
         steps = path.draw_steps(key_steps, N, count)
-        both = path.compare_steps(
-            new, before, tokens, drawn.reveal, steps, vocab=V, schedule=schedule
-        )
+        if isinstance(drawn, uniform.Path):
+            both = uniform.compare_steps(
+                new, before, drawn.states, steps, vocab=V, schedule=schedule
+            )
+        else:
+            both = path.compare_steps(
+                new, before, tokens, drawn.reveal, steps, vocab=V, schedule=schedule
+            )
         if single:
             return both
         logp, logp_old = (estimate(x, key_noise, tokens) for x in (new, before))
@@ -300,8 +321,7 @@ def reverse(
         advantage = policy_gradient.normalize_advantage(rewards)
 
         def loss(params: PyTree, key: Array, index: Array) -> tuple[Array, dict[str, Array]]:
-            chosen = Sample(drawn.tokens[index], drawn.reveal[index], drawn.logp[:, index])
-            logp, logp_old, kl = compare(params, old, key, chosen)
+            logp, logp_old, kl = compare(params, old, key, bandits.take(drawn, index))
             return matching.reverse_kl(
                 logp,
                 logp_old,

@@ -1,7 +1,8 @@
-"""Transformers over tokens: one that denoises, and one that writes from left to right.
+"""Transformers over tokens: one that denoises, one that revises, one that writes left to right.
 
-Both have the trunk of `nn.transformer` with learned embeddings of places and the same number of
-weights. The second has a causal mask, a start token and rotations besides.
+All have the trunk of `nn.transformer` with learned embeddings of places and the same number of
+weights. The second sees the level of noise as one more token; the last has a causal mask, a start
+token and rotations besides.
 """
 
 import math
@@ -16,9 +17,12 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxlab.core.types import PyTree
 from jaxlab.diffusion.discrete import sampling
 from jaxlab.diffusion.discrete.masked import Denoise
-from jaxlab.nn import transformer
+from jaxlab.nn import TimeEmbedding, transformer
 from jaxlab.nn.transformer import BlockConfig
-from jaxlab.rl.discrete.policies import TokenPolicy, check_sizes
+from jaxlab.rl.discrete.policies import RevisingPolicy, TokenPolicy, check_sizes
+
+LEVEL_SCALE = 1000.0
+"""Factor of the level of noise before its embedding, as of steps of a diffusion."""
 
 
 class TrunkParams(NamedTuple):
@@ -37,6 +41,13 @@ class TrunkParams(NamedTuple):
     blocks: Any
     norm: Float[Array, " D"]
     head: Float[Array, "D V"]
+
+
+class LeveledParams(NamedTuple):
+    """Weights of a transformer that sees the level of noise: of its embedding, and of the trunk."""
+
+    level: Any
+    trunk: TrunkParams
 
 
 class WritingPolicy(NamedTuple):
@@ -62,19 +73,48 @@ class WritingPolicy(NamedTuple):
 
 
 def make_transformer_policy(
-    vocab: int, length: int, *, width: int = 128, num_layers: int = 3, num_heads: int = 4
+    vocab: int,
+    length: int,
+    *,
+    width: int = 128,
+    num_layers: int = 3,
+    num_heads: int = 4,
+    sees_level: bool = False,
 ) -> TokenPolicy:
     """Makes a denoiser in which every token sees all others.
+
+    Args:
+        vocab: V.
+        length: K.
+        width: of the transformer.
+        num_layers: of the transformer.
+        num_heads: of the transformer.
+        sees_level: whether it is told the level of noise, as one more token. The best denoiser of
+            hidden tokens does not depend on it.
 
     Raises:
         ValueError: if a size is below 1, or heads do not divide the width evenly.
     """
     config = block_config(vocab, length, width, num_layers, num_heads)
+    if sees_level:
+        return TokenPolicy(vocab, length, *_leveled(vocab, length, num_layers, config))
 
     def init(key: Array) -> TrunkParams:
         return init_trunk(key, vocab, length, num_layers, config)
 
     return TokenPolicy(vocab, length, init, lambda params: denoiser(params, config))
+
+
+def make_revising_policy(
+    vocab: int, length: int, *, width: int = 128, num_layers: int = 3, num_heads: int = 4
+) -> RevisingPolicy:
+    """Makes the denoiser of uniform diffusion of the same trunk, which is told the level of noise.
+
+    Raises:
+        ValueError: if a size is below 1, or heads do not divide the width evenly.
+    """
+    config = block_config(vocab, length, width, num_layers, num_heads)
+    return RevisingPolicy(vocab, length, *_leveled(vocab, length, num_layers, config))
 
 
 def make_writing_policy(
@@ -187,6 +227,27 @@ def writer(
         return tokens.T.reshape(*batch, length), jnp.sum(logp, axis=0).reshape(batch)
 
     return WritingPolicy(vocab, length, init, sample, log_prob, conditionals)
+
+
+def _leveled(
+    vocab: int, length: int, num_layers: int, config: BlockConfig
+) -> tuple[Callable[[jax.Array], LeveledParams], Callable[[LeveledParams], Denoise]]:
+    """Returns `init` and `denoise` of a trunk before whose tokens the level of noise stands."""
+    embedding: Any = TimeEmbedding(config.d_model, LEVEL_SCALE)
+
+    def init(key: Array) -> LeveledParams:
+        key_level, key_trunk = jax.random.split(key)
+        trunk = init_trunk(key_trunk, vocab, length, num_layers, config)
+        return LeveledParams(embedding.init(key_level, jnp.zeros((1,))), trunk)
+
+    def denoise(params: LeveledParams) -> Denoise:
+        def logits(tokens: Array, level: Array) -> Array:
+            seen = embedding.apply(params.level, level.astype(jnp.float32))[..., None, :]
+            return denoiser(params.trunk, config, seen)(tokens, level)
+
+        return logits
+
+    return init, denoise
 
 
 def block_config(

@@ -55,11 +55,11 @@ def test_loss_of_many_steps_is_the_continuous_one(x64):
     vocab, length, t = 4, 2, 0.6
     denoise = table_denoiser(*tables(vocab, length))
     tokens, noisy = (jnp.asarray(x) for x in ([[0, 1], [2, 3], [1, 1]], [[0, 2], [2, 3], [3, 0]]))
-    limit = uniform.continuous_loss(denoise, tokens, noisy, jnp.full(3, t))
+    limit = uniform.continuous_loss(denoise, tokens, noisy, jnp.full(3, t), vocab=vocab)
     for num_steps, tolerance in ((1000, 3e-3), (10_000, 3e-4)):
         steps = jnp.full(3, int(t * num_steps), jnp.int32)
         schedule = schedules.make_schedule(num_steps)
-        finite = uniform.step_loss(denoise, tokens, noisy, steps, schedule=schedule)
+        finite = uniform.step_loss(denoise, tokens, noisy, steps, vocab=vocab, schedule=schedule)
         np.testing.assert_allclose(finite, limit, rtol=tolerance)
 
 
@@ -81,6 +81,7 @@ def test_mean_of_the_steps_bounds_the_law_and_draws_follow_it(x64, num_steps):
                 jnp.asarray(clean),
                 jnp.broadcast_to(jnp.asarray(noisy), clean.shape),
                 jnp.full(4, n),
+                vocab=vocab,
                 schedule=schedule,
             )
             bound += chance * np.asarray(loss) / num_steps
@@ -88,11 +89,11 @@ def test_mean_of_the_steps_bounds_the_law_and_draws_follow_it(x64, num_steps):
     assert (gap > -1e-12).all()
     if num_steps == 1:
         assert gap.max() > 1e-6  # the prior is forgotten in one step, but not by the denoiser
-    states = uniform.sample(
+    drawn = uniform.sample(
         jax.random.key(0), denoise, (30_000,), length, vocab=vocab, schedule=schedule
     )
-    assert states.shape == (num_steps + 1, 30_000, length)
-    counts = np.bincount(np.asarray(exact.number(states[0], vocab)), minlength=4) / 30_000
+    assert drawn.states.shape == (num_steps + 1, 30_000, length)
+    counts = np.bincount(np.asarray(exact.number(drawn.tokens, vocab)), minlength=4) / 30_000
     np.testing.assert_array_less(abs(counts - law), 5 * np.sqrt(law * (1 - law) / 30_000))
 
 
@@ -104,7 +105,7 @@ def test_path_probabilities_add_up_to_the_law(x64):
     clean = exact.sequences(vocab, length)
     paths = np.array(list(itertools.product(range(4), repeat=num_steps + 1)))
     states = jnp.asarray(clean[paths.T])
-    logp = uniform.step_logp(denoise, states, jnp.arange(1, 3), schedule=schedule)
+    logp = uniform.step_logp(denoise, states, jnp.arange(1, 3), vocab=vocab, schedule=schedule)
     total = np.bincount(paths[:, 0], weights=np.exp(np.asarray(logp).sum(axis=0)) / 4)
     np.testing.assert_allclose(total, law, rtol=1e-10)
 
@@ -124,7 +125,7 @@ def test_estimate_has_the_exact_loss_as_its_mean(x64, steps):
         n = np.arange(1, fine.num_steps + 1)
         chance = np.asarray(fine.alpha)[n] * (z == 1) + (1 - np.asarray(fine.alpha)[n]) / vocab
         args = (jnp.full((n.size, 1), x, jnp.int32) for x in (1, z))
-        loss = uniform.step_loss(denoise, *args, jnp.asarray(n), schedule=fine)
+        loss = uniform.step_loss(denoise, *args, jnp.asarray(n), vocab=vocab, schedule=fine)
         total += (chance * np.asarray(loss)).mean()
     error = estimate.std() / math.sqrt(draws)
     assert abs(estimate.mean() - total) < 5 * error + 2e-3 * total
@@ -135,7 +136,7 @@ def test_float32_loss_is_finite_at_both_ends():
     tokens = jnp.zeros((2, 4), jnp.int32)
     noisy = jnp.asarray([[0, 1, 2, 0], [0, 0, 0, 0]])
     for level in (1e-3, 1.0 - 1e-3):
-        loss = uniform.continuous_loss(denoise, tokens, noisy, jnp.full(2, level))
+        loss = uniform.continuous_loss(denoise, tokens, noisy, jnp.full(2, level), vocab=3)
         assert jnp.isfinite(loss).all() and (loss > -1e-3).all()
 
 
@@ -152,7 +153,9 @@ def test_probabilities_that_underflow_keep_their_logarithms_and_slopes(x):
     schedule, noisy = schedules.make_schedule(4), jnp.zeros((1,), jnp.int32)
 
     def found(logits):
-        return uniform.reverse_logits(lambda *_: logits[None], noisy, jnp.asarray(1), schedule)[0]
+        return uniform.reverse_logits(
+            lambda *_: logits[None], noisy, jnp.asarray(1), vocab=3, schedule=schedule
+        )[0]
 
     logits = np.array([x, 0.0, 0.0])
     alpha = float(schedule.alpha[1])
@@ -174,7 +177,12 @@ def test_tokens_that_a_denoiser_rules_out_leave_loss_and_slope_finite():
     def loss(x):
         logits = jnp.stack([x, -x, jnp.asarray(-jnp.inf)])
         return uniform.step_loss(
-            lambda *_: jnp.tile(logits, (2, 1)), tokens, noisy, jnp.asarray(1), schedule=schedule
+            lambda *_: jnp.tile(logits, (2, 1)),
+            tokens,
+            noisy,
+            jnp.asarray(1),
+            vocab=3,
+            schedule=schedule,
         )
 
     alpha = float(schedule.alpha[1])

@@ -197,6 +197,12 @@ def test_candidates_are_the_old_policy_s_and_weigh_what_critics_say(x64):
     assert float(loss) == pytest.approx(-(weight * logp).sum() / B / K, rel=1e-10)
     nats = np.log(5) + (weight * np.log(weight)).sum(axis=0)
     assert float(found.entropy_gap) == pytest.approx(0.7 * (0.4 - nats.mean()), rel=1e-8)
+    # Where all candidates are worth the same no temperature is low enough: it stops to fall.
+    flat = lambda obs, tokens: jnp.zeros(tokens.shape[:-1])  # noqa: E731
+    for alpha, falls in ((0.7, True), (1e-6, False)):
+        level = context._replace(q=flat, alpha=jnp.asarray(alpha))
+        gap = float(actor.loss(jax.random.key(0), params, level)[1].entropy_gap)
+        assert gap == pytest.approx(0.4 * alpha * falls, rel=1e-8)
     # Acting without exploration is the best of the candidates; with it the first.
     old = context.average_params
     act = lambda **more: actor.act(jax.random.key(0), old, obs, q, 1.0, **more)  # noqa: E731
