@@ -55,6 +55,70 @@ def test_guided_draws_are_better_than_plain_ones(method):
     assert float(guided.reward.mean()) > law @ TABLE + 0.3 + 3 * error
 
 
+def test_particles_have_the_law_of_the_tilted_policy():
+    """Sequential Monte Carlo is consistent: many particles are those of pi exp(r / lambda)."""
+    policy, params = frozen()
+    law = np.asarray(exact.sampler_law(policy.denoise(params), SCHEDULE, vocab=V, length=K))
+    tilted = law * np.exp(TABLE / 0.7)
+    tilted /= tilted.sum()
+    drawn = jax.jit(
+        lambda key: guidance.smc(
+            key, TASK.reward, policy, params, batch=20_000, schedule=SCHEDULE, temperature=0.7
+        )
+    )(jax.random.key(5))
+    counts = np.bincount(np.asarray(exact.number(drawn.tokens, V)), minlength=V**K) / 20_000
+    assert 0.5 * np.abs(law - tilted).sum() > 0.2
+    assert 0.5 * np.abs(counts - tilted).sum() < 0.05
+
+
+def test_svdd_has_the_law_of_the_best_of_its_candidates():
+    """By a walk over all 81 partial sequences of two tokens and what may be drawn from each."""
+    vocab, length, num, schedule = 8, 2, 3, schedules.make_schedule(2)
+    rng = np.random.default_rng(6)
+    table, joint = rng.normal(size=vocab**length), rng.dirichlet(np.ones(vocab**length))
+    task = discrete.tasks.table_task("random", table, vocab=vocab, length=length)
+    policy = discrete.make_table_policy(vocab, length)
+    params = exact.conditionals(joint, vocab=vocab, length=length)
+    probs = np.asarray(jax.nn.softmax(params, axis=-1)).reshape(9, 9, length, vocab)
+
+    def value(state):
+        likely = probs[state].argmax(axis=-1)
+        full = np.where(np.array(state) == vocab, likely, state)
+        return table[full[0] * vocab + full[1]]
+
+    law = {(vocab, vocab): 1.0}
+    for n in (2, 1):
+        chance, after = float(schedule.reveal[n]), {}
+        for state, mass in law.items():
+            each = []
+            for k, token in enumerate(state):
+                stays = {vocab: 1.0 - chance} if token == vocab else {token: 1.0}
+                drawn = enumerate(chance * probs[state][k]) if token == vocab else ()
+                each.append(stays | dict(drawn))
+            ahead = {(a, b): each[0][a] * each[1][b] for a in each[0] for b in each[1]}
+            worth = {s: value(s) for s in ahead}
+            for s, p in ahead.items():
+                # The best of three, and of equally good ones each as often as it is drawn.
+                at_most = sum(q for t, q in ahead.items() if worth[t] <= worth[s])
+                equal = sum(q for t, q in ahead.items() if worth[t] == worth[s])
+                best = at_most**num - (at_most - equal) ** num
+                if p > 0.0:
+                    after[s] = after.get(s, 0.0) + mass * best * p / equal
+        law = after
+    expected = np.zeros(vocab**length)
+    for (a, b), mass in law.items():
+        expected[a * vocab + b] = mass
+    assert expected.sum() == pytest.approx(1.0)
+    drawn = jax.jit(
+        lambda key: guidance.svdd(
+            key, task.reward, policy, params, batch=50_000, schedule=schedule, num_candidates=num
+        )
+    )(jax.random.key(7))
+    counts = np.bincount(np.asarray(exact.number(drawn.tokens, vocab)), minlength=64) / 50_000
+    error = np.sqrt(expected * (1.0 - expected) / 50_000) + 1e-9
+    assert (np.abs(counts - expected) < 5 * error).all()
+
+
 @pytest.mark.parametrize("method", ["svdd", "smc", "best_of_n"])
 def test_a_reward_that_fails_is_what_nobody_chooses(method):
     """A third of all sequences give NaN or infinity; plain draws give as many."""
