@@ -84,7 +84,8 @@ def make_pirf(
         The algorithm; its state is a `TuningState`, `tuned_params(state)` the weights.
 
     Raises:
-        ValueError: if K exceeds N, shapes or numbers do not fit, or nothing is tuned.
+        ValueError: if K exceeds N, shapes or numbers do not fit, the network returns other shapes,
+            or nothing is tuned.
 
     Example:
         >>> tune = make_pirf(poisson(), network.apply, params, (16, 16, 2), num_grad_steps=6)
@@ -114,6 +115,7 @@ def make_pirf(
     if regularizer == "distillation" and num_grad_steps is None:
         raise ValueError("distillation needs a fixed num_grad_steps, got None")
     reward = _reward(pde, region=region, bc_weight=bc_weight, repo_exact=repo_exact)
+    given = {"detach": True} if layers == "detach" else {}
     probe = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
     jax.eval_shape(reward, probe)
 
@@ -125,7 +127,6 @@ def make_pirf(
     ) -> tuple[tuple[jax.Array, ...], Metrics]:
         key_noise, key_schedule, key_grad = jax.random.split(key, 3)
         noise = jax.random.normal(key_noise, (batch_size, *shape))
-        given = {"detach": True} if layers == "detach" else {}
         learned, still = denoiser(params, **given), denoiser(jax.lax.stop_gradient(params))
 
         def run(num: int) -> tuple[jax.Array, jax.Array]:
@@ -150,7 +151,7 @@ def make_pirf(
         losses = (-value, reg_weight * apart) if regularizer == "distillation" else (-value,)
         return losses, {"tune/reward": value, "tune/std": jnp.std(x)}
 
-    return tuning.make_tuning(
+    algorithm = tuning.make_tuning(
         params,
         objective,
         layers=layers,
@@ -162,6 +163,8 @@ def make_pirf(
         clip_norm=clip_norm,
         name="pirf",
     )
+    jax.eval_shape(lambda p, x: denoiser(p, **given)(x, jnp.ones(())), params, probe)
+    return algorithm
 
 
 def truncated(

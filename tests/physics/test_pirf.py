@@ -162,9 +162,34 @@ def test_weights_outside_of_the_mask_do_not_move_and_detaching_changes_nothing_a
 
 
 @pytest.mark.usefixtures("optax_promotes")
-def test_step_is_adams_on_the_reward_and_the_distance(loaded):
-    """Against the gradient of the loss written out, on the same noise."""
-    state, metrics = tune(loaded, num_grad_steps=2, reg_weight=0.3, regularizer="l2sq")
+def test_detaching_is_biased_where_more_than_one_step_is_learned_from(loaded):
+    """It is refused unless asked for, and moves the weights elsewhere then."""
+    given = {"num_grad_steps": 3, "regularizer": "off"}
+    right = tune(loaded, **given)[0].opt_state[0].mu
+    biased = tune(loaded, layers="detach", allow_biased=True, **given)[0].opt_state[0].mu
+    largest = max(np.max(np.abs(z)) for z in jax.tree.leaves(right))
+    assert biggest(right, biased) > 1e-2 * float(largest)
+
+
+@pytest.mark.usefixtures("optax_promotes")
+def test_a_long_gradient_is_shortened_and_a_short_one_is_not(loaded):
+    """As all of Adam's first moments say, which are a tenth of the gradient."""
+    free, metrics = tune(loaded, regularizer="off")
+    norm = float(metrics["tune/grad_norm"][0])
+    for limit, factor in ((norm / 4.0, 0.25), (norm * 4.0, 1.0)):
+        clipped, same = tune(loaded, regularizer="off", clip_norm=limit)
+        assert float(same["tune/grad_norm"][0]) == pytest.approx(norm, rel=1e-5)  # as it was
+        expected = jax.tree.map(lambda z, f=factor: f * z, free.opt_state[0].mu)
+        found = clipped.opt_state[1][0].mu
+        largest = max(float(np.max(np.abs(z))) for z in jax.tree.leaves(expected))
+        assert biggest(found, expected) < 1e-4 * largest
+
+
+@pytest.mark.usefixtures("optax_promotes")
+@pytest.mark.parametrize("K", [2, 4])
+def test_step_is_adams_on_the_reward_and_the_distance(loaded, K):
+    """Against the gradient of the loss written out, on the same noise; K = N is all of it."""
+    state, metrics = tune(loaded, num_grad_steps=K, reg_weight=0.3, regularizer="l2sq")
     key = jax.random.split(jax.random.split(jax.random.key(7))[1], 3)[0]
     noise = jax.random.normal(key, (2, 8, 8, 2))
     levels = edm.sigmas(4)
@@ -174,10 +199,10 @@ def test_step_is_adams_on_the_reward_and_the_distance(loaded):
         def denoiser(params):
             return edm.precondition(lambda x, s: NETWORK.apply(params, x, s))
 
-        start = edm.heun_steps(denoiser(params), 80.0 * noise, levels, 0, 2)
+        start = edm.heun_steps(denoiser(params), 80.0 * noise, levels, 0, 4 - K)
 
         def loss(params):
-            x = edm.heun_steps(denoiser(params), start, levels, 2, 4)
+            x = edm.heun_steps(denoiser(params), start, levels, 4 - K, 4)
             return -jnp.mean(physics.reward(LAW, x))
 
         return jax.value_and_grad(loss)(params)
@@ -383,5 +408,7 @@ def test_wrong_settings_are_named(given, message, loaded):
         physics.make_pirf(LAW, NETWORK.apply, loaded, (8, 8, 3))
     with pytest.raises(ValueError, match=r"shape must be \(H, W, 2\) for Poisson, got 8"):
         physics.make_pirf(LAW, NETWORK.apply, loaded, 8)
+    with pytest.raises(ValueError, match=r"network must keep the shape of x, \(1, 8, 8, 2\), got"):
+        physics.make_pirf(LAW, lambda p, x, s: NETWORK.apply(p, x, s)[..., :1], loaded, (8, 8, 2))
     with pytest.raises(ValueError, match="params must hold weights, got none"):
         physics.make_pirf(LAW, NETWORK.apply, {}, (8, 8, 2))
