@@ -207,14 +207,10 @@ def band_losses(
         ValueError: if there are more bands than sequences, or the mask is none of these tokens.
     """
     check_tokens(tokens, vocab)
-    if not 1 <= num_bands <= tokens.shape[0]:
-        raise ValueError(f"num_bands must lie in 1 .. {tokens.shape[0]}, got {num_bands}")
-    key_level, key_hide = jax.random.split(key)
     if token_mask is not None:
         check_mask(token_mask, tokens)
-    band = np.arange(tokens.shape[0]) % num_bands
-    uniform = jax.random.uniform(key_level, tokens.shape[:1])
-    level = (jnp.asarray(band, uniform.dtype) + uniform) / num_bands
+    key_level, key_hide = jax.random.split(key)
+    band, level = schedules.band_levels(key_level, tokens.shape[0], num_bands)
     noisy = corrupt(key_hide, tokens, level, vocab=vocab, keep=token_mask)
     nll = hidden_nll(denoise, tokens, noisy, level, vocab=vocab, counts=token_mask)
     hidden = noisy == vocab if token_mask is None else (noisy == vocab) & token_mask

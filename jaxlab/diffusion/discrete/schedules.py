@@ -124,6 +124,24 @@ def low_discrepancy_steps(key: jax.Array, batch: int, num_steps: int) -> Int[Arr
     return 1 + jnp.minimum(below, num_steps - 1)
 
 
+def band_levels(
+    key: jax.Array, batch: int, num_bands: int
+) -> tuple[np.ndarray, Float[Array, " B"]]:
+    """Deals B sequences to bands of noise of equal width in turn, and draws a level in each one's.
+
+    Returns:
+        `(band, level)`, both `[B]`.
+
+    Raises:
+        ValueError: if bands outnumber sequences, or there is none.
+    """
+    if not 1 <= num_bands <= batch:
+        raise ValueError(f"num_bands must lie in 1 .. {batch}, got {num_bands}")
+    band = np.arange(batch) % num_bands
+    uniform = jax.random.uniform(key, (batch,))
+    return band, (jnp.asarray(band, uniform.dtype) + uniform) / num_bands
+
+
 def _check_steps(num_steps: int) -> None:
     if num_steps < 1:
         raise ValueError(f"num_steps must be at least 1, got {num_steps}")

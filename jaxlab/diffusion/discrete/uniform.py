@@ -361,12 +361,8 @@ def band_losses(
         ValueError: if tokens are not those of a vocabulary, or bands outnumber sequences.
     """
     check_tokens(tokens, vocab)
-    if not 1 <= num_bands <= tokens.shape[0]:
-        raise ValueError(f"num_bands must lie in 1 .. {tokens.shape[0]}, got {num_bands}")
     key_level, key_noise = jax.random.split(key)
-    band = np.arange(tokens.shape[0]) % num_bands
-    uniform = jax.random.uniform(key_level, tokens.shape[:1])
-    level = (jnp.asarray(band, uniform.dtype) + uniform) / num_bands
+    band, level = schedules.band_levels(key_level, tokens.shape[0], num_bands)
     noisy = corrupt(key_noise, tokens, level, vocab=vocab)
     logp = log_probs(denoise, noisy, level, vocab=vocab)
     nll = -_at(logp, tokens)

@@ -191,11 +191,13 @@ def describe_tokens(
     metrics: dict[str, Array | Mean] = {"policy/unique": unique_share(counted)}
     if isinstance(policy, WritingPolicy):
         return metrics
-    args, sizes = (key, policy.denoise(params), tokens), (policy.vocab, NUM_BANDS)
+    denoise = policy.denoise(params)
     if isinstance(policy, RevisingPolicy):
-        bands = uniform.band_losses(*args, vocab=sizes[0], num_bands=sizes[1])
+        bands = uniform.band_losses(key, denoise, tokens, vocab=policy.vocab, num_bands=NUM_BANDS)
     else:
-        bands = masked.band_losses(*args, vocab=sizes[0], num_bands=sizes[1], token_mask=token_mask)
+        bands = masked.band_losses(
+            key, denoise, tokens, vocab=policy.vocab, num_bands=NUM_BANDS, token_mask=token_mask
+        )
     return metrics | {
         f"loss/band_{i}": Mean(bands.total[i], bands.count[i]) for i in range(NUM_BANDS)
     }

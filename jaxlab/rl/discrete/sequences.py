@@ -106,8 +106,8 @@ def forward(
         raise ValueError("behavior and behavior_params go together; give both or neither")
     if noise != "forward" and (revises or not isinstance(behavior, TokenPolicy | None)):
         raise ValueError(
-            f"noise={noise!r} needs the steps in which hidden tokens were revealed, which what "
-            "draws does not tell; use 'forward'"
+            f"noise={noise!r} needs the path of a diffusion of hidden tokens, which what draws "
+            "has not; use 'forward'"
         )
     if noise != "forward" and count > num_steps:
         raise ValueError(f"count must lie in 1 .. {num_steps} with noise={noise!r}, got {count}")
@@ -143,13 +143,17 @@ def forward(
         weight = targets.sample_weights(rewards.T, lam, weighting, lower=lower).T
 
         def loss(params: PyTree, key: Array) -> Array:
-            args, vocab = (key, policy.denoise(params), drawn.tokens), policy.vocab
+            denoise = policy.denoise(params)
             if revises:
-                bound = uniform.nelbo(*args, vocab=vocab, replicates=count)
+                bound = uniform.nelbo(
+                    key, denoise, drawn.tokens, vocab=policy.vocab, replicates=count
+                )
             else:
                 bound = matching.sequence_loss(
-                    *args,
-                    vocab=vocab,
+                    key,
+                    denoise,
+                    drawn.tokens,
+                    vocab=policy.vocab,
                     noise=noise,
                     schedule=None if noise == "forward" else schedule,
                     reveal=drawn.reveal if isinstance(drawn, Sample) else None,

@@ -1,8 +1,8 @@
 """Transformers over tokens: one that denoises, one that revises, one that writes left to right.
 
 All have the trunk of `nn.transformer` with learned embeddings of places and the same number of
-weights. The second sees the level of noise as one more token; the last has a causal mask, a start
-token and rotations besides.
+weights in it. The second sees the level of noise as one more token, whose embedding it learns; the
+last has a causal mask, a start token and rotations besides.
 """
 
 import math

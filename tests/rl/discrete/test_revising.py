@@ -176,7 +176,7 @@ def test_networks_that_see_the_level_heed_it(make):
         policy.denoise(params)(tokens, jnp.asarray(level))
         for level in ([0.1] * 5, [0.9] * 5, [0.1, 0.9, 0.1, 0.9, 0.1])
     )
-    assert float(jnp.abs(low - high).min(axis=(1, 2)).max()) > 1e-4
+    assert float(jnp.abs(low - high).max(axis=(1, 2)).min()) > 1e-2
     np.testing.assert_allclose(mixed[::2], low[::2], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(mixed[1::2], high[1::2], rtol=1e-5, atol=1e-6)
 
@@ -272,7 +272,7 @@ def test_a_corpus_is_learned_as_it_is():
         (lambda policy: discrete.reverse(permutation, policy, batch=8), "num_steps must be given"),
         (
             lambda policy: discrete.reverse(permutation, policy, num_steps=2, batch=2),
-            "at least 2|two sequences",
+            "two sequences or more",
         ),
     ],
 )
